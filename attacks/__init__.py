@@ -1,0 +1,7 @@
+"""Adversarial attacks on images in [0, 1]: they need torch and a loss function, and know no model."""
+
+from attacks.apgd import APGDResult, apgd
+from attacks.losses import embedding_loss
+from attacks.noise import random_noise
+
+__all__ = ["APGDResult", "apgd", "embedding_loss", "random_noise"]

@@ -1,0 +1,50 @@
+"""Data sets as their authors store them, read into `Sample`s."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+
+from eval_tasks.data.coco import COCO_LAYOUT, FLICKR_LAYOUT, load_coco, load_flickr30k
+from eval_tasks.data.images import open_image
+from eval_tasks.data.sample import Sample, natural_key
+from eval_tasks.data.selection import check_images, chunks, select
+from eval_tasks.data.textvqa import TEXTVQA_LAYOUT, load_textvqa
+from eval_tasks.data.vqav2 import VQAV2_LAYOUT, load_vqav2
+from eval_tasks.presets import TaskConfig, load_task_config
+from eval_tasks.validation import unknown_name
+
+__all__ = ["Sample", "check_images", "chunks", "layout", "load_task", "open_image", "select", "tasks"]
+
+_LOADERS: dict[str, tuple[Callable[[str | os.PathLike[str]], list[Sample]], str]] = {
+    "coco": (load_coco, COCO_LAYOUT),
+    "flickr30k": (load_flickr30k, FLICKR_LAYOUT),
+    "vqav2": (load_vqav2, VQAV2_LAYOUT),
+    "textvqa": (load_textvqa, TEXTVQA_LAYOUT),
+}
+
+
+def tasks() -> dict[str, TaskConfig]:
+    """Every task by name, with its description, kind ("caption" or "vqa"), metric and VQA style."""
+    return {name: load_task_config(name) for name in _LOADERS}
+
+
+def layout(task: str) -> str:
+    """The files the task wants in its data folder, on one line."""
+    return _entry(task)[1]
+
+
+def load_task(task: str, data_dir: str | os.PathLike[str]) -> list[Sample]:
+    """All samples of a task, sorted by id (numbers by value). Whether the images are there is not asked here:
+    `check_images` does that for the selected ones.
+
+    Raises UserError (one line) for an unknown task or a data folder that is missing, incomplete or wrong.
+    """
+    load, _ = _entry(task)
+    return sorted(load(data_dir), key=lambda sample: natural_key(sample.id))
+
+
+def _entry(task: str) -> tuple[Callable[[str | os.PathLike[str]], list[Sample]], str]:
+    if task not in _LOADERS:
+        raise unknown_name("task", task, _LOADERS)
+    return _LOADERS[task]

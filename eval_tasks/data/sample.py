@@ -1,0 +1,30 @@
+"""What every data set is turned into."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One image with its question, if any, and what people wrote about it.
+
+    `references` are captions, or the 10 answers of a question. `position` is the sample's row in the
+    annotation file: samples are kept sorted by id, but seeded subsets are drawn over the file's order, as
+    FARE's tools do.
+    """
+
+    id: str
+    image: Path
+    question: str | None
+    references: tuple[str, ...]
+    position: int = 0
+
+
+def natural_key(sample_id: str) -> tuple[int, int, str, str]:
+    """A total order of ids: numbers by value, then everything else by text."""
+    if sample_id.isascii() and sample_id.isdigit():
+        digits = sample_id.lstrip("0")
+        return (0, len(digits), digits, sample_id)
+    return (1, 0, sample_id, "")

@@ -1,0 +1,52 @@
+"""Which samples are evaluated, and in which pieces."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TypeVar
+
+import numpy as np
+
+from eval_tasks.data.sample import Sample
+from lvlm_radapt.errors import UserError
+
+T = TypeVar("T")
+
+
+def select(samples: Sequence[Sample], n: int | None, seed: int = 42) -> tuple[list[Sample], str | None]:
+    """`n` samples drawn without replacement (None: all), in the order given, and a note when there are fewer.
+
+    The draw is numpy's legacy generator over the rows of the annotation file (`Sample.position`), FARE's
+    protocol: on the original files, seed 42 and n = 500 give FARE's own subset. Raises UserError for n < 1,
+    for a seed outside numpy's range and for an empty set.
+    """
+    if n is not None and n < 1:
+        raise UserError(f"the number of samples must be at least 1, got {n}")
+    if not 0 <= seed < 2**32:
+        raise UserError(f"the seed must be between 0 and {2**32 - 1}, got {seed}")
+    if not samples:
+        raise UserError("there are no samples to select from")
+    if n is None or n >= len(samples):
+        note = None
+        if n is not None and n > len(samples):
+            note = f"{n} samples were asked for and the set has {len(samples)}: all of them are used"
+        return list(samples), note
+    rows = sorted(range(len(samples)), key=lambda index: samples[index].position)
+    drawn = np.random.RandomState(seed).choice(len(samples), n, replace=False)
+    return [samples[index] for index in sorted(rows[row] for row in drawn)], None
+
+
+def chunks(ids: Sequence[T], size: int) -> list[list[T]]:
+    """The ids in order, cut every `size`: the unit of work, a pure function of its two arguments."""
+    if size < 1:
+        raise UserError(f"the chunk size must be at least 1, got {size}")
+    return [list(ids[start : start + size]) for start in range(0, len(ids), size)]
+
+
+def check_images(samples: Sequence[Sample]) -> None:
+    """UserError naming and counting the image files that are not there: asked before any model works."""
+    paths = list(dict.fromkeys(sample.image for sample in samples))
+    missing = [path for path in paths if not path.is_file()]
+    if missing:
+        named = ", ".join(str(path) for path in missing[:3]) + (", ..." if len(missing) > 3 else "")
+        raise UserError(f"{len(missing)} of {len(paths)} images are missing: {named}; put them there")

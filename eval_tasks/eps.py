@@ -1,0 +1,34 @@
+"""Attack budgets as the field writes them: `4/255`."""
+
+from __future__ import annotations
+
+import math
+import re
+
+from lvlm_radapt.errors import UserError
+
+_NUMBER = r"\d+(?:\.\d*)?(?:[eE][+-]?\d+)?|\.\d+(?:[eE][+-]?\d+)?"
+_EPS = re.compile(rf"\s*({_NUMBER})\s*(?:/\s*({_NUMBER})\s*)?", re.ASCII)
+
+
+def parse_eps(text: str) -> float:
+    """The budget in units of the [0, 1] pixel range, from a fraction (`4/255`) or a decimal (`0.0157`).
+
+    Raises UserError for anything that is not a number in (0, 1]; a bare `4` is refused, not divided by 255.
+    """
+    match = _EPS.fullmatch(text)
+    if match is not None:
+        over, under = float(match[1]), float(match[2] or 1.0)
+        value = over / under if under > 0 else math.inf
+        if 0 < value <= 1:
+            return value
+    shown = text if len(text) <= 40 else text[:37] + "..."
+    raise UserError(f"eps must be in (0, 1], the pixel range: got {shown!r}; write 4/255, 8/255 or 0.0157")
+
+
+def eps_text(eps: float) -> str:
+    """`4/255` when eps is a whole number of 8-bit levels, else the shortest exact decimal."""
+    levels = round(eps * 255)
+    if levels >= 1 and math.isclose(eps, levels / 255, rel_tol=1e-12):
+        return f"{levels}/255"
+    return repr(float(eps))

@@ -1,0 +1,260 @@
+"""Presets: protocols, attacks and tasks as typed YAML files (`configs/`), shipped inside the wheel."""
+
+from __future__ import annotations
+
+from importlib import resources
+from importlib.resources.abc import Traversable
+from pathlib import Path
+from typing import Annotated, Literal, TypeVar
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from eval_tasks.validation import first_problem, read_bytes, unknown_name
+from lvlm_radapt.errors import UserError
+
+Kind = Literal["protocols", "attacks", "tasks"]
+_PLACES = ("{question}", "{question_capitalised}")
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(strict=True, extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class _Config(_Part):
+    name: Annotated[str, Field(min_length=1)]
+    description: str
+
+
+class TaskConfig(_Config):
+    """A task: what is asked ("caption" or "vqa"), its metric, and which VQA answer normalisation it uses."""
+
+    kind: Literal["caption", "vqa"]
+    metric: Literal["cider", "vqa_accuracy"]
+    style: Literal["vqav2", "textvqa"] | None
+
+    @model_validator(mode="after")
+    def _consistent(self) -> TaskConfig:
+        expected = "cider" if self.kind == "caption" else "vqa_accuracy"
+        if self.metric != expected:
+            raise ValueError(f"metric must be {expected} for kind {self.kind}")
+        if (self.style is not None) != (self.kind == "vqa"):
+            raise ValueError("style must be vqav2 or textvqa for kind vqa, and null for captions")
+        return self
+
+
+class APGDSettings(_Part):
+    """How APGD is run: `step_scale` is the first step in units of eps."""
+
+    steps: Annotated[int, Field(ge=1)]
+    restarts: Annotated[int, Field(ge=1)]
+    random_start: bool
+    step_scale: Annotated[float, Field(gt=0)]
+
+
+class AttackConfig(_Config):
+    """An attack: `loss` none, noise (random signs), embedding (image tokens) or nll (the whole model).
+
+    `at` and `distance` belong to embedding attacks, `apgd` to embedding and nll, `norm` to all but none.
+    """
+
+    loss: Literal["none", "noise", "embedding", "nll"]
+    norm: Literal["Linf", "L2"] | None = None
+    at: Literal["tower", "projector"] | None = None
+    distance: Literal["cosine", "l2"] | None = None
+    apgd: APGDSettings | None = None
+
+    @model_validator(mode="after")
+    def _consistent(self) -> AttackConfig:
+        wanted = {
+            "norm": self.loss != "none",
+            "at": self.loss == "embedding",
+            "distance": self.loss == "embedding",
+            "apgd": self.loss in ("embedding", "nll"),
+        }
+        for field, needed in wanted.items():
+            if (getattr(self, field) is not None) != needed:
+                raise ValueError(f"{field} must {'be' if needed else 'not be'} given for loss {self.loss}")
+        return self
+
+
+class APGDOverride(_Part):
+    """What a protocol changes in an attack's APGD settings; None leaves the attack's own value."""
+
+    steps: Annotated[int, Field(ge=1)] | None = None
+    restarts: Annotated[int, Field(ge=1)] | None = None
+    random_start: bool | None = None
+    step_scale: Annotated[float, Field(gt=0)] | None = None
+
+
+class Conversation(_Part):
+    """A conversation template with the places {system} and {text}."""
+
+    name: str
+    system: str
+    template: str
+
+    @field_validator("template")
+    @classmethod
+    def _has_text(cls, template: str) -> str:
+        if "{text}" not in template:
+            raise ValueError("must contain {text}")
+        return template
+
+    def render(self, text: str) -> str:
+        """The user's text inside the template; braces in the text stay as they are."""
+        before, _, after = self.template.partition("{text}")
+        return before.replace("{system}", self.system) + text + after.replace("{system}", self.system)
+
+
+class Threshold(_Part):
+    """When an image counts as broken: a score in the metric's unit ("absolute"), or a share of the score that
+    the sample's first reference would get ("canonical_share")."""
+
+    kind: Literal["absolute", "canonical_share"]
+    value: Annotated[float, Field(ge=0)]
+
+    def reached(self, score: float, canonical: float | None = None) -> bool:
+        """True when `score` is below the threshold, or 0: nothing is left to attack then."""
+        if self.kind == "absolute":
+            limit = self.value
+        elif canonical is None:
+            raise ValueError("a canonical_share threshold needs the canonical reference's score")
+        else:
+            limit = self.value * canonical
+        return score < limit or score <= 0
+
+
+class Protocol(_Config):
+    """Everything that decides what a score means, apart from the model, the task and the attack's budget."""
+
+    geometry: Literal["stock", "pad"]
+    conversation: Conversation | None
+    """None: the checkpoint's own chat template."""
+    seed: Annotated[int, Field(ge=0, lt=2**32)]
+    samples: Annotated[int, Field(ge=1)] | None
+    """None: the whole set."""
+    prompts: dict[str, str]
+    """By task name or, for the others, by kind ("caption", "vqa")."""
+    max_new_tokens: dict[str, Annotated[int, Field(ge=1)]]
+    thresholds: dict[str, Threshold]
+    attacks: dict[str, APGDOverride] = {}
+
+    @field_validator("prompts")
+    @classmethod
+    def _complete(cls, prompts: dict[str, str]) -> dict[str, str]:
+        for kind in ("caption", "vqa"):
+            if not prompts.get(kind):
+                raise ValueError(f"a prompt for {kind} is missing")
+        if not any(place in prompts["vqa"] for place in _PLACES):
+            raise ValueError(f"the prompt for vqa must contain {_PLACES[0]}")
+        return prompts
+
+    def prompt(self, task: TaskConfig, question: str | None) -> str:
+        """The user's text for one sample: the task's own prompt or its kind's, with the question put in.
+
+        {question_capitalised} is the question after Python's `str.capitalize`. Braces in questions stay.
+        """
+        text = self.prompts.get(task.name) or self.prompts[task.kind]
+        if task.kind == "caption":
+            return text
+        if question is None:
+            raise ValueError(f"task {task.name} needs a question")
+        for place, value in zip(_PLACES, (question, question.capitalize()), strict=True):
+            before, found, after = text.partition(place)
+            if found:
+                return before + value + after
+        raise UserError(f"preset {self.name}: the prompt for {task.name} must contain {_PLACES[0]}")
+
+    def tokens(self, task: str) -> int:
+        """The longest answer, in new tokens."""
+        return self._for_task(self.max_new_tokens, "max_new_tokens", task)
+
+    def threshold(self, task: str) -> Threshold:
+        """When an ensemble leaves an image of this task alone."""
+        return self._for_task(self.thresholds, "thresholds", task)
+
+    def adapt(self, attack: AttackConfig) -> AttackConfig:
+        """The attack with this protocol's overrides of its APGD settings."""
+        override = self.attacks.get(attack.name)
+        if override is None:
+            return attack
+        if attack.apgd is None:
+            raise UserError(f"preset {self.name} overrides APGD settings of {attack.name}, which has none")
+        apgd = attack.apgd.model_copy(update=override.model_dump(exclude_none=True))
+        return attack.model_copy(update={"apgd": apgd})
+
+    def _for_task(self, values: dict[str, ValueT], field: str, task: str) -> ValueT:
+        if task not in values:
+            raise UserError(f"preset {self.name} has no {field} for task {task}: add it to the preset")
+        return values[task]
+
+
+ValueT = TypeVar("ValueT")
+ConfigT = TypeVar("ConfigT", bound=_Config)
+
+
+def names(kind: Kind) -> list[str]:
+    """The shipped presets of one kind, sorted."""
+    return sorted(
+        entry.name.removesuffix(".yaml")
+        for entry in (_root() / kind).iterdir()
+        if entry.name.endswith(".yaml")
+    )
+
+
+def load_protocol(name: str) -> Protocol:
+    """A shipped protocol by name, or the user's own when `name` is the path of a .yaml or .yml file."""
+    if name.endswith((".yaml", ".yml")):
+        protocol = _parse(read_bytes(Path(name)), name, Protocol)
+        if protocol.name in names("protocols"):
+            # Tables are grouped by the preset's name.
+            raise UserError(
+                f"{name}: field name: {protocol.name!r} is a shipped preset's name, choose another"
+            )
+        return protocol
+    return _shipped("protocols", "preset", name, Protocol)
+
+
+def load_attack(name: str) -> AttackConfig:
+    """A shipped attack by name; UserError with the nearest name for an unknown one."""
+    return _shipped("attacks", "attack", name, AttackConfig)
+
+
+def load_task_config(name: str) -> TaskConfig:
+    """A shipped task by name; UserError with the nearest name for an unknown one."""
+    return _shipped("tasks", "task", name, TaskConfig)
+
+
+def _root() -> Traversable:
+    """`configs/` inside the installed package, or beside the packages in a clone."""
+    installed = resources.files("lvlm_radapt") / "configs"
+    if installed.is_dir():
+        return installed
+    clone = Path(__file__).resolve().parent.parent / "configs"
+    if not clone.is_dir():
+        raise UserError(
+            f"the shipped presets are neither in {installed} nor in {clone}: install lvlm-radapt again"
+        )
+    return clone
+
+
+def _shipped(kind: Kind, what: str, name: str, model: type[ConfigT]) -> ConfigT:
+    known = names(kind)
+    if name not in known:
+        raise unknown_name(what, name, known)
+    entry = _root() / kind / f"{name}.yaml"
+    return _parse(entry.read_bytes(), f"{kind}/{name}.yaml", model)
+
+
+def _parse(content: bytes, where: str, model: type[ConfigT]) -> ConfigT:
+    try:
+        fields = yaml.safe_load(content)
+    except (yaml.YAMLError, UnicodeDecodeError, ValueError, RecursionError) as error:
+        raise UserError(f"{where} is not valid YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(fields, dict):
+        raise UserError(f"{where} is not a preset: it must be a YAML mapping with name, description, ...")
+    try:
+        return model.model_validate(fields)
+    except ValidationError as error:
+        raise UserError(f"{where}: {first_problem(error)}") from error

@@ -1,0 +1,381 @@
+"""The run folder: written so that a killed run loses at most the line being written, read with checks.
+
+run.json        schema version, settings, environment, hash of the selected ids
+parts/          while running: one append-only file a process
+samples.jsonl   when finished: a line a sample, in the order of the selected ids
+metrics.json    written last; a run is finished when it is there
+images/ID.png   the attacked images, the ones that were scored
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import io
+import json
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Annotated, Any
+from urllib.parse import quote
+
+import numpy as np
+import torch
+from PIL import Image
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from eval_tasks.data.images import open_image
+from eval_tasks.environment import environment
+from eval_tasks.validation import first_problem, read_bytes
+from lvlm_radapt.errors import UserError
+
+SCHEMA = 1
+# Top-level entries of run.json that may differ when a run is resumed; all others must be equal.
+INFORMATIONAL = frozenset({"command", "created", "data", "environment", "resumed", "workers"})
+
+
+class _Model(BaseModel):
+    model_config = ConfigDict(strict=True, extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class Scored(_Model):
+    """An answer and its score in the metric's unit (None: no score, as CIDEr of a single image)."""
+
+    output: str
+    score: float | None
+
+
+class Attacked(Scored):
+    """The answer to the attacked image, with the attack's loss (None: it has none, as noise) and the 8-bit
+    image's distances from the clean canvas in [0, 1] pixel units; `zero_grad` marks an all-zero gradient."""
+
+    loss: float | None
+    linf: Annotated[float, Field(ge=0)]
+    l2: Annotated[float, Field(ge=0)]
+    zero_grad: bool = False
+
+
+class SampleRecord(_Model):
+    """One line of samples.jsonl. NaN and wrong types raise pydantic's ValidationError (a ValueError)."""
+
+    id: Annotated[str, Field(min_length=1)]
+    question: str | None
+    references: Annotated[tuple[str, ...], Field(strict=False)]
+    clean: Scored
+    adversarial: Attacked | None
+    seconds: Annotated[float, Field(ge=0)]
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished run as read from its folder; `samples` are in the order of the selected ids."""
+
+    path: Path
+    settings: dict[str, Any]
+    metrics: dict[str, Any]
+    samples: list[SampleRecord]
+
+
+def ids_digest(ids: Iterable[str]) -> str:
+    """SHA-256 of the ids in order: two runs saw the same samples when it is equal."""
+    return hashlib.sha256(json.dumps(list(ids)).encode()).hexdigest()
+
+
+def image_name(sample_id: str) -> str:
+    """`ID.png`, with everything but letters, digits, `_`, `-`, `.` and `~` percent-encoded; distinct ids get
+    distinct names, and no name leaves the folder or is hidden."""
+    name = quote(sample_id, safe="")
+    if name.startswith("."):
+        name = "%2E" + name[1:]
+    if len(name) > 120:
+        # "%-" is never produced by percent-encoding, so a shortened name cannot meet a whole one.
+        name = name[:60] + "%-" + hashlib.sha256(sample_id.encode()).hexdigest()
+    return name + ".png"
+
+
+class RunFolder:
+    """The writer of a run folder. Every process of a run opens its own; one calls `create` and `finish`."""
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = Path(path)
+        self._ids: list[str] | None = None
+        self._part: int | None = None
+        self._owner: int | None = None
+
+    @property
+    def finished(self) -> bool:
+        """True once metrics.json is there, which is written last."""
+        return (self.path / "metrics.json").is_file()
+
+    def create(self, settings: Mapping[str, Any], ids: Sequence[str], *, resume: bool = False) -> RunFolder:
+        """Start a run with these settings over these ids, or continue it when `resume`.
+
+        `settings` are JSON values; top-level entries in INFORMATIONAL may differ on resume. With `resume`, an
+        empty or absent folder starts a run. Raises UserError when the folder holds another run or other
+        files, is no folder, or cannot be written.
+        """
+        if len(set(ids)) != len(ids):
+            raise ValueError("the selected ids are not distinct")
+        document: dict[str, Any] = {
+            "schema": SCHEMA,
+            "created": datetime.now(UTC).isoformat(timespec="seconds"),
+            "environment": environment(),
+            **settings,
+            "ids": {"n": len(ids), "sha256": ids_digest(ids)},
+        }
+        # What is compared later is what JSON keeps: tuples become lists, and NaN is refused here.
+        document = json.loads(json.dumps(document, allow_nan=False))
+        with _writing(self.path):
+            if self.path.exists() and not self.path.is_dir():
+                raise UserError(f"{self.path} is a file: choose another --out")
+            self.path.mkdir(parents=True, exist_ok=True)
+            others = sorted(entry.name for entry in self.path.iterdir() if not _is_leftover(entry))
+        if "run.json" in others:
+            if not resume:
+                raise UserError(
+                    f"{self.path} already holds a run: use --resume to continue it or another --out"
+                )
+            self._rejoin(document)
+        elif others:
+            raise UserError(
+                f"{self.path} holds other files ({others[0]}, ...): choose an empty folder as --out"
+            )
+        else:
+            _write_atomic(self.path / "run.json", _pretty(document))
+        if not self.finished:
+            with _writing(self.path):
+                (self.path / "parts").mkdir(exist_ok=True)
+                (self.path / "images").mkdir(exist_ok=True)
+        self._ids = list(ids)
+        return self
+
+    def append(self, record: SampleRecord) -> None:
+        """Add a sample's line to this process's part file, on disk when this returns."""
+        line = record.model_dump_json().encode() + b"\n"
+        if (
+            self._part is None or self._owner != os.getpid()
+        ):  # a forked child must not share its parent's file
+            self._part, self._owner = self._open_part(), os.getpid()
+        try:
+            with _writing(self.path):
+                written = 0
+                while written < len(line):
+                    written += os.write(self._part, line[written:])
+                os.fsync(self._part)
+        except UserError:
+            # A line may be half written now; opening the file again cuts it off.
+            self.close()
+            raise
+
+    def close(self) -> None:
+        """Close this process's part file; `append` opens it again."""
+        if self._part is not None and self._owner == os.getpid():
+            os.close(self._part)
+        self._part = self._owner = None
+
+    def done_ids(self) -> set[str]:
+        """Ids that have a whole record; a line torn by a kill does not count."""
+        return set(self._records())
+
+    def records(self) -> list[SampleRecord]:
+        """The records there are, in the order of the selected ids."""
+        records = self._records()
+        order = self._selected()
+        foreign = sorted(records.keys() - set(order))
+        if foreign:
+            raise UserError(
+                f"{self.path} holds a record of sample {foreign[0]!r}, which this run did not select"
+            )
+        return [records[sample_id] for sample_id in order if sample_id in records]
+
+    def finish(self, metrics: Mapping[str, Any]) -> None:
+        """Merge the parts into samples.jsonl and write metrics.json; UserError when samples are missing."""
+        records = self.records()
+        order = self._selected()
+        if len(records) < len(order):
+            missing = len(order) - len(records)
+            raise UserError(f"{self.path} lacks {missing} of {len(order)} samples: continue it with --resume")
+        self.close()
+        lines = b"".join(record.model_dump_json().encode() + b"\n" for record in records)
+        _write_atomic(self.path / "samples.jsonl", lines)
+        _write_atomic(self.path / "metrics.json", _pretty(metrics))
+        with _writing(self.path):
+            for part in self._parts():
+                part.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):  # a file of somebody else's in there stays
+                (self.path / "parts").rmdir()
+            for folder in (self.path, self.path / "images"):
+                for entry in folder.iterdir():
+                    if _is_leftover(entry):
+                        entry.unlink(missing_ok=True)
+
+    def save_image(self, sample_id: str, x: torch.Tensor | np.ndarray) -> None:
+        """Write a uint8 [3, H, W] image as images/ID.png, whole or not at all."""
+        array = x.detach().cpu().numpy() if isinstance(x, torch.Tensor) else x
+        if array.dtype != np.uint8 or array.ndim != 3 or array.shape[0] != 3:
+            raise ValueError(f"an image is uint8 [3, H, W], got {array.dtype} {list(array.shape)}")
+        encoded = io.BytesIO()
+        Image.fromarray(np.ascontiguousarray(array.transpose(1, 2, 0))).save(encoded, format="PNG")
+        _write_atomic(self.path / "images" / image_name(sample_id), encoded.getvalue())
+
+    def load_image(self, sample_id: str) -> torch.Tensor:
+        """The saved image, uint8 [3, H, W]; UserError when it is missing or damaged."""
+        pixels = np.array(open_image(self.path / "images" / image_name(sample_id)))
+        return torch.from_numpy(pixels).permute(2, 0, 1).contiguous()
+
+    def _rejoin(self, document: dict[str, Any]) -> None:
+        old = _read_settings(self.path)
+        before, now = _identity(old), _identity(document)
+        changed = [key for key in sorted(before.keys() | now.keys()) if before.get(key) != now.get(key)]
+        if changed:
+            shown = "; ".join(
+                f"{key} was {_short(before.get(key))}, now {_short(now.get(key))}" for key in changed[:3]
+            )
+            more = f" (and {len(changed) - 3} more)" if len(changed) > 3 else ""
+            raise UserError(f"{self.path} cannot be resumed with other settings: {shown}{more}")
+        if old.get("environment") != document["environment"]:
+            # The samples still to come are made with something else than the first ones: keep a trace of it.
+            resumed = [*old.get("resumed", []), {key: document[key] for key in ("created", "environment")}]
+            _write_atomic(self.path / "run.json", _pretty({**old, "resumed": resumed}))
+
+    def _selected(self) -> list[str]:
+        if self._ids is None:
+            raise ValueError("create() tells the folder which ids are selected: call it first")
+        return self._ids
+
+    def _open_part(self) -> int:
+        path = self.path / "parts" / f"part-{os.getpid()}.jsonl"
+        with _writing(path):
+            if path.exists():  # an earlier process with the same number, perhaps killed while writing
+                os.truncate(path, path.read_bytes().rfind(b"\n") + 1)
+            handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
+            _sync_folder(path.parent)
+        return handle
+
+    def _parts(self) -> list[Path]:
+        return list((self.path / "parts").glob("part-*.jsonl"))
+
+    def _records(self) -> dict[str, SampleRecord]:
+        if self.finished:
+            return {record.id: record for record in _read_lines(self.path / "samples.jsonl", torn_tail=False)}
+        # A redone chunk may repeat an id: the last one written goes with the image on disk.
+        parts = sorted(self._parts(), key=lambda part: (part.stat().st_mtime_ns, part.name))
+        return {record.id: record for part in parts for record in _read_lines(part, torn_tail=True)}
+
+
+def read_run(path: str | os.PathLike[str]) -> Run:
+    """A finished run, checked: UserError when it is no run, unfinished, damaged or of another schema."""
+    folder = Path(path)
+    settings = _read_settings(folder)
+    if not (folder / "metrics.json").is_file():
+        done = len(RunFolder(folder).done_ids())
+        total = settings["ids"]["n"]
+        raise UserError(
+            f"run {folder} is not finished ({done} of {total} samples): continue it with --resume"
+        )
+    metrics = _read_object(folder / "metrics.json")
+    samples = _read_lines(folder / "samples.jsonl", torn_tail=False)
+    if ids_digest(record.id for record in samples) != settings["ids"]["sha256"]:
+        raise UserError(
+            f"{folder / 'samples.jsonl'} does not hold the samples that run.json names: run it again"
+        )
+    return Run(folder, settings, metrics, samples)
+
+
+def _read_settings(folder: Path) -> dict[str, Any]:
+    path = folder / "run.json"
+    if not path.is_file():
+        raise UserError(f"{folder} is not a run folder: it has no run.json")
+    settings = _read_object(path)
+    if settings.get("schema") != SCHEMA:
+        raise UserError(f"{path} has schema {_short(settings.get('schema'))}, this version reads {SCHEMA}")
+    ids = settings.get("ids")
+    if (
+        not isinstance(ids, dict)
+        or not isinstance(ids.get("n"), int)
+        or not isinstance(ids.get("sha256"), str)
+    ):
+        raise UserError(f"{path}: field ids: must hold n and sha256")
+    return settings
+
+
+def _read_object(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(read_bytes(path))
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path} is not valid JSON: {' '.join(str(error).split())}") from error
+    if not isinstance(content, dict):
+        raise UserError(f"{path} must hold a JSON object")
+    return content
+
+
+def _read_lines(path: Path, *, torn_tail: bool) -> list[SampleRecord]:
+    # Split on the newline byte alone: texts may hold characters that str.splitlines takes for line ends.
+    *lines, tail = read_bytes(path).split(b"\n")
+    if tail and not torn_tail:
+        raise UserError(f"{path}: the last line is cut off")
+    records = []
+    for number, line in enumerate(lines, start=1):
+        try:
+            records.append(SampleRecord.model_validate_json(line))
+        except ValidationError as error:
+            raise UserError(f"{path}, line {number}: {first_problem(error)}") from error
+    return records
+
+
+def _identity(document: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """The settings that must not change, flat: `attack.eps` -> value."""
+    flat: dict[str, Any] = {}
+    for key, value in document.items():
+        if not prefix and key in INFORMATIONAL:
+            continue
+        if isinstance(value, dict) and value:
+            flat.update(_identity(value, f"{prefix}{key}."))
+        else:
+            flat[prefix + key] = value
+    return flat
+
+
+def _short(value: object) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def _pretty(content: Mapping[str, Any]) -> bytes:
+    return (json.dumps(content, indent=2, allow_nan=False) + "\n").encode()
+
+
+def _is_leftover(path: Path) -> bool:
+    return path.name.startswith(".") and path.name.endswith(".tmp")
+
+
+def _write_atomic(path: Path, content: bytes) -> None:
+    """Write beside the target, flush to disk, then rename: a reader sees the old file or the new one."""
+    temporary = path.with_name(f".{os.getpid()}.{hashlib.sha256(path.name.encode()).hexdigest()[:16]}.tmp")
+    with _writing(path):
+        with open(temporary, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+        _sync_folder(path.parent)
+
+
+def _sync_folder(folder: Path) -> None:
+    if os.name != "posix":  # only there can a folder be opened and flushed
+        return
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+@contextlib.contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error.strerror or error}") from error

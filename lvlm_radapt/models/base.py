@@ -1,0 +1,256 @@
+"""One interface for every vision-language model: pixels, features, loss, generate.
+
+`PixelBatch.x` is the attacker's space. Everything from there to the loss is differentiable, and on 8-bit
+images the network's input is bit-equal to what transformers' PIL image processor makes of the same files.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from dataclasses import replace as dataclass_replace
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from lvlm_radapt.errors import UserError
+from lvlm_radapt.models.language import greedy, left_pad, right_pad, target_nll
+
+if TYPE_CHECKING:
+    from lvlm_radapt.config import RAdaptConfig
+    from lvlm_radapt.models.text import PromptEncoder
+
+Geometry = Literal["stock", "pad"]
+FeaturePoint = Literal["tower", "projector"]
+
+
+@dataclass(frozen=True)
+class PixelBatch:
+    """Images on a model's input canvas.
+
+    x: float32 [B, 3, H, W] in [0, 1], RGB, after resize, crop and pad, before normalisation.
+    meta: one dict an image: `size` (height, width of the original), `canvas` (H, W), and for Qwen `grid`
+        (1, patches high, patches wide).
+    """
+
+    x: Tensor
+    meta: tuple[dict[str, Any], ...]
+
+    def __post_init__(self) -> None:
+        if self.x.ndim != 4 or self.x.shape[1] != 3 or len(self.x) != len(self.meta):
+            raise ValueError(f"x must be [B, 3, H, W] with B = {len(self.meta)}, got {tuple(self.x.shape)}")
+
+    def __len__(self) -> int:
+        return len(self.meta)
+
+    def __getitem__(self, index: int | Sequence[int] | slice) -> PixelBatch:
+        """The chosen images, in that order; a single int still gives a batch (of one)."""
+        if isinstance(index, slice):
+            return PixelBatch(self.x[index], self.meta[index])
+        rows = [index] if isinstance(index, int) else [int(i) for i in index]
+        return PixelBatch(self.x[rows], tuple(self.meta[i] for i in rows))
+
+    def replace(self, x: Tensor) -> PixelBatch:
+        """The same images with other pixels; ValueError if the shape differs."""
+        if x.shape != self.x.shape:
+            raise ValueError(f"x must keep its shape {tuple(self.x.shape)}, got {tuple(x.shape)}")
+        return dataclass_replace(self, x=x)
+
+
+class PixelModel(ABC):
+    """A frozen network that sees images: what an encoder and an LVLM have in common.
+
+    hf: the transformers model, eval mode, no parameter asks for gradients.
+    geometry: `stock` as the checkpoint's image processor does, `pad` to a square with the mean colour first.
+    image_backend: which image processor backend made the pixels (runs record it).
+    """
+
+    def __init__(
+        self, hf: Any, tokenizer: Any, image_processor: Any, *, name: str, geometry: Geometry = "stock"
+    ) -> None:
+        self.hf = hf.eval().requires_grad_(False)
+        self.tokenizer = tokenizer
+        self.image_processor = image_processor
+        self.name = name
+        self.geometry = geometry
+        self.image_backend: str = image_processor.backend
+        if geometry not in ("stock", "pad"):
+            raise UserError(f"{name}: geometry {geometry!r} is unknown, choose stock or pad")
+        if not image_processor.do_rescale or abs(image_processor.rescale_factor * 255 - 1) > 1e-6:
+            raise UserError(f"{name}: the image processor does not rescale 8-bit values by 1/255")
+
+    @property
+    @abstractmethod
+    def tower(self) -> nn.Module:
+        """The vision tower."""
+
+    @abstractmethod
+    def canvas(self, image: Image.Image) -> tuple[int, int]:
+        """(H, W) that `pixels` would give this image, without touching its pixels."""
+
+    @abstractmethod
+    def pixel_values(self, batch: PixelBatch) -> Tensor:
+        """What the vision tower takes: normalised, differentiable in `batch.x`."""
+
+    @abstractmethod
+    def features(self, batch: PixelBatch, at: FeaturePoint = "tower") -> Tensor:
+        """[B, T, D] patch features in raster order, without CLS, differentiable in `batch.x`."""
+
+    @abstractmethod
+    def _canvas_bytes(self, image: Image.Image) -> np.ndarray:
+        """uint8 [3, H, W]: the image on the canvas."""
+
+    def _meta(self, image: Image.Image, canvas: tuple[int, int]) -> dict[str, Any]:
+        return {"size": (image.height, image.width), "canvas": canvas}
+
+    @property
+    def device(self) -> torch.device:
+        return self.hf.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.hf.dtype
+
+    @property
+    def radapt(self) -> RAdaptConfig | None:
+        """The settings of the R-Adapt defence in the tower; None where there is none."""
+        from lvlm_radapt.inject import injected_config
+
+        return injected_config(self.hf)
+
+    def undefended(self) -> AbstractContextManager[Any]:
+        """Inside `with model.undefended():` the same weights run without filter and anchor."""
+        from lvlm_radapt.inject import disabled
+
+        return disabled(self.hf)
+
+    @property
+    def image_mean(self) -> tuple[float, ...]:
+        """Per-channel mean of the normalisation, in [0, 1] units; zeros where nothing is normalised."""
+        return tuple(self.image_processor.image_mean) if self.image_processor.do_normalize else (0.0,) * 3
+
+    @property
+    def image_std(self) -> tuple[float, ...]:
+        """Per-channel standard deviation of the normalisation; ones where nothing is normalised."""
+        return tuple(self.image_processor.image_std) if self.image_processor.do_normalize else (1.0,) * 3
+
+    def pixels(self, images: Sequence[Image.Image]) -> PixelBatch:
+        """The images on their canvas, on the model's device. UserError unless all share one canvas shape.
+
+        EXIF orientation is not applied, as in the stock processors.
+        """
+        if not images:
+            raise UserError("no images were given: pass at least one")
+        canvases = [self.canvas(image) for image in images]
+        if len(set(canvases)) > 1:
+            shapes = ", ".join(f"{h}x{w}" for h, w in sorted(set(canvases)))
+            raise UserError(
+                f"images of one batch must share a canvas, got {shapes} (HxW): group them by canvas()"
+            )
+        values = np.stack([self._canvas_bytes(image) for image in images])
+        # in double and then down to single, as the stock processor rescales
+        scaled = (values.astype(np.float64) * self.image_processor.rescale_factor).astype(np.float32)
+        meta = tuple(self._meta(i, c) for i, c in zip(images, canvases, strict=True))
+        return PixelBatch(torch.from_numpy(scaled).to(self.device), meta)
+
+    def normalise(self, x: Tensor) -> Tensor:
+        """(x - mean) / std per channel, in x's precision but at least float32. x: [B, 3, H, W]."""
+        x = x.to(device=self.device, dtype=torch.promote_types(x.dtype, torch.float32))
+        mean = torch.tensor(self.image_mean, dtype=x.dtype, device=x.device).view(3, 1, 1)
+        std = torch.tensor(self.image_std, dtype=x.dtype, device=x.device).view(3, 1, 1)
+        return (x - mean) / std
+
+
+class LVLM(PixelModel):
+    """A frozen vision-language model. Prompts are the user's raw text: the model adds its own template.
+
+    A prompt or target that spells one of the model's image or video placeholders is refused with a UserError,
+    so that no text can pose as an image.
+    """
+
+    def __init__(
+        self,
+        hf: Any,
+        tokenizer: Any,
+        image_processor: Any,
+        *,
+        name: str,
+        text: PromptEncoder,
+        geometry: Geometry = "stock",
+    ) -> None:
+        super().__init__(hf, tokenizer, image_processor, name=name, geometry=geometry)
+        self.text = text
+
+    @abstractmethod
+    def _image_embeds(self, batch: PixelBatch) -> Tensor:
+        """[B, N, D] in the order of the N image tokens in the text."""
+
+    @abstractmethod
+    def _image_tokens(self, batch: PixelBatch) -> int:
+        """N: how many image tokens one image of the batch takes in the text."""
+
+    @abstractmethod
+    def _positions(self, ids: Tensor, mask: Tensor, batch: PixelBatch) -> Tensor:
+        """Position ids of padded token ids [B, L]: [B, L], or [3, B, L] for multi-axis rotary embeddings."""
+
+    def loss(self, batch: PixelBatch, prompts: Sequence[str], targets: Sequence[str]) -> Tensor:
+        """[B] mean negative log-likelihood (nats a token) of each target with its end token, in float32.
+
+        Differentiable in `batch.x`. The i-th prompt and target belong to the i-th image; the result does not
+        depend on what else is in the batch beyond rounding.
+        """
+        self._check_count(batch, prompts=prompts, targets=targets)
+        count = self._image_tokens(batch)
+        questions = [self.text.prompt(p, count) for p in prompts]
+        answers = [self.text.target(p, t) for p, t in zip(prompts, targets, strict=True)]
+        ids, mask = right_pad([q + a for q, a in zip(questions, answers, strict=True)], self.text.pad_id)
+        ids, mask, embeds, positions = self._inputs(batch, ids, mask)
+        hidden = self.hf.model.language_model(
+            inputs_embeds=embeds, attention_mask=mask, position_ids=positions, use_cache=False
+        ).last_hidden_state
+        return target_nll(hidden, self.hf.get_output_embeddings(), [len(q) for q in questions], answers)
+
+    @torch.no_grad()
+    def generate(self, batch: PixelBatch, prompts: Sequence[str], max_new_tokens: int = 20) -> list[str]:
+        """Greedy answers, special tokens and outer whitespace removed.
+
+        A checkpoint's own `repetition_penalty` (Qwen2.5-VL ships 1.05) is applied, as transformers' greedy
+        search does; every other sampling setting of its generation config is ignored.
+        """
+        self._check_count(batch, prompts=prompts)
+        if max_new_tokens < 1:
+            raise UserError(f"max_new_tokens must be at least 1, got {max_new_tokens}")
+        count = self._image_tokens(batch)
+        ids, mask = left_pad([self.text.prompt(p, count) for p in prompts], self.text.pad_id)
+        ids, mask, embeds, positions = self._inputs(batch, ids, mask)
+        answers = greedy(
+            self.hf,
+            ids=ids,
+            mask=mask,
+            embeds=embeds,
+            positions=positions,
+            max_new_tokens=max_new_tokens,
+            end_ids=self.text.end_ids(self.hf.generation_config),
+        )
+        return [t.strip() for t in self.tokenizer.batch_decode(answers, skip_special_tokens=True)]
+
+    def _inputs(self, batch: PixelBatch, ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """ids, mask, embeddings with the images in place, positions, all on the model's device."""
+        positions = self._positions(ids, mask, batch).to(self.device)
+        ids, mask = ids.to(self.device), mask.to(self.device)
+        embeds = self.hf.get_input_embeddings()(ids)
+        image = self._image_embeds(batch).to(embeds.device, embeds.dtype)
+        is_image = (ids == self.text.image_id).unsqueeze(-1)
+        return ids, mask, embeds.masked_scatter(is_image, image), positions
+
+    @staticmethod
+    def _check_count(batch: PixelBatch, **texts: Sequence[str]) -> None:
+        for what, values in texts.items():
+            if isinstance(values, str) or len(values) != len(batch):
+                got = "one string" if isinstance(values, str) else str(len(values))
+                raise UserError(f"{len(batch)} images need {len(batch)} {what}, got {got}")

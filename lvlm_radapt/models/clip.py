@@ -1,0 +1,72 @@
+"""A CLIP image-text encoder behind the pixel interface: transfer surrogate, guide, zero-shot classifier."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from lvlm_radapt.errors import UserError
+from lvlm_radapt.models.base import FeaturePoint, Geometry, PixelBatch, PixelModel
+from lvlm_radapt.models.geometry import clip_canvas, clip_canvas_bytes, pad_to_square
+
+
+class CLIPEncoder(PixelModel):
+    """`CLIPModel`: pixels, patch features, and the two projected embeddings.
+
+    feature_layer: the hidden layer that `features` reads; -2 as LLaVA does.
+    """
+
+    def __init__(
+        self,
+        hf: Any,
+        tokenizer: Any,
+        image_processor: Any,
+        *,
+        name: str,
+        geometry: Geometry = "stock",
+        feature_layer: int = -2,
+    ) -> None:
+        super().__init__(hf, tokenizer, image_processor, name=name, geometry=geometry)
+        self.feature_layer = feature_layer
+
+    @property
+    def tower(self) -> nn.Module:
+        return self.hf.vision_model
+
+    def canvas(self, image: Image.Image) -> tuple[int, int]:
+        return clip_canvas(self.image_processor, image, square=self.geometry == "pad")
+
+    def _canvas_bytes(self, image: Image.Image) -> np.ndarray:
+        if self.geometry == "pad":
+            image = pad_to_square(image, self.image_mean)
+        return clip_canvas_bytes(self.image_processor, image)
+
+    def pixel_values(self, batch: PixelBatch) -> Tensor:
+        """[B, 3, H, W], normalised."""
+        return self.normalise(batch.x)
+
+    def features(self, batch: PixelBatch, at: FeaturePoint = "tower") -> Tensor:
+        """[B, T, D] patch tokens of `feature_layer`; there is no projector for patches (UserError)."""
+        if at != "tower":
+            raise UserError(f"{self.name} is an image encoder: it has tower features, not {at!r}")
+        out = self.tower(self.pixel_values(batch), output_hidden_states=True, return_dict=True)
+        return out.hidden_states[self.feature_layer][:, 1:]
+
+    def image_features(self, batch: PixelBatch) -> Tensor:
+        """[B, P] projected image embeddings, not scaled to unit length; differentiable in `batch.x`."""
+        return self.hf.visual_projection(self.tower(self.pixel_values(batch)).pooler_output)
+
+    @torch.no_grad()
+    def text_features(self, texts: Sequence[str]) -> Tensor:
+        """[N, P] projected text embeddings, not scaled to unit length."""
+        limit = self.hf.config.text_config.max_position_embeddings
+        tokens = self.tokenizer(
+            list(texts), padding=True, truncation=True, max_length=limit, return_tensors="pt"
+        ).to(self.device)
+        out = self.hf.text_model(input_ids=tokens["input_ids"], attention_mask=tokens["attention_mask"])
+        return self.hf.text_projection(out.pooler_output)

@@ -1,0 +1,120 @@
+"""The language half of an LVLM, given embeddings: target likelihood and greedy decoding.
+
+Both run the same modules on the same embeddings, so an attack's loss and the scored answer never take
+different roads through the library.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from transformers import RepetitionPenaltyLogitsProcessor
+
+
+def _pad(rows: Sequence[Sequence[int]], pad_id: int, *, left: bool) -> tuple[Tensor, Tensor]:
+    width = max(len(row) for row in rows)
+    ids = torch.full((len(rows), width), pad_id, dtype=torch.long)
+    mask = torch.zeros_like(ids)
+    for i, row in enumerate(rows):
+        where = slice(width - len(row), width) if left else slice(0, len(row))
+        ids[i, where] = torch.tensor(row, dtype=torch.long)
+        mask[i, where] = 1
+    return ids, mask
+
+
+def right_pad(rows: Sequence[Sequence[int]], pad_id: int) -> tuple[Tensor, Tensor]:
+    """(ids, attention mask), both long [B, longest]; padding after the text, for likelihoods."""
+    return _pad(rows, pad_id, left=False)
+
+
+def left_pad(rows: Sequence[Sequence[int]], pad_id: int) -> tuple[Tensor, Tensor]:
+    """(ids, attention mask), both long [B, longest]; padding before the text, for generation."""
+    return _pad(rows, pad_id, left=True)
+
+
+def text_positions(mask: Tensor) -> Tensor:
+    """[B, L] positions that count the unpadded tokens only, whichever side the padding is on."""
+    return (mask.cumsum(-1) - 1).clamp(min=0)
+
+
+def target_nll(
+    hidden: Tensor, head: nn.Module, prompt_lengths: Sequence[int], targets: Sequence[Sequence[int]]
+) -> Tensor:
+    """[B] mean over each target's tokens of -log p(token | everything before), at least float32.
+
+    hidden: [B, L, D] final states of right-padded prompt + target rows; head: states -> logits, applied at
+    the target positions only (a 7B model's logits for whole sequences would dominate the memory).
+    """
+    width = max(len(t) for t in targets)
+    labels = torch.full((len(targets), width), -100, dtype=torch.long)
+    index = torch.zeros_like(labels)
+    for i, (start, target) in enumerate(zip(prompt_lengths, targets, strict=True)):
+        labels[i, : len(target)] = torch.tensor(target, dtype=torch.long)
+        # the state before a token predicts it
+        index[i, : len(target)] = torch.arange(start - 1, start - 1 + len(target))
+    labels, index = labels.to(hidden.device), index.to(hidden.device)
+    picked = hidden.gather(1, index.unsqueeze(-1).expand(-1, -1, hidden.shape[-1]))
+    logits = head(picked)
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    labels = labels.to(logits.device)
+    nll = functional.cross_entropy(logits.transpose(1, 2), labels, ignore_index=-100, reduction="none")
+    return nll.sum(1) / (labels != -100).sum(1)
+
+
+def greedy(
+    hf: Any,
+    *,
+    ids: Tensor,
+    mask: Tensor,
+    embeds: Tensor,
+    positions: Tensor,
+    max_new_tokens: int,
+    end_ids: Collection[int],
+) -> list[list[int]]:
+    """The most likely token again and again, with a key-value cache; end tokens are cut off.
+
+    ids, mask: [B, L] left-padded; embeds: [B, L, D]; positions: [B, L] or [3, B, L]. It differs from
+    `hf.generate` in that the vision tower has already run, on unrounded pixels, as it does for the loss.
+    """
+    language_model, head, embed = (
+        hf.model.language_model,
+        hf.get_output_embeddings(),
+        hf.get_input_embeddings(),
+    )
+    penalty = hf.generation_config.repetition_penalty
+    penalise = RepetitionPenaltyLogitsProcessor(float(penalty)) if penalty and penalty != 1.0 else None
+    ends = torch.tensor(sorted(end_ids), dtype=torch.long, device=ids.device)
+    # what the penalty counts as said; padding is replaced, lest an answer depend on its neighbours' lengths
+    said = torch.where(mask.bool(), ids, ids[:, -1:])
+    position = positions[..., -1:].clone()
+    position[:] = positions.amax(-1, keepdim=True)
+    if position.ndim == 3:  # the text after an image goes on from the largest of its axes
+        position[:] = position.amax(0, keepdim=True)
+    open_rows = torch.ones(len(ids), dtype=torch.bool, device=ids.device)
+    answers: list[list[int]] = [[] for _ in range(len(ids))]
+    cache = None
+    for _ in range(max_new_tokens):
+        out = language_model(
+            inputs_embeds=embeds,
+            attention_mask=mask,
+            position_ids=positions,
+            past_key_values=cache,
+            use_cache=True,
+        )
+        cache = out.past_key_values
+        logits = head(out.last_hidden_state[:, -1]).float().to(ids.device)
+        token = (logits if penalise is None else penalise(said, logits)).argmax(-1)
+        open_rows &= ~torch.isin(token, ends)
+        for row in open_rows.nonzero().flatten().tolist():
+            answers[row].append(int(token[row]))
+        if not open_rows.any():
+            break
+        said = torch.cat([said, token[:, None]], 1)
+        mask = torch.cat([mask, mask.new_ones(len(mask), 1)], 1)
+        positions = position = position + 1
+        embeds = embed(token[:, None])
+    return answers

@@ -1,0 +1,102 @@
+"""LLaVA-1.5: a CLIP-style tower read at one layer (or several), a two-layer projector, a language model."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from lvlm_radapt.errors import UserError
+from lvlm_radapt.models.base import LVLM, FeaturePoint, Geometry, PixelBatch
+from lvlm_radapt.models.geometry import clip_canvas, clip_canvas_bytes, pad_to_square
+from lvlm_radapt.models.language import text_positions
+from lvlm_radapt.models.text import PromptEncoder, conversation
+
+
+class LlavaLVLM(LVLM):
+    """`LlavaForConditionalGeneration` behind the uniform interface."""
+
+    def __init__(
+        self,
+        hf: Any,
+        tokenizer: Any,
+        image_processor: Any,
+        *,
+        name: str,
+        geometry: Geometry = "stock",
+        chat_template: Any = None,
+        conversation_name: str | None = None,
+    ) -> None:
+        image_id = int(hf.config.image_token_id)
+        image_token = tokenizer.convert_ids_to_tokens(image_id)
+        render = conversation(
+            tokenizer,
+            image_token=image_token,
+            name=conversation_name,
+            chat_template=chat_template,
+            default="vicuna_v1",
+        )
+        text = PromptEncoder(
+            tokenizer,
+            render,
+            image_id=image_id,
+            end_id=tokenizer.eos_token_id,
+            target_prefix=" ",
+            placeholders=(image_token,),
+        )
+        super().__init__(hf, tokenizer, image_processor, name=name, text=text, geometry=geometry)
+
+    @property
+    def tower(self) -> nn.Module:
+        return self.hf.model.vision_tower
+
+    def canvas(self, image: Image.Image) -> tuple[int, int]:
+        return clip_canvas(self.image_processor, image, square=self.geometry == "pad")
+
+    def _canvas_bytes(self, image: Image.Image) -> np.ndarray:
+        if self.geometry == "pad":
+            image = pad_to_square(image, self.image_mean)
+        return clip_canvas_bytes(self.image_processor, image)
+
+    def pixel_values(self, batch: PixelBatch) -> Tensor:
+        """[B, 3, H, W], normalised; float32 even in half precision (the tower rounds after the filter)."""
+        return self.normalise(batch.x)
+
+    def features(self, batch: PixelBatch, at: FeaturePoint = "tower") -> Tensor:
+        """`tower`: the hidden layer(s) the language model reads, joined; `projector`: after the projector."""
+        if at not in ("tower", "projector"):
+            raise UserError(f"features at {at!r} are unknown, choose tower or projector")
+        states = self._tower_states(batch)
+        if at == "projector":
+            states = self.hf.model.multi_modal_projector(states)
+        return states[:, states.shape[1] - self._patches(batch) :]
+
+    def _tower_states(self, batch: PixelBatch) -> Tensor:
+        """[B, prefix + patches, D] of the configured layer(s), CLS first where the tower has one."""
+        out = self.tower(self.pixel_values(batch), output_hidden_states=True, return_dict=True)
+        layers = self.hf.config.vision_feature_layer
+        if isinstance(layers, int):
+            return out.hidden_states[layers]
+        return torch.cat([out.hidden_states[layer] for layer in layers], dim=-1)
+
+    def _patches(self, batch: PixelBatch) -> int:
+        patch = self.hf.config.vision_config.patch_size
+        return (batch.x.shape[-2] // patch) * (batch.x.shape[-1] // patch)
+
+    @property
+    def _reads_cls(self) -> bool:
+        has_cls = self.hf.config.vision_config.model_type == "clip_vision_model"
+        return has_cls and self.hf.config.vision_feature_select_strategy == "full"
+
+    def _image_tokens(self, batch: PixelBatch) -> int:
+        return self._patches(batch) + int(self._reads_cls)
+
+    def _image_embeds(self, batch: PixelBatch) -> Tensor:
+        states = self._tower_states(batch)
+        return self.hf.model.multi_modal_projector(states[:, states.shape[1] - self._image_tokens(batch) :])
+
+    def _positions(self, ids: Tensor, mask: Tensor, batch: PixelBatch) -> Tensor:
+        return text_positions(mask)

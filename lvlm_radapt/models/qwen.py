@@ -1,0 +1,149 @@
+"""Qwen2-VL and Qwen2.5-VL: images of any size in merged patches, three-axis rotary positions."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor, nn
+from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_resize
+
+from lvlm_radapt.errors import UserError
+from lvlm_radapt.models.base import LVLM, FeaturePoint, Geometry, PixelBatch
+from lvlm_radapt.models.geometry import eight_bit
+from lvlm_radapt.models.text import PromptEncoder, conversation
+from lvlm_radapt.towers.qwen import (
+    QwenTower,
+    batch_equal_windows,
+    images_to_rows,
+    rows_to_images,
+    token_order,
+)
+
+
+class QwenLVLM(LVLM):
+    """`Qwen2VLForConditionalGeneration` and `Qwen2_5_VLForConditionalGeneration` behind one interface.
+
+    Its vision attention is made to run equal windows in one call (the stock code loops over them); the result
+    is the same up to rounding.
+    """
+
+    def __init__(
+        self,
+        hf: Any,
+        tokenizer: Any,
+        image_processor: Any,
+        *,
+        name: str,
+        geometry: Geometry = "stock",
+        chat_template: Any = None,
+        conversation_name: str | None = None,
+    ) -> None:
+        if geometry == "pad":
+            raise UserError(f"{name}: geometry pad is for LLaVA; Qwen keeps the image's shape, use stock")
+        config = hf.config
+        image_token = tokenizer.convert_ids_to_tokens(config.image_token_id)
+        reserved = (
+            config.image_token_id,
+            config.video_token_id,
+            config.vision_start_token_id,
+            config.vision_end_token_id,
+        )
+        render = conversation(
+            tokenizer,
+            image_token=image_token,
+            name=conversation_name,
+            chat_template=chat_template,
+            default="qwen",
+        )
+        text = PromptEncoder(
+            tokenizer,
+            render,
+            image_id=config.image_token_id,
+            end_id=tokenizer.convert_tokens_to_ids("<|im_end|>"),
+            target_prefix="",
+            placeholders=[token for token in map(tokenizer.convert_ids_to_tokens, reserved) if token],
+        )
+        super().__init__(hf, tokenizer, image_processor, name=name, text=text, geometry=geometry)
+        batch_equal_windows(hf)
+        shape = QwenTower(self.tower)
+        self._patch, self._merge, self._temporal = shape.patch_size, shape.merge_size, shape.temporal
+        self._window = shape.window
+
+    @property
+    def tower(self) -> nn.Module:
+        return self.hf.model.visual
+
+    def canvas(self, image: Image.Image) -> tuple[int, int]:
+        factor = self._patch * self._merge
+        if not self.image_processor.do_resize:
+            return image.height, image.width
+        size = self.image_processor.size
+        try:
+            return smart_resize(
+                image.height,
+                image.width,
+                factor=factor,
+                min_pixels=size["shortest_edge"],
+                max_pixels=size["longest_edge"],
+            )
+        except ValueError as error:
+            raise UserError(f"an image of {image.width}x{image.height} px cannot be used: {error}") from error
+
+    def _canvas_bytes(self, image: Image.Image) -> np.ndarray:
+        out = self.image_processor(images=[image], do_rescale=False, do_normalize=False, return_tensors="pt")
+        # the processor answers in patch rows: put them together again
+        frames = rows_to_images(
+            out["pixel_values"], out["image_grid_thw"], self._patch, self._merge, self._temporal
+        )
+        return eight_bit(frames[0][0].numpy())
+
+    def _meta(self, image: Image.Image, canvas: tuple[int, int]) -> dict[str, Any]:
+        return {
+            **super()._meta(image, canvas),
+            "grid": (1, canvas[0] // self._patch, canvas[1] // self._patch),
+        }
+
+    def pixel_values(self, batch: PixelBatch) -> Tensor:
+        """[B * gh * gw, 3 * T * p * p] normalised patch rows, image after image, in merge-block order."""
+        return images_to_rows(self.normalise(batch.x), self._patch, self._merge, self._temporal)
+
+    def image_grid_thw(self, batch: PixelBatch) -> Tensor:
+        """Long [B, 3]: (1, patches high, patches wide) of every image."""
+        return torch.tensor([(1, *self._grid(batch))] * len(batch))
+
+    def features(self, batch: PixelBatch, at: FeaturePoint = "tower") -> Tensor:
+        """`tower`: the last block's output, before the merger, one row a patch; `projector`: the merger's
+        output, one row a merged block. Both in raster order whatever the window order inside."""
+        if at == "projector":
+            return self._image_embeds(batch)
+        if at != "tower":
+            raise UserError(f"features at {at!r} are unknown, choose tower or projector")
+        rows = self._tower_output(batch).last_hidden_state
+        order = token_order([(1, *self._grid(batch))], self._merge, self._window)
+        raster = torch.argsort(order).to(rows.device)
+        return rows.unflatten(0, (len(batch), -1))[:, raster]
+
+    def _tower_output(self, batch: PixelBatch) -> Any:
+        # called directly: the full model would round the pixels to half precision before the filter
+        grid = self.image_grid_thw(batch).to(self.device)
+        return self.tower(self.pixel_values(batch), grid_thw=grid)
+
+    def _grid(self, batch: PixelBatch) -> tuple[int, int]:
+        return batch.x.shape[-2] // self._patch, batch.x.shape[-1] // self._patch
+
+    def _image_tokens(self, batch: PixelBatch) -> int:
+        high, wide = self._grid(batch)
+        return high * wide // self._merge**2
+
+    def _image_embeds(self, batch: PixelBatch) -> Tensor:
+        return self._tower_output(batch).pooler_output.unflatten(0, (len(batch), -1))
+
+    def _positions(self, ids: Tensor, mask: Tensor, batch: PixelBatch) -> Tensor:
+        # without the token types transformers would count image tokens in one dimension, silently
+        types = (ids == self.text.image_id).int()
+        grid = self.image_grid_thw(batch)
+        positions, _ = self.hf.model.get_rope_index(ids, types, image_grid_thw=grid, attention_mask=mask)
+        return positions

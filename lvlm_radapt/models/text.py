@@ -1,0 +1,126 @@
+"""From the user's words to token ids: conversation template, image placeholders, target tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection
+from functools import lru_cache
+from typing import Any
+
+from lvlm_radapt.errors import UserError
+
+CONVERSATIONS: dict[str, str] = {
+    "vicuna_v1": (
+        "A chat between a curious user and an artificial intelligence assistant. The assistant gives "
+        "helpful, detailed, and polite answers to the user's questions. USER: {image}\n{text} ASSISTANT:"
+    ),
+    "qwen": (
+        "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n<|im_start|>user\n"
+        "<|vision_start|>{image}<|vision_end|>{text}<|im_end|>\n<|im_start|>assistant\n"
+    ),
+}
+"""Named templates: `{image}` is one image placeholder, `{text}` the user's words."""
+
+
+def conversation(
+    tokenizer: Any, *, image_token: str, name: str | None, chat_template: Any, default: str
+) -> Callable[[str], str]:
+    """A function from the user's text to the whole prompt with one image placeholder.
+
+    `name` picks one of CONVERSATIONS; without it the checkpoint's chat template is used (one user turn:
+    image, then text), and the conversation `default` where there is none. UserError for an unknown name.
+    """
+    if name is None and chat_template is not None:
+
+        def render(text: str) -> str:
+            content = [{"type": "image"}, {"type": "text", "text": text}]
+            return tokenizer.apply_chat_template(
+                [{"role": "user", "content": content}],
+                chat_template=chat_template,
+                tokenize=False,
+                add_generation_prompt=True,
+            )
+
+        return render
+    if (name or default) not in CONVERSATIONS:
+        raise UserError(f"conversation {name!r} is unknown, choose one of {', '.join(CONVERSATIONS)}")
+    template = CONVERSATIONS[name or default]
+    return lambda text: template.format(image=image_token, text=text)
+
+
+class PromptEncoder:
+    """Token ids of prompts and targets.
+
+    image_id: id of the placeholder that stands for one image position; end_id: the token that ends an
+    answer; target_prefix: what stands between prompt and answer (a space for LLaVA, nothing for Qwen);
+    placeholders: the strings that users' texts must not contain.
+    """
+
+    def __init__(
+        self,
+        tokenizer: Any,
+        render: Callable[[str], str],
+        *,
+        image_id: int,
+        end_id: int,
+        target_prefix: str,
+        placeholders: Collection[str],
+    ) -> None:
+        self.image_id = image_id
+        self.end_id = end_id
+        self.pad_id: int = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else end_id
+        self._tokenizer = tokenizer
+        self._render = render
+        self._prefix = target_prefix
+        self._placeholders = tuple(placeholders)
+        # an attack asks for the same texts at every step
+        self._prompt_ids = lru_cache(maxsize=4096)(self._encode_prompt)
+        self._target_ids = lru_cache(maxsize=4096)(self._encode_target)
+
+    def prompt(self, text: str, image_tokens: int) -> list[int]:
+        """The whole prompt, the image placeholder repeated `image_tokens` times."""
+        ids = self._prompt_ids(text)
+        at = ids.index(self.image_id)
+        return [*ids[:at], *[self.image_id] * image_tokens, *ids[at + 1 :]]
+
+    def target(self, prompt: str, text: str) -> list[int]:
+        """The answer's tokens after that prompt, end token last; outer whitespace of `text` is dropped."""
+        return list(self._target_ids(prompt, text))
+
+    def end_ids(self, generation_config: Any) -> set[int]:
+        """All tokens at which generation stops: the end token and what the generation config adds."""
+        extra = getattr(generation_config, "eos_token_id", None)
+        extra = [] if extra is None else extra if isinstance(extra, list) else [extra]
+        return {self.end_id, *(int(i) for i in extra)}
+
+    def _encode_prompt(self, text: str) -> tuple[int, ...]:
+        self._refuse_placeholders(text)
+        ids = self._tokens(self._render(text))
+        if ids.count(self.image_id) != 1:
+            raise UserError(
+                f"the conversation template places {ids.count(self.image_id)} images in a prompt with one: "
+                f"choose a named one, conversation={' or '.join(CONVERSATIONS)}"
+            )
+        return ids
+
+    def _encode_target(self, prompt: str, text: str) -> tuple[int, ...]:
+        self._refuse_placeholders(text)
+        before = self._prompt_ids(prompt)
+        answer = self._prefix + text.strip()
+        whole = self._tokens(self._render(prompt) + answer)
+        if whole[: len(before)] == before:
+            ids = whole[len(before) :]
+        else:  # a token would straddle the border; the prompt must stay what generation sees
+            ids = tuple(self._tokenizer(answer, add_special_tokens=False)["input_ids"])
+        return (*ids, self.end_id)
+
+    def _tokens(self, text: str) -> tuple[int, ...]:
+        bos = self._tokenizer.bos_token
+        has_bos = bos is not None and text.startswith(bos)
+        return tuple(self._tokenizer(text, add_special_tokens=not has_bos)["input_ids"])
+
+    def _refuse_placeholders(self, text: str) -> None:
+        for placeholder in self._placeholders:
+            if placeholder in text:
+                raise UserError(
+                    f"the text {text[:60]!r} contains the reserved token {placeholder}: remove it"
+                )

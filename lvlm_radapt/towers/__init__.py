@@ -1,0 +1,64 @@
+"""Vision encoders: an adapter a family, found from the transformers model that holds the encoder."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import reduce
+from typing import TypeVar
+
+from torch import nn
+
+from lvlm_radapt.errors import UserError
+from lvlm_radapt.towers.base import Tower
+from lvlm_radapt.towers.clip import CLIPTower
+from lvlm_radapt.towers.qwen import ENCODERS, QwenTower
+
+__all__ = ["CLIPTower", "QwenTower", "Tower", "find_tower"]
+
+T = TypeVar("T")
+
+# Where a model keeps its encoder. Class names, not classes: importing every modeling file would be slow, and
+# subclasses (exported checkpoints) are met through their bases.
+_INSIDE = {
+    "LlavaForConditionalGeneration": "model.vision_tower",
+    "LlavaModel": "vision_tower",
+    "CLIPModel": "vision_model",
+    "CLIPVisionModelWithProjection": "vision_model",
+    "Qwen2VLForConditionalGeneration": "model.visual",
+    "Qwen2VLModel": "visual",
+    "Qwen2_5_VLForConditionalGeneration": "model.visual",
+    "Qwen2_5_VLModel": "visual",
+}
+_TOWERS: dict[str, type[Tower]] = {
+    "CLIPVisionModel": CLIPTower,
+    "CLIPVisionTransformer": CLIPTower,
+    **dict.fromkeys(ENCODERS, QwenTower),
+}
+
+
+def find_tower(hf_model: nn.Module) -> Tower:
+    """The adapter of the vision encoder in `hf_model`.
+
+    Knows LLaVA-1.5 (with a CLIP encoder), CLIP, Qwen2-VL and Qwen2.5-VL: the full models, the inner ones and
+    the bare encoders, also through torch.compile's wrapper.
+
+    Raises:
+        UserError: the model, or the encoder inside it, is of another class.
+    """
+    hf_model = getattr(hf_model, "_orig_mod", hf_model)
+    path = _lookup(_INSIDE, hf_model)
+    encoder = hf_model if path is None else reduce(getattr, path.split("."), hf_model)
+    tower = _lookup(_TOWERS, encoder)
+    if tower is None:
+        inside = "" if encoder is hf_model else f" in {type(hf_model).__name__}"
+        raise UserError(
+            f"no R-Adapt support for the vision encoder {type(encoder).__name__}{inside}: "
+            f"supported are {', '.join([*_INSIDE, *_TOWERS])}"
+        )
+    # transformers 4 wrapped CLIP's encoder once more
+    return tower(getattr(encoder, "vision_model", encoder))
+
+
+def _lookup(table: Mapping[str, T], module: nn.Module) -> T | None:
+    names = (cls.__name__ for cls in type(module).__mro__)
+    return next((table[name] for name in names if name in table), None)

@@ -1,0 +1,68 @@
+"""CLIP vision transformers, as in LLaVA and CLIP: pixels [B, 3, H, W], a CLS token, then raster order."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor, nn
+
+from lvlm_radapt.errors import UserError
+from lvlm_radapt.towers.base import Args, Kwargs, Tower, argument, with_argument
+
+if TYPE_CHECKING:
+    from lvlm_radapt.modules import GaussianFilter
+
+
+class CLIPTower(Tower):
+    """A module with `embeddings` and `encoder.layers`: CLIPVisionModel, or the level it once had below."""
+
+    family = "clip"
+    prefix_tokens = 1
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__(module)
+        self._embeddings: Any = module.embeddings
+
+    @property
+    def first_attention(self) -> nn.Module:
+        module: Any = self.module
+        return module.encoder.layers[0].self_attn
+
+    @property
+    def width(self) -> int:
+        return int(self._embeddings.embed_dim)
+
+    def filter_pixels(self, args: Args, kwargs: Kwargs, gaussian: GaussianFilter) -> tuple[Args, Kwargs]:
+        pixels = argument(args, kwargs, 0, "pixel_values")
+        if pixels is None:
+            return args, kwargs
+        return with_argument(args, kwargs, 0, "pixel_values", gaussian(pixels))
+
+    def lay(
+        self, values: Tensor, grid: tuple[int, int] | None, args: Args, kwargs: Kwargs
+    ) -> tuple[Args, Kwargs]:
+        if grid is not None and argument(args, kwargs, 0, "pixel_values") is not None:
+            here = self.grid(args, kwargs)
+            if here != grid:
+                raise UserError(
+                    f"the anchor is for {_shape(grid)} patches and this image has {_shape(here)}: "
+                    f"inject anchor.resized({here}) instead"
+                )
+        return args, kwargs
+
+    def order(self, args: Args, kwargs: Kwargs) -> Tensor | None:
+        return None
+
+    def grid(self, args: Args, kwargs: Kwargs) -> tuple[int, int]:
+        height, width = argument(args, kwargs, 0, "pixel_values").shape[-2:]
+        patch = int(self._embeddings.patch_size)
+        return height // patch, width // patch
+
+    def uniform_input(self, colour: Tensor) -> tuple[Args, Kwargs]:
+        side = int(self._embeddings.image_size)
+        pixels = colour.to(device=self.device, dtype=self.dtype).reshape(1, 3, 1, 1)
+        return (), {"pixel_values": pixels.expand(1, 3, side, side).contiguous()}
+
+
+def _shape(grid: tuple[int, int]) -> str:
+    return f"{grid[0]}x{grid[1]}"

@@ -1,0 +1,130 @@
+"""Bootstrap intervals."""
+
+import math
+from statistics import NormalDist
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from eval_tasks.metrics import Interval, bootstrap, bootstrap_ci, paired_difference_ci
+from lvlm_radapt.errors import UserError
+
+SCORES = st.lists(st.floats(-100, 200, allow_subnormal=False), min_size=1, max_size=30)
+
+
+@pytest.mark.parametrize("level", [0.8, 0.95, 0.99])
+def test_close_to_the_normal_interval_of_a_large_sample(level: float) -> None:
+    values = np.random.default_rng(3).gamma(2.0, 10.0, size=800)
+    low, high = bootstrap_ci(values.tolist(), level=level, resamples=20_000)
+    half = NormalDist().inv_cdf((1 + level) / 2) * values.std() / math.sqrt(values.size)
+    assert low == pytest.approx(values.mean() - half, abs=0.12 * half)
+    assert high == pytest.approx(values.mean() + half, abs=0.12 * half)
+
+
+def test_exact_distribution_of_two_samples() -> None:
+    # The mean of two draws from {0, 1} is 0, 1/2, 1 with probability 1/4, 1/2, 1/4.
+    assert bootstrap_ci([0.0, 1.0], level=0.95) == Interval(0.0, 1.0)
+    assert bootstrap_ci([0.0, 1.0], level=0.40) == Interval(0.5, 0.5)
+
+
+def test_covers_the_true_mean_about_as_often_as_promised() -> None:
+    generator = np.random.default_rng(11)
+    hits = 0
+    for trial in range(300):
+        low, high = bootstrap_ci(generator.normal(1.0, 2.0, size=60).tolist(), resamples=400, seed=trial)
+        hits += low <= 1.0 <= high
+    assert 0.90 <= hits / 300 <= 0.985  # three standard errors around 0.94
+
+
+@settings(deadline=None, max_examples=60)
+@given(SCORES, st.integers(0, 5), st.randoms())
+def test_bounds_determinism_and_order(scores: list[float], seed: int, rng) -> None:
+    interval = bootstrap_ci(scores, resamples=200, seed=seed)
+    assert min(scores) - 1e-9 <= interval.low <= interval.high <= max(scores) + 1e-9
+    assert bootstrap_ci(scores, resamples=200, seed=seed) == interval
+    shuffled = list(scores)
+    rng.shuffle(shuffled)
+    assert bootstrap_ci(shuffled, resamples=200, seed=seed) == interval
+
+
+@settings(deadline=None, max_examples=30)
+@given(st.lists(st.floats(0, 1), min_size=2, max_size=20))
+def test_higher_level_contains_lower_level(scores: list[float]) -> None:
+    narrow, wide = (
+        bootstrap_ci(scores, level=0.5, resamples=300),
+        bootstrap_ci(scores, level=0.99, resamples=300),
+    )
+    assert wide.low <= narrow.low <= narrow.high <= wide.high
+
+
+def test_seed_matters_and_unit_scales() -> None:
+    scores = [0.1, 0.5, 0.9, 0.2, 0.7, 0.4]
+    assert bootstrap_ci(scores, seed=0, resamples=50) != bootstrap_ci(scores, seed=1, resamples=50)
+    plain, percent = bootstrap_ci(scores), bootstrap_ci([100 * score for score in scores])
+    assert percent == pytest.approx((100 * plain.low, 100 * plain.high))
+
+
+@pytest.mark.parametrize("scores", [[37.5], [37.5] * 9])
+def test_equal_samples_give_a_point(scores: list[float]) -> None:
+    assert bootstrap_ci(scores) == Interval(37.5, 37.5)
+
+
+def test_input_is_left_alone() -> None:
+    scores = np.array([3.0, 1.0, 2.0])
+    bootstrap_ci(scores)
+    assert scores.tolist() == [3.0, 1.0, 2.0]
+
+
+def test_blocks_of_draws_change_nothing_but_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    scores = np.random.default_rng(0).random(50).tolist()
+    whole = bootstrap_ci(scores, resamples=4000)
+    monkeypatch.setattr(bootstrap, "_DRAWS_AT_ONCE", 7000)
+    low, high = bootstrap_ci(scores, resamples=4000)
+    width = whole.high - whole.low
+    assert abs(low - whole.low) < 0.05 * width
+    assert abs(high - whole.high) < 0.05 * width
+
+
+def test_paired_difference_is_narrower_than_unpaired() -> None:
+    generator = np.random.default_rng(5)
+    easy = generator.normal(50, 20, size=300)
+    first, second = easy + generator.normal(2, 1, size=300), easy
+    low, high = paired_difference_ci(first.tolist(), second.tolist())
+    difference = first - second
+    half = 1.96 * difference.std() / math.sqrt(300)
+    assert (low, high) == pytest.approx((difference.mean() - half, difference.mean() + half), abs=0.15 * half)
+    assert low > 1.5  # the spread of the samples themselves, 20, would hide the difference
+
+
+def test_paired_difference_changes_sign_with_its_arguments() -> None:
+    first, second = [0.2, 0.9, 0.4, 0.8], [0.1, 0.3, 0.5, 0.2]
+    low, high = paired_difference_ci(first, second, resamples=20_000)
+    other = paired_difference_ci(second, first, resamples=20_000)
+    assert other == pytest.approx((-high, -low), abs=0.02)
+    assert paired_difference_ci(first, first) == Interval(0.0, 0.0)
+
+
+@pytest.mark.parametrize(
+    ("scores", "options", "message"),
+    [
+        ([], {}, "at least one score"),
+        ([[1.0], [2.0]], {}, "flat list"),
+        ([1.0, math.nan], {}, "finite"),
+        ([1.0, math.inf], {}, "finite"),
+        ([1.0, 2.0], {"level": 0.0}, "confidence level"),
+        ([1.0, 2.0], {"level": 95}, "confidence level"),
+        ([1.0, 2.0], {"resamples": 0}, "resamples"),
+    ],
+)
+def test_user_errors(scores: list, options: dict, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        bootstrap_ci(scores, **options)
+
+
+def test_paired_user_errors() -> None:
+    with pytest.raises(UserError, match="same samples, got 2 and 1"):
+        paired_difference_ci([1.0, 2.0], [1.0])
+    with pytest.raises(UserError, match="at least one score"):
+        paired_difference_ci([], [])

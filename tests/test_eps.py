@@ -1,0 +1,81 @@
+"""eps as users write it."""
+
+import contextlib
+import math
+from fractions import Fraction
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from eval_tasks.eps import eps_text, parse_eps
+from lvlm_radapt.errors import UserError
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("4/255", 4 / 255),
+        (" 8 / 255 ", 8 / 255),
+        ("0.0157", 0.0157),
+        (".5", 0.5),
+        ("1", 1.0),
+        ("1e-2", 0.01),
+        ("255/255", 1.0),
+        ("0.5/255", 0.5 / 255),
+    ],
+)
+def test_reads_fractions_and_decimals(text: str, value: float) -> None:
+    assert parse_eps(text) == value
+
+
+BAD = ["4", "0", "0/255", "-4/255", "4/-255", "1.0001", "256/255", "4/0", "nan", "inf", "", " ", "4/255/2"]
+BAD += [
+    "4 255",
+    "four",
+    "٤/255",
+    "1e-999",
+    "1e999",
+    "1e999/1e999",
+    "4/255;",
+    "0x1",
+    "1_0/255",
+    "4/255\n8/255",
+]
+
+
+@pytest.mark.parametrize("text", [*BAD, "9" * 5000])
+def test_refuses_what_is_no_budget_on_one_line(text: str) -> None:
+    with pytest.raises(UserError, match="write 4/255") as caught:
+        parse_eps(text)
+    assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) < 200
+
+
+@given(st.integers(1, 255))
+def test_whole_levels_come_back_as_fractions(level: int) -> None:
+    assert eps_text(level / 255) == f"{level}/255"
+    assert parse_eps(f"{level}/255") == level / 255
+    # 3 * (1 / 255) is not the same float as 3 / 255.
+    assert eps_text(level * (1 / 255)) == f"{level}/255"
+
+
+@given(st.floats(0, 1, exclude_min=True, allow_subnormal=True))
+def test_any_budget_reads_back(eps: float) -> None:
+    assert math.isclose(parse_eps(eps_text(eps)), eps, rel_tol=1e-12)
+
+
+@given(st.integers(1, 10**6), st.integers(1, 10**6))
+def test_fractions_agree_with_exact_arithmetic(over: int, under: int) -> None:
+    text = f"{over}/{under}"
+    if Fraction(over, under) <= 1:
+        assert parse_eps(text) == float(Fraction(over, under))
+    else:
+        with pytest.raises(UserError):
+            parse_eps(text)
+
+
+@given(st.text())
+def test_text_is_a_budget_or_a_user_error(text: str) -> None:
+    with contextlib.suppress(UserError):
+        assert 0 < parse_eps(text) <= 1

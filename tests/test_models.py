@@ -1,0 +1,618 @@
+"""Every model's features, loss and answers against transformers' own road on the same files."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tiny_checkpoints
+import tiny_random
+import torch
+import transformers
+from PIL import Image
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from transformers.vision_utils import get_vision_position_ids, get_vision_window_index
+
+from lvlm_radapt import RAdaptConfig, load_encoder, load_model, robustify
+from lvlm_radapt.anchor import white_anchor
+from lvlm_radapt.errors import UserError
+from lvlm_radapt.inject import inject, injected_anchor
+from lvlm_radapt.models import LVLM, embedded_models
+from lvlm_radapt.models import load as load_module
+from lvlm_radapt.models.language import left_pad, right_pad, target_nll
+
+NAMES = ["llava", "qwen2", "qwen2.5"]
+PROMPTS = ["What is this?", "describe the small red circle on the left with a word", "how many"]
+TARGETS = ["a pig", "yes", "two large blue squares and one small green circle on the right"]
+GRIDS = [(56, 56), (84, 56), (112, 168), (196, 84)]
+CLASSES = {
+    "llava": transformers.LlavaForConditionalGeneration,
+    "qwen2": transformers.Qwen2VLForConditionalGeneration,
+    "qwen2.5": transformers.Qwen2_5_VLForConditionalGeneration,
+}
+
+
+def noise(height: int, width: int, seed: int = 0) -> Image.Image:
+    values = np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    return Image.fromarray(values)
+
+
+@dataclass(frozen=True)
+class Case:
+    """A model under test, and the same checkpoint as transformers alone opens it."""
+
+    name: str
+    ours: LVLM
+    stock: Any
+    folder: Path
+
+    def inputs(self, image: Image.Image, prompt: str) -> dict[str, Tensor]:
+        """What the stock processor gives for one image and question (Qwen's needs torchvision: by hand)."""
+        if self.name == "llava":
+            processor = transformers.LlavaProcessor(
+                self.ours.image_processor,
+                self.ours.tokenizer,
+                patch_size=14,
+                vision_feature_select_strategy="default",
+                num_additional_image_tokens=1,
+            )
+            text = f"USER: <image>\n{prompt} ASSISTANT:"
+            return dict(processor(images=[image], text=[text], return_tensors="pt"))
+        vision = self.ours.image_processor(images=[image], return_tensors="pt")
+        count = int(vision["image_grid_thw"].prod()) // 4
+        text = (
+            "<|im_start|>system\nyou are helpful<|im_end|>\n<|im_start|>user\n<|vision_start|>"
+            + "<|image_pad|>" * count
+            + f"<|vision_end|>{prompt}<|im_end|>\n<|im_start|>assistant\n"
+        )
+        tokens = self.ours.tokenizer([text], return_tensors="pt")
+        return {
+            **vision,
+            "input_ids": tokens["input_ids"],
+            "attention_mask": tokens["attention_mask"],
+            "mm_token_type_ids": (tokens["input_ids"] == tiny_random.IMAGE_TOKEN).int(),
+        }
+
+    def stock_loss(self, image: Image.Image, prompt: str, target: str, **changes: Tensor) -> Tensor:
+        """The library's own loss over the target's tokens; `changes` replace inputs."""
+        inputs = {**self.inputs(image, prompt), **changes}
+        end = "</s>" if self.name == "llava" else "<|im_end|>"
+        answer = self.ours.tokenizer(target + end, add_special_tokens=False, return_tensors="pt")["input_ids"]
+        before = inputs["input_ids"]
+        labels = torch.cat([torch.full_like(before, -100), answer], 1)
+        inputs["input_ids"] = torch.cat([before, answer], 1)
+        inputs["attention_mask"] = torch.ones_like(labels)
+        if "mm_token_type_ids" in inputs:
+            inputs["mm_token_type_ids"] = (inputs["input_ids"] == tiny_random.IMAGE_TOKEN).int()
+        return self.stock(**inputs, labels=labels).loss
+
+    def stock_answer(self, image: Image.Image, prompt: str, tokens: int, **kwargs: Any) -> str:
+        inputs = self.inputs(image, prompt)
+        out = self.stock.generate(**inputs, max_new_tokens=tokens, do_sample=False, num_beams=1, **kwargs)
+        return self.ours.tokenizer.decode(
+            out[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True
+        ).strip()
+
+
+@pytest.fixture(scope="module")
+def cases(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Case]:
+    root = tmp_path_factory.mktemp("checkpoints")
+    folders = {
+        "llava": tiny_checkpoints.save_llava(root / "llava"),
+        "qwen2": tiny_checkpoints.save_qwen(root / "qwen2", version="2"),
+        "qwen2.5": tiny_checkpoints.save_qwen(root / "qwen2.5"),
+    }
+    return {
+        name: Case(
+            name,
+            load_model(folder),
+            CLASSES[name].from_pretrained(folder, attn_implementation="eager").eval(),
+            folder,
+        )
+        for name, folder in folders.items()
+    }
+
+
+@pytest.fixture(params=NAMES)
+def case(request: pytest.FixtureRequest, cases: dict[str, Case]) -> Case:
+    return cases[request.param]
+
+
+@pytest.mark.parametrize("size", GRIDS)
+def test_loss_equals_the_library_s(case: Case, size: tuple[int, int]) -> None:
+    for i, (prompt, target) in enumerate(zip(PROMPTS, TARGETS, strict=True)):
+        image = noise(*size, seed=i)
+        loss = case.ours.loss(case.ours.pixels([image]), [prompt], [target])
+        assert loss.shape == (1,)
+        torch.testing.assert_close(loss[0], case.stock_loss(image, prompt, target), rtol=1e-5, atol=1e-5)
+
+
+def test_pixel_gradient_equals_the_library_s(case: Case) -> None:
+    image = noise(112, 84)
+    batch = case.ours.pixels([image])
+    x = batch.x.clone().requires_grad_()
+    case.ours.loss(batch.replace(x), PROMPTS[:1], TARGETS[:1]).sum().backward()
+    # the chain rule by hand: through the model's inputs, then the normalisation (and the patch rows)
+    inputs = case.ours.pixel_values(batch).requires_grad_()
+    case.stock_loss(image, PROMPTS[0], TARGETS[0], pixel_values=inputs).backward()
+    leaf = batch.x.clone().requires_grad_()
+    case.ours.pixel_values(batch.replace(leaf)).backward(inputs.grad)
+    assert x.grad is not None
+    assert x.grad.abs().max() > 0
+    torch.testing.assert_close(x.grad, leaf.grad, rtol=1e-3, atol=1e-6)
+
+
+def test_pixel_gradient_equals_finite_differences(case: Case) -> None:
+    model = load_model(case.folder, dtype=torch.float64, attn="sdpa")
+    batch = model.pixels([noise(84, 56, 1), noise(84, 56, 2)])
+    x = batch.x.double().requires_grad_()
+    loss = model.loss(batch.replace(x), PROMPTS[:2], TARGETS[:2])
+    assert loss.dtype == torch.float64
+    (gradient,) = torch.autograd.grad(loss.sum(), x)
+    noises = [torch.randn(x.shape, generator=torch.Generator().manual_seed(i)).double() for i in range(3)]
+    # along noise the loss hardly moves and is nearly straight; along the gradient it is steep and curved
+    for direction, step in [*((n, 1e-3) for n in noises), (gradient / gradient.std(), 1e-5)]:
+        with torch.no_grad():
+            up = model.loss(batch.replace(x + step * direction), PROMPTS[:2], TARGETS[:2]).sum()
+            down = model.loss(batch.replace(x - step * direction), PROMPTS[:2], TARGETS[:2]).sum()
+        expected = float((gradient * direction).sum())
+        assert float(up - down) / (2 * step) == pytest.approx(expected, rel=5e-3)
+
+
+def test_a_mixed_batch_equals_its_samples_one_by_one(case: Case) -> None:
+    batch = case.ours.pixels([noise(112, 84, i) for i in range(3)])
+    x = batch.x.clone().requires_grad_()
+    losses = case.ours.loss(batch.replace(x), PROMPTS, TARGETS)
+    (gradient,) = torch.autograd.grad(losses.sum(), x)
+    for i in range(3):
+        alone = batch[i].x.clone().requires_grad_()
+        loss = case.ours.loss(batch[i].replace(alone), [PROMPTS[i]], [TARGETS[i]])
+        (expected,) = torch.autograd.grad(loss.sum(), alone)
+        torch.testing.assert_close(losses[i], loss[0], rtol=1e-4, atol=1e-5)
+        assert (gradient[i] - expected[0]).norm() <= 1e-4 * expected.norm()
+
+
+def test_the_samples_of_a_batch_do_not_touch_each_other(case: Case) -> None:
+    batch = case.ours.pixels([noise(112, 84, i) for i in range(2)])
+    x = batch.x.clone().requires_grad_()
+    losses = case.ours.loss(batch.replace(x), PROMPTS[:2], TARGETS[:2])
+    (gradient,) = torch.autograd.grad(losses[0], x)
+    assert gradient[0].abs().max() > 0
+    assert gradient[1].abs().max() == 0
+
+
+@pytest.mark.parametrize("size", GRIDS)
+def test_answers_equal_the_library_s_greedy_search(case: Case, size: tuple[int, int]) -> None:
+    images = [noise(*size, seed=i) for i in range(3)]
+    answers = case.ours.generate(case.ours.pixels(images), PROMPTS, 12)
+    assert answers == [
+        case.stock_answer(image, prompt, 12) for image, prompt in zip(images, PROMPTS, strict=True)
+    ]
+    assert len({*answers}) > 1  # else the test shows nothing
+
+
+def test_generation_stops_at_every_end_token(case: Case) -> None:
+    batch = case.ours.pixels([noise(56, 56, i) for i in range(3)])
+    free = case.ours.generate(batch, PROMPTS, 10)
+    word = free[0].split()[2]
+    end = case.ours.tokenizer.convert_tokens_to_ids(word)
+    config = case.ours.hf.generation_config
+    stock = config.eos_token_id
+    config.eos_token_id = [2, end]
+    try:
+        stopped = case.ours.generate(batch, PROMPTS, 10)
+    finally:
+        config.eos_token_id = stock
+    for before, after in zip(free, stopped, strict=True):
+        words = before.split()
+        assert after.split() == (words[: words.index(word)] if word in words else words)
+
+
+def test_the_checkpoint_s_repetition_penalty_is_applied(case: Case) -> None:
+    images = [noise(56, 84, i) for i in range(3)]
+    batch = case.ours.pixels(images)
+    config = case.ours.hf.generation_config
+    plain = case.ours.generate(batch, PROMPTS, 10)
+    config.repetition_penalty = 1.7
+    try:
+        answers = case.ours.generate(batch, PROMPTS, 10)
+        alone = [case.ours.generate(batch[i], [PROMPTS[i]], 10)[0] for i in range(3)]
+    finally:
+        config.repetition_penalty = None
+    expected = [
+        case.stock_answer(image, prompt, 10, repetition_penalty=1.7)
+        for image, prompt in zip(images, PROMPTS, strict=True)
+    ]
+    assert answers == alone == expected
+    assert answers != plain
+
+
+def test_generation_says_nothing(case: Case, capfd: pytest.CaptureFixture[str]) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        case.ours.generate(case.ours.pixels([noise(56, 56)]), ["what"], 3)
+    assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize("size", GRIDS)
+def test_llava_features_are_the_layer_the_language_model_reads(
+    cases: dict[str, Case], size: tuple[int, int]
+) -> None:
+    case = cases["llava"]
+    images = [noise(*size, seed=i) for i in range(2)]
+    batch = case.ours.pixels(images)
+    values = case.ours.image_processor(images=images, return_tensors="pt")["pixel_values"]
+    hidden = case.stock.model.vision_tower(values, output_hidden_states=True).hidden_states
+    torch.testing.assert_close(case.ours.features(batch), hidden[-2][:, 1:])
+    projected = torch.stack(list(case.stock.get_image_features(values).pooler_output))
+    torch.testing.assert_close(case.ours.features(batch, at="projector"), projected)
+
+
+@pytest.mark.parametrize("size", GRIDS)
+@pytest.mark.parametrize("name", ["qwen2", "qwen2.5"])
+def test_qwen_features_are_in_raster_order(cases: dict[str, Case], name: str, size: tuple[int, int]) -> None:
+    case = cases[name]
+    images = [noise(*size, seed=i) for i in range(2)]
+    batch = case.ours.pixels(images)
+    inputs = case.ours.image_processor(images=images, return_tensors="pt")
+    grid = inputs["image_grid_thw"]
+    out = case.stock.model.visual(inputs["pixel_values"], grid_thw=grid)
+    # where each row lies, from the positions that the rotary embedding itself uses
+    places = get_vision_position_ids(grid, 2)
+    if name == "qwen2.5":
+        window, _ = get_vision_window_index(grid, 2, 56, 14)
+        places = places.reshape(-1, 4, 2)[window].reshape(-1, 2)
+    _, high, wide = grid[0].tolist()
+    expected = torch.zeros(2, high, wide, 32)
+    seen = torch.zeros(2, high, wide)
+    for row, (y, x) in enumerate(places.tolist()):
+        expected[row // (high * wide), y, x] = out.last_hidden_state[row]
+        seen[row // (high * wide), y, x] += 1
+    assert bool((seen == 1).all())
+    torch.testing.assert_close(case.ours.features(batch), expected.flatten(1, 2), rtol=1e-4, atol=1e-4)
+    merged = torch.stack(list(case.stock.get_image_features(inputs["pixel_values"], grid).pooler_output))
+    projected = case.ours.features(batch, at="projector")
+    torch.testing.assert_close(projected, merged, rtol=1e-4, atol=1e-4)
+
+
+def test_features_have_gradients_and_known_places(case: Case) -> None:
+    batch = case.ours.pixels([noise(56, 56)])
+    for at in ("tower", "projector"):
+        x = batch.x.clone().requires_grad_()
+        case.ours.features(batch.replace(x), at=at).pow(2).sum().backward()
+        assert x.grad is not None
+        assert x.grad.abs().max() > 0
+    with pytest.raises(UserError, match="'head' are unknown"):
+        case.ours.features(batch, at="head")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("layers", "strategy"), [(-2, "full"), ([-3, -1], "default"), ([1, 2], "full"), (1, "default")]
+)
+def test_llava_with_other_feature_settings(
+    cases: dict[str, Case], layers: int | list[int], strategy: str
+) -> None:
+    """Some checkpoints read several layers, or keep CLS."""
+    ours = cases["llava"].ours
+    config = transformers.LlavaConfig(
+        **{
+            **ours.hf.config.to_dict(),
+            "vision_feature_layer": layers,
+            "vision_feature_select_strategy": strategy,
+        }
+    )
+    hf = transformers.LlavaForConditionalGeneration(config)
+    for parameter in hf.parameters():
+        torch.nn.init.normal_(parameter, std=0.1)
+    model = type(ours)(hf, ours.tokenizer, ours.image_processor, name="other")
+    image = noise(70, 60)
+    batch = model.pixels([image])
+    width = 32 * (len(layers) if isinstance(layers, list) else 1)
+    assert model.features(batch).shape == (1, 16, width)
+    projected = hf.get_image_features(
+        ours.image_processor(images=[image], return_tensors="pt")["pixel_values"]
+    )
+    stock = torch.stack(list(projected.pooler_output))[:, -16:]
+    torch.testing.assert_close(model.features(batch, at="projector"), stock)
+    tokens = 16 + (strategy == "full")
+    ids = torch.tensor([model.text.prompt("what", tokens) + model.text.target("what", "a pig")])
+    labels = ids.clone()
+    labels[:, :-3] = -100
+    expected = hf(
+        input_ids=ids,
+        pixel_values=model.pixel_values(batch),
+        attention_mask=torch.ones_like(ids),
+        labels=labels,
+    ).loss
+    torch.testing.assert_close(model.loss(batch, ["what"], ["a pig"])[0], expected)
+
+
+@torch.no_grad()
+def test_target_likelihood_against_a_naive_loop() -> None:
+    hidden = torch.randn(3, 9, 8)
+    head = torch.nn.Linear(8, 20, bias=False)
+    starts, targets = [2, 5, 4], [[3, 4, 5, 6], [7], [1, 2]]
+    for row, (start, target) in enumerate(zip(starts, targets, strict=True)):
+        total = 0.0
+        for offset, token in enumerate(target):
+            total -= float(torch.log_softmax(head(hidden[row, start + offset - 1]), -1)[token])
+        value = target_nll(hidden, head, starts, targets)[row]
+        assert float(value) == pytest.approx(total / len(target), rel=1e-5)
+    halves = target_nll(hidden.bfloat16(), head.bfloat16(), starts, targets)
+    assert halves.dtype == torch.float32
+
+
+def test_padding_sides() -> None:
+    ids, mask = right_pad([[1, 2, 3], [4]], 9)
+    assert ids.tolist() == [[1, 2, 3], [4, 9, 9]]
+    assert mask.tolist() == [[1, 1, 1], [1, 0, 0]]
+    ids, mask = left_pad([[1, 2, 3], [4]], 9)
+    assert ids.tolist() == [[1, 2, 3], [9, 9, 4]]
+    assert mask.tolist() == [[1, 1, 1], [0, 0, 1]]
+
+
+def test_counts_must_agree(case: Case) -> None:
+    batch = case.ours.pixels([noise(56, 56), noise(56, 56, 1)])
+    with pytest.raises(UserError, match="2 images need 2 prompts, got 1"):
+        case.ours.loss(batch, ["what"], ["a", "b"])
+    with pytest.raises(UserError, match="2 images need 2 targets, got 3"):
+        case.ours.loss(batch, ["what", "how"], ["a", "b", "c"])
+    with pytest.raises(UserError, match="got one string"):
+        case.ours.generate(batch, "ab")
+    with pytest.raises(UserError, match="max_new_tokens"):
+        case.ours.generate(batch, ["what", "how"], 0)
+
+
+def test_no_text_can_pose_as_an_image(case: Case) -> None:
+    batch = case.ours.pixels([noise(56, 56)])
+    token = "<image>" if case.name == "llava" else "<|image_pad|>"
+    with pytest.raises(UserError, match="reserved token"):
+        case.ours.generate(batch, [f"what {token} is"])
+    with pytest.raises(UserError, match="reserved token"):
+        case.ours.loss(batch, ["what"], [token])
+
+
+def test_braces_and_outer_spaces_are_plain_text(cases: dict[str, Case]) -> None:
+    model = load_model(cases["llava"].folder, conversation="vicuna_v1")
+    plain = model.text.prompt("", 2)
+    words = model.text.prompt("the {text} {0} pig", 2)
+    tail = model.tokenizer("the {text} {0} pig ASSISTANT:", add_special_tokens=False)["input_ids"]
+    assert words == plain[:-2] + tail
+    assert model.text.target("what", "  a pig \n") == model.text.target("what", "a pig")
+
+
+def test_named_conversations(cases: dict[str, Case], tmp_path: Path) -> None:
+    vicuna = (
+        "A chat between a curious user and an artificial intelligence assistant. The assistant gives "
+        "helpful, detailed, and polite answers to the user's questions. USER: <image><image>\n"
+        "What? ASSISTANT:"
+    )
+    bare = load_model(tiny_checkpoints.save_llava(tmp_path / "l", chat_template=None))
+    named = load_model(cases["llava"].folder, conversation="vicuna_v1")
+    for model in (bare, named):
+        assert model.text.prompt("What?", 2) == model.tokenizer(vicuna)["input_ids"]
+    assert (
+        cases["llava"].ours.text.prompt("What?", 2)
+        == (bare.tokenizer("USER: <image><image>\nWhat? ASSISTANT:")["input_ids"])
+    )
+    chatml = (
+        "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n<|im_start|>user\n<|vision_start|>"
+        "<|image_pad|><|vision_end|>What?<|im_end|>\n<|im_start|>assistant\n"
+    )
+    qwen = load_model(tiny_checkpoints.save_qwen(tmp_path / "q", chat_template=None))
+    assert qwen.text.prompt("What?", 1) == qwen.tokenizer(chatml)["input_ids"]
+    with pytest.raises(UserError, match="'alpaca' is unknown"):
+        load_model(cases["llava"].folder, conversation="alpaca")
+
+
+def test_a_template_in_the_processor_s_file_is_used(tmp_path: Path) -> None:
+    folder = tiny_checkpoints.save_llava(tmp_path, chat_template=None)
+    template = tiny_checkpoints.LLAVA_TEMPLATE.replace("ASSISTANT", "pig")
+    (folder / "chat_template.json").write_text(json.dumps({"chat_template": template}))
+    model = load_model(folder)
+    assert model.text.prompt("What?", 1) == model.tokenizer("USER: <image>\nWhat? pig:")["input_ids"]
+
+
+def test_a_template_without_an_image_is_refused(tmp_path: Path) -> None:
+    model = load_model(tiny_checkpoints.save_llava(tmp_path, chat_template="USER: ASSISTANT:"))
+    with pytest.raises(UserError, match="places 0 images"):
+        model.generate(model.pixels([noise(56, 56)]), ["what"])
+
+
+def test_a_template_that_writes_the_opening_token_gets_no_second_one(tmp_path: Path) -> None:
+    template = "{{ bos_token }}" + tiny_checkpoints.LLAVA_TEMPLATE
+    model = load_model(tiny_checkpoints.save_llava(tmp_path, chat_template=template))
+    assert model.text.prompt("What?", 1).count(1) == 1
+
+
+def test_a_loaded_model_is_frozen_and_reports_itself(case: Case) -> None:
+    model = case.ours
+    assert not model.hf.training
+    assert not any(p.requires_grad for p in model.hf.parameters())
+    assert (model.device.type, model.dtype, model.geometry, model.image_backend) == (
+        "cpu",
+        torch.float32,
+        "stock",
+        "pil",
+    )
+    assert type(model.image_processor).__name__.endswith("Pil")
+    assert model.name == str(case.folder)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_weights_stored_in_half_precision_come_in_the_dtype_asked_for(
+    cases: dict[str, Case], tmp_path: Path, dtype: torch.dtype
+) -> None:
+    folder = tiny_checkpoints.save_llava(tmp_path)
+    cases["llava"].stock.half().save_pretrained(folder)
+    cases["llava"].stock.float()
+    model = load_model(folder, dtype=dtype)
+    weight = cases["llava"].ours.hf.model.vision_tower.pre_layrnorm.weight
+    assert model.dtype == dtype
+    assert torch.equal(model.hf.model.vision_tower.pre_layrnorm.weight, weight.half().to(dtype))
+
+
+def test_half_precision_answers_are_near(case: Case) -> None:
+    model = load_model(case.folder, dtype=torch.bfloat16)
+    batch = model.pixels([noise(84, 84, i) for i in range(2)])
+    assert batch.x.dtype == torch.float32
+    losses = model.loss(batch, PROMPTS[:2], TARGETS[:2])
+    assert losses.dtype == torch.float32
+    torch.testing.assert_close(losses, case.ours.loss(batch, PROMPTS[:2], TARGETS[:2]), rtol=0.1, atol=0.3)
+
+
+def test_missing_and_foreign_weights_are_errors(tmp_path: Path) -> None:
+    folder = tiny_checkpoints.save_llava(tmp_path)
+    path = folder / "model.safetensors"
+    weights = load_file(path)
+    key = next(k for k in weights if "linear_1.bias" in k)
+    save_file({k: v for k, v in weights.items() if k != key}, path, metadata={"format": "pt"})
+    with pytest.raises(UserError, match=r"misses weights .*linear_1\.bias"):
+        load_model(folder)
+    save_file({**weights, "radapt.anchor": torch.zeros(3)}, path, metadata={"format": "pt"})
+    with pytest.raises(UserError, match=r"holds unknown weights radapt\.anchor"):
+        load_model(folder)
+    path.unlink()
+    with pytest.raises(UserError, match="cannot load its weights"):
+        load_model(folder)
+
+
+def test_incomplete_folders(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"no config\.json"):
+        load_model(tmp_path)
+    with pytest.raises(UserError, match="no such folder"):
+        load_model(tmp_path / "nothing")
+    folder = tiny_checkpoints.save_llava(tmp_path / "a")
+    (folder / "preprocessor_config.json").unlink()
+    with pytest.raises(UserError, match="cannot load its image processor"):
+        load_model(folder)
+    (tmp_path / "a" / "config.json").write_text("{")
+    with pytest.raises(UserError, match=r"cannot read its config\.json") as error:
+        load_model(folder)
+    assert "\n" not in str(error.value)
+
+
+def test_unknown_names_and_kinds(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="did you mean tiny-llava"):
+        load_model("tiny-lava")
+    with pytest.raises(UserError, match=r"owner/none: cannot read its config\.json") as error:
+        load_model("owner/none")
+    assert "\n" not in str(error.value)
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "gpt2"}))
+    with pytest.raises(UserError, match="'gpt2' is not supported, only llava, qwen2_vl, qwen2_5_vl are"):
+        load_model(tmp_path)
+    with pytest.raises(UserError, match="'gpt2' is no image encoder"):
+        load_encoder(tmp_path)
+    with pytest.raises(UserError, match="it is an image encoder"):
+        load_model(tiny_checkpoints.save_clip(tmp_path / "clip"))
+    with pytest.raises(UserError, match="geometry 'crop'"):
+        load_model(tiny_checkpoints.save_llava(tmp_path / "l"), geometry="crop")  # type: ignore[arg-type]
+
+
+def test_embedded_names_open_the_packaged_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tiny_checkpoints.save_llava(tmp_path / "tiny" / "weights" / "tiny-llava")
+    monkeypatch.setattr(load_module, "files", lambda package: tmp_path)
+    assert embedded_models() == {"tiny-llava": tmp_path / "tiny" / "weights" / "tiny-llava"}
+    assert load_model("tiny-llava").name == "tiny-llava"
+
+
+def test_clip_encoder_equals_the_library_s(tmp_path: Path) -> None:
+    folder = tiny_checkpoints.save_clip(tmp_path)
+    encoder = load_encoder(folder)
+    stock = transformers.CLIPModel.from_pretrained(folder, attn_implementation="eager").eval()
+    images = [noise(80, 60, i) for i in range(2)]
+    batch = encoder.pixels(images)
+    values = encoder.image_processor(images=images, return_tensors="pt")["pixel_values"]
+    hidden = stock.vision_model(values, output_hidden_states=True).hidden_states
+    torch.testing.assert_close(encoder.features(batch), hidden[-2][:, 1:])
+    torch.testing.assert_close(load_encoder(folder, feature_layer=-1).features(batch), hidden[-1][:, 1:])
+    tokens = encoder.tokenizer(["a red pig", "what"], padding=True, return_tensors="pt")
+    logits = stock(
+        input_ids=tokens["input_ids"], attention_mask=tokens["attention_mask"], pixel_values=values
+    )
+    image, text = encoder.image_features(batch), encoder.text_features(["a red pig", "what"])
+    torch.testing.assert_close(torch.nn.functional.normalize(image), logits.image_embeds)
+    torch.testing.assert_close(torch.nn.functional.normalize(text), logits.text_embeds)
+    x = batch.x.clone().requires_grad_()
+    encoder.image_features(batch.replace(x)).sum().backward()
+    assert x.grad is not None
+    assert x.grad.abs().max() > 0
+    with pytest.raises(UserError, match="image encoder"):
+        encoder.features(batch, at="projector")
+
+
+def test_robustify_protects_in_place_and_the_undefended_twin_is_the_old_model(case: Case) -> None:
+    model = load_model(case.folder)
+    batch = model.pixels([noise(112, 84)])
+    assert model.radapt is None
+    before = model.loss(batch, PROMPTS[:1], TARGETS[:1])
+    config = RAdaptConfig(cutoff=30.0, alpha=0.7)
+    assert robustify(model, config) is model
+    assert model.radapt == config
+    after = model.loss(batch, PROMPTS[:1], TARGETS[:1])
+    assert not torch.allclose(before, after)
+    with model.undefended():
+        assert torch.equal(model.loss(batch, PROMPTS[:1], TARGETS[:1]), before)
+    assert torch.equal(model.loss(batch, PROMPTS[:1], TARGETS[:1]), after)
+
+
+def test_robustify_takes_the_white_of_the_model_s_own_normalisation(tmp_path: Path) -> None:
+    folder = tiny_checkpoints.save_llava(tmp_path)
+    odd = tiny_checkpoints.clip_processor(56, image_mean=[0.5, 0.4, 0.3], image_std=[0.2, 0.5, 0.7])
+    odd.save_pretrained(folder)
+    model = load_model(folder)
+    expected = white_anchor(model.hf, [0.5, 0.4, 0.3], [0.2, 0.5, 0.7]).values
+    anchor = injected_anchor(robustify(model, RAdaptConfig()).hf)
+    assert anchor is not None
+    assert torch.equal(anchor.values, expected)
+    assert not torch.allclose(expected, white_anchor(model.hf).values)
+
+
+def test_robustify_without_an_anchor(cases: dict[str, Case]) -> None:
+    model = robustify(load_model(cases["llava"].folder), RAdaptConfig(alpha=0.0))
+    assert injected_anchor(model.hf) is None
+
+
+def test_loss_and_answers_both_run_through_the_defence(case: Case) -> None:
+    config = RAdaptConfig(cutoff=15.0)
+    stock = CLASSES[case.name].from_pretrained(case.folder, attn_implementation="eager").eval()
+    defended = Case(case.name, robustify(load_model(case.folder), config), inject(stock, config), case.folder)
+    images = [noise(84, 84, i) for i in range(3)]
+    batch = defended.ours.pixels(images)
+    losses = defended.ours.loss(batch, PROMPTS, TARGETS)
+    answers = defended.ours.generate(batch, PROMPTS, 10)
+    for i in range(3):
+        expected = defended.stock_loss(images[i], PROMPTS[i], TARGETS[i])
+        torch.testing.assert_close(losses[i], expected, rtol=1e-4, atol=1e-4)
+        assert answers[i] == defended.stock_answer(images[i], PROMPTS[i], 10)
+    assert answers != case.ours.generate(batch, PROMPTS, 10)
+
+
+def test_the_package_stays_light_and_its_names_whole() -> None:
+    script = """
+import sys
+import lvlm_radapt
+assert "torch" not in sys.modules
+import lvlm_radapt.inject
+from lvlm_radapt.inject import is_injected
+assert lvlm_radapt.inject is sys.modules["lvlm_radapt.inject"].inject
+from lvlm_radapt import RAdaptConfig, inject, remove
+assert callable(inject) and RAdaptConfig().cutoff == 40.0
+assert "transformers.models" not in sys.modules
+assert set(lvlm_radapt.__all__) <= set(dir(lvlm_radapt))
+try:
+    lvlm_radapt.nothing
+except AttributeError as error:
+    assert "nothing" in str(error)
+else:
+    raise AssertionError
+"""
+    subprocess.run([sys.executable, "-c", script], check=True)

@@ -1,0 +1,182 @@
+"""VQA accuracy and its two normalisations."""
+
+import re
+from itertools import combinations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from eval_tasks.metrics import normalise_answer, vqa_accuracy
+from lvlm_radapt.errors import UserError
+
+
+def leave_one_out(prediction: str, answers: list[str]) -> float:
+    """The definition, subset by subset."""
+    subsets = list(combinations(answers, len(answers) - 1))
+    return sum(min(1.0, subset.count(prediction) / 3) for subset in subsets) / len(subsets)
+
+
+@pytest.mark.parametrize("style", ["vqav2", "textvqa"])
+@pytest.mark.parametrize(
+    ("matches", "accuracy"), [(0, 0.0), (1, 0.3), (2, 0.6), (3, 0.9), (4, 1.0), (9, 1.0)]
+)
+def test_ten_answers_by_hand(style: str, matches: int, accuracy: float) -> None:
+    answers = ["red"] * matches + ["blue"] * (10 - matches)
+    assert vqa_accuracy("red", answers, style) == pytest.approx(accuracy)
+    assert leave_one_out("red", answers) == pytest.approx(accuracy)
+
+
+@pytest.mark.parametrize(
+    ("total", "matches", "accuracy"),
+    [
+        (1, 0, 0.0),
+        (1, 1, 1.0),
+        (2, 2, 1.0),
+        (2, 1, 0.5),
+        (3, 3, 1.0),
+        (3, 1, 1 / 3),
+        (4, 4, 1.0),
+        (5, 1, 4 / 15),
+    ],
+)
+def test_other_numbers_of_answers(total: int, matches: int, accuracy: float) -> None:
+    answers = ["red"] * matches + ["blue"] * (total - matches)
+    assert vqa_accuracy("red", answers) == pytest.approx(accuracy)
+
+
+@given(
+    st.lists(st.sampled_from(["red", "blue", "dark red"]), min_size=4, max_size=12),
+    st.sampled_from(["red", "blue", "dark red", "green"]),
+    st.sampled_from(["vqav2", "textvqa"]),
+    st.randoms(),
+)
+def test_equals_the_definition_in_any_order(answers: list[str], prediction: str, style: str, rng) -> None:
+    expected = leave_one_out(prediction, answers)
+    rng.shuffle(answers)
+    assert vqa_accuracy(prediction, answers, style) == pytest.approx(expected, abs=1e-12)
+
+
+@given(st.text(max_size=20), st.lists(st.text(max_size=20), min_size=1, max_size=12))
+def test_accuracy_is_between_zero_and_one(prediction: str, answers: list[str]) -> None:
+    for style in ("vqav2", "textvqa"):
+        assert 0 <= vqa_accuracy(prediction, answers, style) <= 1
+
+
+def test_vqav2_identical_answers_are_compared_as_they_are() -> None:
+    assert vqa_accuracy("yes", ["yes"] * 10) == 1
+    assert vqa_accuracy("Yes", ["yes"] * 10) == 0
+    assert vqa_accuracy("the dog.", ["dog"] * 10) == 0
+    assert vqa_accuracy("ten", ["10"] * 10) == 0
+    assert vqa_accuracy("Yes!", ["Yes!"] * 10) == 1
+
+
+def test_vqav2_other_answers_normalise_the_prediction() -> None:
+    answers = ["yes"] * 9 + ["no"]
+    for prediction in ("Yes", "yes.", "the yes", "Yes!"):
+        assert vqa_accuracy(prediction, answers) == 1
+
+
+def test_vqav2_references_get_punctuation_only() -> None:
+    assert vqa_accuracy("two", ["two"] * 9 + ["2"]) == pytest.approx(0.3)  # the prediction became 2
+    assert vqa_accuracy("2", ["two"] * 9 + ["2"]) == pytest.approx(0.3)
+    assert vqa_accuracy("Red", ["Red"] * 9 + ["red"]) == pytest.approx(0.3)  # references keep their case
+    assert vqa_accuracy("a dog", ["a dog"] * 9 + ["dog"]) == pytest.approx(0.3)
+    assert vqa_accuracy("dog", ["dog!"] * 9 + ["cat"]) == 0  # the sign became a blank, which stays
+    assert vqa_accuracy("st", ["st."] * 9 + ["no"]) == 1
+
+
+def test_vqav2_blanks_go_before_answers_are_compared() -> None:
+    assert vqa_accuracy("\tyes\n", [" yes", "yes\n", "\tyes "]) == 1
+    assert vqa_accuracy("Yes", [" yes", "yes\n", "\tyes "]) == 0
+    assert vqa_accuracy("hot\ndog", ["hot dog"] * 10) == 1
+
+
+def test_textvqa_normalises_both_sides() -> None:
+    for prediction, answer in [
+        ("Yes", "yes"),
+        ("two", "2"),
+        ("The Stop", "stop"),
+        ("1,000", "1000"),
+        ("mcdonald's", "McDonald 's"),
+        ("what?", "what"),
+        ("dont", "don't"),
+        ("u.s", "us"),
+    ]:
+        assert vqa_accuracy(prediction, [answer] * 10, "textvqa") == 1
+        assert vqa_accuracy(answer, [prediction] * 10, "textvqa") == 1
+
+
+@pytest.mark.parametrize(
+    ("text", "vqav2", "textvqa"),
+    [
+        ("The Dog", "dog", "dog"),
+        ("a an the", "", ""),
+        ("none", "0", "0"),
+        ("Zero ten eleven", "0 10 eleven", "0 10 eleven"),
+        ("a-b", "b", "b"),  # the hyphen becomes a blank, then the article goes
+        ("x-y", "x y", "x y"),
+        ("x- y", "x y", "x y"),  # next to a blank: deleted
+        ("x-y z- w", "xy z w", "xy z w"),  # a blank beside one hyphen deletes all of them
+        ("1,000", "1000", "1000"),
+        # Digit-comma-digit deletes every sign; TextVQA has lost its commas by then.
+        ("1,000/day x-y", "1000day xy", "1000 day x y"),
+        ("red,blue", "red blue", "redblue"),
+        ("red, blue", "red blue", "red blue"),
+        ("what?no", "what no", "whatno"),
+        ("3.5", "3.5", "3.5"),
+        (".5", ".5", ".5"),
+        ("x.5", "x.5", "x.5"),
+        ("5.", "5", "5"),
+        ("5.x", "5x", "5x"),  # meant to stay after a digit, but the look-behind is misspelt
+        ("u.s.", "us", "us"),
+        ("...", "", ""),
+        ("x" + "." * 40, "x" + "." * 8, "x" + "." * 8),  # at most 32
+        ("dog's", "dog's", "dog 's"),
+        ("it's", "it's", "it 's"),
+        ("dont", "don't", "don't"),
+        ("Im", "im", "im"),  # the entry has a capital and is looked up in lower case
+        ("couldnt've couldn'tve", "couldn't've couldn't've", "couldn't've couldn't've"),
+        ("yalld've", "yalld've", "yalld've"),
+        (
+            "y'alld've yall'd've y'all'dve",
+            "y'all'd've y'all'd've y'all'd've",
+            "y'all'd've y'all'd've y'all'd've",
+        ),
+        ("ows'at", "ows'at", "ows'at"),
+        ("twas oclock maam", "'twas o'clock ma'am", "'twas o'clock ma'am"),
+        ("somebody'd", "somebodyd", "somebodyd"),
+        ("somebodyd've", "somebody'd've", "somebody'd've"),
+        ("shed well hell", "shed well hell", "shed well hell"),  # real words are left alone
+        ("ONE\tTWO\n", "1 2", "1 2"),
+        ('"quoted"', "quoted", "quoted"),
+        ("[x]{y}(z)", "x y z", "x y z"),
+        ("x:y x%y x$y x&y x*y", "x:y x%y x$y x&y x*y", "x:y x%y x$y x&y x*y"),  # not in the list of signs
+        ("naïve Straße", "naïve straße", "naïve straße"),
+        ("", "", ""),
+    ],
+)
+def test_normalisation_quirks(text: str, vqav2: str, textvqa: str) -> None:
+    assert normalise_answer(text) == vqav2
+    assert normalise_answer(text, "vqav2") == vqav2
+    assert normalise_answer(text, "textvqa") == textvqa
+
+
+@given(st.text(max_size=30))
+def test_normalised_text_is_single_spaced_lower_case(text: str) -> None:
+    for style in ("vqav2", "textvqa"):
+        words = normalise_answer(text, style)
+        assert not re.search(r"\s\s|^\s|\s$", words)
+        assert words == words.lower()
+        assert not set(words.split()) & {"a", "an", "the"}
+
+
+def test_user_errors() -> None:
+    with pytest.raises(UserError, match="at least one reference answer"):
+        vqa_accuracy("yes", [])
+    with pytest.raises(UserError, match="at least one reference answer"):
+        vqa_accuracy("yes", "yes")
+    with pytest.raises(UserError, match=r"unknown VQA answer style 'okvqa'.*vqav2, textvqa"):
+        vqa_accuracy("yes", ["yes"], "okvqa")
+    with pytest.raises(UserError, match="unknown VQA answer style"):
+        normalise_answer("yes", "VQAv2")

@@ -1,0 +1,122 @@
+"""Tiny random checkpoints on disk, as on the Hugging Face hub: weights, tokenizer, image processor."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import tiny_random
+from tokenizers import AddedToken, Tokenizer, normalizers, pre_tokenizers
+from tokenizers.models import WordLevel
+from tokenizers.processors import TemplateProcessing
+from transformers import (
+    CLIPImageProcessorPil,
+    GenerationConfig,
+    PreTrainedTokenizerFast,
+    Qwen2VLImageProcessorPil,
+)
+
+IM_START, IM_END = 94, 95
+_TEXT = (
+    "a the what is this image describe color shape how many one two three red green blue circle square small "
+    "large left right of on background and with word pig yes no user assistant system you are helpful chat "
+    ". , ? ! : ' between curious an artificial intelligence gives detailed polite answers to questions s"
+)
+WORDS = _TEXT.split()
+LLAVA_TEMPLATE = (
+    "{% for m in messages %}USER: {% for c in m['content'] %}{% if c['type'] == 'image' %}<image>\n"
+    "{% else %}{{ c['text'] }}{% endif %}{% endfor %} ASSISTANT:{% endfor %}"
+)
+QWEN_TEMPLATE = (
+    "<|im_start|>system\nyou are helpful<|im_end|>\n{% for m in messages %}<|im_start|>{{ m['role'] }}\n"
+    "{% for c in m['content'] %}{% if c['type'] == 'image' %}<|vision_start|><|image_pad|><|vision_end|>"
+    "{% else %}{{ c['text'] }}{% endif %}{% endfor %}<|im_end|>\n{% endfor %}<|im_start|>assistant\n"
+)
+
+
+def word_tokenizer(special: dict[int, str], *, bos: bool, eos: str, eos_after: bool = False) -> Any:
+    """A word-level tokenizer over WORDS that lower-cases everything but its special tokens.
+
+    special: id -> token; bos: whether `<s>` opens every text; eos_after: whether `eos` closes it (CLIP).
+    """
+    specials = {0: "<pad>", 1: "<s>", 2: "</s>", 3: "<unk>", **special}
+    vocab = {token: index for index, token in specials.items()}
+    free = (i for i in range(tiny_random.VOCAB) if i not in specials)
+    vocab |= {word: next(free) for word in dict.fromkeys(WORDS)}
+    vocab |= {f"w{i}": i for i in free}
+    tokenizer = Tokenizer(WordLevel(vocab, unk_token="<unk>"))
+    tokenizer.normalizer = normalizers.Lowercase()
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    if bos or eos_after:
+        parts = ["<s>"] * bos + ["$A"] + [eos] * eos_after
+        tokenizer.post_processor = TemplateProcessing(
+            single=" ".join(parts), special_tokens=[("<s>", 1), (eos, vocab[eos])]
+        )
+    extra = [AddedToken(t, special=True, normalized=False) for t in specials.values() if t != eos]
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        pad_token="<pad>",
+        bos_token="<s>" if bos else None,
+        eos_token=eos,
+        unk_token="<unk>",
+        additional_special_tokens=extra,
+        clean_up_tokenization_spaces=False,
+    )
+
+
+def clip_processor(side: int, **kwargs: Any) -> CLIPImageProcessorPil:
+    """Shortest edge to `side`, centre crop `side` x `side`, CLIP's mean and std."""
+    crop = {"height": side, "width": side}
+    return CLIPImageProcessorPil(size={"shortest_edge": side}, crop_size=crop, **kwargs)
+
+
+def save_llava(
+    folder: Path, *, chat_template: str | None = LLAVA_TEMPLATE, seed: int = 0, **vision: Any
+) -> Path:
+    """tiny_random.llava with a 56 px canvas, 4 x 4 patches."""
+    model = tiny_random.llava(seed=seed, **vision)
+    model.generation_config = GenerationConfig(bos_token_id=1, eos_token_id=2, pad_token_id=0)
+    tokenizer = word_tokenizer({tiny_random.IMAGE_TOKEN: "<image>"}, bos=True, eos="</s>")
+    tokenizer.chat_template = chat_template
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    clip_processor(model.config.vision_config.image_size).save_pretrained(folder)
+    return folder
+
+
+def save_qwen(
+    folder: Path, *, version: str = "2.5", chat_template: str | None = QWEN_TEMPLATE, seed: int = 0
+) -> Path:
+    """tiny_random.qwen2_5_vl or .qwen2_vl, patches of 14 px, canvases from 56x56 up to 28,000 px."""
+    model = (tiny_random.qwen2_5_vl if version == "2.5" else tiny_random.qwen2_vl)(seed=seed)
+    model.generation_config = GenerationConfig(eos_token_id=[IM_END, 2], pad_token_id=0)
+    special = {
+        tiny_random.IMAGE_TOKEN: "<|image_pad|>",
+        tiny_random.VIDEO_TOKEN: "<|video_pad|>",
+        tiny_random.VISION_START: "<|vision_start|>",
+        tiny_random.VISION_END: "<|vision_end|>",
+        IM_START: "<|im_start|>",
+        IM_END: "<|im_end|>",
+    }
+    tokenizer = word_tokenizer(special, bos=False, eos="<|im_end|>")
+    tokenizer.chat_template = chat_template
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    size = {"shortest_edge": 56 * 56, "longest_edge": 28_000}
+    Qwen2VLImageProcessorPil(size=size).save_pretrained(folder)
+    return folder
+
+
+def save_clip(folder: Path, *, seed: int = 0, **vision: Any) -> Path:
+    """tiny_random.clip with a 56 px canvas."""
+    model = tiny_random.clip(seed=seed, **vision)
+    model.save_pretrained(folder)
+    word_tokenizer({}, bos=True, eos="</s>", eos_after=True).save_pretrained(folder)
+    clip_processor(model.config.vision_config.image_size).save_pretrained(folder)
+    return folder
+
+
+def words(text: str) -> list[str]:
+    """What the tokenizer makes of `text`, as words; for tests that rebuild ids by hand."""
+    return re.findall(r"\w+|[^\w\s]+", text.lower())

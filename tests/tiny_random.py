@@ -1,0 +1,198 @@
+"""Tiny transformers models with random weights: real classes and real code paths, built in milliseconds.
+
+The weights come from a seed and are scaled up from the library's usual 0.02, so that attention and the
+nonlinearities do something that a test can see. Nothing is downloaded.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import transformers
+from torch import nn
+
+WIDTH = 32
+VOCAB = 96
+IMAGE_TOKEN = 90
+VIDEO_TOKEN = 91
+VISION_START = 92
+VISION_END = 93
+PAD_TOKEN = 0
+BOS_TOKEN = 1
+EOS_TOKEN = 2
+
+
+def _randomise(model: nn.Module, seed: int) -> Any:
+    """Draws every parameter from `seed` (norm weights around 1, the rest N(0, 0.2^2)); eval mode, frozen."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            noise = torch.randn(parameter.shape, generator=generator, dtype=torch.float32)
+            is_norm = "norm" in name or "ln_q" in name or "layrnorm" in name
+            value = 1 + 0.1 * noise if is_norm and name.endswith("weight") else 0.2 * noise
+            parameter.copy_(value.to(parameter.dtype))
+    return model.eval().requires_grad_(False)
+
+
+def clip_vision_config(*, image_size: int = 56, patch_size: int = 14, layers: int = 3, **kwargs: Any) -> Any:
+    """A CLIPVisionConfig of width 32: by default 56 px, 4 x 4 patches, 3 layers, 4 heads."""
+    return transformers.CLIPVisionConfig(
+        hidden_size=WIDTH,
+        intermediate_size=2 * WIDTH,
+        projection_dim=16,
+        num_hidden_layers=layers,
+        num_attention_heads=4,
+        image_size=image_size,
+        patch_size=patch_size,
+        **kwargs,
+    )
+
+
+def clip_vision(*, seed: int = 0, **config: Any) -> Any:
+    """CLIPVisionModel; `config` goes to `clip_vision_config`."""
+    return _randomise(transformers.CLIPVisionModel(clip_vision_config(**config)), seed)
+
+
+def clip_vision_with_projection(*, seed: int = 0, **config: Any) -> Any:
+    """CLIPVisionModelWithProjection; `config` goes to `clip_vision_config`."""
+    return _randomise(transformers.CLIPVisionModelWithProjection(clip_vision_config(**config)), seed)
+
+
+def clip(*, seed: int = 0, **config: Any) -> Any:
+    """CLIPModel with a two-layer text side; `config` goes to `clip_vision_config`."""
+    text = {
+        "vocab_size": VOCAB,
+        "hidden_size": WIDTH,
+        "intermediate_size": 2 * WIDTH,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "max_position_embeddings": 32,
+        "projection_dim": 16,
+        "bos_token_id": BOS_TOKEN,
+        "eos_token_id": EOS_TOKEN,
+        "pad_token_id": PAD_TOKEN,
+    }
+    vision = clip_vision_config(**config).to_dict()
+    full = transformers.CLIPConfig(text_config=text, vision_config=vision, projection_dim=16)
+    return _randomise(transformers.CLIPModel(full), seed)
+
+
+def llava(*, seed: int = 0, **config: Any) -> Any:
+    """LlavaForConditionalGeneration: the CLIP tower above under a two-layer Llama; IMAGE_TOKEN is a patch."""
+    text = transformers.LlamaConfig(
+        vocab_size=VOCAB,
+        hidden_size=WIDTH,
+        intermediate_size=2 * WIDTH,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=4,
+        max_position_embeddings=512,
+        pad_token_id=PAD_TOKEN,
+        bos_token_id=BOS_TOKEN,
+        eos_token_id=EOS_TOKEN,
+    )
+    full = transformers.LlavaConfig(
+        vision_config=clip_vision_config(**config),
+        text_config=text,
+        image_token_index=IMAGE_TOKEN,
+        vision_feature_layer=-2,
+        vision_feature_select_strategy="default",
+    )
+    return _randomise(transformers.LlavaForConditionalGeneration(full), seed)
+
+
+def _qwen_text() -> dict[str, Any]:
+    return {
+        "vocab_size": VOCAB,
+        "hidden_size": WIDTH,
+        "intermediate_size": 2 * WIDTH,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 1024,
+        # sections of the rotary half (head size 8, half 4): time, height, width
+        "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [2, 1, 1]},
+        "pad_token_id": PAD_TOKEN,
+        "bos_token_id": BOS_TOKEN,
+        "eos_token_id": EOS_TOKEN,
+    }
+
+
+def _qwen_tokens() -> dict[str, Any]:
+    return {
+        "image_token_id": IMAGE_TOKEN,
+        "video_token_id": VIDEO_TOKEN,
+        "vision_start_token_id": VISION_START,
+        "vision_end_token_id": VISION_END,
+        "tie_word_embeddings": False,
+    }
+
+
+def qwen2_vl(*, seed: int = 0, patch_size: int = 14, layers: int = 2) -> Any:
+    """Qwen2VLForConditionalGeneration, width 32, two vision blocks, merge 2, two frames a patch."""
+    vision = {
+        "depth": layers,
+        "embed_dim": WIDTH,
+        "hidden_size": WIDTH,
+        "num_heads": 4,
+        "mlp_ratio": 2,
+        "patch_size": patch_size,
+        "spatial_merge_size": 2,
+        "temporal_patch_size": 2,
+    }
+    config = transformers.Qwen2VLConfig(text_config=_qwen_text(), vision_config=vision, **_qwen_tokens())
+    return _randomise(transformers.Qwen2VLForConditionalGeneration(config), seed)
+
+
+def qwen2_5_vl(*, seed: int = 0, patch_size: int = 14, window_patches: int = 4, layers: int = 3) -> Any:
+    """Qwen2_5_VLForConditionalGeneration, width 32: windows of 4 x 4 patches (56 px), full attention in
+    the last vision block only, so that block 0 is windowed even on small grids."""
+    vision = {
+        "depth": layers,
+        "hidden_size": WIDTH,
+        "out_hidden_size": WIDTH,
+        "intermediate_size": 2 * WIDTH,
+        "num_heads": 4,
+        "patch_size": patch_size,
+        "spatial_merge_size": 2,
+        "temporal_patch_size": 2,
+        "window_size": window_patches * patch_size,
+        "fullatt_block_indexes": [layers - 1],
+    }
+    config = transformers.Qwen2_5_VLConfig(text_config=_qwen_text(), vision_config=vision, **_qwen_tokens())
+    return _randomise(transformers.Qwen2_5_VLForConditionalGeneration(config), seed)
+
+
+def qwen_inputs(grids: list[tuple[int, int]], pixel_rows: torch.Tensor) -> dict[str, torch.Tensor]:
+    """One text with an image of every grid (patches high, wide; merge 2) and a few words around them.
+
+    `pixel_rows` [sum(h*w), C*T*p*p] is passed on; the answer holds what the models' forward takes.
+    """
+    ids: list[int] = [BOS_TOKEN, 10, 11]
+    types: list[int] = [0, 0, 0]
+    for height, width in grids:
+        count = (height // 2) * (width // 2)
+        ids += [VISION_START] + [IMAGE_TOKEN] * count + [VISION_END, 12]
+        types += [0] + [1] * count + [0, 0]
+    ids += [13, 14]
+    types += [0, 0]
+    input_ids = torch.tensor([ids])
+    return {
+        "input_ids": input_ids,
+        "attention_mask": torch.ones_like(input_ids),
+        "mm_token_type_ids": torch.tensor([types]),
+        "pixel_values": pixel_rows,
+        "image_grid_thw": torch.tensor([[1, height, width] for height, width in grids]),
+    }
+
+
+def llava_inputs(pixel_values: torch.Tensor, *, patches: int = 16) -> dict[str, torch.Tensor]:
+    """A batch of equal prompts with an image each: `pixel_values` [B, 3, H, W], `patches` tokens an image."""
+    ids = [BOS_TOKEN, 10] + [IMAGE_TOKEN] * patches + [11, 12, 13]
+    input_ids = torch.tensor([ids] * len(pixel_values))
+    return {
+        "input_ids": input_ids,
+        "attention_mask": torch.ones_like(input_ids),
+        "pixel_values": pixel_values,
+    }
