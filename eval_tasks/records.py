@@ -5,6 +5,7 @@ parts/          while running: one append-only file a process
 samples.jsonl   when finished: a line a sample, in the order of the selected ids
 metrics.json    written last; a run is finished when it is there
 images/ID.png   the attacked images, the ones that were scored
+clean/ID.png    the first samples' clean images on the same canvas, for the report
 """
 
 from __future__ import annotations
@@ -211,14 +212,16 @@ class RunFolder:
                     if _is_leftover(entry):
                         entry.unlink(missing_ok=True)
 
-    def save_image(self, sample_id: str, x: torch.Tensor | np.ndarray) -> None:
-        """Write a uint8 [3, H, W] image as images/ID.png, whole or not at all."""
+    def save_image(self, sample_id: str, x: torch.Tensor | np.ndarray, *, under: str = "images") -> None:
+        """Write a uint8 [3, H, W] image as images/ID.png (or in the folder `under`), whole or not at all."""
         array = x.detach().cpu().numpy() if isinstance(x, torch.Tensor) else x
         if array.dtype != np.uint8 or array.ndim != 3 or array.shape[0] != 3:
             raise ValueError(f"an image is uint8 [3, H, W], got {array.dtype} {list(array.shape)}")
         encoded = io.BytesIO()
         Image.fromarray(np.ascontiguousarray(array.transpose(1, 2, 0))).save(encoded, format="PNG")
-        _write_atomic(self.path / "images" / image_name(sample_id), encoded.getvalue())
+        with _writing(self.path):
+            (self.path / under).mkdir(exist_ok=True)
+        _write_atomic(self.path / under / image_name(sample_id), encoded.getvalue())
 
     def load_image(self, sample_id: str) -> torch.Tensor:
         """The saved image, uint8 [3, H, W]; UserError when it is missing or damaged."""

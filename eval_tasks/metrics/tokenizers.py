@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Literal, Protocol
 
 from eval_tasks.metrics import ptb, ptb_java
 from lvlm_radapt.errors import UserError
@@ -14,6 +14,8 @@ class Tokenizer(Protocol):
 
     def __call__(self, captions: Sequence[str]) -> list[str]: ...
 
+
+TokenizerName = Literal["ptb", "java"]
 
 _TOKENIZERS: dict[str, Tokenizer] = {"ptb": ptb.tokenize_all, "java": ptb_java.tokenize_all}
 

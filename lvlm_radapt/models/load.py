@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import difflib
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 import transformers
+from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
 
 from lvlm_radapt.errors import UserError
-from lvlm_radapt.models.base import LVLM, Geometry
+from lvlm_radapt.models.base import LVLM, Geometry, PixelModel
 from lvlm_radapt.models.clip import CLIPEncoder
 from lvlm_radapt.models.llava import LlavaLVLM
 from lvlm_radapt.models.qwen import QwenLVLM
@@ -52,21 +54,41 @@ def load_model(
     *,
     device: str | torch.device = "cpu",
     dtype: torch.dtype = torch.float32,
-    geometry: Geometry = "stock",
+    geometry: Geometry | None = None,
     attn: Attention = "auto",
     conversation: str | None = None,
 ) -> LVLM:
     """A frozen LVLM in eval mode.
 
-    name_or_path: an embedded name, a folder with a config.json, or a Hugging Face id (owner/name).
+    name_or_path: an embedded name, a folder with a config.json, a robustified folder (the defence is in the
+        model then), or a Hugging Face id (owner/name).
     dtype: what the weights are computed in, whatever they are stored in.
-    geometry: `stock` as the checkpoint's image processor does; `pad` (LLaVA only) pads to a square first.
+    geometry: `stock` as the checkpoint's image processor does; `pad` (LLaVA only) pads to a square first;
+        None for what a robustified folder was saved with, and `stock` elsewhere.
     attn: attention implementation; `auto` is eager on CPU and sdpa elsewhere.
     conversation: a named template (`vicuna_v1`, `qwen`) in place of the checkpoint's chat template.
 
     UserError, one line, when the name is unknown, the folder or its weights are incomplete or hold foreign
     keys, the model_type is unsupported, or the hub cannot be reached.
     """
+    from lvlm_radapt.checkpoint import is_adapter, load_adapter
+
+    shared: Any = {"device": device, "dtype": dtype, "attn": attn, "conversation": conversation}
+    if os.fspath(name_or_path) not in embedded_models() and is_adapter(name_or_path):
+        return load_adapter(name_or_path, geometry=geometry, **shared)
+    return load_base(name_or_path, geometry=geometry or "stock", **shared)
+
+
+def load_base(
+    name_or_path: str | os.PathLike[str],
+    *,
+    device: str | torch.device,
+    dtype: torch.dtype,
+    geometry: Geometry,
+    attn: Attention,
+    conversation: str | None,
+) -> LVLM:
+    """`load_model` for what is no robustified folder."""
     source, name = _locate(name_or_path)
     model_type = _model_type(source, name)
     if model_type not in FAMILIES:
@@ -118,6 +140,19 @@ def load_encoder(
     )
 
 
+def load_surrogate(
+    name_or_path: str | os.PathLike[str],
+    *,
+    device: str | torch.device = "cpu",
+    dtype: torch.dtype = torch.float32,
+) -> PixelModel:
+    """A model to craft transfer images on: an LVLM, or a CLIP encoder (for embedding attacks)."""
+    source, name = _locate(name_or_path)
+    if _model_type(source, name) == "clip":
+        return load_encoder(name_or_path, device=device, dtype=dtype)
+    return load_model(name_or_path, device=device, dtype=dtype)
+
+
 def _locate(name_or_path: str | os.PathLike[str]) -> tuple[str, str]:
     """(what from_pretrained takes, the name to show)."""
     text = os.fspath(name_or_path)
@@ -163,9 +198,10 @@ def _weights(
 ) -> Any:
     implementation = attn if attn != "auto" else "eager" if torch.device(device).type == "cpu" else "sdpa"
     try:
-        model, info = hf_class.from_pretrained(
-            source, dtype=dtype, attn_implementation=implementation, output_loading_info=True
-        )
+        with _no_loading_bar():
+            model, info = hf_class.from_pretrained(
+                source, dtype=dtype, attn_implementation=implementation, output_loading_info=True
+            )
     except (OSError, ValueError, RuntimeError, ImportError) as error:
         raise UserError(f"{name}: cannot load its weights: {_first_line(error)}") from error
     missing = sorted(info["missing_keys"])
@@ -177,6 +213,23 @@ def _weights(
                 f"{name}: the checkpoint {what} weights {_some(keys)}: it is no plain {hf_class.__name__}"
             )
     return model.to(device)
+
+
+@contextmanager
+def _no_loading_bar() -> Iterator[None]:
+    """Without transformers' bar over the weights being loaded; downloads keep theirs, they take minutes."""
+    logging = transformers.utils.logging
+    shown, downloads = logging.is_progress_bar_enabled(), not are_progress_bars_disabled()
+    logging.disable_progress_bar()  # and the hub's too
+    if downloads:
+        enable_progress_bars()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
+        if not downloads:
+            disable_progress_bars()
 
 
 def _some(keys: Sequence[str]) -> str:

@@ -1,0 +1,59 @@
+# Two commands are all a newcomer needs: `make demo` and `make test`.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+.PHONY: setup demo results test lint torture test-gpu test-compat bench wheel clean
+export HF_HUB_OFFLINE := 1
+
+setup: $(STAMP)
+
+# torch first, as one exact version: elsewhere a range would pull gigabytes of CUDA packages onto a CPU machine
+$(STAMP): pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check torch==2.13.0
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[test]'
+	touch $(STAMP)
+
+demo: setup
+	$(BIN)/lvlm-radapt demo --out demo-out
+
+# The demo at full strength: the README's table (about an hour on two cores).
+results: setup
+	$(BIN)/lvlm-radapt demo --samples 500 --steps 100 --out results
+
+test: setup
+	$(BIN)/python -m pytest
+
+torture: setup
+	$(BIN)/python -m pytest -m 'torture or not gpu' --timeout 3600
+
+lint: setup
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+# What can only be shown on CUDA. It runs in the environment at hand: a GPU machine brings its own torch.
+test-gpu:
+	$(PYTHON) -m pytest -m gpu
+
+# The oldest supported transformers and the newest one, each in an environment of its own.
+test-compat:
+	for version in '==5.17.0' ''; do \
+		env=$(VENV)-compat$$version; \
+		test -x $$env/bin/python || $(PYTHON) -m venv $$env; \
+		$$env/bin/python -m pip install --quiet --disable-pip-version-check torch==2.13.0 && \
+		$$env/bin/python -m pip install --quiet --disable-pip-version-check --upgrade "transformers$$version" --editable '.[test]' && \
+		$$env/bin/python -m pytest || exit 1; \
+	done
+
+bench: setup
+	$(BIN)/python benchmarks/overhead.py
+	$(BIN)/python benchmarks/batching.py
+
+wheel: setup
+	$(BIN)/python -m build --wheel
+
+clean:
+	rm -rf $(VENV) $(VENV)-compat* dist demo-out

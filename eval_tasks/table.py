@@ -1,0 +1,561 @@
+"""The comparison table: a row a model, task, attack and eps, with transfer and adaptive always side by side."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import rich.table
+from rich.text import Text
+
+from eval_tasks.eps import eps_text
+from eval_tasks.metrics.bootstrap import Interval, paired_difference_ci
+from eval_tasks.records import Run, SampleRecord
+from lvlm_radapt.errors import UserError
+
+Part = Literal["clean", "adversarial"]
+
+NOT_RUN = "not run"
+UNDEFENDED = "n/a (undefended)"
+NO_SCORE = "n/a (no score)"
+ONLY_TRANSFER = "holds only against attacks that do not know it"
+LEGEND = (
+    "Transfer: crafted on the undefended model (or on the surrogate named), scored on this one. "
+    "Adaptive: crafted white-box on the model that is scored, through its defence. "
+    "Gain: this model minus the undefended one under the adaptive attack, paired by sample."
+)
+METRICS = {"cider": "CIDEr x100", "vqa_accuracy": "VQA accuracy, %"}
+COLUMNS = (
+    "Model",
+    "Task",
+    "Attack (name, norm, eps, steps)",
+    "n",
+    "Clean [95% CI]",
+    "Transfer [95% CI]",
+    "Adaptive [95% CI]",
+    "Gain under adaptive [95% CI]",
+    "Note",
+)
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A score (or a difference, `signed`) with its 95 % interval; or, when `value` is None, words instead."""
+
+    words: str = ""
+    value: float | None = None
+    interval: Interval | None = None
+    detail: str = ""
+    signed: bool = False
+
+    @property
+    def number(self) -> str:
+        """The value with one decimal, or the words."""
+        return self.words if self.value is None else self._format(self.value)
+
+    @property
+    def bounds(self) -> str:
+        """`[low, high]`, or nothing when there is no interval."""
+        if self.interval is None:
+            return ""
+        return f"[{self._format(self.interval.low)}, {self._format(self.interval.high)}]"
+
+    def __str__(self) -> str:
+        detail = f"({self.detail})" if self.detail else ""
+        return " ".join(part for part in (self.number, self.bounds, detail) if part)
+
+    def _format(self, value: float) -> str:
+        value = round(value, 1) + 0.0  # no "-0.0"
+        return f"{value:+.1f}" if self.signed and value else f"{value:.1f}"
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line. `transfer_gain` and `clean_change` are paired differences to the undefended model, for prose.
+
+    `variant` tells it from a row that reads the same; `eps` is in [0, 1] pixel units, None without an attack.
+    """
+
+    model: str
+    defended: bool
+    task: str
+    metric: str
+    attack: str
+    norm: str | None
+    eps: float | None
+    steps: int | None
+    variant: str
+    n: int
+    clean: Cell
+    transfer: Cell
+    adaptive: Cell
+    gain: Cell
+    transfer_gain: Cell | None
+    clean_change: Cell | None
+    only_transfer: bool
+    notes: tuple[str, ...]
+    hidden: Mapping[str, str]
+
+    @property
+    def attack_settings(self) -> str:
+        """Norm, eps, steps and variant in words."""
+        parts = [] if self.eps is None else [f"{self.norm} {eps_text(self.eps)}"]
+        parts += [f"{self.steps} steps"] if self.steps else []
+        return ", ".join([*parts, *([self.variant] if self.variant else [])])
+
+    @property
+    def attack_text(self) -> str:
+        """Name and settings in words."""
+        return ", ".join(part for part in (self.attack, self.attack_settings) if part)
+
+    @property
+    def metric_text(self) -> str:
+        """The metric with its unit."""
+        return METRICS.get(self.metric, self.metric)
+
+    def texts(self) -> tuple[str, ...]:
+        """One text a column of COLUMNS."""
+        cells = (self.clean, self.transfer, self.adaptive, self.gain)
+        task = f"{self.task} ({self.metric_text})"
+        note = "; ".join(self.notes)
+        return (self.model, task, self.attack_text, str(self.n), *map(str, cells), note)
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows of one preset, with remarks that concern all of them."""
+
+    preset: str
+    rows: tuple[Row, ...]
+    notes: tuple[str, ...] = ()
+
+    def to_markdown(self) -> str:
+        """A pipe table, followed by what its columns mean."""
+        lines = [COLUMNS, ("---",) * 3 + ("---:",) * 5 + ("---",), *(row.texts() for row in self.rows)]
+        body = "\n".join("| " + " | ".join(map(_markdown, line)) + " |" for line in lines)
+        remarks = " ".join([f"Preset {_markdown(self.preset)}. {LEGEND}", *map(_markdown, self.notes)])
+        return f"{body}\n\n{remarks}\n"
+
+    def to_csv(self) -> str:
+        """Numbers at full precision; a missing score is its words in all three of its columns."""
+        names = ("clean", "transfer", "adaptive", "gain")
+        header = ["preset", "model", "task", "metric", "attack", "norm", "eps", "steps", "variant", "n"]
+        for name in names:
+            header += [name, f"{name}_low", f"{name}_high"]
+        out = io.StringIO()
+        writer = csv.writer(out, lineterminator="\n")
+        writer.writerow([*header, "surrogate", "note"])
+        for row in self.rows:
+            line: list[Any] = [self.preset, row.model, row.task, row.metric, row.attack, row.norm, row.eps]
+            line += [row.steps, row.variant, row.n]
+            for name in names:
+                cell: Cell = getattr(row, name)
+                if cell.value is None:
+                    line += [cell.words] * 3
+                else:
+                    line += [cell.value, *(cell.interval or (NO_SCORE, NO_SCORE))]
+            writer.writerow([*line, row.hidden.get("surrogate", ""), "; ".join(row.notes)])
+        return out.getvalue()
+
+    def to_rich(self) -> rich.table.Table:
+        """For the terminal; texts are never read as markup."""
+        noted = any(row.notes for row in self.rows)
+        columns = COLUMNS if noted else COLUMNS[:-1]
+        table = rich.table.Table(
+            title=Text(f"Preset {self.preset}"),
+            caption=Text(" ".join([LEGEND, *self.notes])),
+            caption_justify="left",
+            title_justify="left",
+        )
+        for index, column in enumerate(columns):
+            table.add_column(Text(column), justify="right" if 3 <= index <= 7 else "left", overflow="fold")
+        for row in self.rows:
+            table.add_row(*(Text(text) for text in row.texts()[: len(columns)]))
+        return table
+
+
+def tables(runs: Sequence[Run]) -> dict[str, Table]:
+    """One table a preset, in the order of the runs; raises as `comparison`."""
+    by_preset: dict[str, list[Run]] = defaultdict(list)
+    for run in _distinct(runs):
+        by_preset[setting(run, "preset")].append(run)
+    return {preset: comparison(group) for preset, group in by_preset.items()}
+
+
+def comparison(runs: Sequence[Run]) -> Table:
+    """The table of runs that share a preset.
+
+    A transfer and an adaptive run share a row when all else is equal: model and R-Adapt settings, precision,
+    geometry, task, seed, samples and every setting of the attack. The same holds between a defended model and
+    the undefended one it is compared with. Raises UserError for no runs, several presets, two runs that would
+    fill the same cell, and settings or metrics that lack a field.
+    """
+    runs = _distinct(runs)
+    presets = list(dict.fromkeys(setting(run, "preset") for run in runs))
+    if len(presets) > 1:
+        raise UserError(
+            f"presets never share a table, these runs use {', '.join(presets)}: compare each preset alone"
+        )
+    groups: dict[_Key, _Group] = {}
+    for run in runs:
+        groups.setdefault(_key(run), _Group()).add(run)
+    rows = [row for key, group in groups.items() for row in _rows(key, group, groups)]
+    models = list(dict.fromkeys(setting(run, "model", "name") for run in runs))
+    defences = list(dict.fromkeys(row.model for row in rows))
+    base = {model_label(run): models.index(setting(run, "model", "name")) for run in runs}
+    rows.sort(
+        key=lambda row: (
+            row.task,
+            row.attack == "noise",
+            row.attack,
+            row.eps or 0.0,
+            row.steps or 0,
+            base[row.model],
+            row.defended,
+            defences.index(row.model),
+        )
+    )
+    return Table(presets[0], tuple(_told_apart(rows)), _remarks(runs))
+
+
+def model_label(run: Run) -> str:
+    """`tiny-llava`, or `tiny-llava + R-Adapt (cutoff 40, alpha 1, interpolate, white)`."""
+    name, radapt = setting(run, "model", "name"), setting(run, "model", "radapt")
+    return str(name) if radapt is None else f"{name} + R-Adapt ({_radapt_text(radapt)})"
+
+
+def setting(run: Run, *path: str) -> Any:
+    """A value of run.json; UserError naming the field when it is not there."""
+    value: Any = run.settings
+    for part in path:
+        if not isinstance(value, Mapping) or part not in value:
+            raise UserError(f"{run.path / 'run.json'} lacks the field {'.'.join(path)}: run it again")
+        value = value[part]
+    return value
+
+
+def metric_of(run: Run) -> str:
+    """`cider`, `vqa_accuracy`, ...; UserError when metrics.json does not say."""
+    metric = run.metrics.get("metric")
+    if not isinstance(metric, str):
+        raise UserError(f"{run.path / 'metrics.json'} lacks the field metric: run it again")
+    return metric
+
+
+def threat_of(run: Run) -> str:
+    """`adaptive`, `transfer`, `noise` (knows no model, whatever is recorded) or `none` (no attack)."""
+    attack = setting(run, "attack")
+    if attack is None or attack.get("name") == "none":
+        return "none"
+    if attack.get("name") == "noise":
+        return "noise"
+    threat = setting(run, "attack", "threat")
+    if threat not in ("adaptive", "transfer"):
+        raise UserError(
+            f"{run.path / 'run.json'}: attack.threat is {threat!r}, it must be adaptive or transfer"
+        )
+    return str(threat)
+
+
+_Key = tuple[str, str, str]  # model name, R-Adapt settings, everything else that must be equal
+
+
+class _Group:
+    """The runs that differ in nothing but the threat model."""
+
+    def __init__(self) -> None:
+        self.first: Run | None = None
+        self.single: dict[str, Run] = {}  # by threat: none, noise, adaptive
+        self.transfer: dict[str | None, Run] = {}  # by surrogate; None is the model's undefended twin
+
+    def add(self, run: Run) -> None:
+        threat = threat_of(run)
+        place: dict[Any, Run] = self.transfer if threat == "transfer" else self.single
+        index = _surrogate(run) if threat == "transfer" else threat
+        if index in place:
+            raise UserError(
+                f"{place[index].path} and {run.path} have the same settings: give only one of them"
+            )
+        place[index] = run
+
+
+def _rows(key: _Key, group: _Group, groups: Mapping[_Key, _Group]) -> list[Row]:
+    stock = groups.get((key[0], "null", key[2]), _Group())
+    rows = []
+    for threat in ("none", "noise"):
+        if threat in group.single:
+            run = group.single[threat]
+            absent = Cell(NOT_RUN if threat == "none" else "n/a (noise knows no model)")
+            transfer = absent if threat == "none" else _score(run, "adversarial", "noise, a control")
+            rows.append(_row(run, [run], transfer, absent, Cell("n/a"), None, _same_clean(run, groups), {}))
+    adaptive = group.single.get("adaptive")
+    surrogates: list[str | None] = sorted(group.transfer, key=lambda name: (name is not None, name or ""))
+    if not surrogates and adaptive is not None:
+        surrogates = [None]
+    for surrogate in surrogates:
+        transfer_run = group.transfer.get(surrogate)
+        present = [run for run in (adaptive, transfer_run) if run is not None]
+        defended = key[1] != "null"
+        if transfer_run is not None:
+            known = surrogate or ("" if defended else "surrogate not named")
+            transfer = _score(transfer_run, "adversarial", f"crafted on {known}" if surrogate else known)
+        else:
+            transfer = Cell(NOT_RUN if defended else UNDEFENDED)
+        # The same images on the undefended model: its own adaptive run, or one from the same surrogate.
+        same_images = stock.single.get("adaptive") if surrogate is None else stock.transfer.get(surrogate)
+        gain, transfer_gain = Cell("n/a (undefended)"), None
+        if defended:
+            gain = _gain(adaptive, stock.single.get("adaptive"))
+            if transfer_run is not None and same_images is not None:
+                transfer_gain = _difference(transfer_run, same_images, "adversarial")
+        hidden = {"surrogate": surrogate or "undefended twin"} if transfer_run is not None else {}
+        rows.append(
+            _row(
+                present[0],
+                present,
+                transfer,
+                Cell(NOT_RUN) if adaptive is None else _score(adaptive, "adversarial"),
+                gain,
+                transfer_gain,
+                _same_clean(present[0], groups),
+                hidden,
+            )
+        )
+    return rows
+
+
+def _row(
+    run: Run,
+    present: Sequence[Run],
+    transfer: Cell,
+    adaptive: Cell,
+    gain: Cell,
+    transfer_gain: Cell | None,
+    stock: Run | None,
+    hidden: Mapping[str, str],
+) -> Row:
+    attack = setting(run, "attack") or {}
+    attacked = threat_of(run) != "none"
+    only_transfer = bool(
+        transfer_gain is not None
+        and transfer_gain.interval is not None
+        and transfer_gain.interval.low > 0
+        and gain.interval is not None
+        and gain.interval.low <= 0
+    )
+    return Row(
+        model=model_label(run),
+        defended=setting(run, "model", "radapt") is not None,
+        task=setting(run, "task"),
+        metric=metric_of(run),
+        attack=str(attack.get("name", "none")),
+        norm=attack.get("norm") if attacked else None,
+        eps=float(setting(run, "attack", "eps")) if attacked else None,
+        steps=attack.get("steps") if attacked else None,
+        variant="",
+        n=len(run.samples),
+        clean=_score(run, "clean"),
+        transfer=transfer,
+        adaptive=adaptive,
+        gain=gain,
+        transfer_gain=transfer_gain,
+        clean_change=None if stock is None else _difference(run, stock, "clean"),
+        only_transfer=only_transfer,
+        notes=tuple(_notes(present, only_transfer)),
+        hidden={**_hidden(run), **hidden},
+    )
+
+
+def _notes(present: Sequence[Run], only_transfer: bool) -> list[str]:
+    notes = [ONLY_TRANSFER] if only_transfer else []
+    if len(present) == 2:
+        adaptive, transfer = present
+        excess = _difference(adaptive, transfer, "adversarial")
+        if excess is not None and excess.interval is not None and excess.interval.low > 0:
+            notes.append("the transfer attack beats the adaptive one: the adaptive score is too high")
+        clean = [_score(run, "clean").number for run in present]
+        if clean[0] != clean[1]:
+            notes.append(f"the clean score was {clean[1]} in the transfer run")
+    for run in present:
+        zero = run.metrics.get("zero_grad") or 0
+        if zero:
+            notes.append(f"zero gradient on {zero} of {len(run.samples)} samples ({threat_of(run)})")
+    return notes
+
+
+def _same_clean(run: Run, groups: Mapping[_Key, _Group]) -> Run | None:
+    """A run of the undefended model on the same samples: its clean answers do not depend on the attack."""
+    if setting(run, "model", "radapt") is None:
+        return None
+    wanted = _context(run)
+    for (name, radapt, _), group in groups.items():
+        if name == setting(run, "model", "name") and radapt == "null":
+            for other in (*group.single.values(), *group.transfer.values()):
+                if _context(other) == wanted:
+                    return other
+    return None
+
+
+def _gain(adaptive: Run | None, stock: Run | None) -> Cell:
+    if adaptive is None:
+        return Cell(NOT_RUN)
+    if stock is None:
+        return Cell("not run (undefended model)")
+    return _difference(adaptive, stock, "adversarial") or Cell(NO_SCORE)
+
+
+def _difference(first: Run, second: Run, part: Part) -> Cell | None:
+    """Paired difference over the shared ids; None when there is nothing to subtract."""
+    value: Callable[[SampleRecord], float | None]
+    if part == "clean":
+        value = _clean_score
+    else:
+        value = _adversarial_score
+    others = {sample.id: value(sample) for sample in second.samples}
+    pairs = [
+        (mine, theirs)
+        for sample in first.samples
+        if (mine := value(sample)) is not None and (theirs := others.get(sample.id)) is not None
+    ]
+    if not pairs:
+        return None
+    mine_all, theirs_all = [pair[0] for pair in pairs], [pair[1] for pair in pairs]
+    interval = paired_difference_ci(mine_all, theirs_all)
+    mean = sum(a - b for a, b in pairs) / len(pairs)
+    return Cell(value=mean, interval=interval, signed=True)
+
+
+def _clean_score(sample: SampleRecord) -> float | None:
+    return sample.clean.score
+
+
+def _adversarial_score(sample: SampleRecord) -> float | None:
+    return None if sample.adversarial is None else sample.adversarial.score
+
+
+def _score(run: Run, part: Part, detail: str = "") -> Cell:
+    metric, scores = metric_of(run), run.metrics.get(part)
+    if not isinstance(scores, Mapping) or metric not in scores:
+        raise UserError(f"{run.path / 'metrics.json'} lacks the field {part}.{metric}: run it again")
+    if scores[metric] is None:
+        return Cell(NO_SCORE, detail=detail)
+    bounds = scores.get("ci95")
+    interval = None if bounds is None else Interval(float(bounds[0]), float(bounds[1]))
+    return Cell(value=float(scores[metric]), interval=interval, detail=detail)
+
+
+def _surrogate(run: Run) -> str | None:
+    """None when the attack was crafted on the defended model's own undefended twin."""
+    named = setting(run, "attack").get("surrogate")
+    defended = setting(run, "model", "radapt") is not None
+    return None if named is None or (defended and named == setting(run, "model", "name")) else str(named)
+
+
+def _key(run: Run) -> _Key:
+    attack = setting(run, "attack") or {}
+    named = {key: value for key, value in attack.items() if key not in ("threat", "surrogate", "eps_text")}
+    rest = {**_context(run), "seed": run.settings.get("seed"), "attack": _filled(named)}
+    radapt = setting(run, "model", "radapt")
+    return setting(run, "model", "name"), _canonical(radapt), _canonical(rest)
+
+
+def _context(run: Run) -> dict[str, Any]:
+    """What a clean score depends on, besides the model itself."""
+    return {
+        "task": setting(run, "task"),
+        "preset": setting(run, "preset"),
+        "samples": setting(run, "ids", "sha256"),
+        "dtype": setting(run, "model").get("dtype"),
+        "geometry": setting(run, "model").get("geometry"),
+        "tokenizer": run.settings.get("tokenizer"),
+    }
+
+
+def _hidden(run: Run) -> dict[str, str]:
+    """Settings that no column shows, in words."""
+    shown = ("name", "norm", "eps", "eps_text", "steps", "threat", "surrogate")
+    attack = setting(run, "attack") or {}
+    context = {key: value for key, value in _context(run).items() if key not in ("task", "preset")}
+    context["samples"] = context["samples"][:8]
+    rest = {"seed": run.settings.get("seed"), **{k: v for k, v in attack.items() if k not in shown}}
+    return {key.replace("_", " "): _plain(value) for key, value in (context | rest).items()}
+
+
+def _told_apart(rows: Sequence[Row]) -> list[Row]:
+    """Rows that would read the same get the settings in which they differ."""
+    alike: dict[tuple[object, ...], list[Row]] = defaultdict(list)
+    for row in rows:
+        alike[_reads(row)].append(row)
+    result = []
+    for row in rows:
+        group = alike[_reads(row)]
+        keys = [key for key in row.hidden if len({other.hidden.get(key) for other in group}) > 1]
+        result.append(replace(row, variant=", ".join(f"{key} {row.hidden[key]}" for key in keys)))
+    return result
+
+
+def _reads(row: Row) -> tuple[object, ...]:
+    return (row.model, row.task, row.metric, row.attack, row.norm, row.eps, row.steps)
+
+
+def _remarks(runs: Sequence[Run]) -> tuple[str, ...]:
+    samples: dict[str, set[str]] = defaultdict(set)
+    for run in runs:
+        samples[setting(run, "task")].add(setting(run, "ids", "sha256"))
+    mixed = sorted(task for task, digests in samples.items() if len(digests) > 1)
+    if not mixed:
+        return ()
+    return (f"Rows of {', '.join(mixed)} are over different samples: do not compare them with each other.",)
+
+
+def _distinct(runs: Sequence[Run]) -> list[Run]:
+    """Each folder once, however often it was named."""
+    found = list({run.path.resolve(): run for run in runs}.values())
+    if not found:
+        raise UserError("there are no runs to compare: give at least one finished run folder")
+    return found
+
+
+def _radapt_text(radapt: Mapping[str, Any]) -> str:
+    known = {"cutoff", "cutoff_unit", "boundary", "alpha", "mix", "anchor"}
+    parts = []
+    if radapt.get("cutoff") is None:
+        parts.append("no filter")
+    else:
+        unit = " per image side" if radapt.get("cutoff_unit") == "image" else ""
+        parts.append(f"cutoff {_plain(radapt['cutoff'])}{unit}")
+        if radapt.get("boundary") == "periodic":
+            parts.append("periodic")
+    if radapt.get("alpha") == 0:
+        parts.append("no anchor")
+    else:
+        parts.append(f"alpha {_plain(radapt.get('alpha'))}")
+        parts += [str(radapt[key]) for key in ("mix", "anchor") if key in radapt]
+    parts += [f"{key.replace('_', ' ')} {_plain(radapt[key])}" for key in radapt if key not in known]
+    return ", ".join(parts)
+
+
+def _filled(values: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in values.items() if value is not None}
+
+
+def _canonical(value: object) -> str:
+    return json.dumps(value, sort_keys=True)
+
+
+def _plain(value: object) -> str:
+    if isinstance(value, bool) or value is None:
+        return {True: "yes", False: "no", None: "none"}[value]
+    return f"{value:g}" if isinstance(value, (int, float)) else str(value)
+
+
+def _markdown(text: str) -> str:
+    text = " ".join(text.split())
+    for mark in ("\\", "|", "<", "*", "_", "`"):
+        text = text.replace(mark, "&lt;" if mark == "<" else "\\" + mark)
+    return text

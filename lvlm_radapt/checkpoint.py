@@ -1,0 +1,234 @@
+"""Adapter files: the defence without the model it defends, a few kilobytes to keep or to hand on.
+
+adapter.safetensors   the anchor, float32 `anchor` [T, D] (no tensor where the settings need no anchor)
+radapt.json           format and version, settings, what the anchor lies on, the base model, checksums
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from importlib import metadata
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from safetensors import SafetensorError
+from safetensors.torch import load, save
+from torch import nn
+
+from lvlm_radapt.anchor import Anchor
+from lvlm_radapt.config import RAdaptConfig
+from lvlm_radapt.errors import UserError
+from lvlm_radapt.folders import new_folder
+from lvlm_radapt.inject import inject, injected_anchor, injected_config
+from lvlm_radapt.models.base import LVLM, Geometry
+from lvlm_radapt.models.load import Attention, embedded_models, load_base
+
+FORMAT = "lvlm-radapt adapter"
+VERSION = 1
+SETTINGS = "radapt.json"
+TENSORS = "adapter.safetensors"
+
+_DTYPES: dict[str, torch.dtype] = {
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+}
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class _AnchorPlace(_Part):
+    grid: tuple[int, int] | None
+    prefix_tokens: int
+
+
+class _Base(_Part):
+    name: str = Field(min_length=1)
+    """An embedded name, a hub id, or a folder's full path."""
+    revision: str | None
+    """The hub's commit, where it is known; told, not asked for again: the fingerprint guards the tower."""
+    tower: dict[str, str] = Field(min_length=1)
+    """dtype the model was opened in -> fingerprint of the tower then."""
+
+
+class _Settings(_Part):
+    format: Literal["lvlm-radapt adapter"]
+    version: Literal[1]
+    package: str | None
+    config: dict[str, Any]
+    anchor: _AnchorPlace | None
+    tensors_sha256: str
+    base: _Base
+    geometry: Geometry
+
+
+def save_adapter(model: LVLM, out: str | os.PathLike[str]) -> None:
+    """Write the defence in `model` to the new folder `out`; `load_adapter` and `load_model` open it.
+
+    A model in half precision gives an adapter that opens in that precision and in float32; one in float32
+    opens in every precision. UserError when no defence is in the model, or `out` is not empty or not writable.
+    """
+    config, anchor = injected_config(model.hf), injected_anchor(model.hf)
+    if config is None:
+        raise UserError(f"{model.name} has no R-Adapt in it: call robustify() before saving an adapter")
+    own = next((name for name, dtype in _DTYPES.items() if dtype == model.dtype), None)
+    if own is None:
+        raise UserError(f"{model.name} is opened in {model.dtype}: open it in one of {', '.join(_DTYPES)}")
+    tensors = {} if anchor is None else {"anchor": anchor.values.cpu().contiguous()}
+    content = save(tensors)
+    settings = _Settings(
+        format=FORMAT,
+        version=VERSION,
+        package=_package_version(),
+        config=config.to_dict(),
+        anchor=None if anchor is None else _AnchorPlace(grid=anchor.grid, prefix_tokens=anchor.prefix_tokens),
+        tensors_sha256=hashlib.sha256(content).hexdigest(),
+        base=_Base(
+            name=_lasting_name(model.name),
+            revision=getattr(model.hf.config, "_commit_hash", None),
+            tower=tower_fingerprints(model.tower, list(_DTYPES) if own == "float32" else [own]),
+        ),
+        geometry=model.geometry,
+    )
+    with new_folder(out) as folder:
+        (folder / TENSORS).write_bytes(content)
+        (folder / SETTINGS).write_text(settings.model_dump_json(indent=1) + "\n", encoding="utf-8")
+
+
+def is_adapter(folder: str | os.PathLike[str]) -> bool:
+    """Whether `folder` is one that `save_adapter` wrote (it may still be damaged)."""
+    return (Path(folder).expanduser() / SETTINGS).is_file()
+
+
+def load_adapter(
+    folder: str | os.PathLike[str],
+    *,
+    device: str | torch.device = "cpu",
+    dtype: torch.dtype = torch.float32,
+    geometry: Geometry | None = None,
+    attn: Attention = "auto",
+    conversation: str | None = None,
+) -> LVLM:
+    """The robustified model that `save_adapter` was given: its base model by name, the defence put in.
+
+    geometry: None for the one it was saved with; the other arguments as for `load_model`. The model's name is
+    its base's. UserError, one line, when a file is missing or damaged, of an unknown version, the base cannot
+    be opened, or its vision tower has other weights than the one the adapter was made for.
+    """
+    root = Path(folder).expanduser()
+    settings = _read(root)
+    config, anchor = _config(root, settings), _anchor(root, settings)
+    if config.alpha != 0 and anchor is None:
+        raise UserError(f"{root / SETTINGS} is damaged: alpha is {config.alpha:g} and there is no anchor")
+    try:
+        model = load_base(
+            settings.base.name,
+            device=device,
+            dtype=dtype,
+            geometry=geometry or settings.geometry,
+            attn=attn,
+            conversation=conversation,
+        )
+    except UserError as error:
+        raise UserError(f"cannot open the base model of the adapter {root}: {error}") from error
+    _check_tower(root, settings.base, model)
+    inject(model.hf, config, anchor)
+    return model
+
+
+def tower_fingerprints(tower: nn.Module, dtypes: list[str]) -> dict[str, str]:
+    """dtype -> sha256 over every parameter's name, shape and values rounded to it, as float32 bytes.
+
+    So a float32 tower also tells what it is when opened in half precision. Buffers do not count.
+    """
+    digests = {name: hashlib.sha256() for name in dtypes}
+    for key, parameter in sorted(tower.named_parameters()):
+        head = f"{key}{list(parameter.shape)}".encode()
+        values = parameter.detach().cpu()
+        for name, digest in digests.items():
+            digest.update(head)
+            digest.update(values.to(_DTYPES[name]).to(torch.float32).contiguous().numpy().tobytes())
+    return {name: digest.hexdigest() for name, digest in digests.items()}
+
+
+def _check_tower(root: Path, base: _Base, model: LVLM) -> None:
+    own = next((name for name, dtype in _DTYPES.items() if dtype == model.dtype), "")
+    # a float32 tower can be rounded to what was saved; a rounded one cannot be widened
+    compared = own if own in base.tower else next(iter(base.tower)) if own == "float32" else None
+    if compared not in _DTYPES:
+        saved = ", ".join(base.tower)
+        raise UserError(
+            f"{root} was saved from a model in {saved}: open it in that dtype or float32, or save it anew"
+        )
+    if tower_fingerprints(model.tower, [compared])[compared] != base.tower[compared]:
+        raise UserError(
+            f"the vision tower of {base.name} has other weights than the one the adapter {root} was made for: "
+            "robustify it anew"
+        )
+
+
+def _read(root: Path) -> _Settings:
+    path = root / SETTINGS
+    try:
+        content = json.loads(path.read_bytes())
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror or error}") from error
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path} is damaged: it is no JSON file") from error
+    if not isinstance(content, dict) or content.get("format") != FORMAT:
+        raise UserError(f"{path} is damaged: it does not say that it is an {FORMAT}")
+    if content.get("version") != VERSION:
+        raise UserError(
+            f"{path} has format version {content.get('version')!r}, this program reads {VERSION}: update it"
+        )
+    try:
+        return _Settings.model_validate(content)
+    except ValidationError as error:
+        problem = error.errors(include_url=False)[0]
+        field = ".".join(str(part) for part in problem["loc"])
+        raise UserError(f"{path} is damaged: field {field}: {problem['msg']}") from error
+
+
+def _config(root: Path, settings: _Settings) -> RAdaptConfig:
+    try:
+        return RAdaptConfig.from_dict(settings.config)
+    except UserError as error:
+        raise UserError(f"{root / SETTINGS}: {error}") from error
+
+
+def _anchor(root: Path, settings: _Settings) -> Anchor | None:
+    path = root / TENSORS
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror or error}") from error
+    if hashlib.sha256(content).hexdigest() != settings.tensors_sha256:
+        raise UserError(f"{path} is damaged: its checksum is not the one in {SETTINGS}")
+    try:
+        tensors = load(content)
+    except SafetensorError as error:
+        raise UserError(f"{path} is damaged: it is no safetensors file") from error
+    if set(tensors) != (set() if settings.anchor is None else {"anchor"}):
+        raise UserError(f"{path} is damaged: it holds {sorted(tensors) or 'nothing'}")
+    if settings.anchor is None:
+        return None
+    return Anchor(tensors["anchor"], grid=settings.anchor.grid, prefix_tokens=settings.anchor.prefix_tokens)
+
+
+def _lasting_name(name: str) -> str:
+    """A folder by its full path, so that the adapter opens from everywhere; other names as they are."""
+    path = Path(name).expanduser()
+    return str(path.resolve()) if name not in embedded_models() and path.is_dir() else name
+
+
+def _package_version() -> str | None:
+    try:
+        return metadata.version("lvlm-radapt")
+    except metadata.PackageNotFoundError:  # run from a clone
+        return None

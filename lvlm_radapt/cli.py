@@ -1,0 +1,420 @@
+"""The command line: reads flags, calls the rest, turns a user's mistake into one line and exit code 2."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    SpinnerColumn,
+    TextColumn,
+    TimeElapsedColumn,
+)
+from rich.table import Table
+
+from lvlm_radapt.errors import UserError
+
+app = typer.Typer(
+    name="lvlm-radapt",
+    help="Make a vision-language model robust to adversarial images without touching a weight (R-Adapt), "
+    "and measure honestly what that buys: under attacks that do not know the defence, and under attacks that do.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+data_app = typer.Typer(help="Data sets on disk.", no_args_is_help=True)
+app.add_typer(data_app, name="data")
+
+console = Console()
+progress_console = Console(stderr=True)
+
+
+class ThreatName(StrEnum):
+    adaptive = "adaptive"
+    transfer = "transfer"
+
+
+class TokenizerChoice(StrEnum):
+    ptb = "ptb"
+    java = "java"
+
+
+class Dtype(StrEnum):
+    float32 = "float32"
+    bfloat16 = "bfloat16"
+    float16 = "float16"
+
+
+class MixName(StrEnum):
+    interpolate = "interpolate"
+    add = "add"
+
+
+class Listing(StrEnum):
+    models = "models"
+    tasks = "tasks"
+    attacks = "attacks"
+    presets = "presets"
+
+
+class TableFormat(StrEnum):
+    table = "table"
+    markdown = "markdown"
+    csv = "csv"
+
+
+ModelArgument = Annotated[
+    str,
+    typer.Argument(
+        metavar="MODEL", help="An embedded name, a checkpoint or robustified folder, or a Hugging Face id."
+    ),
+]
+DeviceOption = Annotated[str, typer.Option(help="Where the model runs: cpu, cuda, cuda:1 ...")]
+DtypeOption = Annotated[Dtype, typer.Option(help="What the weights are computed in.")]
+
+
+def main() -> None:
+    """Entry point of the `lvlm-radapt` command."""
+    try:
+        app()
+    except UserError as error:
+        Console(stderr=True, soft_wrap=True).print(f"[red]error:[/red] {_plain(str(error))}", highlight=False)
+        sys.exit(2)
+
+
+def _plain(text: str) -> str:
+    from rich.markup import escape
+
+    return escape(" ".join(text.split()))
+
+
+@contextmanager
+def _progress(text: str, total: int | None = None) -> Iterator[Any]:
+    """A progress bar on stderr; yields advance(done, what)."""
+    columns = (
+        SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
+    )  # fmt: skip
+    with Progress(*columns, console=progress_console) as bar:
+        task = bar.add_task(text, total=total)
+
+        def advance(done: int, what: str) -> None:
+            bar.update(task, advance=done, description=f"{text} · {what}")
+
+        yield advance
+
+
+def _device(name: str) -> str:
+    import torch
+
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise UserError(f"--device {name!r} is no device: use cpu, cuda or cuda:N") from error
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise UserError(f"--device {name}: no CUDA device is available here, use --device cpu")
+    return name
+
+
+def _command_line() -> str:
+    return shlex.join(["lvlm-radapt", *sys.argv[1:]])
+
+
+@app.command("list")
+def list_(
+    what: Annotated[Listing | None, typer.Argument(help="What to list; everything when left out.")] = None,
+) -> None:
+    """List the embedded models, tasks, attacks and presets."""
+    from eval_tasks import presets
+    from lvlm_radapt.models.load import EMBEDDED, embedded_models
+
+    def attack_text(name: str) -> str:
+        return presets.load_attack(name).description
+
+    sections: dict[str, dict[str, str]] = {
+        "models": {name: EMBEDDED[name] for name in embedded_models()},
+        "tasks": {name: presets.load_task_config(name).description for name in presets.names("tasks")},
+        "attacks": {name: attack_text(name) for name in presets.names("attacks")},
+        "presets": {name: presets.load_protocol(name).description for name in presets.names("protocols")},
+    }
+    for section, entries in sections.items():
+        if what is not None and section != what.value:
+            continue
+        table = Table(title=section, title_justify="left", box=None, pad_edge=False, show_header=False)
+        table.add_column(style="bold", no_wrap=True)
+        table.add_column()
+        for name, text in entries.items():
+            table.add_row(name, text)
+        console.print(table)
+        console.print()
+
+
+@data_app.command("scenes")
+def scenes(
+    out: Annotated[Path, typer.Option(help="A new or empty folder.")],
+    count: Annotated[int, typer.Option(min=2, help="How many test scenes.")] = 500,
+    seed: Annotated[int, typer.Option(min=0, help="Another seed, other scenes.")] = 0,
+    mixed: Annotated[bool, typer.Option("--mixed", help="Three aspect ratios instead of squares.")] = False,
+) -> None:
+    """Write procedural test scenes as COCO captions, VQAv2 and TextVQA files."""
+    from lvlm_radapt.tiny.dataset import write_scenes
+
+    with _progress("drawing scenes", count) as advance:
+        written = write_scenes(
+            out, count=count, seed=seed, mixed=mixed, progress=lambda done, total: advance(1, f"{done} of {total}")
+        )
+    console.print(
+        f"{out}: " + ", ".join(f"{number} {name}" for name, number in written.items()), soft_wrap=True
+    )
+
+
+@app.command()
+def robustify(
+    model: ModelArgument,
+    out: Annotated[Path, typer.Option(help="A new or empty folder for the adapter.")],
+    cutoff: Annotated[
+        float, typer.Option(help="D0 of the Gaussian filter, cycles per 224 px; above 0.")
+    ] = 40.0,
+    no_filter: Annotated[bool, typer.Option("--no-filter", help="Leave the filter out.")] = False,
+    alpha: Annotated[float, typer.Option(help="Weight of the anchor; 0 leaves it out.")] = 1.0,
+    mix: Annotated[
+        MixName, typer.Option(help="(1 - alpha) r + alpha A, or r + alpha A.")
+    ] = MixName.interpolate,
+    device: DeviceOption = "cpu",
+    dtype: DtypeOption = Dtype.float32,
+) -> None:
+    """Protect MODEL: write an adapter folder that every other command takes as a model.
+
+    The anchor is the training-free one: the encoder's own first attention output on a white image.
+    """
+    import torch
+
+    import lvlm_radapt as package
+    from lvlm_radapt.checkpoint import check_new_folder, save_adapter
+
+    config = package.RAdaptConfig(cutoff=None if no_filter else cutoff, alpha=alpha, mix=mix.value)
+    check_new_folder(out)
+    loaded = package.load_model(model, device=_device(device), dtype=getattr(torch, dtype.value))
+    save_adapter(package.robustify(loaded, config), out)
+    console.print(f"{out}: {model} protected by {_describe(config)}", soft_wrap=True)
+    console.print(f"next: lvlm-radapt eval {out} --task coco --data DIR --attack e2e --eps 4/255 --out RUN")
+
+
+def _describe(config: Any) -> str:
+    parts = []
+    if config.cutoff is not None:
+        parts.append(f"a Gaussian filter (cutoff {config.cutoff:g})")
+    if config.alpha != 0:
+        parts.append(f"the white anchor (alpha {config.alpha:g}, {config.mix})")
+    return " and ".join(parts) or "nothing (no filter, alpha 0)"
+
+
+@app.command("eval")
+def eval_(
+    model: ModelArgument,
+    task: Annotated[str, typer.Option(help="coco, flickr30k, vqav2 or textvqa (lvlm-radapt list tasks).")],
+    data: Annotated[Path, typer.Option(help="The task's data folder.")],
+    out: Annotated[Path, typer.Option(help="The run folder.")],
+    attack: Annotated[
+        str, typer.Option(help="none, noise, embedding or e2e (lvlm-radapt list attacks).")
+    ] = "none",
+    threat: Annotated[
+        ThreatName | None,
+        typer.Option(
+            help="adaptive: crafted through the defence. transfer: on the undefended twin or --surrogate."
+        ),
+    ] = None,
+    surrogate: Annotated[str | None, typer.Option(help="Craft transfer images on this model.")] = None,
+    images_from: Annotated[
+        Path | None, typer.Option(help="Score the attacked images of this finished run (transfer only).")
+    ] = None,
+    eps: Annotated[str, typer.Option(help="Budget in [0, 1] pixel units: 4/255, 0.0157.")] = "4/255",
+    steps: Annotated[
+        int | None, typer.Option(help="Gradient steps; the attack's own number if left out.")
+    ] = None,
+    samples: Annotated[
+        int | None, typer.Option(help="How many samples; the preset's number if left out.")
+    ] = None,
+    seed: Annotated[
+        int | None, typer.Option(help="Draws the samples and the noise; the preset's if left out.")
+    ] = None,
+    preset: Annotated[
+        str | None,
+        typer.Option(help="Protocol, by name or YAML file; scenes for embedded models, native for others."),
+    ] = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="Images at a time.")] = 32,
+    chunk_size: Annotated[
+        int, typer.Option(min=1, help="Samples of a unit of work; a kill costs at most one.")
+    ] = 64,
+    tokenizer: Annotated[TokenizerChoice, typer.Option(help="For CIDEr.")] = TokenizerChoice.ptb,
+    device: DeviceOption = "cpu",
+    dtype: DtypeOption = Dtype.float32,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue a run that was stopped.")] = False,
+) -> None:
+    """Score MODEL on a task, clean and under attack, into a run folder with a report."""
+    from eval_tasks.crafting import AttackPlan
+    from eval_tasks.eps import parse_eps
+    from eval_tasks.presets import load_attack, load_protocol, load_task_config
+    from eval_tasks.runner import EvalSettings, evaluate
+
+    task_config = load_task_config(task)
+    protocol = load_protocol(preset or default_preset(model))
+    attack_config = protocol.adapt(load_attack(attack))
+    plan = None
+    if attack_config.loss != "none":
+        budget = parse_eps(eps)
+        if steps is not None and steps < 1:
+            raise UserError(f"--steps must be at least 1, got {steps}")
+        if attack_config.loss == "noise" and threat is not None:
+            raise UserError("--attack noise knows no model, so it has no threat model: leave --threat out")
+        default_steps = attack_config.apgd.steps if attack_config.apgd else None
+        plan = AttackPlan(
+            config=attack_config,
+            threat=None if attack_config.loss == "noise" else (threat or ThreatName.adaptive).value,
+            eps=budget,
+            steps=(steps or default_steps) if default_steps else None,
+        )
+    elif threat is not None or surrogate is not None or images_from is not None:
+        raise UserError("--threat, --surrogate and --images-from need an attack: choose one with --attack")
+    settings = EvalSettings(
+        task=task_config.name,
+        data=data,
+        protocol=protocol,
+        attack=plan,
+        samples=samples if samples is not None else protocol.samples,
+        seed=protocol.seed if seed is None else seed,
+        chunk_size=chunk_size,
+        batch_size=batch_size,
+        tokenizer=tokenizer.value,
+    )
+    run = run_evaluation(
+        model,
+        settings,
+        out,
+        surrogate=surrogate,
+        images_from=images_from,
+        device=_device(device),
+        dtype=dtype.value,
+        resume=resume,
+        command=_command_line(),
+    )
+    print_tables([run])
+    for note in run.metrics["notes"]:
+        console.print(f"note: {_plain(note)}", soft_wrap=True)
+    console.print(f"report: {out / 'report.html'}", soft_wrap=True)
+
+
+def default_preset(model: str) -> str:
+    """`scenes` for the embedded models and their adapters, `native` for everything else."""
+    from lvlm_radapt.checkpoint import base_of
+    from lvlm_radapt.models.load import EMBEDDED
+
+    return "scenes" if base_of(model) in EMBEDDED else "native"
+
+
+def run_evaluation(
+    model: str,
+    settings: Any,
+    out: Path,
+    *,
+    surrogate: str | None = None,
+    images_from: Path | None = None,
+    device: str = "cpu",
+    dtype: str = "float32",
+    resume: bool = False,
+    command: str = "",
+) -> Any:
+    """Load what is needed, evaluate under a progress bar, write report.html; returns the finished `Run`."""
+    import torch
+
+    from eval_tasks.data import load_task, select
+    from eval_tasks.report import write_report
+    from eval_tasks.runner import evaluate
+    from lvlm_radapt.models.load import load_model, load_surrogate
+
+    chosen, _ = select(load_task(settings.task, settings.data), settings.samples, settings.seed)
+    conversation = settings.protocol.conversation
+    loading = {"device": device, "dtype": getattr(torch, dtype)}
+    victim = load_model(
+        model,
+        geometry=settings.protocol.geometry,
+        conversation=conversation.name if conversation else None,
+        **loading,
+    )
+    source = load_surrogate(surrogate, **loading) if surrogate else None
+    attack = settings.attack
+    what = "clean" if attack is None else " ".join(filter(None, (attack.config.name, attack.threat)))
+    with _progress(f"{Path(model).name} · {settings.task} · {what}", len(chosen)) as advance:
+        run = evaluate(
+            victim, settings, out,
+            surrogate=source, images_from=images_from, resume=resume, command=command,
+            advance=lambda done, text: advance(done, text),
+        )  # fmt: skip
+    write_report([run], out / "report.html")
+    return run
+
+
+def print_tables(runs: list[Any], form: TableFormat = TableFormat.table) -> None:
+    """The comparison of `runs` on stdout, a table a preset."""
+    from eval_tasks.report import tables
+
+    for table in tables(runs).values():
+        if form is TableFormat.markdown:
+            sys.stdout.write(table.to_markdown() + "\n")
+        elif form is TableFormat.csv:
+            sys.stdout.write(table.to_csv())
+        else:
+            console.print(table.to_rich())
+
+
+@app.command()
+def report(
+    runs: Annotated[list[Path], typer.Argument(metavar="DIR...", help="Finished run folders.")],
+    out: Annotated[Path, typer.Option(help="The HTML file to write.")] = Path("report.html"),
+    form: Annotated[
+        TableFormat, typer.Option("--format", help="Of the table on stdout.")
+    ] = TableFormat.table,
+) -> None:
+    """Compare finished runs: one table (transfer and adaptive side by side) and one HTML report."""
+    from eval_tasks.records import read_run
+    from eval_tasks.report import write_report
+
+    read = [read_run(path) for path in runs]
+    write_report(read, out)
+    print_tables(read, form)
+    progress_console.print(f"report: {out}", soft_wrap=True)
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option(help="Where everything is written; run again to continue.")] = Path(
+        "lvlm-radapt-demo"
+    ),
+    samples: Annotated[int, typer.Option(min=2, help="Scenes a model is scored on, each task.")] = 64,
+    steps: Annotated[int, typer.Option(min=1, help="APGD steps.")] = 20,
+) -> None:
+    """Protect the embedded models and attack them, with and without knowledge of the defence.
+
+    Ends with one table and a report; nothing is downloaded.
+    """
+    from lvlm_radapt.demo import run_demo
+
+    runs = run_demo(out, samples=samples, steps=steps)
+    print_tables(runs)
+    console.print(f"report: {out / 'report.html'}", soft_wrap=True)
+
+
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,41 @@
+"""A folder that is there whole or not at all."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from lvlm_radapt.errors import UserError
+
+
+@contextmanager
+def new_folder(out: str | os.PathLike[str]) -> Iterator[Path]:
+    """An empty folder beside `out` to write into; it becomes `out` when the block ends well, else it goes.
+
+    `out` may be missing (its parents are made) or an empty folder. UserError when it holds anything, is a
+    file, or cannot be made.
+    """
+    target = Path(out).expanduser()
+    try:
+        if target.exists() and not target.is_dir():
+            raise UserError(f"{target} is a file: name a new folder")
+        if target.is_dir() and any(target.iterdir()):
+            raise UserError(f"{target} is not empty: name a new folder, or remove that one first")
+        target.parent.mkdir(parents=True, exist_ok=True)
+        aside = target.parent / f".{target.name or 'out'}.{os.getpid()}.partial"
+        shutil.rmtree(aside, ignore_errors=True)  # of an earlier process that was killed and had this number
+        aside.mkdir()
+    except OSError as error:
+        raise UserError(f"cannot write to {target}: {error.strerror or error}") from error
+    try:
+        yield aside
+        if target.is_dir():
+            target.rmdir()  # a rename onto an empty folder is an error on some systems
+        aside.rename(target)
+    except OSError as error:
+        raise UserError(f"cannot write to {target}: {error.strerror or error}") from error
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)

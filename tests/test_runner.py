@@ -1,0 +1,165 @@
+"""The evaluation loop on a small random LLaVA: what is scored, what is written, what resuming gives."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from tiny_checkpoints import save_llava, save_qwen
+
+from eval_tasks.crafting import AttackPlan, sample_seed
+from eval_tasks.metrics import CiderScorer, vqa_accuracy
+from eval_tasks.presets import load_attack, load_protocol
+from eval_tasks.quantise import from_8bit
+from eval_tasks.records import RunFolder, read_run
+from eval_tasks.runner import EvalSettings, evaluate
+from lvlm_radapt import RAdaptConfig, load_model, robustify
+from lvlm_radapt.errors import UserError
+from lvlm_radapt.tiny.dataset import write_scenes
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> Path:
+    out = tmp_path_factory.mktemp("data") / "scenes"
+    write_scenes(out, count=6)
+    return out
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory) -> Path:
+    return save_llava(tmp_path_factory.mktemp("llava"))
+
+
+def settings(data, *, task="vqav2", attack="e2e", threat="adaptive", steps=2, samples=7, **more) -> EvalSettings:
+    plan = None
+    if attack is not None:
+        config = load_attack(attack)
+        plan = AttackPlan(config, threat, 8 / 255, steps if config.apgd else None)
+    return EvalSettings(
+        task=task, data=data, protocol=load_protocol("scenes"), attack=plan, samples=samples, seed=1,
+        **{"chunk_size": 3, "batch_size": 2} | more,
+    )  # fmt: skip
+
+
+def test_the_scored_image_is_the_one_on_disk_and_the_scores_are_the_metrics_own(tmp_path, data, checkpoint):
+    model = robustify(load_model(checkpoint), RAdaptConfig())
+    run = evaluate(model, settings(data), tmp_path / "run")
+    folder = RunFolder(run.path)
+    assert run.metrics["n"] == len(run.samples) == 7
+    from eval_tasks.data import load_task, open_image
+
+    samples = {s.id: s for s in load_task("vqav2", data)}
+    for record in run.samples:
+        sample = samples[record.id]
+        clean = model.pixels([open_image(sample.image)])
+        pixels = folder.load_image(record.id)
+        attacked = clean.replace(from_8bit(pixels)[None])
+        prompt = f"{sample.question}\nAnswer the question using a single word or phrase."
+        assert model.generate(attacked, [prompt], max_new_tokens=5) == [record.adversarial.output]
+        assert model.generate(clean, [prompt], max_new_tokens=5) == [record.clean.output]
+        assert record.clean.score == 100 * vqa_accuracy(record.clean.output, sample.references, "vqav2")
+        distance = (pixels.int() - (clean.x[0] * 255).round().int()).abs().max()
+        assert 0 < distance <= 8
+        assert record.adversarial.linf == pytest.approx(int(distance) / 255)
+    mean = sum(r.adversarial.score for r in run.samples) / 7
+    assert run.metrics["adversarial"]["vqa_accuracy"] == pytest.approx(mean)
+
+
+def test_captions_share_one_document_frequency(tmp_path, data, checkpoint):
+    run = evaluate(load_model(checkpoint), settings(data, task="coco", attack=None, samples=5), tmp_path / "run")
+    scorer = CiderScorer({r.id: r.references for r in run.samples})
+    corpus, per_id = scorer.score({r.id: r.clean.output for r in run.samples})
+    assert run.metrics["clean"]["cider"] == pytest.approx(corpus)
+    assert {r.id: r.clean.score for r in run.samples} == pytest.approx(per_id)
+    assert run.metrics["adversarial"] is None
+
+
+class Killed(Exception):
+    pass
+
+
+@pytest.mark.parametrize("stop_after", [1, 3, 5])
+def test_a_resumed_run_is_the_uninterrupted_one(tmp_path, data, checkpoint, stop_after):
+    model = load_model(checkpoint)
+    whole = evaluate(model, settings(data), tmp_path / "whole")
+    seen = 0
+
+    def kill(done, text):
+        nonlocal seen
+        seen += done
+        if seen >= stop_after:
+            raise Killed
+
+    with pytest.raises(Killed):
+        evaluate(model, settings(data), tmp_path / "cut", advance=kill)
+    assert 0 < len(RunFolder(tmp_path / "cut").done_ids()) < 7
+    with pytest.raises(UserError, match="--resume"):
+        evaluate(model, settings(data), tmp_path / "cut")
+    with pytest.raises(UserError, match=r"attack.steps was 2, now 3"):
+        evaluate(model, settings(data, steps=3), tmp_path / "cut", resume=True)
+    again = evaluate(model, settings(data), tmp_path / "cut", resume=True)
+
+    def plain(run):
+        return [r.model_copy(update={"seconds": 0.0}) for r in run.samples]
+
+    assert plain(again) == plain(whole)
+    assert {**again.metrics, "seconds": 0} == {**whole.metrics, "seconds": 0}
+    for record in whole.samples:
+        assert torch.equal(RunFolder(whole.path).load_image(record.id), RunFolder(again.path).load_image(record.id))
+
+
+def test_transfer_is_crafted_on_the_undefended_twin(tmp_path, data, checkpoint):
+    stock = load_model(checkpoint)
+    made = evaluate(stock, settings(data), tmp_path / "stock")
+    protected = robustify(load_model(checkpoint), RAdaptConfig())
+    crafted = evaluate(protected, settings(data, threat="transfer"), tmp_path / "crafted")
+    reused = evaluate(
+        protected, settings(data, threat="transfer"), tmp_path / "reused", images_from=tmp_path / "stock"
+    )
+    for record in made.samples:
+        images = [RunFolder(p.path).load_image(record.id) for p in (made, crafted, reused)]
+        assert torch.equal(images[0], images[1])
+        assert torch.equal(images[0], images[2])
+    assert [r.adversarial.output for r in crafted.samples] == [r.adversarial.output for r in reused.samples]
+    adaptive = evaluate(protected, settings(data), tmp_path / "adaptive")
+    assert any(
+        not torch.equal(RunFolder(adaptive.path).load_image(r.id), RunFolder(made.path).load_image(r.id))
+        for r in made.samples
+    )
+
+
+def test_what_does_not_fit_is_refused_before_anything_is_written(tmp_path, data, checkpoint):
+    stock = load_model(checkpoint)
+    out = tmp_path / "run"
+    with pytest.raises(UserError, match="no undefended twin"):
+        evaluate(stock, settings(data, threat="transfer"), out)
+    evaluate(stock, settings(data), tmp_path / "made")
+    protected = robustify(load_model(checkpoint), RAdaptConfig())
+    with pytest.raises(UserError, match="another steps: 2, not 3"):
+        evaluate(protected, settings(data, threat="transfer", steps=3), out, images_from=tmp_path / "made")
+    with pytest.raises(UserError, match="other samples"):
+        evaluate(protected, settings(data, threat="transfer", samples=5), out, images_from=tmp_path / "made")
+    with pytest.raises(UserError, match="transfer only"):
+        evaluate(protected, settings(data), out, images_from=tmp_path / "made")
+    assert not out.exists()
+
+
+def test_a_surrogate_of_another_family_and_canvas_attacks_on_the_victims_canvas(tmp_path, data, checkpoint):
+    surrogate = load_model(save_qwen(tmp_path / "qwen"))
+    run = evaluate(
+        load_model(checkpoint), settings(data, threat="transfer", samples=3), tmp_path / "run", surrogate=surrogate
+    )
+    assert run.settings["attack"]["surrogate"] == str(tmp_path / "qwen")
+    assert all(0 < r.adversarial.linf <= 8 / 255 + 1e-6 for r in run.samples)
+
+
+@pytest.mark.parametrize("attack", ["embedding", "noise"])
+def test_the_other_attacks_run_and_stay_in_the_ball(tmp_path, data, checkpoint, attack):
+    threat = None if attack == "noise" else "adaptive"
+    run = evaluate(load_model(checkpoint), settings(data, attack=attack, threat=threat), tmp_path / "run")
+    assert all(0 < r.adversarial.linf <= 8 / 255 + 1e-6 for r in run.samples)
+    assert read_run(tmp_path / "run").metrics == run.metrics
+
+
+def test_a_samples_seed_depends_on_nothing_but_the_two_numbers():
+    assert sample_seed(0, "7") == sample_seed(0, "7")
+    assert len({sample_seed(s, i) for s in range(3) for i in ("1", "2", "11")}) == 9
