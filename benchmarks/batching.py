@@ -40,13 +40,15 @@ def main() -> None:
             rows = list(range(first, min(first + size, args.images)))
             found = apgd(
                 lambda x, index, rows=rows: model.loss(
-                    batch[[rows[i] for i in index]].replace(x), [PROMPT] * len(index), [captions[rows[i]] for i in index]
+                    batch[[rows[i] for i in index]].replace(x),
+                    [PROMPT] * len(index),
+                    [captions[rows[i]] for i in index],
                 ),
                 batch.x[rows],
                 eps=4 / 255,
                 steps=args.steps,
                 seed=rows,
-            )  # fmt: skip
+            )
             losses.append(found.loss)
         return args.images / (time.perf_counter() - started), float(torch.cat(losses).mean())
 

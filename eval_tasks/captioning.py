@@ -10,7 +10,7 @@ from eval_tasks.metrics.tokenizers import TokenizerName
 
 
 class CaptionScores:
-    """CIDEr-D (x100) with the document frequency of ALL selected references, fixed before anything is scored."""
+    """CIDEr-D (x100), its document frequency fixed from ALL selected references before anything is scored."""
 
     metric = "cider"
 

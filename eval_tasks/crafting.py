@@ -1,4 +1,4 @@
-"""Adversarial images for one batch: which model the attacker sees, which loss is raised, which noise is drawn."""
+"""Adversarial images for one batch: the model the attacker sees, the loss it raises, the noise it draws."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ class AttackPlan:
 
 @dataclass(frozen=True)
 class Crafted:
-    """uint8 [B,3,H,W] images to be scored, the attack's loss a sample (None for noise), all-zero gradients."""
+    """Images to be scored, uint8 [B,3,H,W]; by sample the attack's loss (None: noise) and dead gradients."""
 
     pixels: Tensor
     loss: list[float | None]
@@ -73,9 +73,7 @@ def check_plan(plan: AttackPlan, model: LVLM, surrogate: PixelModel | None) -> N
             "name a --surrogate, or use --threat adaptive"
         )
     if plan.threat != "transfer" and surrogate is not None:
-        raise UserError(
-            "--surrogate is for --threat transfer: an adaptive attack is crafted on the model itself"
-        )
+        raise UserError("--surrogate is for --threat transfer: an adaptive attack is crafted on the model itself")
     if plan.config.loss == "nll" and surrogate is not None and not isinstance(surrogate, LVLM):
         raise UserError(
             f"{surrogate.name} is an image encoder without a language model: use --attack embedding with it"
@@ -97,9 +95,7 @@ def craft(
     assert norm is not None  # presets: every attack but none has one
     if plan.config.loss == "noise":
         noisy = random_noise(batch.x, eps=plan.eps, norm=norm, seed=seeds)
-        return Crafted(
-            to_8bit(noisy, batch.x, eps=plan.eps, norm=norm), [None] * len(batch), [False] * len(batch)
-        )
+        return Crafted(to_8bit(noisy, batch.x, eps=plan.eps, norm=norm), [None] * len(batch), [False] * len(batch))
     apgd_settings = plan.config.apgd
     assert apgd_settings is not None
     assert plan.steps is not None
@@ -120,9 +116,7 @@ def craft(
     return Crafted(pixels, [float(v) for v in found.loss], [bool(v) for v in found.zero_grad])
 
 
-def _attackers_view(
-    model: LVLM, plan: AttackPlan, surrogate: PixelModel | None
-) -> AbstractContextManager[object]:
+def _attackers_view(model: LVLM, plan: AttackPlan, surrogate: PixelModel | None) -> AbstractContextManager[object]:
     """`transfer` without a surrogate is crafted on the undefended twin: the same weights, hooks asleep."""
     return model.undefended() if plan.threat == "transfer" and surrogate is None else nullcontext()
 
@@ -152,7 +146,7 @@ def _loss(
 
 
 def _view(source: PixelModel, batch: PixelBatch) -> PixelBatch:
-    """The batch on `source`'s own canvas: the same pixels where the canvases agree, resized ones elsewhere."""
+    """The batch on `source`'s own canvas: the same pixels where canvases agree, resized ones elsewhere."""
     height, width = batch.x.shape[-2:]
     probe = Image.new("RGB", (width, height))
     own = source.pixels([probe])

@@ -13,8 +13,8 @@ _TOLERANCE = 1e-4  # of an 8-bit level: x + eps in float32 falls a few ulp short
 def to_8bit(x_adv: Tensor, x: Tensor, *, eps: float, norm: Norm) -> Tensor:
     """uint8 [B,3,H,W] next to `x_adv` and within `eps` of `x`, whatever eps is.
 
-    Linf: rounded to the nearest level inside the ball; for eps = k/255 that is plain rounding. L2: every value
-    is rounded towards the clean one, so that no perturbation grows. `x`: clean images, 8-bit values / 255.
+    Linf: rounded to the nearest level inside the ball; for eps = k/255 that is plain rounding. L2: every
+    value is rounded towards the clean one, so that no perturbation grows. `x`: clean images, levels / 255.
     """
     levels, clean = x_adv.double() * 255, (x.double() * 255).round()
     if norm == "Linf":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -76,7 +77,7 @@ def write_report(runs: Sequence[Run], out_html: Path) -> Path:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters["minus"] = lambda text: str(text).replace("-", "\u2212")
+    environment.filters["minus"] = _minus
     page = environment.get_template("report.html.j2").render(
         title=_title(runs),
         created=max(str(run.settings.get("created", "")) for run in runs),
@@ -112,7 +113,9 @@ def _finding(row: Row) -> Finding:
     if row.attack == "none":
         return Finding(row.model + f", {row.task}", "Not attacked", "neutral", (clean, *_cost(row), *notes))
     if row.attack == "noise":
-        said = f"Random noise of this size leaves {_kept(row.transfer, row.clean)}. It knows no model: a real attack must do more harm."
+        said = (
+            f"Random noise of this size leaves {_kept(row.transfer, row.clean)}: an attack must do more harm."
+        )
         return Finding(subject, "Control", "neutral", (clean, said, *notes))
     sentences = [clean, *_cost(row)]
     if row.transfer.value is not None:
@@ -120,7 +123,7 @@ def _finding(row: Row) -> Finding:
         sentences.append(f"The attack{origin} leaves {_kept(row.transfer, row.clean)}.")
     if row.adaptive.value is None:
         sentences.append(
-            "The adaptive attack was not run, so these numbers say nothing about an attacker who knows the model."
+            "The adaptive attack was not run, so nothing here speaks of an attacker who knows the model."
         )
         return Finding(subject, "Adaptive attack not run", "neutral", (*sentences, *notes))
     sentences.append(f"The attack crafted on this very model leaves {_kept(row.adaptive, row.clean)}.")
@@ -143,6 +146,8 @@ def _finding(row: Row) -> Finding:
                 f"Against the undefended model that is {gain}: "
                 f"{row.n} samples show no gain once the attacker knows the defence."
             )
+        if row.transfer_gain is not None:
+            sentences.append(f"The transfer attack alone would have shown {_figure(row.transfer_gain)}.")
         if row.only_transfer:
             verdict, tone = "Holds only against attacks that do not know it", "bad"
     return Finding(subject, verdict, tone, (*sentences, *(note for note in notes if verdict + "." != note)))
@@ -170,6 +175,11 @@ def _kept(cell: Cell, clean: Cell) -> str:
     return f"{_figure(cell)}{share}"
 
 
+def _minus(text: object) -> str:
+    """Hyphens before numbers as minus signs."""
+    return re.sub(r"(?<![\w-])-(?=\d)", "\u2212", str(text))
+
+
 def _title(runs: Sequence[Run]) -> str:
     labels = list(dict.fromkeys(model_label(run) for run in runs))
     names = list(dict.fromkeys(str(setting(run, "model", "name")) for run in runs))
@@ -189,10 +199,14 @@ def _bars(table: Table) -> list[dict[str, tuple[float, float, float] | None]]:
         if cell.value is None or cell.signed or top <= 0:
             return None
         low, high = cell.interval or (cell.value, cell.value)
-        value, low, high = (round(min(max(100 * number / top, 0), 100), 2) for number in (cell.value, low, high))
+        value, low, high = (
+            round(min(max(100 * number / top, 0), 100), 2) for number in (cell.value, low, high)
+        )
         return value, low, high
 
-    return [{name: bar(getattr(row, name), tops.get(row.metric, 0.0)) for name in _CELLS} for row in table.rows]
+    return [
+        {name: bar(getattr(row, name), tops.get(row.metric, 0.0)) for name in _CELLS} for row in table.rows
+    ]
 
 
 def _described(run: Run) -> dict[str, Any]:
@@ -203,7 +217,9 @@ def _described(run: Run) -> dict[str, Any]:
         "label": model_label(run),
         "folder": run.path.name,
         "task": setting(run, "task"),
-        "attack": "no attack" if attack is None else f"{attack.get('name')} {attack.get('eps_text') or ''}".strip(),
+        "attack": "no attack"
+        if attack is None
+        else f"{attack.get('name')} {attack.get('eps_text') or ''}".strip(),
         "threat": threat_of(run),
         "n": len(run.samples),
         "metric": METRICS.get(metric, metric),
@@ -229,20 +245,20 @@ def _flat(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
 
 
 def _gallery(runs: Sequence[Run]) -> Gallery | None:
-    """Of the run that tells most: adaptive before transfer before noise, defended before not, both kinds there."""
-    ranks = {"adaptive": 0, "transfer": 1, "noise": 2}
-    attacked = [run for run in runs if threat_of(run) in ranks]
+    """Of the run that tells most: with images, attacked rather than noisy, defended, adaptive, and with samples
+    of both kinds."""
+    threats = {"adaptive": 0, "transfer": 1, "noise": 2}
+    attacked = [run for run in runs if threat_of(run) in threats]
     if not attacked:
         return None
 
-    def rank(run: Run) -> tuple[bool, int, bool, int]:
-        broken, held = _split(run)
+    def rank(run: Run) -> tuple[bool, bool, bool, int, int]:
+        threat = threat_of(run)
+        bare = not any((run.path / "images").glob("*.png"))
         undefended = setting(run, "model", "radapt") is None
-        visible = (run.path / "images").is_dir() and any((run.path / "images").glob("*.png"))
-        return not visible, ranks[threat_of(run)], undefended, -min(len(broken), len(held), SHOWN)
+        return bare, threat == "noise", undefended, threats[threat], -min(SHOWN, *map(len, _split(run)))
 
-    # An undefended model's adaptive run comes after the defended ones under any attack but noise.
-    run = min(attacked, key=lambda run: (threat_of(run) == "noise", setting(run, "model", "radapt") is None, rank(run)))
+    run = min(attacked, key=rank)
     broken, held = _split(run)
     attack = setting(run, "attack")
     steps = f", {attack['steps']} steps" if attack.get("steps") else ""
@@ -273,7 +289,9 @@ def _split(run: Run) -> tuple[list[SampleRecord], list[SampleRecord]]:
             broken.append((missing, after - clean, sample))
         else:
             held.append((missing, -after / clean, sample))
-    ordered = [[sample for *_, sample in sorted(kind, key=lambda entry: entry[:2])] for kind in (broken, held)]
+    ordered = [
+        [sample for *_, sample in sorted(kind, key=lambda entry: entry[:2])] for kind in (broken, held)
+    ]
     return ordered[0], ordered[1]
 
 

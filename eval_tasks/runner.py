@@ -1,7 +1,7 @@
 """The evaluation loop: clean answers, attack, 8-bit PNG on disk, answers to it, scores, run folder.
 
-The unit of work is a chunk of sample ids, a pure function of the selected ids and the chunk size. A run that was
-killed redoes at most the chunks that were in flight.
+The unit of work is a chunk of sample ids, a pure function of the selected ids and the chunk size. A run that
+was killed redoes at most the chunks that were in flight.
 """
 
 from __future__ import annotations
@@ -71,6 +71,8 @@ def evaluate(
     task = tasks()[settings.task]
     samples, note = select(samples, settings.samples, settings.seed)
     check_images(samples)
+    for path in dict.fromkeys(s.image for s in samples):
+        open_image(path)  # a damaged file is named now, not hours into the run
     plan = settings.attack
     if plan is not None:
         check_plan(plan, model, surrogate)
@@ -89,9 +91,7 @@ def evaluate(
             advance(len(chunk), "done before")
             continue
         for piece, batch in _batches(model, chunk, settings.batch_size):
-            records = _evaluate_batch(
-                model, settings, task, scores, folder, piece, batch, surrogate, source, gallery
-            )
+            records = _evaluate_batch(model, settings, task, scores, folder, piece, batch, surrogate, source, gallery)
             for record in records:
                 folder.append(record)
             advance(len(piece), settings.task)
@@ -106,9 +106,7 @@ def _scores(task: TaskConfig, samples: Sequence[Sample], settings: EvalSettings)
     return VqaScores(samples, style=task.style)
 
 
-def _document(
-    model: LVLM, settings: EvalSettings, surrogate: PixelModel | None, command: str
-) -> dict[str, Any]:
+def _document(model: LVLM, settings: EvalSettings, surrogate: PixelModel | None, command: str) -> dict[str, Any]:
     """The settings as run.json keeps them; what is in here must be equal for a run to be resumed."""
     plan = settings.attack
     return {
@@ -125,9 +123,7 @@ def _document(
         "task": settings.task,
         "data": str(settings.data),
         "preset": settings.protocol.name,
-        "attack": None
-        if plan is None
-        else {**plan.settings(), "surrogate": surrogate.name if surrogate else None},
+        "attack": None if plan is None else {**plan.settings(), "surrogate": surrogate.name if surrogate else None},
         "seed": settings.seed,
         "chunk_size": settings.chunk_size,
         "batch_size": settings.batch_size,
@@ -135,9 +131,7 @@ def _document(
     }
 
 
-def _batches(
-    model: LVLM, chunk: Sequence[Sample], batch_size: int
-) -> Iterator[tuple[list[Sample], PixelBatch]]:
+def _batches(model: LVLM, chunk: Sequence[Sample], batch_size: int) -> Iterator[tuple[list[Sample], PixelBatch]]:
     """The chunk's samples in groups of one canvas shape, at most `batch_size` at a time."""
     images = [open_image(s.image) for s in chunk]
     groups: dict[tuple[int, int], list[int]] = {}
@@ -165,9 +159,7 @@ def _evaluate_batch(
     tokens = settings.protocol.tokens(settings.task)
 
     def answer(of: PixelBatch) -> list[Scored]:
-        outputs = dict(
-            zip((s.id for s in samples), model.generate(of, prompts, max_new_tokens=tokens), strict=True)
-        )
+        outputs = dict(zip((s.id for s in samples), model.generate(of, prompts, max_new_tokens=tokens), strict=True))
         graded = scores.score(outputs)
         return [Scored(output=outputs[s.id], score=graded[s.id]) for s in samples]
 
@@ -178,9 +170,7 @@ def _evaluate_batch(
         seeds = [sample_seed(settings.seed, s.id) for s in samples]
         if source is None:
             targets = [scores.target(s) for s in samples]
-            crafted = craft(
-                model, batch, plan, prompts=prompts, targets=targets, seeds=seeds, surrogate=surrogate
-            )
+            crafted = craft(model, batch, plan, prompts=prompts, targets=targets, seeds=seeds, surrogate=surrogate)
         else:
             crafted = _reuse(source, samples, batch)
         for sample, pixels in zip(samples, crafted.pixels, strict=True):
@@ -218,17 +208,13 @@ def _evaluate_batch(
     ]
 
 
-def _image_source(
-    images_from: Path | None, document: dict[str, Any], samples: list[Sample]
-) -> RunFolder | None:
+def _image_source(images_from: Path | None, document: dict[str, Any], samples: list[Sample]) -> RunFolder | None:
     """The run whose images are scored again, checked to be the same attack on the same samples."""
     if images_from is None:
         return None
     attack = document["attack"]
     if attack is None or attack["threat"] != "transfer":
-        raise UserError(
-            "saved images are scored under --threat transfer only: they were not made for this model"
-        )
+        raise UserError("saved images are scored under --threat transfer only: they were not made for this model")
     run = read_run(images_from)
     made = run.settings["attack"]
     if made is None:
@@ -254,14 +240,11 @@ def _image_source(
         raise UserError(
             f"run {images_from} was made with another {differs[0]}: {made[differs[0]]}, not {attack[differs[0]]}"
         )
-    attack["surrogate"] = _made_on(run)
+    victim = run.settings["model"]
+    twin = victim["name"] == document["model"]["name"] and victim["radapt"] is None
+    # None is the undefended twin, as when the images are crafted anew
+    attack["surrogate"] = made["surrogate"] or (None if twin else victim["name"])
     return RunFolder(images_from)
-
-
-def _made_on(run: Run) -> str:
-    """The model whose gradients made the images of `run`."""
-    attack = run.settings["attack"]
-    return str(attack["surrogate"] or run.settings["model"]["name"])
 
 
 def _reuse(source: RunFolder, samples: list[Sample], batch: PixelBatch) -> Crafted:

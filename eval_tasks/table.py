@@ -1,4 +1,4 @@
-"""The comparison table: a row a model, task, attack and eps, with transfer and adaptive always side by side."""
+"""The comparison table: transfer and adaptive scores always side by side."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import csv
 import io
 import json
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -171,6 +171,7 @@ class Table:
             caption=Text(" ".join([LEGEND, *self.notes])),
             caption_justify="left",
             title_justify="left",
+            show_lines=True,
         )
         for index, column in enumerate(columns):
             table.add_column(Text(column), justify="right" if 3 <= index <= 7 else "left", overflow="fold")
@@ -411,11 +412,7 @@ def _gain(adaptive: Run | None, stock: Run | None) -> Cell:
 
 def _difference(first: Run, second: Run, part: Part) -> Cell | None:
     """Paired difference over the shared ids; None when there is nothing to subtract."""
-    value: Callable[[SampleRecord], float | None]
-    if part == "clean":
-        value = _clean_score
-    else:
-        value = _adversarial_score
+    value = _clean_score if part == "clean" else _adversarial_score
     others = {sample.id: value(sample) for sample in second.samples}
     pairs = [
         (mine, theirs)

@@ -20,7 +20,7 @@ class VqaScores:
         self._style: Style = style
 
     def target(self, sample: Sample) -> str:
-        """The text an end-to-end attack makes unlikely: the most frequent reference answer (first among equals)."""
+        """The text an end-to-end attack makes unlikely: the most frequent answer, first among equals."""
         return Counter(sample.references).most_common(1)[0][0]
 
     def score(self, outputs: Mapping[str, str]) -> dict[str, float]:

@@ -11,7 +11,7 @@ import json
 import os
 from importlib import metadata
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -27,8 +27,8 @@ from lvlm_radapt.inject import inject, injected_anchor, injected_config
 from lvlm_radapt.models.base import LVLM, Geometry
 from lvlm_radapt.models.load import Attention, embedded_models, load_base
 
-FORMAT = "lvlm-radapt adapter"
-VERSION = 1
+FORMAT: Literal["lvlm-radapt adapter"] = "lvlm-radapt adapter"
+VERSION: Literal[1] = 1
 SETTINGS = "radapt.json"
 TENSORS = "adapter.safetensors"
 
@@ -44,8 +44,8 @@ class _Part(BaseModel):
 
 
 class _AnchorPlace(_Part):
-    grid: tuple[int, int] | None
-    prefix_tokens: int
+    grid: tuple[Annotated[int, Field(ge=1)], Annotated[int, Field(ge=1)]] | None
+    prefix_tokens: int = Field(ge=0)
 
 
 class _Base(_Part):
@@ -72,7 +72,8 @@ def save_adapter(model: LVLM, out: str | os.PathLike[str]) -> None:
     """Write the defence in `model` to the new folder `out`; `load_adapter` and `load_model` open it.
 
     A model in half precision gives an adapter that opens in that precision and in float32; one in float32
-    opens in every precision. UserError when no defence is in the model, or `out` is not empty or not writable.
+    opens in every precision. UserError when no defence is in the model, or `out` is not empty or cannot be
+    written.
     """
     config, anchor = injected_config(model.hf), injected_anchor(model.hf)
     if config is None:
@@ -106,6 +107,11 @@ def is_adapter(folder: str | os.PathLike[str]) -> bool:
     return (Path(folder).expanduser() / SETTINGS).is_file()
 
 
+def base_name(model: str | os.PathLike[str]) -> str:
+    """The model an adapter folder was made for; any other name as it is."""
+    return _read(Path(model).expanduser()).base.name if is_adapter(model) else os.fspath(model)
+
+
 def load_adapter(
     folder: str | os.PathLike[str],
     *,
@@ -131,7 +137,7 @@ def load_adapter(
             settings.base.name,
             device=device,
             dtype=dtype,
-            geometry=geometry or settings.geometry,
+            geometry=settings.geometry if geometry is None else geometry,
             attn=attn,
             conversation=conversation,
         )
@@ -168,8 +174,8 @@ def _check_tower(root: Path, base: _Base, model: LVLM) -> None:
         )
     if tower_fingerprints(model.tower, [compared])[compared] != base.tower[compared]:
         raise UserError(
-            f"the vision tower of {base.name} has other weights than the one the adapter {root} was made for: "
-            "robustify it anew"
+            f"the vision tower of {base.name} has other weights than the one that the adapter {root} "
+            "was made for: robustify it anew"
         )
 
 

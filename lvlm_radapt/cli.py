@@ -28,7 +28,7 @@ from lvlm_radapt.errors import UserError
 app = typer.Typer(
     name="lvlm-radapt",
     help="Make a vision-language model robust to adversarial images without touching a weight (R-Adapt), "
-    "and measure honestly what that buys: under attacks that do not know the defence, and under attacks that do.",
+    "and measure honestly what that buys: under attacks that do not know the defence, and under ones that do.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -76,9 +76,7 @@ class TableFormat(StrEnum):
 
 ModelArgument = Annotated[
     str,
-    typer.Argument(
-        metavar="MODEL", help="An embedded name, a checkpoint or robustified folder, or a Hugging Face id."
-    ),
+    typer.Argument(metavar="MODEL", help="An embedded name, a checkpoint or robustified folder, or a Hugging Face id."),
 ]
 DeviceOption = Annotated[str, typer.Option(help="Where the model runs: cpu, cuda, cuda:1 ...")]
 DtypeOption = Annotated[Dtype, typer.Option(help="What the weights are computed in.")]
@@ -171,25 +169,23 @@ def scenes(
 
     with _progress("drawing scenes", count) as advance:
         written = write_scenes(
-            out, count=count, seed=seed, mixed=mixed, progress=lambda done, total: advance(1, f"{done} of {total}")
+            out,
+            count=count,
+            seed=seed,
+            mixed=mixed,
+            progress=lambda done, total: advance(1, f"{done} of {total}"),
         )
-    console.print(
-        f"{out}: " + ", ".join(f"{number} {name}" for name, number in written.items()), soft_wrap=True
-    )
+    console.print(f"{out}: " + ", ".join(f"{number} {name}" for name, number in written.items()), soft_wrap=True)
 
 
 @app.command()
 def robustify(
     model: ModelArgument,
     out: Annotated[Path, typer.Option(help="A new or empty folder for the adapter.")],
-    cutoff: Annotated[
-        float, typer.Option(help="D0 of the Gaussian filter, cycles per 224 px; above 0.")
-    ] = 40.0,
+    cutoff: Annotated[float, typer.Option(help="D0 of the Gaussian filter, cycles per 224 px; above 0.")] = 40.0,
     no_filter: Annotated[bool, typer.Option("--no-filter", help="Leave the filter out.")] = False,
     alpha: Annotated[float, typer.Option(help="Weight of the anchor; 0 leaves it out.")] = 1.0,
-    mix: Annotated[
-        MixName, typer.Option(help="(1 - alpha) r + alpha A, or r + alpha A.")
-    ] = MixName.interpolate,
+    mix: Annotated[MixName, typer.Option(help="(1 - alpha) r + alpha A, or r + alpha A.")] = MixName.interpolate,
     device: DeviceOption = "cpu",
     dtype: DtypeOption = Dtype.float32,
 ) -> None:
@@ -200,7 +196,8 @@ def robustify(
     import torch
 
     import lvlm_radapt as package
-    from lvlm_radapt.checkpoint import check_new_folder, save_adapter
+    from lvlm_radapt.checkpoint import save_adapter
+    from lvlm_radapt.folders import check_new_folder
 
     config = package.RAdaptConfig(cutoff=None if no_filter else cutoff, alpha=alpha, mix=mix.value)
     check_new_folder(out)
@@ -225,37 +222,25 @@ def eval_(
     task: Annotated[str, typer.Option(help="coco, flickr30k, vqav2 or textvqa (lvlm-radapt list tasks).")],
     data: Annotated[Path, typer.Option(help="The task's data folder.")],
     out: Annotated[Path, typer.Option(help="The run folder.")],
-    attack: Annotated[
-        str, typer.Option(help="none, noise, embedding or e2e (lvlm-radapt list attacks).")
-    ] = "none",
+    attack: Annotated[str, typer.Option(help="none, noise, embedding or e2e (lvlm-radapt list attacks).")] = "none",
     threat: Annotated[
         ThreatName | None,
-        typer.Option(
-            help="adaptive: crafted through the defence. transfer: on the undefended twin or --surrogate."
-        ),
+        typer.Option(help="adaptive: made through the defence; transfer: on the undefended twin or --surrogate."),
     ] = None,
     surrogate: Annotated[str | None, typer.Option(help="Craft transfer images on this model.")] = None,
     images_from: Annotated[
         Path | None, typer.Option(help="Score the attacked images of this finished run (transfer only).")
     ] = None,
     eps: Annotated[str, typer.Option(help="Budget in [0, 1] pixel units: 4/255, 0.0157.")] = "4/255",
-    steps: Annotated[
-        int | None, typer.Option(help="Gradient steps; the attack's own number if left out.")
-    ] = None,
-    samples: Annotated[
-        int | None, typer.Option(help="How many samples; the preset's number if left out.")
-    ] = None,
-    seed: Annotated[
-        int | None, typer.Option(help="Draws the samples and the noise; the preset's if left out.")
-    ] = None,
+    steps: Annotated[int | None, typer.Option(help="Gradient steps; the attack's own number if left out.")] = None,
+    samples: Annotated[int | None, typer.Option(help="How many samples; the preset's number if left out.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Draws the samples and the noise; the preset's if left out.")] = None,
     preset: Annotated[
         str | None,
         typer.Option(help="Protocol, by name or YAML file; scenes for embedded models, native for others."),
     ] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Images at a time.")] = 32,
-    chunk_size: Annotated[
-        int, typer.Option(min=1, help="Samples of a unit of work; a kill costs at most one.")
-    ] = 64,
+    chunk_size: Annotated[int, typer.Option(min=1, help="Samples of a unit of work; a kill costs at most one.")] = 64,
     tokenizer: Annotated[TokenizerChoice, typer.Option(help="For CIDEr.")] = TokenizerChoice.ptb,
     device: DeviceOption = "cpu",
     dtype: DtypeOption = Dtype.float32,
@@ -265,7 +250,7 @@ def eval_(
     from eval_tasks.crafting import AttackPlan
     from eval_tasks.eps import parse_eps
     from eval_tasks.presets import load_attack, load_protocol, load_task_config
-    from eval_tasks.runner import EvalSettings, evaluate
+    from eval_tasks.runner import EvalSettings
 
     task_config = load_task_config(task)
     protocol = load_protocol(preset or default_preset(model))
@@ -316,10 +301,10 @@ def eval_(
 
 def default_preset(model: str) -> str:
     """`scenes` for the embedded models and their adapters, `native` for everything else."""
-    from lvlm_radapt.checkpoint import base_of
+    from lvlm_radapt.checkpoint import base_name
     from lvlm_radapt.models.load import EMBEDDED
 
-    return "scenes" if base_of(model) in EMBEDDED else "native"
+    return "scenes" if base_name(model) in EMBEDDED else "native"
 
 
 def run_evaluation(
@@ -381,9 +366,7 @@ def print_tables(runs: list[Any], form: TableFormat = TableFormat.table) -> None
 def report(
     runs: Annotated[list[Path], typer.Argument(metavar="DIR...", help="Finished run folders.")],
     out: Annotated[Path, typer.Option(help="The HTML file to write.")] = Path("report.html"),
-    form: Annotated[
-        TableFormat, typer.Option("--format", help="Of the table on stdout.")
-    ] = TableFormat.table,
+    form: Annotated[TableFormat, typer.Option("--format", help="Of the table on stdout.")] = TableFormat.table,
 ) -> None:
     """Compare finished runs: one table (transfer and adaptive side by side) and one HTML report."""
     from eval_tasks.records import read_run

@@ -61,9 +61,7 @@ def run_demo(out: Path, *, samples: int, steps: int) -> list[Run]:
             kind = "stock" if name in MODELS else "radapt"
             folder = out / "runs" / f"{model}-{kind}-{task}-{attack}-{threat or 'control'}-{eps}"  # noqa: B023
             command = f"lvlm-radapt demo --samples {samples} --steps {steps}"
-            return run_evaluation(
-                name, settings, folder, images_from=images_from, resume=True, command=command
-            )
+            return run_evaluation(name, settings, folder, images_from=images_from, resume=True, command=command)
 
         for task in TASKS:
             runs.append(score(model, task, "noise", None, max(BUDGETS)))

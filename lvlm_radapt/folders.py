@@ -11,6 +11,19 @@ from pathlib import Path
 from lvlm_radapt.errors import UserError
 
 
+def check_new_folder(out: str | os.PathLike[str]) -> Path:
+    """`out` as a path; UserError unless it is missing or an empty folder. Asked before long work begins."""
+    target = Path(out).expanduser()
+    try:
+        if target.exists() and not target.is_dir():
+            raise UserError(f"{target} is a file: name a new folder")
+        if target.is_dir() and any(target.iterdir()):
+            raise UserError(f"{target} is not empty: name a new folder, or remove that one first")
+    except OSError as error:
+        raise UserError(f"cannot write to {target}: {error.strerror or error}") from error
+    return target
+
+
 @contextmanager
 def new_folder(out: str | os.PathLike[str]) -> Iterator[Path]:
     """An empty folder beside `out` to write into; it becomes `out` when the block ends well, else it goes.
@@ -18,12 +31,8 @@ def new_folder(out: str | os.PathLike[str]) -> Iterator[Path]:
     `out` may be missing (its parents are made) or an empty folder. UserError when it holds anything, is a
     file, or cannot be made.
     """
-    target = Path(out).expanduser()
+    target = check_new_folder(out)
     try:
-        if target.exists() and not target.is_dir():
-            raise UserError(f"{target} is a file: name a new folder")
-        if target.is_dir() and any(target.iterdir()):
-            raise UserError(f"{target} is not empty: name a new folder, or remove that one first")
         target.parent.mkdir(parents=True, exist_ok=True)
         aside = target.parent / f".{target.name or 'out'}.{os.getpid()}.partial"
         shutil.rmtree(aside, ignore_errors=True)  # of an earlier process that was killed and had this number

@@ -86,9 +86,10 @@ def test_linf_sequence_computed_by_hand():
 
 
 def test_first_checkpoint_by_hand():
-    # As above with f(z) = 1 - (z - 0.51)^2. After 0.6 (d = 0.09) and 0.475 (d = 0.035) the start (d = 0.01) is
-    # still the best point, yet nothing is halved: two rises in two steps, as the first loss is compared with
-    # 0, and condition 2 waits for the second checkpoint. Next: 0.475 + 0.75 * 0.125 - 0.25 * 0.125.
+    # As above with f(z) = 1 - (z - 0.51)^2. After 0.6 (d = 0.09) and 0.475 (d = 0.035) the best point is
+    # still the start (d = 0.01), yet nothing is halved: two rises in two steps, as the first loss is compared
+    # with 0, and condition 2 waits for the second checkpoint.
+    # Next: 0.475 + 0.75 * 0.125 - 0.25 * 0.125.
     spy = Spy(lambda z, index: 1 - ((z - 0.51) ** 2).flatten(1).sum(1))
     x = torch.full((1, 1, 1, 1), 0.5, dtype=torch.float64)
     apgd(spy, x, eps=0.1, steps=10, random_start=False)

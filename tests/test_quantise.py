@@ -18,10 +18,8 @@ def _images(seed: int) -> torch.Tensor:
 def test_the_ball_is_never_left(seed, eps, norm):
     x = _images(seed)
     noise = torch.randn(x.shape, generator=torch.Generator().manual_seed(seed + 1))
-    if norm == "Linf":
-        noise = noise.clamp(-1, 1) * eps
-    else:
-        noise = eps * noise / noise.flatten(1).norm(dim=1).view(-1, 1, 1, 1)
+    length = noise.flatten(1).norm(dim=1).view(-1, 1, 1, 1)
+    noise = eps * (noise.clamp(-1, 1) if norm == "Linf" else noise / length)
     pixels = to_8bit((x + noise).clamp(0, 1), x, eps=eps, norm=norm)
     distance = (pixels.double() - (x.double() * 255).round()).flatten(1) / 255
     size = distance.abs().amax(1) if norm == "Linf" else distance.norm(dim=1)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import copy
+import functools
 from typing import Any
 
+import accelerate.hooks
 import pytest
 import tiny_random
 import torch
@@ -181,6 +183,26 @@ def test_batched_windows_call_attention_once_a_length(monkeypatch: pytest.Monkey
     model.model.visual(torch.randn(152, 96), grid_thw=grid_thw)
     # block 0: windows of 4 x 4 patches (4 + 4 + 1) and one of 4 x 2; block 1: whole images
     assert calls == [(9, 4, 16, 8), (1, 4, 8, 8), (2, 4, 64, 8), (1, 4, 24, 8)]
+
+
+def test_batched_windows_keep_the_hooks_of_a_dispatched_model() -> None:
+    model = tiny_random.qwen2_5_vl(patch_size=4)
+    rows, grid_thw = torch.randn(64, 96), torch.tensor([[1, 8, 8]])
+    stock = model.model.visual(rows, grid_thw=grid_thw).last_hidden_state
+    calls: list[int] = []
+
+    class Counting(accelerate.hooks.ModelHook):  # type: ignore[misc]
+        def pre_forward(self, module: Any, *args: Any, **kwargs: Any) -> Any:
+            calls.append(1)
+            return args, kwargs
+
+    for block in model.model.visual.blocks:
+        accelerate.hooks.add_hook_to_module(block.attn, Counting())
+    batch_equal_windows(model)
+    batched = model.model.visual(rows, grid_thw=grid_thw).last_hidden_state
+    assert torch.allclose(batched, stock, atol=1e-5)
+    assert len(calls) == len(model.model.visual.blocks)
+    assert isinstance(model.model.visual.blocks[0].attn._old_forward, functools.partial)
 
 
 def test_batched_windows_want_a_qwen_model() -> None:

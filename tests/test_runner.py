@@ -29,7 +29,9 @@ def checkpoint(tmp_path_factory) -> Path:
     return save_llava(tmp_path_factory.mktemp("llava"))
 
 
-def settings(data, *, task="vqav2", attack="e2e", threat="adaptive", steps=2, samples=7, **more) -> EvalSettings:
+def settings(
+    data, *, task="vqav2", attack="e2e", threat="adaptive", steps=2, samples=7, **more
+) -> EvalSettings:
     plan = None
     if attack is not None:
         config = load_attack(attack)
@@ -65,7 +67,9 @@ def test_the_scored_image_is_the_one_on_disk_and_the_scores_are_the_metrics_own(
 
 
 def test_captions_share_one_document_frequency(tmp_path, data, checkpoint):
-    run = evaluate(load_model(checkpoint), settings(data, task="coco", attack=None, samples=5), tmp_path / "run")
+    run = evaluate(
+        load_model(checkpoint), settings(data, task="coco", attack=None, samples=5), tmp_path / "run"
+    )
     scorer = CiderScorer({r.id: r.references for r in run.samples})
     corpus, per_id = scorer.score({r.id: r.clean.output for r in run.samples})
     assert run.metrics["clean"]["cider"] == pytest.approx(corpus)
@@ -104,7 +108,9 @@ def test_a_resumed_run_is_the_uninterrupted_one(tmp_path, data, checkpoint, stop
     assert plain(again) == plain(whole)
     assert {**again.metrics, "seconds": 0} == {**whole.metrics, "seconds": 0}
     for record in whole.samples:
-        assert torch.equal(RunFolder(whole.path).load_image(record.id), RunFolder(again.path).load_image(record.id))
+        assert torch.equal(
+            RunFolder(whole.path).load_image(record.id), RunFolder(again.path).load_image(record.id)
+        )
 
 
 def test_transfer_is_crafted_on_the_undefended_twin(tmp_path, data, checkpoint):
@@ -146,7 +152,10 @@ def test_what_does_not_fit_is_refused_before_anything_is_written(tmp_path, data,
 def test_a_surrogate_of_another_family_and_canvas_attacks_on_the_victims_canvas(tmp_path, data, checkpoint):
     surrogate = load_model(save_qwen(tmp_path / "qwen"))
     run = evaluate(
-        load_model(checkpoint), settings(data, threat="transfer", samples=3), tmp_path / "run", surrogate=surrogate
+        load_model(checkpoint),
+        settings(data, threat="transfer", samples=3),
+        tmp_path / "run",
+        surrogate=surrogate,
     )
     assert run.settings["attack"]["surrogate"] == str(tmp_path / "qwen")
     assert all(0 < r.adversarial.linf <= 8 / 255 + 1e-6 for r in run.samples)

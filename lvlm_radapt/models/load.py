@@ -76,7 +76,7 @@ def load_model(
     shared: Any = {"device": device, "dtype": dtype, "attn": attn, "conversation": conversation}
     if os.fspath(name_or_path) not in embedded_models() and is_adapter(name_or_path):
         return load_adapter(name_or_path, geometry=geometry, **shared)
-    return load_base(name_or_path, geometry=geometry or "stock", **shared)
+    return load_base(name_or_path, geometry="stock" if geometry is None else geometry, **shared)
 
 
 def load_base(

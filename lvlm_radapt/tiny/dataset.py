@@ -142,8 +142,7 @@ class _Files:
                 "answer_type": _ANSWER_TYPES.get(question.kind, "other"),
                 "multiple_choice_answer": question.answer,
                 "answers": [
-                    {"answer": a, "answer_confidence": "yes", "answer_id": i}
-                    for i, a in enumerate(answers, start=1)
+                    {"answer": a, "answer_confidence": "yes", "answer_id": i} for i, a in enumerate(answers, start=1)
                 ],
             }
         )

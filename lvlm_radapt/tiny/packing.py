@@ -41,9 +41,7 @@ def tokenise(pool: Pool, tokenizer: object, style: str) -> Texts:
             cache[text] = tokenizer(text, add_special_tokens=False).input_ids  # type: ignore[operator]
         return cache[text]
 
-    before, end = (
-        (" ASSISTANT:", "</s>") if style == "llava" else ("<|im_end|>\n<|im_start|>assistant\n", "<|im_end|>")
-    )
+    before, end = (" ASSISTANT:", "</s>") if style == "llava" else ("<|im_end|>\n<|im_start|>assistant\n", "<|im_end|>")
 
     def pair(prompt: str, answer: str, slot: int) -> tuple[list[int], list[int]]:
         head, tail = ids(prompt) + ids(before), ids(answer) + ids(end)

@@ -30,7 +30,7 @@ GLOBAL = PAIRS + len(scenes.WORDS) + 1 + len(scenes.BACKGROUNDS) + 3  # what the
 
 @dataclass
 class Pool:
-    """`images` uint8 [N,H,W,3]; `dense` int64 [N,patches,5]; `whole` int64 [N,4]; `pairs` [N,PAIRS];
+    """`images` uint8 [N,H,W,3]; `dense` int64 [N,patches,5]; `whole` int64 [N,3]; `pairs` [N,PAIRS];
     texts: one caption and `VARIANTS` x 7 (question, answer) a scene, "" where a question cannot be asked."""
 
     images: np.ndarray
@@ -71,9 +71,7 @@ def _chunk(job: tuple[str, int, int, int, tuple[int, int]]) -> tuple:
     whole = np.zeros((len(drawn), 3), np.int64)
     for i, s in enumerate(drawn):
         for t in s.things:
-            pairs[
-                i, scenes.SHAPES.index(t.shape) * len(scenes.COLOURS) + list(scenes.COLOURS).index(t.colour)
-            ] = 1
+            pairs[i, scenes.SHAPES.index(t.shape) * len(scenes.COLOURS) + list(scenes.COLOURS).index(t.colour)] = 1
         whole[i] = (
             scenes.WORDS.index(s.word) + 1 if s.word else 0,
             list(scenes.BACKGROUNDS).index(s.background),
@@ -94,8 +92,8 @@ def draw(count: int, seed: int, size: tuple[int, int], workers: int) -> Pool:
     jobs = [("train", seed, a, min(a + 500, count), size) for a in range(0, count, 500)]
     with ProcessPoolExecutor(workers) as pool:
         parts = list(pool.map(_chunk, jobs))
-    arrays = [np.concatenate([p[i] for p in parts]) for i in range(4)]
-    return Pool(*arrays, [c for p in parts for c in p[4]], [a for p in parts for a in p[5]])
+    images, dense, whole, pairs = (np.concatenate([p[i] for p in parts]) for i in range(4))
+    return Pool(images, dense, whole, pairs, [c for p in parts for c in p[4]], [a for p in parts for a in p[5]])
 
 
 def augment(images: np.ndarray, generator: torch.Generator, rng: np.random.Generator) -> torch.Tensor:
@@ -114,11 +112,7 @@ def augment(images: np.ndarray, generator: torch.Generator, rng: np.random.Gener
     x = x * gain + 0.08 * (torch.rand(b, 1, 1, 1, generator=generator) - 0.5)
     sigma = torch.rand(b, generator=generator) * 1.3 * (torch.rand(b, generator=generator) < 0.5)
     x = _blur(x, sigma.clamp_min(1e-3))
-    level = (
-        0.04
-        * torch.rand(b, 1, 1, 1, generator=generator)
-        * (torch.rand(b, 1, 1, 1, generator=generator) < 0.5)
-    )
+    level = 0.04 * torch.rand(b, 1, 1, 1, generator=generator) * (torch.rand(b, 1, 1, 1, generator=generator) < 0.5)
     x = (x + level * torch.randn(x.shape, generator=generator)).clamp(0, 1)
     return normalise(x)
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Literal
 
 import numpy as np
@@ -37,8 +38,9 @@ BACKGROUNDS: dict[str, tuple[int, int, int]] = {
 SHAPES = ("circle", "square", "triangle", "star", "cross", "ring")
 SIZES: dict[str, tuple[float, float]] = {"small": (8.5, 10.5), "large": (16.0, 19.0)}  # radius in pixels
 WORDS = (
-    "pig dog cat sun car bus hat cup key map box fox owl bee ant jam pen web zoo ice gym oak van yak".split()
-)
+    "pig", "dog", "cat", "sun", "car", "bus", "hat", "cup", "key", "map", "box", "fox",
+    "owl", "bee", "ant", "jam", "pen", "web", "zoo", "ice", "gym", "oak", "van", "yak",
+)  # fmt: skip
 HELD_OUT = frozenset({("red", "star"), ("blue", "ring"), ("yellow", "square"), ("purple", "triangle")})
 SQUARE = (112, 112)
 MIXED = ((112, 112), (112, 168), (140, 112))  # (height, width); multiples of 28, so Qwen's grids are exact
@@ -120,8 +122,7 @@ def _draw_scene(rng: np.random.Generator, height: int, width: int) -> Scene:
             continue
         spots, sign = layout
         things = [
-            Thing(*what, *spot)
-            for what, spot in zip(zip(shapes, colours, sizes, strict=True), spots, strict=True)
+            Thing(*what, *spot) for what, spot in zip(zip(shapes, colours, sizes, strict=True), spots, strict=True)
         ]
         things.sort(key=lambda t: t.x)
         return Scene(height, width, background, tuple(things), word, sign, int(rng.integers(2**31)))
@@ -137,9 +138,7 @@ def _draw_layout(
         for _ in range(20):
             x = rng.uniform(half_w + 3, width - half_w - 3)
             y = rng.uniform(half_h + 3, height - half_h - 3)
-            if all(
-                abs(x - bx) > half_w + bw + 3 or abs(y - by) > half_h + bh + 3 for bx, by, bw, bh in boxes
-            ):
+            if all(abs(x - bx) > half_w + bw + 3 or abs(y - by) > half_h + bh + 3 for bx, by, bw, bh in boxes):
                 boxes.append((x, y, half_w, half_h))
                 return x, y
         return None
@@ -158,7 +157,7 @@ def _draw_layout(
             return None
         spots.append((*spot, radius))
     xs = sorted(x for x, _, _ in spots)
-    if any(right - left < _MIN_DX for left, right in zip(xs, xs[1:], strict=False)):
+    if any(right - left < _MIN_DX for left, right in pairwise(xs)):
         return None
     return spots, sign
 
@@ -208,9 +207,7 @@ def _distance(shape: str, u: np.ndarray, v: np.ndarray, r: float) -> np.ndarray:
         return np.maximum(np.abs(u), np.abs(v)) - 0.82 * r
     if shape == "cross":
         bar = 0.3 * r
-        return np.minimum(
-            np.maximum(np.abs(u) - r, np.abs(v) - bar), np.maximum(np.abs(u) - bar, np.abs(v) - r)
-        )
+        return np.minimum(np.maximum(np.abs(u) - r, np.abs(v) - bar), np.maximum(np.abs(u) - bar, np.abs(v) - r))
     if shape == "triangle":
         return np.maximum(v - 0.75 * r, 0.866 * np.abs(u) - 0.5 * v - 0.5 * r)
     # star: five edges; fold the plane into one half of a point

@@ -69,7 +69,8 @@ class Side(nn.Module):
 
 def _split(modules: dict[str, nn.Module]) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
     """Matrices between hidden states, which Muon trains in fewer steps, and everything else."""
-    matrices, rest = [], []
+    matrices: list[nn.Parameter] = []
+    rest: list[nn.Parameter] = []
     for module in modules.values():
         for name, parameter in module.named_parameters():
             if parameter.requires_grad:
@@ -167,8 +168,8 @@ def train_lvlm(args: argparse.Namespace) -> nn.Module:
             return side.loss(patches, cls, dense, whole, pairs)
 
     def answer(
-        vision: nn.Module, x: torch.Tensor, ids: torch.Tensor, labels: torch.Tensor, mask: torch.Tensor, position: torch.Tensor,
-        before: torch.Tensor, after: torch.Tensor, dense: torch.Tensor, whole: torch.Tensor, pairs: torch.Tensor,
+        vision: nn.Module, x: torch.Tensor, ids: torch.Tensor, labels: torch.Tensor, mask: torch.Tensor,
+        position: torch.Tensor, before: torch.Tensor, after: torch.Tensor, dense: torch.Tensor, whole: torch.Tensor, pairs: torch.Tensor,
     ) -> torch.Tensor:  # fmt: skip
         with torch.autocast("cpu", torch.bfloat16):
             patches, cls, tokens = vision(x)
@@ -216,9 +217,7 @@ def train_lvlm(args: argparse.Namespace) -> nn.Module:
 
 def main() -> None:
     """The command line of the module."""
-    parser = argparse.ArgumentParser(
-        prog="python -m lvlm_radapt.tiny.train", description=__doc__.splitlines()[0]
-    )
+    parser = argparse.ArgumentParser(prog="python -m lvlm_radapt.tiny.train", description=__doc__.splitlines()[0])
     parser.add_argument("name", choices=sorted(build.BUILDERS))
     parser.add_argument("--out", type=Path, required=True, help="folder the trained model is written to")
     parser.add_argument("--work", type=Path, default=Path(".train"), help="scene pools and checkpoints")

@@ -11,9 +11,7 @@ from transformers import PreTrainedTokenizerFast
 
 from lvlm_radapt.tiny import build, packing
 
-Frame = tuple[
-    torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor
-]  # mask, positions, ids before, ids after
+Frame = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]  # mask, positions, ids before, ids after
 
 
 class LlavaVision(nn.Module):
@@ -81,9 +79,7 @@ class QwenVision(nn.Module):
         visual = self.held[0].model.visual
         b, p = len(x), build.PATCH
         rows, cols = self.grid
-        patches = (
-            x.view(b, 3, rows, p, cols, p).permute(0, 2, 4, 1, 3, 5).reshape(b, rows * cols, 3, 1, p * p)
-        )
+        patches = x.view(b, 3, rows, p, cols, p).permute(0, 2, 4, 1, 3, 5).reshape(b, rows * cols, 3, 1, p * p)
         flat = patches[:, self.raster].expand(-1, -1, -1, 2, -1).reshape(b, rows * cols, -1)
         hidden = F.linear(flat, visual.patch_embed.proj.weight.flatten(1))
         for block, lengths in zip(visual.blocks, self.lengths, strict=True):

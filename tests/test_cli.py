@@ -1,0 +1,227 @@
+"""The command line as a user meets it: every mistake ends in one line and exit code 2, nothing half-written."""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+from tiny_checkpoints import save_llava
+
+from eval_tasks.records import read_run
+from lvlm_radapt import cli
+from lvlm_radapt.tiny.dataset import write_scenes
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> Path:
+    out = tmp_path_factory.mktemp("data") / "scenes"
+    write_scenes(out, count=4)
+    return out
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory) -> Path:
+    return save_llava(tmp_path_factory.mktemp("llava"))
+
+
+def call(monkeypatch, capsys, *arguments) -> tuple[int, str, str]:
+    """(exit code, stdout, stderr) of `lvlm-radapt ARGUMENTS`."""
+    monkeypatch.setattr(sys, "argv", ["lvlm-radapt", *map(str, arguments)])
+    monkeypatch.setenv("COLUMNS", "200")
+    code = 0
+    try:
+        cli.main()
+    except SystemExit as stop:
+        code = stop.code if isinstance(stop.code, int) else 0 if stop.code is None else 1
+    out, err = capsys.readouterr()
+    return code, out, err
+
+
+def _damaged(data: Path, tmp_path: Path, change) -> Path:
+    import shutil
+
+    copy = tmp_path / "damaged"
+    shutil.copytree(data, copy)
+    change(copy)
+    return copy
+
+
+def _first_image(folder: Path) -> Path:
+    return sorted((folder / "val2014").iterdir())[0]
+
+
+EVAL_MISTAKES = {
+    "unknown embedded model": (["tiny-lava"], {}, "did you mean tiny-llava"),
+    "folder without a model": (["{data}"], {}, "config.json"),
+    "unknown task": (["{model}"], {"--task": "vqa2"}, "vqav2"),
+    "unknown attack": (["{model}"], {"--attack": "e2ee"}, "e2e"),
+    "unknown preset": (["{model}"], {"--preset": "fair"}, "fare"),
+    "eps 0": (["{model}"], {"--eps": "0"}, "eps must be in (0, 1]"),
+    "eps negative": (["{model}"], {"--eps": "-1/255"}, "eps must be in (0, 1]"),
+    "eps above 1": (["{model}"], {"--eps": "1.5"}, "eps must be in (0, 1]"),
+    "eps in levels": (["{model}"], {"--eps": "4"}, "4/255"),
+    "no steps": (["{model}"], {"--steps": "0"}, "--steps"),
+    "no samples": (["{model}"], {"--samples": "0"}, "at least 1"),
+    "missing data folder": (["{model}"], {"--data": "{tmp}/nowhere"}, "nowhere"),
+    "empty data folder": (["{model}"], {"--data": "{empty}"}, "empty"),
+    "transfer without a twin": (["{model}"], {"--threat": "transfer"}, "no undefended twin"),
+    "surrogate for adaptive": (
+        ["{model}"],
+        {"--surrogate": "{model}"},
+        "--surrogate is for --threat transfer",
+    ),
+    "threat without attack": (["{model}"], {"--attack": "none", "--threat": "adaptive"}, "--attack"),
+    "noise with a threat": (["{model}"], {"--attack": "noise", "--threat": "adaptive"}, "no threat model"),
+    "no such device": (["{model}"], {"--device": "gpu9"}, "--device"),
+    "images of no run": (
+        ["{model}"],
+        {"--threat": "transfer", "--images-from": "{tmp}/nowhere"},
+        "undefended twin",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", EVAL_MISTAKES)
+def test_a_mistake_in_eval_is_one_line(name, monkeypatch, capsys, tmp_path, data, checkpoint):
+    arguments, changed, expected = EVAL_MISTAKES[name]
+    (tmp_path / "empty").mkdir()
+    places = {"data": data, "model": checkpoint, "tmp": tmp_path, "empty": tmp_path / "empty"}
+    flags = {
+        "--task": "coco", "--data": "{data}", "--attack": "e2e", "--eps": "4/255", "--steps": "2",
+        "--out": "{tmp}/run", "--preset": "scenes", **changed,
+    }  # fmt: skip
+    words = [*arguments, *(part for pair in flags.items() for part in pair)]
+    code, out, err = call(monkeypatch, capsys, "eval", *(w.format(**places) for w in words))
+    assert code == 2, err
+    assert expected in err
+    assert len(err.strip().splitlines()) == 1, err
+    assert out == ""
+    assert not (tmp_path / "run").exists()
+
+
+DATA_DAMAGE = {
+    "an image that does not open": (lambda d: _first_image(d).write_bytes(b"no image"), "COCO_val2014_"),
+    "an image cut off": (
+        lambda d: _first_image(d).write_bytes(_first_image(d).read_bytes()[:900]), "COCO_val2014_",
+    ),
+    "an image that is missing": (lambda d: _first_image(d).unlink(), "1 of 4 images are missing"),
+    "annotations that are no JSON": (
+        lambda d: (d / "annotations" / "captions_val2014.json").write_text("{"), "not valid JSON",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", DATA_DAMAGE)
+def test_damaged_data_is_named_before_the_run_begins(name, monkeypatch, capsys, tmp_path, data, checkpoint):
+    change, expected = DATA_DAMAGE[name]
+    folder = _damaged(data, tmp_path, change)
+    code, _, err = call(
+        monkeypatch, capsys, "eval", checkpoint, "--task", "coco", "--data", folder, "--out", tmp_path / "run",
+        "--preset", "scenes",
+    )  # fmt: skip
+    assert code == 2, err
+    assert expected in err.splitlines()[-1]
+    assert "Traceback" not in err
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("flags", "expected"),
+    [
+        (["--cutoff", "0"], "cutoff is 0"),
+        (["--cutoff", "-3"], "cutoff is -3"),
+        (["--cutoff", "nan"], "cutoff"),
+        (["--alpha", "nan"], "alpha is nan"),
+        (["--alpha", "inf"], "alpha is inf"),
+    ],
+)
+def test_a_mistake_in_robustify_is_one_line(flags, expected, monkeypatch, capsys, tmp_path, checkpoint):
+    code, _, err = call(monkeypatch, capsys, "robustify", checkpoint, "--out", tmp_path / "new", *flags)
+    assert (code, len(err.strip().splitlines())) == (2, 1)
+    assert expected in err
+    assert not (tmp_path / "new").exists()
+
+
+def test_robustify_then_eval_then_report(monkeypatch, capsys, tmp_path, data, checkpoint):
+    adapter = tmp_path / "adapter"
+    code, out, err = call(
+        monkeypatch, capsys, "robustify", checkpoint, "--out", adapter, "--cutoff", "30", "--alpha", "0.5"
+    )
+    assert code == 0, err
+    code, _, err = call(monkeypatch, capsys, "robustify", checkpoint, "--out", adapter)
+    assert code == 2
+    assert "not empty" in err
+
+    common = [
+        "--task", "vqav2", "--data", data, "--attack", "e2e", "--eps", "8/255", "--steps", "2", "--samples", "999",
+        "--preset", "scenes",
+    ]  # fmt: skip
+    for threat in ("adaptive", "transfer"):
+        code, out, err = call(
+            monkeypatch, capsys, "eval", adapter, *common, "--threat", threat, "--out", tmp_path / threat
+        )
+        assert code == 0, err
+        assert "all of them are used" in out
+        run = read_run(tmp_path / threat)
+        assert run.settings["model"]["radapt"]["cutoff"] == 30
+        assert run.settings["attack"]["threat"] == threat
+        assert (tmp_path / threat / "report.html").is_file()
+
+    before = (tmp_path / "adaptive" / "run.json").read_bytes()
+    code, _, err = call(monkeypatch, capsys, "eval", adapter, *common, "--out", tmp_path / "adaptive")
+    assert code == 2
+    assert "already holds a run" in err
+    assert (tmp_path / "adaptive" / "run.json").read_bytes() == before
+
+    html = tmp_path / "both.html"
+    code, out, err = call(
+        monkeypatch,
+        capsys,
+        "report",
+        tmp_path / "adaptive",
+        tmp_path / "transfer",
+        "--out",
+        html,
+        "--format",
+        "markdown",
+    )
+    assert code == 0, err
+    row = next(line for line in out.splitlines() if "cutoff 30" in line)
+    values = [
+        json.loads((tmp_path / t / "metrics.json").read_text())["adversarial"]["vqa_accuracy"]
+        for t in ("transfer", "adaptive")
+    ]
+    assert all(f"{v:.1f}" in row for v in values)
+    assert "Transfer" in out
+    assert "Adaptive" in out
+    assert html.is_file()
+
+
+def test_report_of_no_run_is_one_line(monkeypatch, capsys, tmp_path):
+    code, _, err = call(monkeypatch, capsys, "report", tmp_path, "--out", tmp_path / "r.html")
+    assert (code, len(err.strip().splitlines())) == (2, 1)
+    assert not (tmp_path / "r.html").exists()
+
+
+def test_scenes_are_not_written_over_something(monkeypatch, capsys, tmp_path, data):
+    before = sorted(p.name for p in data.iterdir())
+    code, _, err = call(monkeypatch, capsys, "data", "scenes", "--out", data, "--count", "3")
+    assert code == 2
+    assert "not empty" in err
+    assert sorted(p.name for p in data.iterdir()) == before
+
+
+@pytest.mark.parametrize("what", ["models", "tasks", "attacks", "presets"])
+def test_list_names_everything(what, monkeypatch, capsys):
+    code, out, _ = call(monkeypatch, capsys, "list", what)
+    named = {"models": "tiny-llava", "tasks": "textvqa", "attacks": "embedding", "presets": "fare"}
+    assert code == 0
+    assert named[what] in out
+    assert "None" not in out
+
+
+@pytest.mark.parametrize("command", ["", "robustify", "eval", "report", "list", "demo", "data"])
+def test_help_is_there(command, monkeypatch, capsys):
+    code, out, _ = call(monkeypatch, capsys, *([command] if command else []), "--help")
+    assert code == 0
+    assert "Usage" in out
