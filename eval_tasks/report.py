@@ -113,18 +113,14 @@ def _finding(row: Row) -> Finding:
     if row.attack == "none":
         return Finding(row.model + f", {row.task}", "Not attacked", "neutral", (clean, *_cost(row), *notes))
     if row.attack == "noise":
-        said = (
-            f"Random noise of this size leaves {_kept(row.transfer, row.clean)}: an attack must do more harm."
-        )
+        said = f"Random noise of this size leaves {_kept(row.transfer, row.clean)}: an attack must do more harm."
         return Finding(subject, "Control", "neutral", (clean, said, *notes))
     sentences = [clean, *_cost(row)]
     if row.transfer.value is not None:
         origin = f", {row.transfer.detail}," if row.transfer.detail else " crafted on the undefended model"
         sentences.append(f"The attack{origin} leaves {_kept(row.transfer, row.clean)}.")
     if row.adaptive.value is None:
-        sentences.append(
-            "The adaptive attack was not run, so nothing here speaks of an attacker who knows the model."
-        )
+        sentences.append("The adaptive attack was not run, so nothing here speaks of an attacker who knows the model.")
         return Finding(subject, "Adaptive attack not run", "neutral", (*sentences, *notes))
     sentences.append(f"The attack crafted on this very model leaves {_kept(row.adaptive, row.clean)}.")
     if not row.defended:
@@ -199,14 +195,10 @@ def _bars(table: Table) -> list[dict[str, tuple[float, float, float] | None]]:
         if cell.value is None or cell.signed or top <= 0:
             return None
         low, high = cell.interval or (cell.value, cell.value)
-        value, low, high = (
-            round(min(max(100 * number / top, 0), 100), 2) for number in (cell.value, low, high)
-        )
+        value, low, high = (round(min(max(100 * number / top, 0), 100), 2) for number in (cell.value, low, high))
         return value, low, high
 
-    return [
-        {name: bar(getattr(row, name), tops.get(row.metric, 0.0)) for name in _CELLS} for row in table.rows
-    ]
+    return [{name: bar(getattr(row, name), tops.get(row.metric, 0.0)) for name in _CELLS} for row in table.rows]
 
 
 def _described(run: Run) -> dict[str, Any]:
@@ -217,9 +209,7 @@ def _described(run: Run) -> dict[str, Any]:
         "label": model_label(run),
         "folder": run.path.name,
         "task": setting(run, "task"),
-        "attack": "no attack"
-        if attack is None
-        else f"{attack.get('name')} {attack.get('eps_text') or ''}".strip(),
+        "attack": "no attack" if attack is None else f"{attack.get('name')} {attack.get('eps_text') or ''}".strip(),
         "threat": threat_of(run),
         "n": len(run.samples),
         "metric": METRICS.get(metric, metric),
@@ -245,8 +235,8 @@ def _flat(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
 
 
 def _gallery(runs: Sequence[Run]) -> Gallery | None:
-    """Of the run that tells most: with images, attacked rather than noisy, defended, adaptive, and with samples
-    of both kinds."""
+    """Of the run that tells most: with images, attacked rather than noisy, defended, adaptive, and with
+    samples of both kinds."""
     threats = {"adaptive": 0, "transfer": 1, "noise": 2}
     attacked = [run for run in runs if threat_of(run) in threats]
     if not attacked:
@@ -289,9 +279,7 @@ def _split(run: Run) -> tuple[list[SampleRecord], list[SampleRecord]]:
             broken.append((missing, after - clean, sample))
         else:
             held.append((missing, -after / clean, sample))
-    ordered = [
-        [sample for *_, sample in sorted(kind, key=lambda entry: entry[:2])] for kind in (broken, held)
-    ]
+    ordered = [[sample for *_, sample in sorted(kind, key=lambda entry: entry[:2])] for kind in (broken, held)]
     return ordered[0], ordered[1]
 
 

@@ -199,9 +199,7 @@ def comparison(runs: Sequence[Run]) -> Table:
     runs = _distinct(runs)
     presets = list(dict.fromkeys(setting(run, "preset") for run in runs))
     if len(presets) > 1:
-        raise UserError(
-            f"presets never share a table, these runs use {', '.join(presets)}: compare each preset alone"
-        )
+        raise UserError(f"presets never share a table, these runs use {', '.join(presets)}: compare each preset alone")
     groups: dict[_Key, _Group] = {}
     for run in runs:
         groups.setdefault(_key(run), _Group()).add(run)
@@ -250,16 +248,12 @@ def metric_of(run: Run) -> str:
 
 def threat_of(run: Run) -> str:
     """`adaptive`, `transfer`, `noise` (knows no model, whatever is recorded) or `none` (no attack)."""
-    attack = setting(run, "attack")
-    if attack is None or attack.get("name") == "none":
-        return "none"
-    if attack.get("name") == "noise":
-        return "noise"
+    name = "none" if setting(run, "attack") is None else setting(run, "attack", "name")
+    if name in ("none", "noise"):
+        return str(name)
     threat = setting(run, "attack", "threat")
     if threat not in ("adaptive", "transfer"):
-        raise UserError(
-            f"{run.path / 'run.json'}: attack.threat is {threat!r}, it must be adaptive or transfer"
-        )
+        raise UserError(f"{run.path / 'run.json'}: attack.threat is {threat!r}, it must be adaptive or transfer")
     return str(threat)
 
 
@@ -279,9 +273,7 @@ class _Group:
         place: dict[Any, Run] = self.transfer if threat == "transfer" else self.single
         index = _surrogate(run) if threat == "transfer" else threat
         if index in place:
-            raise UserError(
-                f"{place[index].path} and {run.path} have the same settings: give only one of them"
-            )
+            raise UserError(f"{place[index].path} and {run.path} have the same settings: give only one of them")
         place[index] = run
 
 
@@ -291,8 +283,8 @@ def _rows(key: _Key, group: _Group, groups: Mapping[_Key, _Group]) -> list[Row]:
     for threat in ("none", "noise"):
         if threat in group.single:
             run = group.single[threat]
-            absent = Cell(NOT_RUN if threat == "none" else "n/a (noise knows no model)")
-            transfer = absent if threat == "none" else _score(run, "adversarial", "noise, a control")
+            absent = Cell(NOT_RUN if threat == "none" else "n/a (noise)")
+            transfer = absent if threat == "none" else _score(run, "adversarial", "control")
             rows.append(_row(run, [run], transfer, absent, Cell("n/a"), None, _same_clean(run, groups), {}))
     adaptive = group.single.get("adaptive")
     surrogates: list[str | None] = sorted(group.transfer, key=lambda name: (name is not None, name or ""))
@@ -515,6 +507,9 @@ def _distinct(runs: Sequence[Run]) -> list[Run]:
     found = list({run.path.resolve(): run for run in runs}.values())
     if not found:
         raise UserError("there are no runs to compare: give at least one finished run folder")
+    for run in found:  # before anything reads deeper
+        setting(run, "model", "name")
+        threat_of(run)
     return found
 
 

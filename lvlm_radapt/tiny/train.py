@@ -169,7 +169,8 @@ def train_lvlm(args: argparse.Namespace) -> nn.Module:
 
     def answer(
         vision: nn.Module, x: torch.Tensor, ids: torch.Tensor, labels: torch.Tensor, mask: torch.Tensor,
-        position: torch.Tensor, before: torch.Tensor, after: torch.Tensor, dense: torch.Tensor, whole: torch.Tensor, pairs: torch.Tensor,
+        position: torch.Tensor, before: torch.Tensor, after: torch.Tensor, dense: torch.Tensor, whole: torch.Tensor,
+        pairs: torch.Tensor,
     ) -> torch.Tensor:  # fmt: skip
         with torch.autocast("cpu", torch.bfloat16):
             patches, cls, tokens = vision(x)

@@ -27,6 +27,7 @@ from lvlm_radapt.tiny.pool import augment, cached
 SCENES = 20_000  # of the pool; they are seen with one augmentation each
 NEGATIVES = 7  # altered captions of every scene, a step
 PARAPHRASES = 5
+TEXTS_A_PASS = 64
 LEARNING_RATE = 1e-3
 EMBEDDED = Path(__file__).parent / "weights" / "tiny-llava"
 
@@ -51,13 +52,10 @@ def train_clip(args: argparse.Namespace) -> nn.Module:
         rng = np.random.Generator(np.random.PCG64([args.seed + 2, run.step]))
         rows = rng.choice(len(hidden), args.batch, replace=False)
         texts = _texts([drawn[i] for i in rows], rng)
-        tokens = tokenizer(texts, padding=True, return_tensors="pt")
         same = _same([scenes.caption(drawn[i]) for i in rows])
         with torch.autocast("cpu", torch.bfloat16):
             images = embed_image(model, hidden[rows].float())
-            words = model.text_projection(
-                model.text_model(input_ids=tokens.input_ids, attention_mask=tokens.attention_mask).pooler_output
-            )
+            words = embed_texts(model, tokenizer, texts)
         run.update(contrastive(images.float(), words.float(), model.logit_scale.exp(), same))
         with torch.no_grad():
             model.logit_scale.clamp_(max=float(np.log(100)))
@@ -75,7 +73,7 @@ def lock(model: Any, llava: Any) -> None:
 
 
 def check_locked(model: Any, llava: Any) -> None:
-    """RuntimeError unless every frozen weight of the tower is bit-equal to tiny-llava's in fp16, as stored."""
+    """RuntimeError unless every frozen weight equals tiny-llava's bit for bit in fp16, as stored."""
     theirs = dict(llava.model.vision_tower.named_parameters())
     for name, ours in model.vision_model.named_parameters():
         if not ours.requires_grad and not torch.equal(ours.half(), theirs[name].half()):
@@ -109,6 +107,18 @@ def embed_image(model: Any, hidden: Tensor) -> Tensor:
     cls = hidden[:, :1] + attention.out_proj(seen.transpose(1, 2).flatten(2))
     cls = cls + block.mlp(block.layer_norm2(cls))
     return model.visual_projection(model.vision_model.post_layernorm(cls[:, 0]))
+
+
+def embed_texts(model: Any, tokenizer: Any, texts: list[str]) -> Tensor:
+    """[N, P] text embeddings; short and long texts apart, for padding would be half of the work."""
+    order = sorted(range(len(texts)), key=lambda i: len(texts[i].split()))
+    parts = []
+    for start in range(0, len(order), TEXTS_A_PASS):
+        chosen = [texts[i] for i in order[start : start + TEXTS_A_PASS]]
+        tokens = tokenizer(chosen, padding=True, return_tensors="pt")
+        out = model.text_model(input_ids=tokens.input_ids, attention_mask=tokens.attention_mask)
+        parts.append(model.text_projection(out.pooler_output))
+    return torch.cat(parts)[torch.argsort(torch.tensor(order))]
 
 
 def contrastive(images: Tensor, texts: Tensor, scale: Tensor, same: Tensor) -> Tensor:

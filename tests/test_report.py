@@ -1,0 +1,621 @@
+"""The comparison table and report.html: nothing is filled in, nothing is loaded, nothing is believed."""
+
+import base64
+import csv
+import io
+import json
+import os
+import re
+from html.parser import HTMLParser
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+from rich.console import Console
+
+from eval_tasks.figures import DIFFERENCE_GAIN, difference_image, eps_panels, png_uri
+from eval_tasks.metrics import bootstrap_ci, paired_difference_ci
+from eval_tasks.records import Attacked, Run, RunFolder, SampleRecord, Scored, image_name, read_run
+from eval_tasks.report import reading, write_report
+from eval_tasks.table import COLUMNS, LEGEND, ONLY_TRANSFER, Cell, comparison, tables
+from lvlm_radapt.config import RAdaptConfig
+from lvlm_radapt.errors import UserError
+
+N = 12
+RADAPT = RAdaptConfig().to_dict()
+DEFENDED = "tiny-llava + R-Adapt (cutoff 40, alpha 1, interpolate, white)"
+CLEAN = [100.0 + index for index in range(N)]
+
+
+def attack(threat: str | None = "adaptive", levels: int = 4, **changes: Any) -> dict[str, Any]:
+    return {
+        "name": "e2e",
+        "threat": threat,
+        "surrogate": None,
+        "eps": levels / 255,
+        "eps_text": f"{levels}/255",
+        "norm": "Linf",
+        "loss": "nll",
+        "steps": 10,
+        "restarts": 1,
+        "random_start": True,
+        "step_scale": 2.0,
+    } | changes
+
+
+def spread(centre: float, seed: int) -> list[float]:
+    return (centre + np.random.default_rng(seed).normal(0, 3, N)).tolist()
+
+
+class Maker:
+    """Writes finished run folders, and reads them back as the program does."""
+
+    def __init__(self, root: Path) -> None:
+        self.root, self.made = root, 0
+
+    def __call__(
+        self,
+        scores: list[float] | None = None,
+        radapt: dict[str, Any] | None = None,
+        attacked: dict[str, Any] | None = None,
+        *,
+        clean: list[float] | None = None,
+        answer: str = "a dog",
+        question: str | None = None,
+        metric: str = "cider",
+        images: bool = False,
+        prefix: str = "s",
+        metrics: dict[str, Any] | None = None,
+        model: dict[str, Any] | None = None,
+        **settings: Any,
+    ) -> Run:
+        self.made += 1
+        clean = CLEAN if clean is None else clean
+        ids = [f"{prefix}{index:02d}" for index in range(len(clean))]
+        named = {
+            "name": "tiny-llava",
+            "radapt": radapt,
+            "dtype": "float32",
+            "device": "cpu",
+            "geometry": "stock",
+        }
+        document = {
+            "command": "lvlm-radapt eval tiny-llava --task captions",
+            "model": named | (model or {}),
+            "task": "captions",
+            "data": "scenes",
+            "preset": "scenes",
+            "seed": 42,
+            "chunk_size": 4,
+            "batch_size": 4,
+            "tokenizer": "ptb",
+            "attack": attacked,
+        } | settings
+        folder = RunFolder(self.root / f"run-{self.made}").create(document, ids)
+        for index, sample_id in enumerate(ids):
+            adversarial = None
+            if scores is not None:
+                adversarial = Attacked(output="a cat", score=scores[index], loss=1.0, linf=4 / 255, l2=0.5)
+            folder.append(
+                SampleRecord(
+                    id=sample_id,
+                    question=question,
+                    references=("a dog on a mat", "some dog"),
+                    clean=Scored(output=answer, score=clean[index]),
+                    adversarial=adversarial,
+                    seconds=0.1,
+                )
+            )
+            if images:
+                pixels = np.full((3, 8, 8), 10 * index, np.uint8)
+                folder.save_image(sample_id, pixels + 4)
+                (folder.path / "clean").mkdir(exist_ok=True)
+                Image.fromarray(pixels.transpose(1, 2, 0)).save(folder.path / "clean" / image_name(sample_id))
+        part = None
+        if scores is not None:
+            part = {metric: float(np.mean(scores)), "ci95": list(bootstrap_ci(scores))}
+        folder.finish(
+            {
+                "n": len(ids),
+                "metric": metric,
+                "clean": {metric: float(np.mean(clean)), "ci95": list(bootstrap_ci(clean))},
+                "adversarial": part,
+                "zero_grad": 0,
+                "seconds": 1.5,
+                "notes": [],
+            }
+            | (metrics or {})
+        )
+        return read_run(folder.path)
+
+
+@pytest.fixture
+def make(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Maker:
+    monkeypatch.setattr(os, "fsync", lambda handle: None)  # hundreds of lines, none of which must outlive a crash
+    return Maker(tmp_path)
+
+
+# The table
+
+
+def test_transfer_and_adaptive_share_a_row(make: Maker) -> None:
+    runs = [
+        make(spread(80, 1), RADAPT, attack("transfer")),
+        make(spread(10, 2), None, attack()),
+        make(spread(30, 3), RADAPT, attack()),
+    ]
+    table = comparison(runs)
+    assert [row.model for row in table.rows] == ["tiny-llava", DEFENDED]
+    stock, defended = table.rows
+    assert str(stock.transfer) == "n/a (undefended)"
+    assert stock.adaptive.value == pytest.approx(np.mean(spread(10, 2)))
+    assert str(stock.gain) == "n/a (undefended)"
+    assert defended.transfer.value == pytest.approx(np.mean(spread(80, 1)))
+    assert defended.adaptive.value == pytest.approx(np.mean(spread(30, 3)))
+    assert defended.clean.value == pytest.approx(np.mean(CLEAN))
+    assert defended.n == N
+
+
+def test_gain_is_the_paired_difference(make: Maker) -> None:
+    weak, strong = spread(10, 2), spread(30, 3)
+    gain = comparison([make(weak, None, attack()), make(strong, RADAPT, attack())]).rows[1].gain
+    assert gain.value == pytest.approx(np.mean(np.subtract(strong, weak)))
+    assert gain.interval == paired_difference_ci(strong, weak)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"seed": 7},
+        {"tokenizer": "java"},
+        {"prefix": "other"},
+        {"model": {"dtype": "float16"}},
+        {"model": {"geometry": "pad"}},
+        {"attacked": {"steps": 20}},
+        {"attacked": {"restarts": 2}},
+        {"attacked": {"step_scale": 1.0}},
+        {"attacked": {"random_start": False}},
+        {"attacked": {"norm": "L2"}},
+        {"attacked": {"eps": 5 / 255}},
+        {"attacked": {"name": "embedding"}},
+        {"task": "vqa"},
+        {"radapt": RADAPT | {"alpha": 0.5}},
+    ],
+)
+def test_runs_that_differ_are_never_paired(make: Maker, changes: dict[str, Any]) -> None:
+    changes = dict(changes)
+    other = attack("transfer") | changes.pop("attacked", {})
+    radapt = changes.pop("radapt", RADAPT)
+    table = comparison([make(spread(30, 1), RADAPT, attack()), make(spread(80, 2), radapt, other, **changes)])
+    assert len(table.rows) == 2
+    assert sorted((str(row.transfer) == "not run", str(row.adaptive) == "not run") for row in table.rows) == [
+        (False, True),
+        (True, False),
+    ]
+    reads = [row.texts()[:3] for row in table.rows]
+    assert reads[0] != reads[1], "two rows that differ must not read the same"
+
+
+def test_what_does_not_change_scores_may_differ(make: Maker) -> None:
+    table = comparison(
+        [
+            make(spread(30, 1), RADAPT, attack(), batch_size=8, data="elsewhere", chunk_size=2),
+            make(spread(80, 2), RADAPT, attack("transfer", surrogate="tiny-llava"), model={"device": "cuda"}),
+        ]
+    )
+    assert len(table.rows) == 1
+
+
+def test_missing_cells_say_so(make: Maker) -> None:
+    (row,) = comparison([make(spread(80, 1), RADAPT, attack("transfer"))]).rows
+    assert (str(row.adaptive), str(row.gain)) == ("not run", "not run")
+    (row,) = comparison([make(spread(30, 1), RADAPT, attack())]).rows
+    assert (str(row.transfer), str(row.gain)) == ("not run", "not run (undefended model)")
+    (row,) = comparison([make()]).rows
+    assert row.texts()[2:] == ("none", str(N), str(row.clean), "not run", "not run", "n/a", "")
+
+
+def test_noise_is_a_control_whatever_threat_was_recorded(make: Maker) -> None:
+    for threat in ("adaptive", "transfer", None):
+        noise = attack(threat, name="noise", steps=None)
+        (row,) = comparison([make(spread(95, 1), RADAPT, noise)]).rows
+        assert row.attack_text == "noise, Linf 4/255"
+        assert row.transfer.value == pytest.approx(np.mean(spread(95, 1)))
+        assert str(row.adaptive) == "n/a (noise)"
+        assert not row.only_transfer
+
+
+def test_a_named_surrogate_is_shown_and_keeps_its_own_row(make: Maker) -> None:
+    runs = [
+        make(spread(30, 1), RADAPT, attack()),
+        make(spread(80, 2), RADAPT, attack("transfer")),
+        make(spread(70, 3), RADAPT, attack("transfer", surrogate="tiny-qwen")),
+        make(spread(60, 4), None, attack("transfer", surrogate="tiny-qwen")),
+    ]
+    stock, own, foreign = comparison(runs).rows
+    assert stock.transfer.detail == "crafted on tiny-qwen"
+    assert str(stock.adaptive) == "not run"
+    assert own.transfer.detail == ""
+    assert foreign.transfer.detail == "crafted on tiny-qwen"
+    assert own.adaptive == foreign.adaptive
+    assert own.variant != foreign.variant
+    # The same surrogate's images on the undefended model are the baseline of that transfer score.
+    assert foreign.transfer_gain is not None
+    assert foreign.transfer_gain.interval == paired_difference_ci(spread(70, 3), spread(60, 4))
+
+
+@pytest.mark.parametrize(
+    ("transfer", "adaptive", "flagged"),
+    [(80, 10, True), (80, 5, True), (80, 60, False), (10, 10, False), (5, 5, False)],
+)
+def test_flag_of_a_defence_that_holds_only_when_unknown(
+    make: Maker, transfer: float, adaptive: float, flagged: bool
+) -> None:
+    # Equal noise in both models: the difference is exact, a gain of 0 has the interval [0, 0].
+    runs = [
+        make(spread(10, 1), None, attack()),
+        make(spread(transfer, 1), RADAPT, attack("transfer")),
+        make(spread(adaptive, 1), RADAPT, attack()),
+    ]
+    row = comparison(runs).rows[1]
+    assert row.only_transfer is flagged
+    assert (ONLY_TRANSFER in row.notes) is flagged
+
+
+def test_a_transfer_attack_that_beats_the_adaptive_one_is_told(make: Maker) -> None:
+    runs = [make(spread(60, 1), RADAPT, attack()), make(spread(40, 2), RADAPT, attack("transfer"))]
+    assert any("adaptive score is too high" in note for note in comparison(runs).rows[0].notes)
+    runs = [make(spread(40, 1), RADAPT, attack()), make(spread(60, 2), RADAPT, attack("transfer"))]
+    assert comparison(runs).rows[0].notes == ()
+
+
+def test_zero_gradients_are_told(make: Maker) -> None:
+    run = make(spread(60, 1), RADAPT, attack(), metrics={"zero_grad": 3})
+    assert comparison([run]).rows[0].notes == (f"zero gradient on 3 of {N} samples (adaptive)",)
+
+
+def test_presets_never_share_a_table(make: Maker) -> None:
+    runs = [make(preset="fare"), make(preset="scenes"), make(spread(9, 1), None, attack(), preset="fare")]
+    with pytest.raises(UserError, match="never share a table"):
+        comparison(runs)
+    made = tables(runs)
+    assert {preset: len(table.rows) for preset, table in made.items()} == {"fare": 2, "scenes": 1}
+
+
+def test_refusals(make: Maker) -> None:
+    with pytest.raises(UserError, match="no runs"):
+        comparison([])
+    run = make(spread(10, 1), None, attack())
+    assert len(comparison([run, read_run(run.path)]).rows) == 1  # one folder named twice
+    with pytest.raises(UserError, match=r"run-1 and .*run-2 have the same settings"):
+        comparison([run, make(spread(12, 2), None, attack())])
+    with pytest.raises(UserError, match=r"attack\.threat is 'robust'"):
+        comparison([make(spread(12, 2), None, attack("robust"))])
+    with pytest.raises(UserError, match=r"lacks the field adversarial\.cider"):
+        comparison([make(None, None, attack())])
+    old = Run(run.path, {**run.settings, "model": "tiny-llava"}, run.metrics, run.samples)
+    with pytest.raises(UserError, match=r"lacks the field model\.name"):
+        comparison([old])
+    old = Run(run.path, {**run.settings, "attack": "e2e"}, run.metrics, run.samples)
+    with pytest.raises(UserError, match=r"lacks the field attack\.name"):
+        comparison([old])
+
+
+def test_rows_over_different_samples_carry_a_remark(make: Maker) -> None:
+    table = comparison([make(), make(prefix="other")])
+    assert len(table.notes) == 1
+    assert "different samples" in table.notes[0]
+    assert comparison([make()]).notes == ()
+
+
+def test_an_absent_score_is_no_number(make: Maker) -> None:
+    (row,) = comparison([make(metrics={"clean": {"cider": None, "ci95": None}})]).rows
+    assert str(row.clean) == "n/a (no score)"
+
+
+@pytest.mark.parametrize(
+    ("changes", "label"),
+    [
+        ({"cutoff": None}, "no filter, alpha 1, interpolate, white"),
+        ({"alpha": 0.0}, "cutoff 40, no anchor"),
+        ({"cutoff": 22.5, "cutoff_unit": "image"}, "cutoff 22.5 per image side, alpha 1, interpolate, white"),
+        ({"boundary": "periodic", "mix": "add"}, "cutoff 40, periodic, alpha 1, add, white"),
+        ({"guide": "fare4"}, "cutoff 40, alpha 1, interpolate, white, guide fare4"),
+    ],
+)
+def test_model_labels(make: Maker, changes: dict[str, Any], label: str) -> None:
+    (row,) = comparison([make(spread(9, 1), RADAPT | changes, attack())]).rows
+    assert row.model == f"tiny-llava + R-Adapt ({label})"
+
+
+def test_numbers_have_one_decimal_and_no_minus_zero() -> None:
+    assert str(Cell(value=-0.04, signed=True)) == "0.0"
+    assert str(Cell(value=3.25001, signed=True)) == "+3.3"
+    assert Cell(words="not run").bounds == ""
+
+
+FIXED = {"cider": 12.34, "ci95": [10.0, 15.06]}
+
+
+def flat(make: Maker) -> list[Run]:
+    constant = {"clean": {"cider": 100.0, "ci95": [99.0, 101.0]}, "adversarial": FIXED}
+    return [
+        make([10.0] * N, None, attack(), metrics=constant),
+        make([10.0] * N, RADAPT, attack(), metrics=constant, clean=[90.0] * N),
+    ]
+
+
+def test_markdown_by_hand(make: Maker) -> None:
+    lines = comparison(flat(make)).to_markdown().splitlines()
+    assert lines[0] == "| " + " | ".join(COLUMNS) + " |"
+    assert lines[1] == "| --- | --- | --- | ---: | ---: | ---: | ---: | ---: | --- |"
+    assert lines[2] == (
+        "| tiny-llava | captions (CIDEr x100) | e2e, Linf 4/255, 10 steps | 12 | 100.0 [99.0, 101.0] "
+        "| n/a (undefended) | 12.3 [10.0, 15.1] | n/a (undefended) |  |"
+    )
+    assert lines[3] == (
+        f"| {DEFENDED} | captions (CIDEr x100) | e2e, Linf 4/255, 10 steps | 12 | 100.0 [99.0, 101.0] "
+        "| not run | 12.3 [10.0, 15.1] | 0.0 [0.0, 0.0] |  |"
+    )
+    assert lines[4:] == ["", f"Preset scenes. {LEGEND}"]
+
+
+def test_markdown_cells_cannot_break_the_table(make: Maker) -> None:
+    name = "a|b\n<b>*x*_y_`z`"
+    text = comparison([make(model={"name": name})]).to_markdown()
+    assert text.splitlines()[2].startswith(r"| a\|b &lt;b>\*x\*\_y\_\`z\` | captions")
+
+
+def test_csv_by_hand(make: Maker) -> None:
+    rows = list(csv.DictReader(io.StringIO(comparison(flat(make)).to_csv())))
+    assert rows[1] == {
+        "preset": "scenes",
+        "model": DEFENDED,
+        "task": "captions",
+        "metric": "cider",
+        "attack": "e2e",
+        "norm": "Linf",
+        "eps": str(4 / 255),
+        "steps": "10",
+        "variant": "",
+        "n": "12",
+        "clean": "100.0",
+        "clean_low": "99.0",
+        "clean_high": "101.0",
+        "transfer": "not run",
+        "transfer_low": "not run",
+        "transfer_high": "not run",
+        "adaptive": "12.34",
+        "adaptive_low": "10.0",
+        "adaptive_high": "15.06",
+        "gain": "0.0",
+        "gain_low": "0.0",
+        "gain_high": "0.0",
+        "surrogate": "",
+        "note": "",
+    }
+    assert rows[0]["transfer"] == "n/a (undefended)"
+
+
+def test_rich_shows_every_cell_and_reads_no_markup(make: Maker) -> None:
+    run = make(spread(9, 1), RADAPT, attack(), model={"name": "[red]x[/red]"})
+    console = Console(width=300, file=io.StringIO(), record=True)
+    console.print(comparison([run]).to_rich())
+    text = console.export_text()
+    for part in ("[red]x[/red]", "not run", "Transfer [95% CI]", "Adaptive [95% CI]", "Preset scenes"):
+        assert part in text
+
+
+# What is said
+
+
+def verdicts(runs: list[Run]) -> list[str]:
+    return [finding.verdict for finding in reading(comparison(runs))]
+
+
+def test_reading_follows_the_numbers(make: Maker) -> None:
+    stock = make(spread(40, 1), None, attack())
+    assert verdicts([stock, make(spread(70, 2), RADAPT, attack())])[1] == "Gains under the adaptive attack"
+    assert verdicts([stock, make(spread(10, 2), RADAPT, attack())])[1] == "Worse than undefended"
+    assert verdicts([stock, make(spread(40, 1), RADAPT, attack())])[1] == "No gain shown"
+    transfer = make(spread(90, 2), RADAPT, attack("transfer"))
+    assert verdicts([stock, transfer])[1] == "Adaptive attack not run"
+    only = [stock, transfer, make(spread(40, 1), RADAPT, attack())]
+    assert verdicts(only)[1] == "Holds only against attacks that do not know it"
+    assert verdicts([make(), make(spread(9, 1), None, attack(name="noise"))]) == ["Not attacked", "Control"]
+
+
+def test_reading_states_the_cost_on_clean_images(make: Maker) -> None:
+    stock = make(spread(40, 1), None, attack())
+    worse = make(spread(70, 2), RADAPT, attack(), clean=[score - 5 for score in CLEAN])
+    text = " ".join(reading(comparison([stock, worse]))[1].sentences)
+    assert "-5.0 [-5.0, -5.0]: a cost." in text
+    same = make(spread(70, 2), RADAPT, attack("transfer"))
+    text = " ".join(reading(comparison([stock, same]))[1].sentences)
+    assert "0.0 [0.0, 0.0]: no difference that 12 samples can show." in text
+
+
+# Pictures
+
+
+@given(st.tuples(st.integers(0, 255), st.integers(0, 255)))
+def test_difference_is_signed_around_grey(pair: tuple[int, int]) -> None:
+    clean, attacked = (np.full((1, 2, 3), value, np.uint8) for value in pair)
+    expected = min(max(128 + DIFFERENCE_GAIN * (pair[1] - pair[0]), 0), 255)
+    assert (difference_image(clean, attacked) == expected).all()
+
+
+def test_difference_refuses_other_shapes() -> None:
+    with pytest.raises(ValueError, match="shape"):
+        difference_image(np.zeros((2, 2, 3), np.uint8), np.zeros((2, 3, 3), np.uint8))
+
+
+def decoded(uri: str) -> np.ndarray:
+    content = base64.b64decode(uri.removeprefix("data:image/png;base64,"), validate=True)
+    return np.asarray(Image.open(io.BytesIO(content)))
+
+
+def test_small_pictures_are_embedded_exactly() -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (30, 40, 3), dtype=np.uint8)
+    assert (decoded(png_uri(pixels)) == pixels).all()
+    assert decoded(png_uri(np.zeros((300, 2048, 3), np.uint8))).shape == (75, 512, 3)
+
+
+def test_panels_need_two_eps(make: Maker) -> None:
+    one = [make(spread(9, 1), None, attack()), make(spread(30, 1), RADAPT, attack())]
+    assert eps_panels(comparison(one)) == []
+    two = [*one, make(spread(5, 1), RADAPT, attack(levels=8)), make(spread(4, 1), RADAPT, attack("transfer"))]
+    (panel,) = eps_panels(comparison(two))
+    assert panel.title == DEFENDED
+    for uri in (panel.light, panel.dark):
+        assert b"<svg" in base64.b64decode(uri.removeprefix("data:image/svg+xml;base64,"), validate=True)
+    assert panel.light != panel.dark
+    assert eps_panels(comparison(two)) == [panel], "the same numbers give the same picture"
+
+
+# The page
+
+
+class Page(HTMLParser):
+    """Collects tags, whatever could load something, and the text."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.tags: list[str] = []
+        self.loads: list[str] = []
+        self.pictures: dict[str, list[str]] = {}
+        self.text = ""
+        self.feed(html)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        values = {name: value or "" for name, value in attrs}
+        loads = ("src", "srcset", "href", "data", "poster", "action", "background")
+        self.loads += [values[name] for name in loads if name in values]
+        assert not any(name.startswith("on") for name in values)
+        if tag == "img":
+            self.pictures.setdefault(values["alt"], []).append(values["src"])
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+
+def page(runs: list[Run], out: Path) -> Page:
+    assert write_report(runs, out) == out
+    html = out.read_text(encoding="utf-8")
+    assert not re.search(r"url\(|@import|<script|<link|<iframe", html)
+    found = Page(html)
+    assert all(load.startswith("data:image/") for load in found.loads)
+    return found
+
+
+def test_report_of_one_run(make: Maker) -> None:
+    run = make([0.0] * 6 + [100.0] * 6, RADAPT, attack(), images=True, question="what is it?")
+    found = page([run], run.path / "report.html")
+    assert [entry.name for entry in run.path.iterdir() if entry.name.startswith(".")] == []
+    for part in (
+        DEFENDED,
+        "Transfer.",
+        "Adaptive.",
+        "not run",
+        "what is it?",
+        "max. change 4/255",
+        "a dog on a mat",
+        "lvlm-radapt eval tiny-llava --task captions",
+        "attack.step_scale",
+        "ids.sha256",
+        run.settings["ids"]["sha256"],
+        "environment.packages.torch",
+        "n = 12",
+        "document frequency",
+    ):
+        assert part in found.text
+    assert "VQA accuracy is" not in found.text
+    assert {what: len(uris) for what, uris in found.pictures.items()} == {
+        "clean": 12,
+        "attacked": 12,
+        "difference \u00d716": 12,
+    }
+    assert (decoded(found.pictures["difference \u00d716"][0]) == 128 + 16 * 4).all()
+    clean, attacked = (decoded(found.pictures[what][0]).astype(int) for what in ("clean", "attacked"))
+    assert (attacked - clean == 4).all()
+
+
+def test_report_of_many_runs(make: Maker, tmp_path: Path) -> None:
+    runs = [
+        make(spread(40, 1), None, attack()),
+        make(spread(90, 2), RADAPT, attack("transfer"), images=True),
+        make([0.0] * 4 + [100.0] * 8, RADAPT, attack(), images=True),
+        make(spread(20, 2), RADAPT, attack(levels=8)),
+        make([0.0] * N, None, attack(), metric="vqa_accuracy", task="vqa"),
+        make(preset="fare"),
+    ]
+    found = page([*runs, runs[0]], tmp_path / "all.html")
+    assert "6 runs, presets scenes, fare" in found.text
+    for part in ("Preset scenes", "Preset fare", "Score against eps", "VQA accuracy is", "folder run-6"):
+        assert part in found.text
+    # The adaptive run of the defended model is the one whose samples are shown.
+    assert re.search(r"left \(4\)", found.text)
+    assert re.search(r"left \(8, 6 shown\)", found.text)
+
+
+def test_texts_from_data_are_escaped(make: Maker, tmp_path: Path) -> None:
+    evil = "<script>alert(1)</script><img src=x onerror=alert(2)>\"'&"
+    run = make(
+        [0.0] * 6 + [100.0] * 6,
+        RADAPT | {"guide": evil},
+        attack("transfer", surrogate=evil),
+        answer=evil,
+        question=evil,
+        model={"name": evil},
+        task=evil,
+        preset=evil,
+        command=evil,
+        metrics={"notes": [evil]},
+    )
+    found = page([run], tmp_path / "report.html")
+    assert "script" not in found.tags
+    assert "img" not in found.tags, "no image was saved, so any would be the data's"
+    assert found.text.count(evil) > 20
+
+
+def test_pictures_that_are_missing_or_damaged_are_left_out(make: Maker, tmp_path: Path) -> None:
+    run = make([0.0] * 2 + [100.0] * 10, RADAPT, attack(), images=True)
+    names = [image_name(sample.id) for sample in run.samples[:2]]
+    (run.path / "clean" / names[0]).unlink()
+    (run.path / "images" / names[1]).write_bytes(b"not a picture")
+    found = page([run], tmp_path / "report.html")
+    assert {what: len(uris) for what, uris in found.pictures.items()} == {
+        "clean": 7,
+        "attacked": 7,
+        "difference \u00d716": 6,
+    }
+    assert found.text.count("not saved") == 1 + 1 + 2
+
+
+def test_a_clean_run_has_no_gallery(make: Maker, tmp_path: Path) -> None:
+    found = page([make()], tmp_path / "report.html")
+    assert "Samples" not in found.text
+    assert "Not attacked" in found.text
+
+
+def test_a_report_that_cannot_be_written_is_one_line(make: Maker, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="cannot write"):
+        write_report([make()], tmp_path / "absent" / "report.html")
+
+
+def test_the_template_ships_beside_the_code() -> None:
+    assert (resources.files("eval_tasks") / "templates" / "report.html.j2").is_file()
+
+
+def test_settings_are_listed_whole(make: Maker, tmp_path: Path) -> None:
+    run = make(spread(9, 1), RADAPT, attack())
+    text = page([run], tmp_path / "report.html").text
+    for key, value in {**run.settings["attack"], **RADAPT}.items():
+        shown = value if isinstance(value, str) else json.dumps(value)
+        assert re.search(rf"\.{key}\s*{re.escape(shown)}", text), key
