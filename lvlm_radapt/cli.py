@@ -78,7 +78,7 @@ ModelArgument = Annotated[
     str,
     typer.Argument(metavar="MODEL", help="An embedded name, a checkpoint or robustified folder, or a Hugging Face id."),
 ]
-DeviceOption = Annotated[str, typer.Option(help="Where the model runs: cpu, cuda, cuda:1 ...")]
+DeviceOption = Annotated[str, typer.Option(help="cpu, cuda, cuda:1 ...; auto takes a GPU where there is one.")]
 DtypeOption = Annotated[Dtype, typer.Option(help="What the weights are computed in.")]
 
 
@@ -115,10 +115,12 @@ def _progress(text: str, total: int | None = None) -> Iterator[Any]:
 def _device(name: str) -> str:
     import torch
 
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
     try:
         device = torch.device(name)
     except RuntimeError as error:
-        raise UserError(f"--device {name!r} is no device: use cpu, cuda or cuda:N") from error
+        raise UserError(f"--device {name!r} is no device: use auto, cpu, cuda or cuda:N") from error
     if device.type == "cuda" and not torch.cuda.is_available():
         raise UserError(f"--device {name}: no CUDA device is available here, use --device cpu")
     return name
@@ -186,7 +188,7 @@ def robustify(
     no_filter: Annotated[bool, typer.Option("--no-filter", help="Leave the filter out.")] = False,
     alpha: Annotated[float, typer.Option(help="Weight of the anchor; 0 leaves it out.")] = 1.0,
     mix: Annotated[MixName, typer.Option(help="(1 - alpha) r + alpha A, or r + alpha A.")] = MixName.interpolate,
-    device: DeviceOption = "cpu",
+    device: DeviceOption = "auto",
     dtype: DtypeOption = Dtype.float32,
 ) -> None:
     """Protect MODEL: write an adapter folder that every other command takes as a model.
@@ -242,7 +244,7 @@ def eval_(
     batch_size: Annotated[int, typer.Option(min=1, help="Images at a time.")] = 32,
     chunk_size: Annotated[int, typer.Option(min=1, help="Samples of a unit of work; a kill costs at most one.")] = 64,
     tokenizer: Annotated[TokenizerChoice, typer.Option(help="For CIDEr.")] = TokenizerChoice.ptb,
-    device: DeviceOption = "cpu",
+    device: DeviceOption = "auto",
     dtype: DtypeOption = Dtype.float32,
     resume: Annotated[bool, typer.Option("--resume", help="Continue a run that was stopped.")] = False,
 ) -> None:
