@@ -169,9 +169,7 @@ def _check_tower(root: Path, base: _Base, model: LVLM) -> None:
     compared = own if own in base.tower else next(iter(base.tower)) if own == "float32" else None
     if compared not in _DTYPES:
         saved = ", ".join(base.tower)
-        raise UserError(
-            f"{root} was saved from a model in {saved}: open it in that dtype or float32, or save it anew"
-        )
+        raise UserError(f"{root} was saved from a model in {saved}: open it in that dtype or float32, or save it anew")
     if tower_fingerprints(model.tower, [compared])[compared] != base.tower[compared]:
         raise UserError(
             f"the vision tower of {base.name} has other weights than the one that the adapter {root} "

@@ -255,9 +255,7 @@ def _garbage_with_its_checksum(adapter: Path) -> None:
         (_garbage_with_its_checksum, "adapter.safetensors is damaged: it is no safetensors file"),
     ],
 )
-def test_damage_is_told_in_one_line(
-    saved: tuple[Path, Path], damage: Callable[[Path], None], message: str
-) -> None:
+def test_damage_is_told_in_one_line(saved: tuple[Path, Path], damage: Callable[[Path], None], message: str) -> None:
     _, adapter = saved
     damage(adapter)
     with pytest.raises(UserError, match=message) as caught:
@@ -316,9 +314,7 @@ def test_what_is_there_is_never_overwritten(base: Path, tmp_path: Path) -> None:
     assert is_adapter(tmp_path / "empty")
 
 
-def test_nothing_half_written_stays(
-    saved: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_nothing_half_written_stays(saved: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     base, _ = saved
     model = robustify(load_model(base))
     write_text = Path.write_text

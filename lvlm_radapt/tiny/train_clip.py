@@ -48,6 +48,7 @@ def train_clip(args: argparse.Namespace) -> nn.Module:
     tokenizer = build.clip_tokenizer()
 
     run = Run(args, "clip", {"model": model}, args.joint_steps, LEARNING_RATE)
+    check_locked(model, llava)  # a checkpoint of a run on another tiny-llava is found out at once
     while run.step < run.steps:
         rng = np.random.Generator(np.random.PCG64([args.seed + 2, run.step]))
         rows = rng.choice(len(hidden), args.batch, replace=False)
@@ -56,9 +57,8 @@ def train_clip(args: argparse.Namespace) -> nn.Module:
         with torch.autocast("cpu", torch.bfloat16):
             images = embed_image(model, hidden[rows].float())
             words = embed_texts(model, tokenizer, texts)
-        run.update(contrastive(images.float(), words.float(), model.logit_scale.exp(), same))
-        with torch.no_grad():
-            model.logit_scale.clamp_(max=float(np.log(100)))
+        scale = model.logit_scale.exp().clamp(max=100)
+        run.update(contrastive(images.float(), words.float(), scale, same))
     check_locked(model, llava)
     return model
 
@@ -77,7 +77,7 @@ def check_locked(model: Any, llava: Any) -> None:
     theirs = dict(llava.model.vision_tower.named_parameters())
     for name, ours in model.vision_model.named_parameters():
         if not ours.requires_grad and not torch.equal(ours.half(), theirs[name].half()):
-            raise RuntimeError(f"{name} has left tiny-llava's value")
+            raise RuntimeError(f"{name} is not tiny-llava's: was training resumed on another one?")
 
 
 def penultimate(model: Any, pixels: Tensor) -> Tensor:
