@@ -238,9 +238,7 @@ def _climb(
         if done:
             state.step(eps, norm, _MOMENTUM if done > 1 else 1.0)
         # No step follows the last point: its gradient would be a backward pass for nothing.
-        loss, gradient = _loss_and_gradient(
-            loss_fn, state.x_adv, state.index, f"step {done}", gradient=done < steps
-        )
+        loss, gradient = _loss_and_gradient(loss_fn, state.x_adv, state.index, f"step {done}", gradient=done < steps)
         state.record(loss, gradient)
         if done:
             state.rises = state.rises + (loss > state.loss_last)

@@ -44,9 +44,7 @@ def embedding_loss(features: LossFn, clean: Tensor, *, distance: Distance = "cos
         tokens = _full(features(x, index))
         wanted = target[index].to(tokens)
         if tokens.shape != wanted.shape:
-            raise ValueError(
-                f"features gave tokens {tuple(tokens.shape)}, the clean ones are {tuple(wanted.shape)}"
-            )
+            raise ValueError(f"features gave tokens {tuple(tokens.shape)}, the clean ones are {tuple(wanted.shape)}")
         if distance == "cosine":
             # |u - v|^2 / 2 is 1 - cos of unit vectors, without the cancellation that leaves only rounding
             # noise of it (and of its gradient's sign) close to the clean image.

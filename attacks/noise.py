@@ -27,9 +27,7 @@ def sample_seeds(seed: int | Sequence[int], count: int) -> list[int]:
     return seeds
 
 
-def random_start(
-    x: Tensor, *, eps: float, norm: Norm = "Linf", seeds: Sequence[int], restart: int = 0
-) -> Tensor:
+def random_start(x: Tensor, *, eps: float, norm: Norm = "Linf", seeds: Sequence[int], restart: int = 0) -> Tensor:
     """APGD's random start: a point on the eps sphere around each sample of `x`, clamped to [0, 1].
 
     Linf: uniform noise in [-1, 1] scaled so that its largest entry is +-eps; L2: a uniform direction of

@@ -197,9 +197,7 @@ ConfigT = TypeVar("ConfigT", bound=_Config)
 def names(kind: Kind) -> list[str]:
     """The shipped presets of one kind, sorted."""
     return sorted(
-        entry.name.removesuffix(".yaml")
-        for entry in (_root() / kind).iterdir()
-        if entry.name.endswith(".yaml")
+        entry.name.removesuffix(".yaml") for entry in (_root() / kind).iterdir() if entry.name.endswith(".yaml")
     )
 
 
@@ -209,9 +207,7 @@ def load_protocol(name: str) -> Protocol:
         protocol = _parse(read_bytes(Path(name)), name, Protocol)
         if protocol.name in names("protocols"):
             # Tables are grouped by the preset's name.
-            raise UserError(
-                f"{name}: field name: {protocol.name!r} is a shipped preset's name, choose another"
-            )
+            raise UserError(f"{name}: field name: {protocol.name!r} is a shipped preset's name, choose another")
         return protocol
     return _shipped("protocols", "preset", name, Protocol)
 
@@ -233,9 +229,7 @@ def _root() -> Traversable:
         return installed
     clone = Path(__file__).resolve().parent.parent / "configs"
     if not clone.is_dir():
-        raise UserError(
-            f"the shipped presets are neither in {installed} nor in {clone}: install lvlm-radapt again"
-        )
+        raise UserError(f"the shipped presets are neither in {installed} nor in {clone}: install lvlm-radapt again")
     return clone
 
 

@@ -135,14 +135,10 @@ class RunFolder:
             others = sorted(entry.name for entry in self.path.iterdir() if not _is_leftover(entry))
         if "run.json" in others:
             if not resume:
-                raise UserError(
-                    f"{self.path} already holds a run: use --resume to continue it or another --out"
-                )
+                raise UserError(f"{self.path} already holds a run: use --resume to continue it or another --out")
             self._rejoin(document)
         elif others:
-            raise UserError(
-                f"{self.path} holds other files ({others[0]}, ...): choose an empty folder as --out"
-            )
+            raise UserError(f"{self.path} holds other files ({others[0]}, ...): choose an empty folder as --out")
         else:
             _write_atomic(self.path / "run.json", _pretty(document))
         if not self.finished:
@@ -155,9 +151,7 @@ class RunFolder:
     def append(self, record: SampleRecord) -> None:
         """Add a sample's line to this process's part file, on disk when this returns."""
         line = record.model_dump_json().encode() + b"\n"
-        if (
-            self._part is None or self._owner != os.getpid()
-        ):  # a forked child must not share its parent's file
+        if self._part is None or self._owner != os.getpid():  # a forked child must not share its parent's file
             self._part, self._owner = self._open_part(), os.getpid()
         try:
             with _writing(self.path):
@@ -186,9 +180,7 @@ class RunFolder:
         order = self._selected()
         foreign = sorted(records.keys() - set(order))
         if foreign:
-            raise UserError(
-                f"{self.path} holds a record of sample {foreign[0]!r}, which this run did not select"
-            )
+            raise UserError(f"{self.path} holds a record of sample {foreign[0]!r}, which this run did not select")
         return [records[sample_id] for sample_id in order if sample_id in records]
 
     def finish(self, metrics: Mapping[str, Any]) -> None:
@@ -233,9 +225,7 @@ class RunFolder:
         before, now = _identity(old), _identity(document)
         changed = [key for key in sorted(before.keys() | now.keys()) if before.get(key) != now.get(key)]
         if changed:
-            shown = "; ".join(
-                f"{key} was {_short(before.get(key))}, now {_short(now.get(key))}" for key in changed[:3]
-            )
+            shown = "; ".join(f"{key} was {_short(before.get(key))}, now {_short(now.get(key))}" for key in changed[:3])
             more = f" (and {len(changed) - 3} more)" if len(changed) > 3 else ""
             raise UserError(f"{self.path} cannot be resumed with other settings: {shown}{more}")
         if old.get("environment") != document["environment"]:
@@ -275,15 +265,11 @@ def read_run(path: str | os.PathLike[str]) -> Run:
     if not (folder / "metrics.json").is_file():
         done = len(RunFolder(folder).done_ids())
         total = settings["ids"]["n"]
-        raise UserError(
-            f"run {folder} is not finished ({done} of {total} samples): continue it with --resume"
-        )
+        raise UserError(f"run {folder} is not finished ({done} of {total} samples): continue it with --resume")
     metrics = _read_object(folder / "metrics.json")
     samples = _read_lines(folder / "samples.jsonl", torn_tail=False)
     if ids_digest(record.id for record in samples) != settings["ids"]["sha256"]:
-        raise UserError(
-            f"{folder / 'samples.jsonl'} does not hold the samples that run.json names: run it again"
-        )
+        raise UserError(f"{folder / 'samples.jsonl'} does not hold the samples that run.json names: run it again")
     return Run(folder, settings, metrics, samples)
 
 
@@ -295,11 +281,7 @@ def _read_settings(folder: Path) -> dict[str, Any]:
     if settings.get("schema") != SCHEMA:
         raise UserError(f"{path} has schema {_short(settings.get('schema'))}, this version reads {SCHEMA}")
     ids = settings.get("ids")
-    if (
-        not isinstance(ids, dict)
-        or not isinstance(ids.get("n"), int)
-        or not isinstance(ids.get("sha256"), str)
-    ):
+    if not isinstance(ids, dict) or not isinstance(ids.get("n"), int) or not isinstance(ids.get("sha256"), str):
         raise UserError(f"{path}: field ids: must hold n and sha256")
     return settings
 

@@ -115,7 +115,5 @@ def _first_attention_output(tower: Tower, args: tuple[Any, ...], kwargs: dict[st
         for module, mode in modes:
             module.training = mode
     if not caught:
-        raise UserError(
-            "the vision tower is compiled already and its hooks do not run: inject before compiling"
-        )
+        raise UserError("the vision tower is compiled already and its hooks do not run: inject before compiling")
     return caught[0]

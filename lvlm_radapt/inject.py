@@ -44,9 +44,7 @@ class Injection:
     def attach(self) -> None:
         """Registers the hooks that there is work for."""
         if self.filter is not None or self.mix is not None:
-            self._handles.append(
-                self.tower.module.register_forward_pre_hook(self._before_tower, with_kwargs=True)
-            )
+            self._handles.append(self.tower.module.register_forward_pre_hook(self._before_tower, with_kwargs=True))
         if self.mix is not None:
             self._handles.append(
                 self.tower.first_attention.register_forward_hook(self._after_attention, with_kwargs=True)

@@ -78,9 +78,7 @@ def _fold(kernel: Tensor, size: int, boundary: str) -> Tensor:
 
 
 @functools.lru_cache(maxsize=64)
-def _cached_change(
-    cutoff: str, size: int, unit: str, boundary: str, device: str, dtype: torch.dtype
-) -> Tensor:
+def _cached_change(cutoff: str, size: int, unit: str, boundary: str, device: str, dtype: torch.dtype) -> Tensor:
     # A tensor made in inference mode could never again take part in a backward pass, and a default device
     # or a meta-device context around a model's construction must not reach the taps.
     with torch.inference_mode(False), torch.no_grad():
@@ -141,9 +139,7 @@ class GaussianFilter(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Filters `x` [..., H, W], each image alone, in float32 (float64 if it is); returns `x`'s dtype."""
         if x.dim() < 2 or not x.is_floating_point():
-            raise ValueError(
-                f"the filter wants floating point images [..., H, W], not {x.dtype} {tuple(x.shape)}"
-            )
+            raise ValueError(f"the filter wants floating point images [..., H, W], not {x.dtype} {tuple(x.shape)}")
         dtype = torch.promote_types(x.dtype, torch.float32)
         # len(range(n)) is n, as a plain int also while compiling with dynamic shapes
         height, width = len(range(x.shape[-2])), len(range(x.shape[-1]))

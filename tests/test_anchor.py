@@ -41,8 +41,7 @@ def clip_first_attention(weights: dict[str, Tensor], image: Tensor, patch: int, 
     corners = [(y, x) for y in range(0, image.shape[1], patch) for x in range(0, image.shape[2], patch)]
     patches = [kernel @ image[:, y : y + patch, x : x + patch].flatten() for y, x in corners]
     hidden = (
-        torch.stack([weights["embeddings.class_embedding"], *patches])
-        + weights["embeddings.position_embedding.weight"]
+        torch.stack([weights["embeddings.class_embedding"], *patches]) + weights["embeddings.position_embedding.weight"]
     )
     hidden = layer_norm(layer_norm(hidden, "pre_layrnorm"), "encoder.layers.0.layer_norm1")
 

@@ -150,10 +150,7 @@ def naive_apgd(value, slope, x, start, *, eps, steps, norm, scale):
         target = closest([p + eta * d for p, d in zip(here, direction(slope(here)), strict=True)])
         weight = 1.0 if n == 1 else 0.75
         nxt = closest(
-            [
-                h + weight * (t - h) + (1 - weight) * (h - b)
-                for h, t, b in zip(here, target, before, strict=True)
-            ]
+            [h + weight * (t - h) + (1 - weight) * (h - b) for h, t, b in zip(here, target, before, strict=True)]
         )
         before, here = here, nxt
         visited.append(here)
@@ -205,15 +202,10 @@ def test_equals_an_independent_single_sample_rewrite(norm, random, scale, steps,
         ai, bi, ci = (t[i].flatten().tolist() for t in (a, b, c))
 
         def value(z, ai=ai, bi=bi, ci=ci):
-            return sum(
-                p * math.sin(frequency * v + q) + r * v for p, q, r, v in zip(ai, bi, ci, z, strict=True)
-            )
+            return sum(p * math.sin(frequency * v + q) + r * v for p, q, r, v in zip(ai, bi, ci, z, strict=True))
 
         def slope(z, ai=ai, bi=bi, ci=ci):
-            return [
-                p * frequency * math.cos(frequency * v + q) + r
-                for p, q, r, v in zip(ai, bi, ci, z, strict=True)
-            ]
+            return [p * frequency * math.cos(frequency * v + q) + r for p, q, r, v in zip(ai, bi, ci, z, strict=True)]
 
         visited, champion, record, halvings = naive_apgd(
             value,
@@ -262,9 +254,7 @@ def test_checkpoints():
     random=st.booleans(),
     seed=st.integers(-(2**70), 2**70),
 )
-def test_ball_and_box_are_never_left_and_the_result_is_never_worse(
-    norm, dtype, eps, steps, scale, random, seed
-):
+def test_ball_and_box_are_never_left_and_the_result_is_never_worse(norm, dtype, eps, steps, scale, random, seed):
     x = images(3, dtype=dtype)
     x[0] = x[0].round()  # corners of the box
     loss_fn = waves(3, dtype=dtype)

@@ -81,9 +81,7 @@ def test_equals_pycocoevalcap_on_the_full_set(tokenizer: str) -> None:
     generator = random.Random(0)
     words = [*"abcdefghij", ",", ".", "it's", "(small)", "cannot"]
     ids = [f"{number:03d}" for number in range(60)]
-    references = {
-        i: [" ".join(generator.choices(words, k=generator.randint(3, 12))) for _ in range(5)] for i in ids
-    }
+    references = {i: [" ".join(generator.choices(words, k=generator.randint(3, 12))) for _ in range(5)] for i in ids}
     candidates = {i: " ".join(generator.choices(words, k=generator.randint(1, 12))) for i in ids}
     gold = Cider().compute_score(
         {i: [ptb.tokenize(text) for text in references[i]] for i in ids},

@@ -78,9 +78,7 @@ def vqa_files() -> tuple[dict[str, Any], dict[str, Any]]:
         {"image_id": 42, "question": "What colour is {it}?", "question_id": 42000},
         {"image_id": 42, "question": "Is it raining?", "question_id": 4201},
     ]
-    answers = [
-        {"answer": text, "answer_confidence": "yes", "answer_id": k + 1} for k, text in enumerate(ANSWERS)
-    ]
+    answers = [{"answer": text, "answer_confidence": "yes", "answer_id": k + 1} for k, text in enumerate(ANSWERS)]
     yes = [{"answer": "yes", "answer_confidence": "maybe", "answer_id": k + 1} for k in range(10)]
     common = {
         "question_type": "what",
@@ -249,15 +247,11 @@ def test_textvqa(tmp_path: Path, image_id: str | int, name: str) -> None:
 
 def test_a_byte_order_mark_is_no_obstacle(tmp_path: Path) -> None:
     make_coco(tmp_path)
-    write(
-        tmp_path / "annotations" / "captions_val2014.json", b"\xef\xbb\xbf" + json.dumps(coco_file()).encode()
-    )
+    write(tmp_path / "annotations" / "captions_val2014.json", b"\xef\xbb\xbf" + json.dumps(coco_file()).encode())
     assert len(load_task("coco", tmp_path)) == 2
 
 
-@pytest.mark.skipif(
-    "LVLM_RADAPT_PHOTOS" not in os.environ, reason="needs a folder of photos in COCO's layout"
-)
+@pytest.mark.skipif("LVLM_RADAPT_PHOTOS" not in os.environ, reason="needs a folder of photos in COCO's layout")
 def test_real_photos() -> None:
     samples = load_task("coco", os.environ["LVLM_RADAPT_PHOTOS"])
     check_images(samples)
@@ -369,9 +363,7 @@ def change(content: Any, where: list[Any], value: Any) -> Any:
         ("textvqa", ["data"], [], "questions is empty"),
     ],
 )
-def test_wrong_values_name_file_and_field(
-    tmp_path: Path, task: str, where: list[Any], value: Any, words: str
-) -> None:
+def test_wrong_values_name_file_and_field(tmp_path: Path, task: str, where: list[Any], value: Any, words: str) -> None:
     make, name = MAKERS[task]
     make(tmp_path)
     write(tmp_path / name, change(json.loads((tmp_path / name).read_bytes()), where, value))
@@ -428,9 +420,7 @@ JSON_VALUES = st.recursive(
     lambda inner: (
         st.lists(inner, max_size=3)
         | st.dictionaries(
-            st.sampled_from(
-                ["images", "annotations", "data", "id", "image_id", "file_name", "caption", "answers"]
-            ),
+            st.sampled_from(["images", "annotations", "data", "id", "image_id", "file_name", "caption", "answers"]),
             inner,
             max_size=4,
         )

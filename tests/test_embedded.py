@@ -43,9 +43,7 @@ def test_the_tower_of_tiny_llava_is_tiny_clips():
     prefix = next(k for k in llava if k.endswith("embeddings.class_embedding")).removesuffix(
         "embeddings.class_embedding"
     )
-    own = next(k for k in clip if k.endswith("embeddings.class_embedding")).removesuffix(
-        "embeddings.class_embedding"
-    )
+    own = next(k for k in clip if k.endswith("embeddings.class_embedding")).removesuffix("embeddings.class_embedding")
     last = "encoder.layers.5."
     read = [
         k.removeprefix(prefix)
@@ -96,9 +94,7 @@ def test_it_answers_and_an_attack_breaks_it_where_noise_does_not(name, tmp_path,
 def test_it_describes_and_the_defence_changes_it_until_it_is_taken_out(name, data, tmp_path):
     model = load_model(name)
     stock = _run(model, data[name], tmp_path / "stock", "none", task="coco", samples=32)
-    assert (
-        stock.metrics["clean"]["cider"] > 200
-    )  # a templated caption of another scene scores about half of it
+    assert stock.metrics["clean"]["cider"] > 200  # a templated caption of another scene scores about half of it
     protected = robustify(load_model(name), RAdaptConfig(cutoff=15, alpha=0.5))
     changed = _run(protected, data[name], tmp_path / "radapt", "none", task="coco", samples=32)
     outputs = [[r.clean.output for r in run.samples] for run in (stock, changed)]

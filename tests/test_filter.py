@@ -82,9 +82,7 @@ def shifted_spectrum_filter(image: Tensor, cutoff: float, unit: str) -> Tensor:
 @pytest.mark.parametrize("unit", ["px224", "image"])
 @pytest.mark.parametrize("cutoff", CUTOFFS)
 @pytest.mark.parametrize("size", [(32, 32), (224, 224), (84, 196), (33, 50), (1, 7), (2, 3)])
-def test_periodic_form_is_the_product_in_fourier_space(
-    size: tuple[int, int], cutoff: float, unit: str
-) -> None:
+def test_periodic_form_is_the_product_in_fourier_space(size: tuple[int, int], cutoff: float, unit: str) -> None:
     image = torch.rand(2, 3, *size)
     ours = GaussianFilter(cutoff, unit, "periodic")(image)
     assert (ours - shifted_spectrum_filter(image, cutoff, unit)).abs().max() < 2e-6
@@ -154,9 +152,7 @@ def test_large_constant_images_stay(size: tuple[int, int], cutoff: float) -> Non
     boundary=st.sampled_from(["reflect", "periodic"]),
     level=st.floats(-3, 3),
 )
-def test_constant_images_stay(
-    height: int, width: int, cutoff: float, unit: str, boundary: str, level: float
-) -> None:
+def test_constant_images_stay(height: int, width: int, cutoff: float, unit: str, boundary: str, level: float) -> None:
     image = torch.full((2, 3, height, width), level)
     assert (GaussianFilter(cutoff, unit, boundary)(image) - image).abs().max() <= 1e-6 * max(1, abs(level))
 
@@ -234,9 +230,7 @@ def test_gradients_through_filter_and_mix_against_finite_differences(boundary: s
     direction = torch.randn_like(image)
     step = 1e-6
     with torch.no_grad():
-        numeric = (
-            chain(image + step * direction, anchor) - chain(image - step * direction, anchor)
-        ).sum() / (2 * step)
+        numeric = (chain(image + step * direction, anchor) - chain(image - step * direction, anchor)).sum() / (2 * step)
     (gradient,) = torch.autograd.grad(chain(image, anchor).sum(), image)
     assert abs((gradient * direction).sum() - numeric) < 1e-6 * max(1.0, abs(numeric.item()))
 

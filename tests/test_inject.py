@@ -382,9 +382,7 @@ def test_half_precision(factory: Any) -> None:
     assert torch.nn.functional.cosine_similarity(full.flatten(), half.float().flatten(), dim=0) > 0.98
     remove(model)
     inject(model, RAdaptConfig(cutoff=20, alpha=0.7))
-    assert (
-        torch.nn.functional.cosine_similarity(full.flatten(), answer(model).float().flatten(), dim=0) > 0.98
-    )
+    assert torch.nn.functional.cosine_similarity(full.flatten(), answer(model).float().flatten(), dim=0) > 0.98
 
 
 def test_it_follows_the_activations_to_another_device() -> None:
@@ -446,9 +444,7 @@ def test_gradients_to_the_pixels_against_finite_differences() -> None:
 
     (gradient,) = torch.autograd.grad(score(images), images)
     for seed in range(3):
-        direction = torch.randn(
-            images.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed)
-        )
+        direction = torch.randn(images.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
         with torch.no_grad():
             numeric = (score(images + 1e-5 * direction) - score(images - 1e-5 * direction)) / 2e-5
         assert abs((gradient * direction).sum() - numeric) < 1e-6 * (1 + abs(numeric))

@@ -97,9 +97,7 @@ class Case:
     def stock_answer(self, image: Image.Image, prompt: str, tokens: int, **kwargs: Any) -> str:
         inputs = self.inputs(image, prompt)
         out = self.stock.generate(**inputs, max_new_tokens=tokens, do_sample=False, num_beams=1, **kwargs)
-        return self.ours.tokenizer.decode(
-            out[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True
-        ).strip()
+        return self.ours.tokenizer.decode(out[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True).strip()
 
 
 @pytest.fixture(scope="module")
@@ -193,9 +191,7 @@ def test_the_samples_of_a_batch_do_not_touch_each_other(case: Case) -> None:
 def test_answers_equal_the_library_s_greedy_search(case: Case, size: tuple[int, int]) -> None:
     images = [noise(*size, seed=i) for i in range(3)]
     answers = case.ours.generate(case.ours.pixels(images), PROMPTS, 12)
-    assert answers == [
-        case.stock_answer(image, prompt, 12) for image, prompt in zip(images, PROMPTS, strict=True)
-    ]
+    assert answers == [case.stock_answer(image, prompt, 12) for image, prompt in zip(images, PROMPTS, strict=True)]
     assert len({*answers}) > 1  # else the test shows nothing
 
 
@@ -243,9 +239,7 @@ def test_generation_says_nothing(case: Case, capfd: pytest.CaptureFixture[str]) 
 
 
 @pytest.mark.parametrize("size", GRIDS)
-def test_llava_features_are_the_layer_the_language_model_reads(
-    cases: dict[str, Case], size: tuple[int, int]
-) -> None:
+def test_llava_features_are_the_layer_the_language_model_reads(cases: dict[str, Case], size: tuple[int, int]) -> None:
     case = cases["llava"]
     images = [noise(*size, seed=i) for i in range(2)]
     batch = case.ours.pixels(images)
@@ -297,9 +291,7 @@ def test_features_have_gradients_and_known_places(case: Case) -> None:
 @pytest.mark.parametrize(
     ("layers", "strategy"), [(-2, "full"), ([-3, -1], "default"), ([1, 2], "full"), (1, "default")]
 )
-def test_llava_with_other_feature_settings(
-    cases: dict[str, Case], layers: int | list[int], strategy: str
-) -> None:
+def test_llava_with_other_feature_settings(cases: dict[str, Case], layers: int | list[int], strategy: str) -> None:
     """Some checkpoints read several layers, or keep CLS."""
     ours = cases["llava"].ours
     config = transformers.LlavaConfig(
@@ -317,9 +309,7 @@ def test_llava_with_other_feature_settings(
     batch = model.pixels([image])
     width = 32 * (len(layers) if isinstance(layers, list) else 1)
     assert model.features(batch).shape == (1, 16, width)
-    projected = hf.get_image_features(
-        ours.image_processor(images=[image], return_tensors="pt")["pixel_values"]
-    )
+    projected = hf.get_image_features(ours.image_processor(images=[image], return_tensors="pt")["pixel_values"])
     stock = torch.stack(list(projected.pooler_output))[:, -16:]
     torch.testing.assert_close(model.features(batch, at="projector"), stock)
     tokens = 16 + (strategy == "full")
@@ -535,9 +525,7 @@ def test_clip_encoder_equals_the_library_s(tmp_path: Path) -> None:
     torch.testing.assert_close(encoder.features(batch), hidden[-2][:, 1:])
     torch.testing.assert_close(load_encoder(folder, feature_layer=-1).features(batch), hidden[-1][:, 1:])
     tokens = encoder.tokenizer(["a red pig", "what"], padding=True, return_tensors="pt")
-    logits = stock(
-        input_ids=tokens["input_ids"], attention_mask=tokens["attention_mask"], pixel_values=values
-    )
+    logits = stock(input_ids=tokens["input_ids"], attention_mask=tokens["attention_mask"], pixel_values=values)
     image, text = encoder.image_features(batch), encoder.text_features(["a red pig", "what"])
     torch.testing.assert_close(torch.nn.functional.normalize(image), logits.image_embeds)
     torch.testing.assert_close(torch.nn.functional.normalize(text), logits.text_embeds)

@@ -47,9 +47,7 @@ def test_noise_has_full_strength_away_from_the_box():
         random_noise(MIDDLE, eps=eps, norm="L2"),
         random_start(MIDDLE, eps=eps, norm="L2", seeds=[0, 1, 2, 3]),
     ):
-        torch.testing.assert_close(
-            (noisy - MIDDLE).flatten(1).norm(dim=1), torch.full((4,), eps, dtype=torch.float64)
-        )
+        torch.testing.assert_close((noisy - MIDDLE).flatten(1).norm(dim=1), torch.full((4,), eps, dtype=torch.float64))
 
 
 def test_distribution():
@@ -84,9 +82,7 @@ def test_a_samples_noise_depends_on_its_own_seed_alone(norm):
 
 def test_seeds_restarts_and_purposes_are_unrelated():
     x = MIDDLE[:1]
-    draws = [
-        random_start(x, eps=0.1, seeds=[s], restart=r) for s in (0, 1, -1, 2**32, 2**64) for r in (0, 1, 2)
-    ]
+    draws = [random_start(x, eps=0.1, seeds=[s], restart=r) for s in (0, 1, -1, 2**32, 2**64) for r in (0, 1, 2)]
     for i, one in enumerate(draws):
         for other in draws[i + 1 :]:
             both = torch.stack([one - x, other - x]).flatten(1)

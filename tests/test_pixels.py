@@ -134,9 +134,7 @@ def test_pad_geometry_is_the_original_llava(models: dict[str, Any], height: int,
     assert padded.canvas(image) == (56, 56)
     assert torch.equal(batch.x[0], torch.from_numpy(np.array(resized)).permute(2, 0, 1) / 255)
     # transformers' own padding, where its processor is told to
-    own = LlavaImageProcessorPil(
-        size={"shortest_edge": 56}, crop_size={"height": 56, "width": 56}, do_pad=True
-    )
+    own = LlavaImageProcessorPil(size={"shortest_edge": 56}, crop_size={"height": 56, "width": 56}, do_pad=True)
     assert torch.equal(padded.pixel_values(batch), own(images=[image], return_tensors="pt")["pixel_values"])
 
 

@@ -27,9 +27,7 @@ def run_jar(text: str, folder: Path) -> list[str]:
     source = folder / "captions.txt"
     source.write_bytes(text.encode())
     command = [ptb_java.java(), "-cp", str(ptb_tables.jar_path()), "edu.stanford.nlp.process.PTBTokenizer"]
-    done = subprocess.run(
-        [*command, "-preserveLines", "-lowerCase", str(source)], capture_output=True, check=True
-    )
+    done = subprocess.run([*command, "-preserveLines", "-lowerCase", str(source)], capture_output=True, check=True)
     lines = done.stdout.decode().split("\n")
     return [" ".join(w for w in line.rstrip().split(" ") if w not in PUNCTUATIONS) for line in lines]
 

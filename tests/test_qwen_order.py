@@ -27,9 +27,7 @@ from lvlm_radapt.towers.qwen import (
 
 GRIDS = [(1, 4, 6), (1, 10, 4), (1, 2, 2), (1, 8, 8), (2, 6, 10)]
 grids = st.lists(
-    st.tuples(
-        st.integers(1, 2), st.integers(1, 7).map(lambda n: 2 * n), st.integers(1, 7).map(lambda n: 2 * n)
-    ),
+    st.tuples(st.integers(1, 2), st.integers(1, 7).map(lambda n: 2 * n), st.integers(1, 7).map(lambda n: 2 * n)),
     min_size=1,
     max_size=3,
 )

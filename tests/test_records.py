@@ -133,9 +133,7 @@ def test_the_commit_is_recorded_in_a_clone_only(tmp_path: Path, monkeypatch: pyt
     (tmp_path / "file").write_text("one")
     subprocess.run([*git, "add", "."], check=True)
     subprocess.run([*git, "commit", "-qm", "first"], check=True)
-    head = subprocess.run(
-        [*git, "rev-parse", "HEAD"], check=True, capture_output=True, text=True
-    ).stdout.strip()
+    head = subprocess.run([*git, "rev-parse", "HEAD"], check=True, capture_output=True, text=True).stdout.strip()
     assert environment()["git"] == {"commit": head, "changed": False}
     (tmp_path / "file").write_text("two")
     assert environment()["git"] == {"commit": head, "changed": True}
@@ -363,9 +361,7 @@ def test_finishing_needs_every_selected_sample_and_no_other(tmp_path: Path) -> N
         RunFolder(tmp_path).finish(METRICS)
 
 
-def test_a_kill_between_merge_and_metrics_loses_nothing(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_kill_between_merge_and_metrics_loses_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = started(tmp_path)
     for sample_id in IDS:
         folder.append(record(sample_id))
@@ -419,9 +415,7 @@ def test_numbers_of_numpy_and_absent_ones() -> None:
         question="q",
         references=["a"],  # type: ignore[arg-type]
         clean=Scored(output="", score=None),
-        adversarial=Attacked(
-            output="b", score=np.float64(1.5), loss=None, linf=np.float64(0.25), l2=0, zero_grad=True
-        ),
+        adversarial=Attacked(output="b", score=np.float64(1.5), loss=None, linf=np.float64(0.25), l2=0, zero_grad=True),
         seconds=1,
     )
     assert SampleRecord.model_validate_json(sample.model_dump_json()) == sample

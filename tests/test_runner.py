@@ -29,9 +29,7 @@ def checkpoint(tmp_path_factory) -> Path:
     return save_llava(tmp_path_factory.mktemp("llava"))
 
 
-def settings(
-    data, *, task="vqav2", attack="e2e", threat="adaptive", steps=2, samples=7, **more
-) -> EvalSettings:
+def settings(data, *, task="vqav2", attack="e2e", threat="adaptive", steps=2, samples=7, **more) -> EvalSettings:
     plan = None
     if attack is not None:
         config = load_attack(attack)
@@ -67,9 +65,7 @@ def test_the_scored_image_is_the_one_on_disk_and_the_scores_are_the_metrics_own(
 
 
 def test_captions_share_one_document_frequency(tmp_path, data, checkpoint):
-    run = evaluate(
-        load_model(checkpoint), settings(data, task="coco", attack=None, samples=5), tmp_path / "run"
-    )
+    run = evaluate(load_model(checkpoint), settings(data, task="coco", attack=None, samples=5), tmp_path / "run")
     scorer = CiderScorer({r.id: r.references for r in run.samples})
     corpus, per_id = scorer.score({r.id: r.clean.output for r in run.samples})
     assert run.metrics["clean"]["cider"] == pytest.approx(corpus)
@@ -108,9 +104,7 @@ def test_a_resumed_run_is_the_uninterrupted_one(tmp_path, data, checkpoint, stop
     assert plain(again) == plain(whole)
     assert {**again.metrics, "seconds": 0} == {**whole.metrics, "seconds": 0}
     for record in whole.samples:
-        assert torch.equal(
-            RunFolder(whole.path).load_image(record.id), RunFolder(again.path).load_image(record.id)
-        )
+        assert torch.equal(RunFolder(whole.path).load_image(record.id), RunFolder(again.path).load_image(record.id))
 
 
 def test_transfer_is_crafted_on_the_undefended_twin(tmp_path, data, checkpoint):
@@ -118,9 +112,7 @@ def test_transfer_is_crafted_on_the_undefended_twin(tmp_path, data, checkpoint):
     made = evaluate(stock, settings(data), tmp_path / "stock")
     protected = robustify(load_model(checkpoint), RAdaptConfig())
     crafted = evaluate(protected, settings(data, threat="transfer"), tmp_path / "crafted")
-    reused = evaluate(
-        protected, settings(data, threat="transfer"), tmp_path / "reused", images_from=tmp_path / "stock"
-    )
+    reused = evaluate(protected, settings(data, threat="transfer"), tmp_path / "reused", images_from=tmp_path / "stock")
     for record in made.samples:
         images = [RunFolder(p.path).load_image(record.id) for p in (made, crafted, reused)]
         assert torch.equal(images[0], images[1])

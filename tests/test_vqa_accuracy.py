@@ -18,9 +18,7 @@ def leave_one_out(prediction: str, answers: list[str]) -> float:
 
 
 @pytest.mark.parametrize("style", ["vqav2", "textvqa"])
-@pytest.mark.parametrize(
-    ("matches", "accuracy"), [(0, 0.0), (1, 0.3), (2, 0.6), (3, 0.9), (4, 1.0), (9, 1.0)]
-)
+@pytest.mark.parametrize(("matches", "accuracy"), [(0, 0.0), (1, 0.3), (2, 0.6), (3, 0.9), (4, 1.0), (9, 1.0)])
 def test_ten_answers_by_hand(style: str, matches: int, accuracy: float) -> None:
     answers = ["red"] * matches + ["blue"] * (10 - matches)
     assert vqa_accuracy("red", answers, style) == pytest.approx(accuracy)

@@ -71,9 +71,7 @@ def clip_processor(side: int, **kwargs: Any) -> CLIPImageProcessorPil:
     return CLIPImageProcessorPil(size={"shortest_edge": side}, crop_size=crop, **kwargs)
 
 
-def save_llava(
-    folder: Path, *, chat_template: str | None = LLAVA_TEMPLATE, seed: int = 0, **vision: Any
-) -> Path:
+def save_llava(folder: Path, *, chat_template: str | None = LLAVA_TEMPLATE, seed: int = 0, **vision: Any) -> Path:
     """tiny_random.llava with a 56 px canvas, 4 x 4 patches."""
     model = tiny_random.llava(seed=seed, **vision)
     model.generation_config = GenerationConfig(bos_token_id=1, eos_token_id=2, pad_token_id=0)
@@ -85,9 +83,7 @@ def save_llava(
     return folder
 
 
-def save_qwen(
-    folder: Path, *, version: str = "2.5", chat_template: str | None = QWEN_TEMPLATE, seed: int = 0
-) -> Path:
+def save_qwen(folder: Path, *, version: str = "2.5", chat_template: str | None = QWEN_TEMPLATE, seed: int = 0) -> Path:
     """tiny_random.qwen2_5_vl or .qwen2_vl, patches of 14 px, canvases from 56x56 up to 28,000 px."""
     model = (tiny_random.qwen2_5_vl if version == "2.5" else tiny_random.qwen2_vl)(seed=seed)
     model.generation_config = GenerationConfig(eos_token_id=[IM_END, 2], pad_token_id=0)

@@ -83,9 +83,7 @@ def safe_name(path: Path, name: str) -> str:
     """A file name an annotation gives, refused when it could point outside the data folder."""
     parts = name.replace("\\", "/").split("/")
     if not name or "\0" in name or parts[0] == "" or ".." in parts or PureWindowsPath(name).drive:
-        raise UserError(
-            f"{path}: image name {name!r} does not stay inside the data folder; use relative names"
-        )
+        raise UserError(f"{path}: image name {name!r} does not stay inside the data folder; use relative names")
     return name
 
 
@@ -99,9 +97,7 @@ class ImageFolders:
         try:
             self._listed = {folder: set(os.listdir(folder)) for folder in wanted if folder.is_dir()}
         except OSError as error:
-            raise UserError(
-                f"cannot read image folder {error.filename}: {error.strerror or error}"
-            ) from error
+            raise UserError(f"cannot read image folder {error.filename}: {error.strerror or error}") from error
         self._preferred = next(iter(self._listed), wanted[0])
 
     def find(self, names: Sequence[str]) -> Path:

@@ -22,8 +22,7 @@ from lvlm_radapt.errors import UserError
 
 FILE = "TextVQA_0.5.1_val.json"
 TEXTVQA_LAYOUT = (
-    f"DIR/{FILE} and the images as DIR/train_images/IMAGE_ID.jpg "
-    "(or .png, or in DIR/images/, DIR/val2014/ or DIR/)"
+    f"DIR/{FILE} and the images as DIR/train_images/IMAGE_ID.jpg (or .png, or in DIR/images/, DIR/val2014/ or DIR/)"
 )
 _FOLDERS = ("train_images", "images", "val2014", "")
 

@@ -20,9 +20,7 @@ class Interval(NamedTuple):
     high: float
 
 
-def bootstrap_ci(
-    per_sample: Sequence[float], *, level: float = 0.95, resamples: int = 2000, seed: int = 0
-) -> Interval:
+def bootstrap_ci(per_sample: Sequence[float], *, level: float = 0.95, resamples: int = 2000, seed: int = 0) -> Interval:
     """Interval of the mean over samples at confidence `level` in (0, 1).
 
     The order of the samples does not matter, equal inputs give equal intervals. One sample (or equal ones)
@@ -59,9 +57,7 @@ def paired_difference_ci(
     `bootstrap_ci`, and for sequences of different length.
     """
     if len(first) != len(second):
-        raise UserError(
-            f"paired scores need the same samples, got {len(first)} and {len(second)}: match the ids"
-        )
+        raise UserError(f"paired scores need the same samples, got {len(first)} and {len(second)}: match the ids")
     difference = np.subtract(np.asarray(first, dtype=float), np.asarray(second, dtype=float))
     return bootstrap_ci(difference.tolist(), level=level, resamples=resamples, seed=seed)
 

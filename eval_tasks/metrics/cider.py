@@ -52,9 +52,7 @@ class CiderScorer:
             raise UserError("CIDEr got no candidate captions: give one caption an image")
         unknown = next((image for image in candidates if image not in self._references), None)
         if unknown is not None:
-            raise UserError(
-                f"image {unknown!r} is not among the references of this CIDEr scorer: check the ids"
-            )
+            raise UserError(f"image {unknown!r} is not among the references of this CIDEr scorer: check the ids")
         others = [refs for image, refs in self._references.items() if image not in candidates]
         cider = _Cider()
         cider.ctest = [cook_test(text) for text in self._tokenize(list(candidates.values()))]

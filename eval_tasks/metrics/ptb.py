@@ -121,9 +121,7 @@ def _longest(tables: Automaton, classes: list[int], start: int) -> tuple[int, in
     return tables.action[accepted], end
 
 
-def _token(
-    tables: Automaton, text: str, classes: list[int], start: int, end: int, action: int
-) -> tuple[str, int]:
+def _token(tables: Automaton, text: str, classes: list[int], start: int, end: int, action: int) -> tuple[str, int]:
     """(token, where reading goes on) of a match."""
     if action == _FIRST_ONLY:
         end = start + 1

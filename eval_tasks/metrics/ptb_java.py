@@ -38,13 +38,9 @@ def tokenize_all(captions: Sequence[str]) -> list[str]:
         source = Path(folder) / "captions.txt"
         source.write_text(text, encoding="utf-8", newline="\n")
         command = [java(), "-cp", str(jar_path()), "edu.stanford.nlp.process.PTBTokenizer"]
-        done = subprocess.run(
-            [*command, "-preserveLines", "-lowerCase", str(source)], capture_output=True, check=False
-        )
+        done = subprocess.run([*command, "-preserveLines", "-lowerCase", str(source)], capture_output=True, check=False)
     lines = done.stdout.decode("utf-8").split("\n")
     if done.returncode != 0 or len(lines) != 2 * len(captions) + 1:
         reason = done.stderr.decode("utf-8", "replace").strip().splitlines()[:1]
-        raise UserError(
-            f"Java's PTB tokenizer failed ({' '.join(reason) or 'no message'}): use the ptb tokenizer"
-        )
+        raise UserError(f"Java's PTB tokenizer failed ({' '.join(reason) or 'no message'}): use the ptb tokenizer")
     return [without_punctuation(line) for line in lines[:-1:2]]

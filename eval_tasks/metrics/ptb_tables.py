@@ -53,9 +53,7 @@ def jar_path() -> Path:
         path = Path(folder) / "tokenizer" / JAR_NAME
         if path.is_file():
             return path
-    raise UserError(
-        f"pycocoevalcap has no tokenizer/{JAR_NAME}: run `pip install --force-reinstall pycocoevalcap`"
-    )
+    raise UserError(f"pycocoevalcap has no tokenizer/{JAR_NAME}: run `pip install --force-reinstall pycocoevalcap`")
 
 
 @lru_cache(maxsize=1)
@@ -66,13 +64,9 @@ def automaton() -> Automaton:
         with zipfile.ZipFile(path) as jar:
             scanner = jar.read(_SCANNER)
     except (OSError, KeyError, zipfile.BadZipFile) as error:
-        raise UserError(
-            f"cannot read {path}: {error}; run `pip install --force-reinstall pycocoevalcap`"
-        ) from None
+        raise UserError(f"cannot read {path}: {error}; run `pip install --force-reinstall pycocoevalcap`") from None
     if hashlib.sha256(scanner).hexdigest() != _SCANNER_SHA256:
-        raise UserError(
-            f"{path} is not CoreNLP 3.4.1 as pycocoevalcap 1.2 ships it: reinstall pycocoevalcap==1.2"
-        )
+        raise UserError(f"{path} is not CoreNLP 3.4.1 as pycocoevalcap 1.2 ships it: reinstall pycocoevalcap==1.2")
     packed = _string_constants(scanner)
     attributes = _run_lengths(packed["ZZ_ATTRIBUTE_PACKED_0"])
     halves = _units(packed["ZZ_ROWMAP_PACKED_0"])

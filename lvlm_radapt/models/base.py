@@ -149,9 +149,7 @@ class PixelModel(ABC):
         canvases = [self.canvas(image) for image in images]
         if len(set(canvases)) > 1:
             shapes = ", ".join(f"{h}x{w}" for h, w in sorted(set(canvases)))
-            raise UserError(
-                f"images of one batch must share a canvas, got {shapes} (HxW): group them by canvas()"
-            )
+            raise UserError(f"images of one batch must share a canvas, got {shapes} (HxW): group them by canvas()")
         values = np.stack([self._canvas_bytes(image) for image in images])
         # in double and then down to single, as the stock processor rescales
         scaled = (values.astype(np.float64) * self.image_processor.rescale_factor).astype(np.float32)

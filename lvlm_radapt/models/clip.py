@@ -65,8 +65,8 @@ class CLIPEncoder(PixelModel):
     def text_features(self, texts: Sequence[str]) -> Tensor:
         """[N, P] projected text embeddings, not scaled to unit length."""
         limit = self.hf.config.text_config.max_position_embeddings
-        tokens = self.tokenizer(
-            list(texts), padding=True, truncation=True, max_length=limit, return_tensors="pt"
-        ).to(self.device)
+        tokens = self.tokenizer(list(texts), padding=True, truncation=True, max_length=limit, return_tensors="pt").to(
+            self.device
+        )
         out = self.hf.text_model(input_ids=tokens["input_ids"], attention_mask=tokens["attention_mask"])
         return self.hf.text_projection(out.pooler_output)

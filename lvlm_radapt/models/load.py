@@ -93,9 +93,7 @@ def load_base(
     model_type = _model_type(source, name)
     if model_type not in FAMILIES:
         hint = "; it is an image encoder, usable as a surrogate or guide" if model_type == "clip" else ""
-        raise UserError(
-            f"{name}: model_type {model_type!r} is not supported, only {', '.join(FAMILIES)} are{hint}"
-        )
+        raise UserError(f"{name}: model_type {model_type!r} is not supported, only {', '.join(FAMILIES)} are{hint}")
     family, hf_class = FAMILIES[model_type]
     hf = _weights(getattr(transformers, hf_class), source, name, device=device, dtype=dtype, attn=attn)
     tokenizer, image_processor = _tokenizer(source, name), _image_processor(source, name)
@@ -126,9 +124,7 @@ def load_encoder(
     source, name = _locate(name_or_path)
     model_type = _model_type(source, name)
     if model_type != "clip":
-        raise UserError(
-            f"{name}: model_type {model_type!r} is no image encoder that is supported, only clip is"
-        )
+        raise UserError(f"{name}: model_type {model_type!r} is no image encoder that is supported, only clip is")
     hf = _weights(transformers.CLIPModel, source, name, device=device, dtype=dtype, attn=attn)
     return CLIPEncoder(
         hf,
@@ -209,9 +205,7 @@ def _weights(
     unexpected = sorted(k for k in info["unexpected_keys"] if not k.endswith(("position_ids", "inv_freq")))
     for what, keys in (("misses", missing), ("holds unknown", unexpected)):
         if keys:
-            raise UserError(
-                f"{name}: the checkpoint {what} weights {_some(keys)}: it is no plain {hf_class.__name__}"
-            )
+            raise UserError(f"{name}: the checkpoint {what} weights {_some(keys)}: it is no plain {hf_class.__name__}")
     return model.to(device)
 
 

@@ -95,9 +95,7 @@ class QwenLVLM(LVLM):
     def _canvas_bytes(self, image: Image.Image) -> np.ndarray:
         out = self.image_processor(images=[image], do_rescale=False, do_normalize=False, return_tensors="pt")
         # the processor answers in patch rows: put them together again
-        frames = rows_to_images(
-            out["pixel_values"], out["image_grid_thw"], self._patch, self._merge, self._temporal
-        )
+        frames = rows_to_images(out["pixel_values"], out["image_grid_thw"], self._patch, self._merge, self._temporal)
         return eight_bit(frames[0][0].numpy())
 
     def _meta(self, image: Image.Image, canvas: tuple[int, int]) -> dict[str, Any]:

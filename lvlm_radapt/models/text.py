@@ -121,6 +121,4 @@ class PromptEncoder:
     def _refuse_placeholders(self, text: str) -> None:
         for placeholder in self._placeholders:
             if placeholder in text:
-                raise UserError(
-                    f"the text {text[:60]!r} contains the reserved token {placeholder}: remove it"
-                )
+                raise UserError(f"the text {text[:60]!r} contains the reserved token {placeholder}: remove it")

@@ -191,6 +191,8 @@ def save(name: str, model: torch.nn.Module, folder: Path) -> None:
         generation.bos_token_id = tokenizer.bos_token_id
     half.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
+    for file in folder.iterdir():
+        file.chmod(0o644)  # safetensors come out readable by their owner alone, and these are to be shipped
     side = scenes.SQUARE[0]
     common = {
         "image_mean": list(CLIP_MEAN),

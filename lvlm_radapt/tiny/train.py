@@ -22,6 +22,7 @@ import numpy as np
 import torch
 from torch import nn
 from torch.nn import functional as F
+from transformers.utils import logging as transformers_logging
 
 from lvlm_radapt.tiny import build, packing, scenes
 from lvlm_radapt.tiny.pool import GLOBAL, HEADS, PAIRS, Pool, augment, cached
@@ -232,6 +233,7 @@ def main() -> None:
     parser.add_argument("--llava", type=Path, help="finished tiny-llava whose tower tiny-clip takes over")
     args = parser.parse_args()
     args.work.mkdir(parents=True, exist_ok=True)
+    transformers_logging.disable_progress_bar()  # the log has lines of its own
     if args.name == "tiny-clip":
         from lvlm_radapt.tiny.train_clip import train_clip
 

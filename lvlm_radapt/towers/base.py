@@ -19,9 +19,7 @@ Args = tuple[Any, ...]
 Kwargs = dict[str, Any]
 
 STATE = "_radapt"  # the attribute of a tower that holds what is injected into it
-LAID_ANCHOR = (
-    "radapt_anchor"  # the keyword that takes a per-call anchor through the tower to its first attention
-)
+LAID_ANCHOR = "radapt_anchor"  # the keyword that takes a per-call anchor through the tower to its first attention
 
 
 class Tower(ABC):
@@ -50,9 +48,7 @@ class Tower(ABC):
         """The call's arguments with every image filtered; the dtype of the pixels stays."""
 
     @abstractmethod
-    def lay(
-        self, values: Tensor, grid: tuple[int, int] | None, args: Args, kwargs: Kwargs
-    ) -> tuple[Args, Kwargs]:
+    def lay(self, values: Tensor, grid: tuple[int, int] | None, args: Args, kwargs: Kwargs) -> tuple[Args, Kwargs]:
         """Prepares an anchor, `values` [T, D] on `grid`, for this call: checks that it fits and, where the
         tokens' order depends on the call, adds it in that order under the keyword `LAID_ANCHOR`. A keyword
         and not a note on the side, so that a block recomputed in the backward pass sees its own again."""
@@ -69,9 +65,7 @@ class Tower(ABC):
     def check(self, anchor: Anchor) -> None:
         """A `UserError` where `anchor` cannot serve this encoder."""
         if anchor.width != self.width:
-            raise UserError(
-                f"the anchor is {anchor.width} wide, this encoder {self.width}: take one of that width"
-            )
+            raise UserError(f"the anchor is {anchor.width} wide, this encoder {self.width}: take one of that width")
         if anchor.grid is not None and anchor.prefix_tokens != self.prefix_tokens:
             raise UserError(
                 f"the anchor has {anchor.prefix_tokens} prefix tokens, this {self.family} encoder "

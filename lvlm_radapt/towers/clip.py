@@ -38,9 +38,7 @@ class CLIPTower(Tower):
             return args, kwargs
         return with_argument(args, kwargs, 0, "pixel_values", gaussian(pixels))
 
-    def lay(
-        self, values: Tensor, grid: tuple[int, int] | None, args: Args, kwargs: Kwargs
-    ) -> tuple[Args, Kwargs]:
+    def lay(self, values: Tensor, grid: tuple[int, int] | None, args: Args, kwargs: Kwargs) -> tuple[Args, Kwargs]:
         if grid is not None and argument(args, kwargs, 0, "pixel_values") is not None:
             here = self.grid(args, kwargs)
             if here != grid:

@@ -46,9 +46,7 @@ def frames_to_rows(frames: Tensor, patch_size: int, merge_size: int, temporal: i
             f"give multiples of {temporal} frames and of {side} px"
         )
     steps, high, wide = count // temporal, height // side, width // side
-    cells = frames.reshape(
-        clips, steps, temporal, channels, high, merge_size, patch_size, wide, merge_size, patch_size
-    )
+    cells = frames.reshape(clips, steps, temporal, channels, high, merge_size, patch_size, wide, merge_size, patch_size)
     cells = cells.permute(0, 1, 4, 7, 5, 8, 3, 2, 6, 9)
     return cells.reshape(-1, channels * temporal * patch_size**2)
 
@@ -79,9 +77,7 @@ def rows_to_frames(
     return cells.reshape(len(cells), steps * temporal, -1, high * patch_size, wide * patch_size)
 
 
-def rows_to_images(
-    rows: Tensor, grid_thw: Grids, patch_size: int, merge_size: int, temporal: int = 2
-) -> list[Tensor]:
+def rows_to_images(rows: Tensor, grid_thw: Grids, patch_size: int, merge_size: int, temporal: int = 2) -> list[Tensor]:
     """The images behind patch rows [N, C*T*p*p]: per (t, h, w) of `grid_thw` [t * temporal, C, H, W].
 
     A still image has t = 1 and gives `temporal` equal frames.
@@ -89,8 +85,7 @@ def rows_to_images(
     grids = _grids(grid_thw)
     parts = rows.split([t * h * w for t, h, w in grids])
     return [
-        rows_to_frames(part, grid, patch_size, merge_size, temporal)[0]
-        for part, grid in zip(parts, grids, strict=True)
+        rows_to_frames(part, grid, patch_size, merge_size, temporal)[0] for part, grid in zip(parts, grids, strict=True)
     ]
 
 
@@ -108,15 +103,11 @@ def token_order(grid_thw: Grids, merge_size: int, window: int | None = None) -> 
     parts = []
     start = 0
     for frames, high, wide in _grids(grid_thw):
-        raster = torch.arange(high * wide).reshape(
-            high // merge_size, merge_size, wide // merge_size, merge_size
-        )
+        raster = torch.arange(high * wide).reshape(high // merge_size, merge_size, wide // merge_size, merge_size)
         blocks = raster.transpose(1, 2).flatten(2)  # [blocks high, blocks wide, patches of a block]
         if window is not None:
             # slices of a window that sticks out over the right or lower edge are cut by the indexing itself
-            corners = itertools.product(
-                range(0, high // merge_size, window), range(0, wide // merge_size, window)
-            )
+            corners = itertools.product(range(0, high // merge_size, window), range(0, wide // merge_size, window))
             pieces = [blocks[y : y + window, x : x + window].reshape(-1) for y, x in corners]
             one = torch.cat(pieces)
         else:
@@ -165,15 +156,11 @@ class QwenTower(Tower):
             start = stop
         return with_argument(args, kwargs, 0, "hidden_states", torch.cat(done))
 
-    def lay(
-        self, values: Tensor, grid: tuple[int, int] | None, args: Args, kwargs: Kwargs
-    ) -> tuple[Args, Kwargs]:
+    def lay(self, values: Tensor, grid: tuple[int, int] | None, args: Args, kwargs: Kwargs) -> tuple[Args, Kwargs]:
         if grid is None:
             return args, kwargs
         grids = _grids(argument(args, kwargs, 1, "grid_thw"))
-        raster = torch.cat(
-            [resize_rows(values, 0, grid, (high, wide)).repeat(t, 1) for t, high, wide in grids]
-        )
+        raster = torch.cat([resize_rows(values, 0, grid, (high, wide)).repeat(t, 1) for t, high, wide in grids])
         order = token_order(grids, self.merge_size, self.window).to(values.device)
         return args, {**kwargs, LAID_ANCHOR: raster[order]}
 
@@ -185,9 +172,7 @@ class QwenTower(Tower):
         return high, wide
 
     def uniform_input(self, colour: Tensor) -> tuple[Args, Kwargs]:
-        blocks = (
-            2 if self.window is None else 2 * self.window
-        )  # more than one window, where there are windows
+        blocks = 2 if self.window is None else 2 * self.window  # more than one window, where there are windows
         side = blocks * self.merge_size
         image = colour.to(device=self.device, dtype=self.dtype).reshape(1, 3, 1, 1)
         image = image.expand(1, 3, side * self.patch_size, side * self.patch_size)
@@ -208,9 +193,7 @@ def batch_equal_windows(hf_model: nn.Module) -> nn.Module:
         UserError: there is no Qwen2-VL or Qwen2.5-VL vision encoder in `hf_model`.
     """
     encoders: list[Any] = [
-        module
-        for module in hf_model.modules()
-        if any(cls.__name__ in ENCODERS for cls in type(module).__mro__)
+        module for module in hf_model.modules() if any(cls.__name__ in ENCODERS for cls in type(module).__mro__)
     ]
     if not encoders:
         raise UserError(f"{type(hf_model).__name__} is no Qwen2-VL or Qwen2.5-VL: there is nothing to batch")
