@@ -19,7 +19,7 @@ VQA_PROMPT = "{}\nAnswer the question using a single word or phrase."
 CAPTION_SLOT, QUESTION_SLOT = 38, 24  # tokens of a slot, the longest text included
 QUESTIONS = 3  # asked of a scene a step
 # yes/no and reading are the hardest, so they are asked more often
-ASK_WEIGHTS = np.array([1.0, 1.0, 1.0, 1.0, 0.6, 1.6, 2.2])
+ASK_WEIGHTS = np.array([1.0, 1.0, 1.0, 0.8, 0.5, 3.0, 2.2])
 
 
 @dataclass
