@@ -103,13 +103,18 @@ def _progress(text: str, total: int | None = None) -> Iterator[Any]:
     columns = (
         SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
     )  # fmt: skip
-    with Progress(*columns, console=progress_console) as bar:
-        task = bar.add_task(text, total=total)
+    bar = Progress(*columns, console=progress_console)
+    task = bar.add_task(text, total=total)
 
-        def advance(done: int, what: str) -> None:
-            bar.update(task, advance=done, description=f"{text} · {what}")
+    def advance(done: int, what: str) -> None:
+        bar.start()  # not before there is progress: a mistake found on the way leaves one line and no bar
+        bar.update(task, advance=done, description=f"{text} · {what}")
 
+    try:
         yield advance
+    finally:
+        if bar.live.is_started:
+            bar.stop()
 
 
 def _device(name: str) -> str:

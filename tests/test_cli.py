@@ -106,7 +106,7 @@ DATA_DAMAGE = {
     ),
     "an image that is missing": (lambda d: _first_image(d).unlink(), "1 of 4 images are missing"),
     "annotations that are no JSON": (
-        lambda d: (d / "annotations" / "captions_val2014.json").write_text("{"), "not valid JSON",
+        lambda d: (d / "annotations" / "captions_val2014.json").write_text("{"), "Invalid JSON",
     ),
 }  # fmt: skip
 
