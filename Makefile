@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: setup demo results test lint torture test-gpu test-compat bench wheel clean
+.PHONY: setup demo results test lint torture test-gpu test-compat compat-one bench wheel clean
 export HF_HUB_OFFLINE := 1
 
 setup: $(STAMP)
@@ -19,7 +19,7 @@ $(STAMP): pyproject.toml
 demo: setup
 	$(BIN)/lvlm-radapt demo --out demo-out
 
-# The demo at full strength: the README's table (about an hour on two cores).
+# The demo at full strength: the README's table (hours on two cores).
 results: setup
 	$(BIN)/lvlm-radapt demo --samples 500 --steps 100 --out results
 
@@ -40,13 +40,14 @@ test-gpu:
 
 # The oldest supported transformers and the newest one, each in an environment of its own.
 test-compat:
-	for version in '==5.17.0' ''; do \
-		env=$(VENV)-compat$$version; \
-		test -x $$env/bin/python || $(PYTHON) -m venv $$env; \
-		$$env/bin/python -m pip install --quiet --disable-pip-version-check torch==2.13.0 && \
-		$$env/bin/python -m pip install --quiet --disable-pip-version-check --upgrade "transformers$$version" --editable '.[test]' && \
-		$$env/bin/python -m pytest || exit 1; \
-	done
+	$(MAKE) compat-one ENV=$(VENV)-compat-oldest TRANSFORMERS='transformers==5.17.0'
+	$(MAKE) compat-one ENV=$(VENV)-compat-newest TRANSFORMERS='transformers'
+
+compat-one:
+	test -x $(ENV)/bin/python || $(PYTHON) -m venv $(ENV)
+	$(ENV)/bin/python -m pip install --quiet --disable-pip-version-check torch==2.13.0
+	$(ENV)/bin/python -m pip install --quiet --disable-pip-version-check --upgrade '$(TRANSFORMERS)' --editable '.[test]'
+	$(ENV)/bin/python -m pytest
 
 bench: setup
 	$(BIN)/python benchmarks/overhead.py

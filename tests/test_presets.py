@@ -23,7 +23,7 @@ def one_line(caught: pytest.ExceptionInfo[UserError]) -> str:
 
 
 def test_every_shipped_file_loads_under_its_own_name() -> None:
-    assert names("protocols") == ["fare", "lmms-eval", "scenes"]
+    assert names("protocols") == ["fare", "lmms-eval", "native", "scenes"]
     assert {"none", "noise", "embedding", "e2e"} <= set(names("attacks"))
     for load, kind in ((load_protocol, "protocols"), (load_attack, "attacks"), (load_task_config, "tasks")):
         for name in names(kind):
