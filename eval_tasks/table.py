@@ -10,6 +10,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
+import rich.box
+import rich.console
 import rich.table
 from rich.text import Text
 
@@ -162,22 +164,33 @@ class Table:
             writer.writerow([*line, row.hidden.get("surrogate", ""), "; ".join(row.notes)])
         return out.getvalue()
 
-    def to_rich(self) -> rich.table.Table:
-        """For the terminal; texts are never read as markup."""
-        noted = any(row.notes for row in self.rows)
-        columns = COLUMNS if noted else COLUMNS[:-1]
-        table = rich.table.Table(
-            title=Text(f"Preset {self.preset}"),
-            caption=Text(" ".join([LEGEND, *self.notes])),
-            caption_justify="left",
-            title_justify="left",
-            show_lines=True,
-        )
-        for index, column in enumerate(columns):
-            table.add_column(Text(column), justify="right" if 3 <= index <= 7 else "left", overflow="fold")
+    def to_rich(self) -> rich.console.Group:
+        """For the terminal, readable at 80 columns: a block a task and attack; texts are never read as markup."""
+        blocks: dict[tuple[str, str, int], list[Row]] = defaultdict(list)
         for row in self.rows:
-            table.add_row(*(Text(text) for text in row.texts()[: len(columns)]))
-        return table
+            blocks[row.task, row.attack_text, row.n].append(row)
+        parts: list[rich.console.RenderableType] = [Text(f"Preset {self.preset}", style="bold")]
+        for (task, attack, n), rows in blocks.items():
+            heading = f"{task} ({rows[0].metric_text}) · {attack or 'no attack'} · n = {n}"
+            parts += [Text(), Text(heading, style="bold"), _block(rows)]
+        remarks = " ".join([LEGEND, "In brackets: 95% CI.", *self.notes])
+        return rich.console.Group(*parts, Text(), Text(remarks, style="dim"))
+
+
+def _block(rows: Sequence[Row]) -> rich.table.Table:
+    table = rich.table.Table(box=rich.box.SIMPLE, pad_edge=False, collapse_padding=True, show_edge=False)
+    table.add_column("Model", min_width=13)
+    for name in ("Clean", "Transfer", "Adaptive", "Gain"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for row in rows:
+        label = Text(row.model)
+        for note in row.notes:
+            label.append(f"\n{note}", style="yellow")
+        cells = (row.clean, row.transfer, row.adaptive, row.gain)
+        # why a cell has no number is said by the legend
+        lines = ("\n".join(part for part in (c.number.split(" (")[0], c.bounds, c.detail) if part) for c in cells)
+        table.add_row(label, *map(Text, lines))
+    return table
 
 
 def tables(runs: Sequence[Run]) -> dict[str, Table]:
