@@ -19,6 +19,17 @@ _MOMENTUM = 0.75  # weight of the new step against the previous one
 _RHO = 0.75  # share of steps that must raise the loss, else the step size is halved
 
 
+class NotFiniteError(FloatingPointError):
+    """A loss or gradient is infinite or no number; `samples` are the places in the batch it belongs to."""
+
+    def __init__(self, what: str, samples: list[int], where: str) -> None:
+        super().__init__(
+            f"{what} is not finite for samples {samples} at {where}: attack in a wider precision or drop them"
+        )
+        self.what = what
+        self.samples = samples
+
+
 @dataclass(frozen=True)
 class APGDResult:
     """What `apgd` found for each of the B samples.
@@ -83,7 +94,7 @@ def apgd(
     the clean one; a sample that succeeded is the exception, its loss is the one at the successful point.
 
     Raises ValueError for bad arguments or a loss of the wrong shape or without a gradient path to x, and
-    FloatingPointError, naming the samples, for a loss or gradient that is not finite.
+    NotFiniteError, naming the samples, for a loss or gradient that is not finite.
     """
     check_images(x)
     check_ball(eps, norm)
@@ -284,9 +295,7 @@ def _require_finite(values: Tensor, name: str, index: list[int], where: str) -> 
     good = values.isfinite().flatten(1).all(dim=1)
     if not bool(good.all()):
         bad = [i for i, fine in zip(index, good.tolist(), strict=True) if not fine]
-        raise FloatingPointError(
-            f"{name} is not finite for samples {bad} at {where}: attack in a wider precision or drop them"
-        )
+        raise NotFiniteError(name, bad, where)
 
 
 def _ask(success: SuccessFn, x: Tensor, index: list[int]) -> Tensor:

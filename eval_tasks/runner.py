@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from attacks.apgd import NotFiniteError
 from eval_tasks.captioning import CaptionScores
 from eval_tasks.crafting import AttackPlan, Crafted, check_plan, craft, sample_seed
 from eval_tasks.data import Sample, check_images, chunks, load_task, open_image, select, tasks
@@ -44,9 +45,15 @@ class EvalSettings:
     batch_size: int = 32
     tokenizer: TokenizerName = "ptb"
 
+    def describe(self) -> str:
+        """The attack in a few words, for progress bars."""
+        if self.attack is None:
+            return "clean"
+        return " ".join(filter(None, (self.attack.config.name, self.attack.threat)))
+
 
 Advance = Callable[[int, str], None]
-"""Called with (samples done since the last call, what is being done)."""
+"""Called with (samples done since the last call, a remark or "")."""
 
 
 def evaluate(
@@ -94,7 +101,7 @@ def evaluate(
             records = _evaluate_batch(model, settings, task, scores, folder, piece, batch, surrogate, source, gallery)
             for record in records:
                 folder.append(record)
-            advance(len(piece), settings.task)
+            advance(len(piece), "")
     folder.finish(_metrics(folder.records(), task, plan, note, time.monotonic() - started))
     return read_run(out)
 
@@ -170,7 +177,14 @@ def _evaluate_batch(
         seeds = [sample_seed(settings.seed, s.id) for s in samples]
         if source is None:
             targets = [scores.target(s) for s in samples]
-            crafted = craft(model, batch, plan, prompts=prompts, targets=targets, seeds=seeds, surrogate=surrogate)
+            try:
+                crafted = craft(model, batch, plan, prompts=prompts, targets=targets, seeds=seeds, surrogate=surrogate)
+            except NotFiniteError as error:
+                ids = ", ".join(samples[i].id for i in error.samples)
+                raise UserError(
+                    f"{(surrogate or model).name} in {str(model.dtype).removeprefix('torch.')}: the attack's "
+                    f"{error.what} is not finite on sample {ids}: use --dtype float32"
+                ) from error
         else:
             crafted = _reuse(source, samples, batch)
         for sample, pixels in zip(samples, crafted.pixels, strict=True):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shlex
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
@@ -98,23 +98,27 @@ def _plain(text: str) -> str:
 
 
 @contextmanager
-def _progress(text: str, total: int | None = None) -> Iterator[Any]:
-    """A progress bar on stderr; yields advance(done, what)."""
+def _progress() -> Iterator[Callable[[str, int], Callable[[int, str], None]]]:
+    """Progress bars on stderr; yields announce(title, total), which adds a bar and returns its advance(done, what)."""
     columns = (
         SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
     )  # fmt: skip
-    bar = Progress(*columns, console=progress_console)
-    task = bar.add_task(text, total=total)
+    bars = Progress(*columns, console=progress_console)
 
-    def advance(done: int, what: str) -> None:
-        bar.start()  # not before there is progress: a mistake found on the way leaves one line and no bar
-        bar.update(task, advance=done, description=f"{text} · {what}")
+    def announce(title: str, total: int) -> Callable[[int, str], None]:
+        task = bars.add_task(title, total=total)
+
+        def advance(done: int, what: str) -> None:
+            bars.start()  # not before there is progress: a mistake found on the way leaves one line and no bar
+            bars.update(task, advance=done, description=" · ".join(filter(None, (title, what))))
+
+        return advance
 
     try:
-        yield advance
+        yield announce
     finally:
-        if bar.live.is_started:
-            bar.stop()
+        if bars.live.is_started:
+            bars.stop()
 
 
 def _device(name: str) -> str:
@@ -174,7 +178,8 @@ def scenes(
     """Write procedural test scenes as COCO captions, VQAv2 and TextVQA files."""
     from lvlm_radapt.tiny.dataset import write_scenes
 
-    with _progress("drawing scenes", count) as advance:
+    with _progress() as announce:
+        advance = announce("drawing scenes", count)
         written = write_scenes(
             out,
             count=count,
@@ -256,6 +261,7 @@ def eval_(
     """Score MODEL on a task, clean and under attack, into a run folder with a report."""
     from eval_tasks.crafting import AttackPlan
     from eval_tasks.eps import parse_eps
+    from eval_tasks.evaluation import run_evaluation
     from eval_tasks.presets import load_attack, load_protocol, load_task_config
     from eval_tasks.runner import EvalSettings
 
@@ -289,17 +295,19 @@ def eval_(
         batch_size=batch_size,
         tokenizer=tokenizer.value,
     )
-    run = run_evaluation(
-        model,
-        settings,
-        out,
-        surrogate=surrogate,
-        images_from=images_from,
-        device=_device(device),
-        dtype=dtype.value,
-        resume=resume,
-        command=_command_line(),
-    )
+    with _progress() as announce:
+        run = run_evaluation(
+            model,
+            settings,
+            out,
+            announce=announce,
+            surrogate=surrogate,
+            images_from=images_from,
+            device=_device(device),
+            dtype=dtype.value,
+            resume=resume,
+            command=_command_line(),
+        )
     print_tables([run])
     for note in run.metrics["notes"]:
         console.print(f"note: {_plain(note)}", soft_wrap=True)
@@ -312,48 +320,6 @@ def default_preset(model: str) -> str:
     from lvlm_radapt.models.load import EMBEDDED
 
     return "scenes" if base_name(model) in EMBEDDED else "native"
-
-
-def run_evaluation(
-    model: str,
-    settings: Any,
-    out: Path,
-    *,
-    surrogate: str | None = None,
-    images_from: Path | None = None,
-    device: str = "cpu",
-    dtype: str = "float32",
-    resume: bool = False,
-    command: str = "",
-) -> Any:
-    """Load what is needed, evaluate under a progress bar, write report.html; returns the finished `Run`."""
-    import torch
-
-    from eval_tasks.data import load_task, select
-    from eval_tasks.report import write_report
-    from eval_tasks.runner import evaluate
-    from lvlm_radapt.models.load import load_model, load_surrogate
-
-    chosen, _ = select(load_task(settings.task, settings.data), settings.samples, settings.seed)
-    conversation = settings.protocol.conversation
-    loading = {"device": device, "dtype": getattr(torch, dtype)}
-    victim = load_model(
-        model,
-        geometry=settings.protocol.geometry,
-        conversation=conversation.name if conversation else None,
-        **loading,
-    )
-    source = load_surrogate(surrogate, **loading) if surrogate else None
-    attack = settings.attack
-    what = "clean" if attack is None else " ".join(filter(None, (attack.config.name, attack.threat)))
-    with _progress(f"{Path(model).name} · {settings.task} · {what}", len(chosen)) as advance:
-        run = evaluate(
-            victim, settings, out,
-            surrogate=source, images_from=images_from, resume=resume, command=command,
-            advance=lambda done, text: advance(done, text),
-        )  # fmt: skip
-    write_report([run], out / "report.html")
-    return run
 
 
 def print_tables(runs: list[Any], form: TableFormat = TableFormat.table) -> None:
@@ -392,6 +358,7 @@ def demo(
     ),
     samples: Annotated[int, typer.Option(min=2, help="Scenes a model is scored on, each task.")] = 64,
     steps: Annotated[int, typer.Option(min=1, help="APGD steps.")] = 20,
+    device: DeviceOption = "auto",
 ) -> None:
     """Protect the embedded models and attack them, with and without knowledge of the defence.
 
@@ -399,7 +366,13 @@ def demo(
     """
     from lvlm_radapt.demo import run_demo
 
-    runs = run_demo(out, samples=samples, steps=steps)
+    try:
+        with _progress() as announce:
+            runs = run_demo(out, samples=samples, steps=steps, announce=announce, device=_device(device))
+    except KeyboardInterrupt:
+        console.print(f"stopped; what is done is kept: run it again with --out {out} to go on", soft_wrap=True)
+        sys.stdout.flush()
+        os._exit(130)  # the other model's thread would work on for as long as its attack takes
     print_tables(runs)
     console.print(f"report: {out / 'report.html'}", soft_wrap=True)
 

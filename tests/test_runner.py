@@ -164,3 +164,23 @@ def test_the_other_attacks_run_and_stay_in_the_ball(tmp_path, data, checkpoint, 
 def test_a_samples_seed_depends_on_nothing_but_the_two_numbers():
     assert sample_seed(0, "7") == sample_seed(0, "7")
     assert len({sample_seed(s, i) for s in range(3) for i in ("1", "2", "11")}) == 9
+
+
+def test_a_loss_that_is_not_finite_names_the_samples_and_loses_nothing(tmp_path, data, checkpoint, monkeypatch):
+    model = load_model(checkpoint)
+    whole = type(model).loss
+    calls = 0
+
+    def loss(self, batch, prompts, targets):
+        nonlocal calls
+        calls += 1
+        value = whole(self, batch, prompts, targets)
+        return value * torch.tensor([1.0, float("nan")])[: len(value)] if calls == 4 else value
+
+    monkeypatch.setattr(type(model), "loss", loss)  # three calls a batch of two: the second batch fails at its start
+    with pytest.raises(UserError, match=r"loss is not finite on sample \d+: use --dtype float32$"):
+        evaluate(model, settings(data), tmp_path / "run")
+    assert calls == 4
+    monkeypatch.undo()
+    run = evaluate(model, settings(data), tmp_path / "run", resume=True)
+    assert run.metrics["n"] == 7

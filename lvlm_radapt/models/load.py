@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import os
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from importlib.resources import files
@@ -41,6 +42,9 @@ EMBEDDED: dict[str, str] = {
     "tiny-qwen": "a small Qwen2.5-VL trained on procedural scenes",
     "tiny-clip": "a small CLIP trained on procedural scenes",
 }
+
+
+_BUILDING = threading.Lock()  # transformers swaps global initialisers while it builds a model
 
 
 def embedded_models() -> dict[str, Path]:
@@ -194,7 +198,7 @@ def _weights(
 ) -> Any:
     implementation = "sdpa" if attn == "auto" else attn
     try:
-        with _no_loading_bar():
+        with _BUILDING, _no_loading_bar():
             model, info = hf_class.from_pretrained(
                 source, dtype=dtype, attn_implementation=implementation, output_loading_info=True
             )
