@@ -53,7 +53,9 @@ def run_demo(out: Path, *, samples: int, steps: int, announce: Announce, device:
     with _side_by_side(settings.stop) as pool:
         told = {model: announce(model, RUNS * samples) for model in MODELS}
         futures = [pool.submit(_score_model, model, settings, told[model]) for model in MODELS]
-        wait(futures, return_when=FIRST_EXCEPTION)
+        done, _ = wait(futures, return_when=FIRST_EXCEPTION)
+        for future in done:
+            future.result()  # raises at once what one model ran into
         runs = [run for future in futures for run in future.result()]
     write_report(runs, out / "report.html")
     return runs

@@ -170,7 +170,7 @@ def _mean(values: Any) -> float:
 def _table(card: Mapping[str, Any]) -> Table:
     """A row a score, a column a set of scenes."""
     columns = {name: card[name] for name in ("all", "held_out") if name in card} | card.get("canvases", {})
-    table = Table("score", *columns, title=f"{card['name']}, {card['count']} unseen scenes")
+    table = Table("score", *columns, title=f"{card['name']}, {card['count']} {card['split']} scenes")
     flat = [{**part, **part.get("by_kind", {})} for part in columns.values()]
     for key in flat[0]:
         if key != "by_kind":
@@ -192,6 +192,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("name", choices=("tiny-llava", "tiny-qwen", "tiny-clip"))
     parser.add_argument("--weights", type=Path, help="folder to open instead of the shipped weights")
     parser.add_argument("--count", type=int, default=2000, help="number of scenes (default %(default)s)")
+    parser.add_argument(
+        "--split", choices=("validation", "test"), default="test", help="validation for choices, test for the card"
+    )
     parser.add_argument("--seed", type=int, default=SEED, help="of the scenes (default %(default)s)")
     parser.add_argument("--batch-size", type=int, default=128)
     parser.add_argument("--out", type=Path, help="JSON file to write the scores to")
@@ -226,10 +229,11 @@ def _card(args: argparse.Namespace) -> dict[str, Any]:
             folder,
             count=args.count,
             seed=args.seed,
+            split=args.split,
             mixed=args.name == "tiny-qwen",
             progress=lambda done, total: tick("scenes", done, total),
         )
-        card: dict[str, Any] = {"name": args.name, "count": args.count, "seed": args.seed, "split": "test"}
+        card: dict[str, Any] = {"name": args.name, "count": args.count, "seed": args.seed, "split": args.split}
         if isinstance(model, CLIPEncoder):
             return card | evaluate_encoder(model, folder, batch_size=args.batch_size, tick=tick)
         return card | evaluate_lvlm(model, folder, batch_size=args.batch_size, tick=tick)
