@@ -6,7 +6,6 @@ import json
 import subprocess
 import sys
 import warnings
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ import tiny_checkpoints
 import tiny_random
 import torch
 import transformers
+from families import FAMILIES, Case, open_case
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -29,15 +29,10 @@ from lvlm_radapt.models import LVLM, embedded_models
 from lvlm_radapt.models import load as load_module
 from lvlm_radapt.models.language import left_pad, right_pad, target_nll
 
-NAMES = ["llava", "qwen2", "qwen2.5"]
+NAMES = list(FAMILIES)
 PROMPTS = ["What is this?", "describe the small red circle on the left with a word", "how many"]
 TARGETS = ["a pig", "yes", "two large blue squares and one small green circle on the right"]
 GRIDS = [(56, 56), (84, 56), (112, 168), (196, 84)]
-CLASSES = {
-    "llava": transformers.LlavaForConditionalGeneration,
-    "qwen2": transformers.Qwen2VLForConditionalGeneration,
-    "qwen2.5": transformers.Qwen2_5_VLForConditionalGeneration,
-}
 
 
 def noise(height: int, width: int, seed: int = 0) -> Image.Image:
@@ -45,78 +40,10 @@ def noise(height: int, width: int, seed: int = 0) -> Image.Image:
     return Image.fromarray(values)
 
 
-@dataclass(frozen=True)
-class Case:
-    """A model under test, and the same checkpoint as transformers alone opens it."""
-
-    name: str
-    ours: LVLM
-    stock: Any
-    folder: Path
-
-    def inputs(self, image: Image.Image, prompt: str) -> dict[str, Tensor]:
-        """What the stock processor gives for one image and question (Qwen's needs torchvision: by hand)."""
-        if self.name == "llava":
-            processor = transformers.LlavaProcessor(
-                self.ours.image_processor,
-                self.ours.tokenizer,
-                patch_size=14,
-                vision_feature_select_strategy="default",
-                num_additional_image_tokens=1,
-            )
-            text = f"USER: <image>\n{prompt} ASSISTANT:"
-            return dict(processor(images=[image], text=[text], return_tensors="pt"))
-        vision = self.ours.image_processor(images=[image], return_tensors="pt")
-        count = int(vision["image_grid_thw"].prod()) // 4
-        text = (
-            "<|im_start|>system\nyou are helpful<|im_end|>\n<|im_start|>user\n<|vision_start|>"
-            + "<|image_pad|>" * count
-            + f"<|vision_end|>{prompt}<|im_end|>\n<|im_start|>assistant\n"
-        )
-        tokens = self.ours.tokenizer([text], return_tensors="pt")
-        return {
-            **vision,
-            "input_ids": tokens["input_ids"],
-            "attention_mask": tokens["attention_mask"],
-            "mm_token_type_ids": (tokens["input_ids"] == tiny_random.IMAGE_TOKEN).int(),
-        }
-
-    def stock_loss(self, image: Image.Image, prompt: str, target: str, **changes: Tensor) -> Tensor:
-        """The library's own loss over the target's tokens; `changes` replace inputs."""
-        inputs = {**self.inputs(image, prompt), **changes}
-        end = "</s>" if self.name == "llava" else "<|im_end|>"
-        answer = self.ours.tokenizer(target + end, add_special_tokens=False, return_tensors="pt")["input_ids"]
-        before = inputs["input_ids"]
-        labels = torch.cat([torch.full_like(before, -100), answer], 1)
-        inputs["input_ids"] = torch.cat([before, answer], 1)
-        inputs["attention_mask"] = torch.ones_like(labels)
-        if "mm_token_type_ids" in inputs:
-            inputs["mm_token_type_ids"] = (inputs["input_ids"] == tiny_random.IMAGE_TOKEN).int()
-        return self.stock(**inputs, labels=labels).loss
-
-    def stock_answer(self, image: Image.Image, prompt: str, tokens: int, **kwargs: Any) -> str:
-        inputs = self.inputs(image, prompt)
-        out = self.stock.generate(**inputs, max_new_tokens=tokens, do_sample=False, num_beams=1, **kwargs)
-        return self.ours.tokenizer.decode(out[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True).strip()
-
-
 @pytest.fixture(scope="module")
 def cases(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Case]:
     root = tmp_path_factory.mktemp("checkpoints")
-    folders = {
-        "llava": tiny_checkpoints.save_llava(root / "llava"),
-        "qwen2": tiny_checkpoints.save_qwen(root / "qwen2", version="2"),
-        "qwen2.5": tiny_checkpoints.save_qwen(root / "qwen2.5"),
-    }
-    return {
-        name: Case(
-            name,
-            load_model(folder),
-            CLASSES[name].from_pretrained(folder, attn_implementation="eager").eval(),
-            folder,
-        )
-        for name, folder in folders.items()
-    }
+    return {name: open_case(name, root / name) for name in NAMES}
 
 
 @pytest.fixture(params=NAMES)
@@ -363,7 +290,7 @@ def test_counts_must_agree(case: Case) -> None:
 
 def test_no_text_can_pose_as_an_image(case: Case) -> None:
     batch = case.ours.pixels([noise(56, 56)])
-    token = "<image>" if case.name == "llava" else "<|image_pad|>"
+    token = case.family.image_token
     with pytest.raises(UserError, match="reserved token"):
         case.ours.generate(batch, [f"what {token} is"])
     with pytest.raises(UserError, match="reserved token"):
@@ -571,8 +498,8 @@ def test_robustify_without_an_anchor(cases: dict[str, Case]) -> None:
 
 def test_loss_and_answers_both_run_through_the_defence(case: Case) -> None:
     config = RAdaptConfig(cutoff=15.0)
-    stock = CLASSES[case.name].from_pretrained(case.folder, attn_implementation="eager").eval()
-    defended = Case(case.name, robustify(load_model(case.folder), config), inject(stock, config), case.folder)
+    stock = inject(case.family.open_stock(case.folder), config)
+    defended = Case(case.family, robustify(load_model(case.folder), config), stock, case.folder)
     images = [noise(84, 84, i) for i in range(3)]
     batch = defended.ours.pixels(images)
     losses = defended.ours.loss(batch, PROMPTS, TARGETS)

@@ -1,0 +1,120 @@
+"""The table of supported LVLM families: how the tests make a checkpoint of each, and the library's own road
+through it, for one image and one question. A new family is one entry of FAMILIES."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import tiny_checkpoints
+import tiny_random
+import torch
+import transformers
+from PIL import Image
+from torch import Tensor
+
+from lvlm_radapt import load_model
+from lvlm_radapt.models import LVLM
+
+Inputs = dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Family:
+    """save: writes a tiny random checkpoint; stock: the transformers class; inputs: what the stock processor
+    gives for one image and one question (Qwen's needs torchvision: by hand); end: what closes an answer."""
+
+    name: str
+    save: Callable[[Path], Path]
+    stock: str
+    inputs: Callable[[LVLM, Image.Image, str], Inputs]
+    image_token: str
+    end: str
+
+    def open_stock(self, folder: Path) -> Any:
+        """The checkpoint as transformers alone opens it."""
+        return getattr(transformers, self.stock).from_pretrained(folder, attn_implementation="eager").eval()
+
+
+@dataclass(frozen=True)
+class Case:
+    """A model under test, and the same checkpoint as transformers alone opens it."""
+
+    family: Family
+    ours: LVLM
+    stock: Any
+    folder: Path
+
+    def inputs(self, image: Image.Image, prompt: str) -> Inputs:
+        return self.family.inputs(self.ours, image, prompt)
+
+    def stock_loss(self, image: Image.Image, prompt: str, target: str, **changes: Tensor) -> Tensor:
+        """The library's own loss over the target's tokens; `changes` replace inputs."""
+        inputs = {**self.inputs(image, prompt), **changes}
+        text = target + self.family.end
+        answer = self.ours.tokenizer(text, add_special_tokens=False, return_tensors="pt")["input_ids"]
+        before = inputs["input_ids"]
+        labels = torch.cat([torch.full_like(before, -100), answer], 1)
+        inputs["input_ids"] = torch.cat([before, answer], 1)
+        inputs["attention_mask"] = torch.ones_like(labels)
+        if "mm_token_type_ids" in inputs:
+            inputs["mm_token_type_ids"] = (inputs["input_ids"] == tiny_random.IMAGE_TOKEN).int()
+        return self.stock(**inputs, labels=labels).loss
+
+    def stock_answer(self, image: Image.Image, prompt: str, tokens: int, **kwargs: Any) -> str:
+        inputs = self.inputs(image, prompt)
+        out = self.stock.generate(**inputs, max_new_tokens=tokens, do_sample=False, num_beams=1, **kwargs)
+        return self.ours.tokenizer.decode(out[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True).strip()
+
+
+def llava_inputs(model: LVLM, image: Image.Image, prompt: str) -> Inputs:
+    processor = transformers.LlavaProcessor(
+        model.image_processor,
+        model.tokenizer,
+        patch_size=14,
+        vision_feature_select_strategy="default",
+        num_additional_image_tokens=1,
+    )
+    text = f"USER: <image>\n{prompt} ASSISTANT:"
+    return dict(processor(images=[image], text=[text], return_tensors="pt"))
+
+
+def qwen_inputs(model: LVLM, image: Image.Image, prompt: str) -> Inputs:
+    vision = model.image_processor(images=[image], return_tensors="pt")
+    count = int(vision["image_grid_thw"].prod()) // 4
+    text = (
+        "<|im_start|>system\nyou are helpful<|im_end|>\n<|im_start|>user\n<|vision_start|>"
+        + "<|image_pad|>" * count
+        + f"<|vision_end|>{prompt}<|im_end|>\n<|im_start|>assistant\n"
+    )
+    tokens = model.tokenizer([text], return_tensors="pt")
+    return {
+        **vision,
+        "input_ids": tokens["input_ids"],
+        "attention_mask": tokens["attention_mask"],
+        "mm_token_type_ids": (tokens["input_ids"] == tiny_random.IMAGE_TOKEN).int(),
+    }
+
+
+def _qwen(name: str, version: str, stock: str) -> Family:
+    def save(folder: Path) -> Path:
+        return tiny_checkpoints.save_qwen(folder, version=version)
+
+    return Family(name, save, stock, qwen_inputs, "<|image_pad|>", "<|im_end|>")
+
+
+_TABLE = [
+    Family("llava", tiny_checkpoints.save_llava, "LlavaForConditionalGeneration", llava_inputs, "<image>", "</s>"),
+    _qwen("qwen2", "2", "Qwen2VLForConditionalGeneration"),
+    _qwen("qwen2.5", "2.5", "Qwen2_5_VLForConditionalGeneration"),
+]
+FAMILIES = {family.name: family for family in _TABLE}
+
+
+def open_case(name: str, folder: Path) -> Case:
+    """The family's checkpoint written to `folder` and opened both ways."""
+    family = FAMILIES[name]
+    family.save(folder)
+    return Case(family, load_model(folder), family.open_stock(folder), folder)
