@@ -7,25 +7,22 @@ import subprocess
 import sys
 import warnings
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import tiny_checkpoints
-import tiny_random
 import torch
 import transformers
 from families import FAMILIES, Case, open_case
 from PIL import Image
 from safetensors.torch import load_file, save_file
-from torch import Tensor
 from transformers.vision_utils import get_vision_position_ids, get_vision_window_index
 
 from lvlm_radapt import RAdaptConfig, load_encoder, load_model, robustify
 from lvlm_radapt.anchor import white_anchor
 from lvlm_radapt.errors import UserError
 from lvlm_radapt.inject import inject, injected_anchor
-from lvlm_radapt.models import LVLM, embedded_models
+from lvlm_radapt.models import embedded_models
 from lvlm_radapt.models import load as load_module
 from lvlm_radapt.models.language import left_pad, right_pad, target_nll
 
