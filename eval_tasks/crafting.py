@@ -146,11 +146,20 @@ def _loss(
 
 
 def _view(source: PixelModel, batch: PixelBatch) -> PixelBatch:
-    """The batch on `source`'s own canvas: the same pixels where canvases agree, resized ones elsewhere."""
+    """The batch on `source`'s own canvas: the same pixels where canvases agree, as the victim's own do, resized
+    ones elsewhere. UserError where one of the two is a stack of views, of which no resizing makes the other."""
+    alike = source.adopted(batch)
+    if alike is not None:
+        return alike
     height, width = batch.x.shape[-2:]
     probe = Image.new("RGB", (width, height))
     own = source.pixels([probe])
     shape = own.x.shape[-2:]
+    if "crops" in own.meta[0] or "crops" in batch.meta[0]:
+        raise UserError(
+            f"{source.name} cannot be a surrogate here: a stack of views is seen only by models that cut images "
+            "alike, choose one of the victim's family"
+        )
     return PixelBatch(_resize(batch.x, shape), own.meta * len(batch))
 
 

@@ -12,6 +12,7 @@ from eval_tasks.records import Run
 from eval_tasks.report import write_report
 from eval_tasks.runner import Advance, EvalSettings, evaluate
 from lvlm_radapt.models.load import load_model, load_surrogate
+from lvlm_radapt.models.quantised import Quantisation
 
 Announce = Callable[[str, int], Advance]
 """Called once with (title, number of samples) before work begins; what it returns is told of progress."""
@@ -23,28 +24,34 @@ def run_evaluation(
     out: Path,
     *,
     announce: Announce,
+    tower: str | None = None,
     surrogate: str | None = None,
     images_from: Path | None = None,
-    device: str = "cpu",
-    dtype: str = "float32",
     resume: bool = False,
     command: str = "",
+    device: str = "cpu",
+    dtype: torch.dtype = torch.float32,
+    quantize: Quantisation | None = None,
+    device_map: str | None = None,
 ) -> Run:
     """Evaluate the model of that name into the run folder `out`, report.html included.
 
-    Arguments and errors as for `eval_tasks.runner.evaluate` and `lvlm_radapt.load_model`.
+    Arguments and errors as for `eval_tasks.runner.evaluate` and `lvlm_radapt.load_model`; a surrogate is opened
+    on the victim's device in its dtype, whole.
     """
     chosen, _ = select(load_task(settings.task, settings.data), settings.samples, settings.seed)
     conversation = settings.protocol.conversation
-    weights = getattr(torch, dtype)
     victim = load_model(
         model,
         device=device,
-        dtype=weights,
+        dtype=dtype,
+        quantize=quantize,
+        device_map=device_map,
         geometry=settings.protocol.geometry,
         conversation=conversation.name if conversation else None,
+        tower=tower,
     )
-    source = load_surrogate(surrogate, device=device, dtype=weights) if surrogate else None
+    source = load_surrogate(surrogate, device=victim.device, dtype=dtype) if surrogate else None
     run = evaluate(
         victim,
         settings,

@@ -128,7 +128,8 @@ class Threshold(_Part):
 class Protocol(_Config):
     """Everything that decides what a score means, apart from the model, the task and the attack's budget."""
 
-    geometry: Literal["stock", "pad"]
+    geometry: Literal["stock", "pad"] | None
+    """None: the checkpoint's own, padding for original LLaVA-1.5 checkpoints and the image processor's elsewhere."""
     conversation: Conversation | None
     """None: the checkpoint's own chat template."""
     seed: Annotated[int, Field(ge=0, lt=2**32)]

@@ -26,6 +26,7 @@ from eval_tasks.records import Attacked, Run, RunFolder, SampleRecord, Scored, i
 from eval_tasks.vqa import VqaScores
 from lvlm_radapt.errors import UserError
 from lvlm_radapt.models.base import LVLM, PixelBatch, PixelModel
+from lvlm_radapt.models.quantised import quantisation_of
 
 GALLERY = 24  # samples whose clean canvas is kept too, for the report
 
@@ -102,7 +103,10 @@ def evaluate(
             for record in records:
                 folder.append(record)
             advance(len(piece), "")
-    folder.finish(_metrics(folder.records(), task, plan, note, time.monotonic() - started))
+    remarks = [note] if note else []
+    if plan is not None and model.views_apart:
+        remarks.append("the model cuts images into views, each attacked on its own: more than a real image can do")
+    folder.finish(_metrics(folder.records(), task, plan, remarks, time.monotonic() - started))
     return read_run(out)
 
 
@@ -119,12 +123,15 @@ def _document(model: LVLM, settings: EvalSettings, surrogate: PixelModel | None,
     return {
         "command": command,
         "model": {
-            "name": model.name,
+            "name": model.label,
+            "tower": model.tower_name,
             "radapt": model.radapt.to_dict() if model.radapt else None,
             "dtype": str(model.dtype).removeprefix("torch."),
+            "quantize": quantisation_of(model.hf),
             "device": model.device.type,
             "attn": model.hf.config._attn_implementation,
             "geometry": model.geometry,
+            "views_apart": model.views_apart,
             "image_backend": model.image_backend,
         },
         "task": settings.task,
@@ -276,7 +283,7 @@ def _metrics(
     records: Sequence[SampleRecord],
     task: TaskConfig,
     plan: AttackPlan | None,
-    note: str | None,
+    remarks: Sequence[str],
     seconds: float,
 ) -> dict[str, Any]:
     def summary(values: list[float | None]) -> dict[str, Any]:
@@ -284,7 +291,7 @@ def _metrics(
         interval = bootstrap_ci(known)
         return {task.metric: sum(known) / len(known), "ci95": [interval.low, interval.high]}
 
-    notes = [note] if note else []
+    notes = list(remarks)
     if task.metric == "cider":
         notes.append(f"CIDEr-D x100, document frequency from the references of these {len(records)} images")
     stuck = sum(r.adversarial.zero_grad for r in records if r.adversarial)

@@ -473,6 +473,7 @@ def _context(run: Run) -> dict[str, Any]:
         "preset": setting(run, "preset"),
         "samples": setting(run, "ids", "sha256"),
         "dtype": setting(run, "model").get("dtype"),
+        "quantize": setting(run, "model").get("quantize"),
         "geometry": setting(run, "model").get("geometry"),
         "tokenizer": run.settings.get("tokenizer"),
     }

@@ -12,14 +12,27 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from lvlm_radapt.config import RAdaptConfig
+    from lvlm_radapt.export import export_model
+    from lvlm_radapt.fold import fold_model
     from lvlm_radapt.inject import inject, remove
     from lvlm_radapt.models.load import load_encoder, load_model
     from lvlm_radapt.models.robustify import robustify
 
-__all__ = ["RAdaptConfig", "inject", "load_encoder", "load_model", "remove", "robustify"]
+__all__ = [
+    "RAdaptConfig",
+    "export_model",
+    "fold_model",
+    "inject",
+    "load_encoder",
+    "load_model",
+    "remove",
+    "robustify",
+]
 
 _HOMES = {
     "RAdaptConfig": "lvlm_radapt.config",
+    "export_model": "lvlm_radapt.export",
+    "fold_model": "lvlm_radapt.fold",
     "inject": "lvlm_radapt.inject",
     "load_encoder": "lvlm_radapt.models.load",
     "load_model": "lvlm_radapt.models.load",

@@ -1,7 +1,10 @@
 """Adapter files: the defence without the model it defends, a few kilobytes to keep or to hand on.
 
-adapter.safetensors   the anchor, float32 `anchor` [T, D] (no tensor where the settings need no anchor)
+adapter.safetensors   the anchor, float32 `anchor` [T, D] (no tensor where none is needed or it is taken anew)
 radapt.json           format and version, settings, what the anchor lies on, the base model, checksums
+
+An anchor that the tower answers anew on each image's grid (Qwen3-VL's own white one) is not stored: the normalised
+white pixel is, and from it and the tower, whose weights the fingerprint guards, come the same numbers again.
 """
 
 from __future__ import annotations
@@ -14,6 +17,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import torch
+from accelerate.utils import align_module_device
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load, save
@@ -23,9 +27,12 @@ from lvlm_radapt.anchor import Anchor
 from lvlm_radapt.config import RAdaptConfig
 from lvlm_radapt.errors import UserError
 from lvlm_radapt.folders import new_folder
-from lvlm_radapt.inject import inject, injected_anchor, injected_config
+from lvlm_radapt.inject import inject, injected_anchor, injected_config, injected_white
 from lvlm_radapt.models.base import LVLM, Geometry
-from lvlm_radapt.models.load import Attention, embedded_models, load_base
+from lvlm_radapt.models.load import embedded_models, load_base
+from lvlm_radapt.models.opening import Opening
+from lvlm_radapt.models.swap import load_tower
+from lvlm_radapt.towers.base import Colour
 
 FORMAT: Literal["lvlm-radapt adapter"] = "lvlm-radapt adapter"
 VERSION: Literal[1] = 1
@@ -53,6 +60,8 @@ class _Base(_Part):
     """An embedded name, a hub id, or a folder's full path."""
     revision: str | None
     """The hub's commit, where it is known; told, not asked for again: the fingerprint guards the tower."""
+    other_tower: str | None = None
+    """The encoder whose tower was put in the place of the base's own."""
     tower: dict[str, str] = Field(min_length=1)
     """dtype the model was opened in -> fingerprint of the tower then."""
 
@@ -63,6 +72,8 @@ class _Settings(_Part):
     package: str | None
     config: dict[str, Any]
     anchor: _AnchorPlace | None
+    white: Colour | None = None
+    """In place of `anchor`, where it is taken anew on each grid: a white pixel, normalised."""
     tensors_sha256: str
     base: _Base
     geometry: Geometry
@@ -75,7 +86,8 @@ def save_adapter(model: LVLM, out: str | os.PathLike[str]) -> None:
     opens in every precision. UserError when no defence is in the model, or `out` is not empty or cannot be
     written.
     """
-    config, anchor = injected_config(model.hf), injected_anchor(model.hf)
+    config, white = injected_config(model.hf), injected_white(model.hf)
+    anchor = injected_anchor(model.hf) if white is None else None
     if config is None:
         raise UserError(f"{model.name} has no R-Adapt in it: call robustify() before saving an adapter")
     own = next((name for name, dtype in _DTYPES.items() if dtype == model.dtype), None)
@@ -89,10 +101,12 @@ def save_adapter(model: LVLM, out: str | os.PathLike[str]) -> None:
         package=_package_version(),
         config=config.to_dict(),
         anchor=None if anchor is None else _AnchorPlace(grid=anchor.grid, prefix_tokens=anchor.prefix_tokens),
+        white=white,
         tensors_sha256=hashlib.sha256(content).hexdigest(),
         base=_Base(
             name=_lasting_name(model.name),
             revision=getattr(model.hf.config, "_commit_hash", None),
+            other_tower=None if model.tower_name is None else _lasting_name(model.tower_name),
             tower=tower_fingerprints(model.tower, list(_DTYPES) if own == "float32" else [own]),
         ),
         geometry=model.geometry,
@@ -113,38 +127,30 @@ def base_name(model: str | os.PathLike[str]) -> str:
 
 
 def load_adapter(
-    folder: str | os.PathLike[str],
-    *,
-    device: str | torch.device = "cpu",
-    dtype: torch.dtype = torch.float32,
-    geometry: Geometry | None = None,
-    attn: Attention = "auto",
-    conversation: str | None = None,
+    folder: str | os.PathLike[str], *, geometry: Geometry | None = None, opening: Opening | None = None
 ) -> LVLM:
     """The robustified model that `save_adapter` was given: its base model by name, the defence put in.
 
-    geometry: None for the one it was saved with; the other arguments as for `load_model`. The model's name is
-    its base's. UserError, one line, when a file is missing or damaged, of an unknown version, the base cannot
-    be opened, or its vision tower has other weights than the one the adapter was made for.
+    geometry: None for the one it was saved with. The model's name is its base's. UserError, one line, when a file
+    is missing or damaged, of an unknown version, the base cannot be opened, or its vision tower has other weights
+    than the one the adapter was made for.
     """
+    opening = opening or Opening()
     root = Path(folder).expanduser()
     settings = _read(root)
     config, anchor = _config(root, settings), _anchor(root, settings)
-    if config.alpha != 0 and anchor is None:
-        raise UserError(f"{root / SETTINGS} is damaged: alpha is {config.alpha:g} and there is no anchor")
+    if config.alpha != 0 and (anchor is None) == (settings.white is None):
+        there = "no anchor" if anchor is None else "an anchor and a white pixel to take one from"
+        raise UserError(f"{root / SETTINGS} is damaged: alpha is {config.alpha:g} and there is {there}")
     try:
-        model = load_base(
-            settings.base.name,
-            device=device,
-            dtype=dtype,
-            geometry=settings.geometry if geometry is None else geometry,
-            attn=attn,
-            conversation=conversation,
-        )
+        geometry = settings.geometry if geometry is None else geometry
+        model = load_base(settings.base.name, geometry=geometry, opening=opening)
+        if settings.base.other_tower is not None:
+            model = load_tower(model, settings.base.other_tower, attn=opening.attn)
     except UserError as error:
         raise UserError(f"cannot open the base model of the adapter {root}: {error}") from error
     _check_tower(root, settings.base, model)
-    inject(model.hf, config, anchor)
+    inject(model.hf, config, anchor, white=settings.white)
     return model
 
 
@@ -154,9 +160,12 @@ def tower_fingerprints(tower: nn.Module, dtypes: list[str]) -> dict[str, str]:
     So a float32 tower also tells what it is when opened in half precision. Buffers do not count.
     """
     digests = {name: hashlib.sha256() for name in dtypes}
-    for key, parameter in sorted(tower.named_parameters()):
-        head = f"{key}{list(parameter.shape)}".encode()
-        values = parameter.detach().cpu()
+    for key in sorted(name for name, _ in tower.named_parameters()):
+        place, _, own = key.rpartition(".")
+        module = tower.get_submodule(place)
+        with align_module_device(module):  # parameters that are offloaded come in for this long
+            values = getattr(module, own).detach().cpu()
+        head = f"{key}{list(values.shape)}".encode()
         for name, digest in digests.items():
             digest.update(head)
             digest.update(values.to(_DTYPES[name]).to(torch.float32).contiguous().numpy().tobytes())
@@ -226,9 +235,9 @@ def _anchor(root: Path, settings: _Settings) -> Anchor | None:
 
 
 def _lasting_name(name: str) -> str:
-    """A folder by its full path, so that the adapter opens from everywhere; other names as they are."""
+    """A folder or file by its full path, so that the adapter opens from everywhere; other names as they are."""
     path = Path(name).expanduser()
-    return str(path.resolve()) if name not in embedded_models() and path.is_dir() else name
+    return str(path.resolve()) if name not in embedded_models() and path.exists() else name
 
 
 def _package_version() -> str | None:

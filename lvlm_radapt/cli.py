@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shlex
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
@@ -61,6 +61,17 @@ class MixName(StrEnum):
     add = "add"
 
 
+class Bits(StrEnum):
+    four = "4bit"
+    eight = "8bit"
+
+
+class Spread(StrEnum):
+    auto = "auto"
+    balanced = "balanced"
+    sequential = "sequential"
+
+
 class Listing(StrEnum):
     models = "models"
     tasks = "tasks"
@@ -80,6 +91,17 @@ ModelArgument = Annotated[
 ]
 DeviceOption = Annotated[str, typer.Option(help="cpu, cuda, cuda:1 ...; auto takes a GPU where there is one.")]
 DtypeOption = Annotated[Dtype, typer.Option(help="What the weights are computed in.")]
+TowerOption = Annotated[
+    str | None,
+    typer.Option(help="Another vision tower in its place: an open_clip/FARE/TeCoA file or a Hugging Face folder."),
+]
+
+QuantizeOption = Annotated[
+    Bits | None, typer.Option(help="Language model in 4 or 8 bits (bitsandbytes); the vision tower stays.")
+]
+DeviceMapOption = Annotated[
+    Spread | None, typer.Option(help="Spread the model over GPUs and memory (accelerate), in place of --device.")
+]
 
 
 def main() -> None:
@@ -135,6 +157,20 @@ def _device(name: str) -> str:
     return name
 
 
+def _place(device: str, dtype: Dtype, quantize: Bits | None, device_map: Spread | None) -> dict[str, Any]:
+    """The keywords of `load_model` behind these flags."""
+    import torch
+
+    if device_map is not None and device != "auto":
+        raise UserError("--device and --device-map exclude each other: leave one out")
+    return {
+        "device": "cpu" if device_map is not None else _device(device),
+        "dtype": getattr(torch, dtype.value),
+        "quantize": quantize.value if quantize else None,
+        "device_map": device_map.value if device_map else None,
+    }
+
+
 def _command_line() -> str:
     return shlex.join(["lvlm-radapt", *sys.argv[1:]])
 
@@ -145,27 +181,35 @@ def list_(
 ) -> None:
     """List the embedded models, tasks, attacks and presets."""
     from eval_tasks import presets
-    from lvlm_radapt.models.load import EMBEDDED, embedded_models
+    from lvlm_radapt.models.load import EMBEDDED, ENCODERS, FAMILIES, embedded_models
 
     def attack_text(name: str) -> str:
         return presets.load_attack(name).description
 
-    sections: dict[str, dict[str, str]] = {
-        "models": {name: EMBEDDED[name] for name in embedded_models()},
-        "tasks": {name: presets.load_task_config(name).description for name in presets.names("tasks")},
-        "attacks": {name: attack_text(name) for name in presets.names("attacks")},
-        "presets": {name: presets.load_protocol(name).description for name in presets.names("protocols")},
+    def read_by(table: Mapping[str, tuple[Any, str]]) -> dict[str, str]:
+        return {model_type: f"checkpoints of {hf_class}" for model_type, (_, hf_class) in table.items()}
+
+    sections: dict[Listing, dict[str, dict[str, str]]] = {
+        Listing.models: {
+            "models inside the package": {name: EMBEDDED[name] for name in embedded_models()},
+            "families, by model_type (original LLaVA too)": read_by(FAMILIES),
+            "image encoders, for --surrogate (and open_clip files)": read_by(ENCODERS),
+        },
+        Listing.tasks: {"tasks": {name: presets.load_task_config(name).description for name in presets.names("tasks")}},
+        Listing.attacks: {"attacks": {name: attack_text(name) for name in presets.names("attacks")}},
+        Listing.presets: {
+            "presets": {name: presets.load_protocol(name).description for name in presets.names("protocols")}
+        },
     }
-    for section, entries in sections.items():
-        if what is not None and section != what.value:
-            continue
-        table = Table(title=section, title_justify="left", box=None, pad_edge=False, show_header=False)
-        table.add_column(style="bold", no_wrap=True)
-        table.add_column()
-        for name, text in entries.items():
-            table.add_row(name, text)
-        console.print(table)
-        console.print()
+    for section, parts in sections.items():
+        for title, entries in parts.items() if what in (None, section) else ():
+            table = Table(title=title, title_justify="left", box=None, pad_edge=False, show_header=False)
+            table.add_column(style="bold", no_wrap=True)
+            table.add_column()
+            for name, text in entries.items():
+                table.add_row(name, text)
+            console.print(table)
+            console.print()
 
 
 @data_app.command("scenes")
@@ -193,30 +237,71 @@ def scenes(
 @app.command()
 def robustify(
     model: ModelArgument,
-    out: Annotated[Path, typer.Option(help="A new or empty folder for the adapter.")],
+    out: Annotated[Path, typer.Option(help="A new or empty folder for what is written.")],
     cutoff: Annotated[float, typer.Option(help="D0 of the Gaussian filter, cycles per 224 px; above 0.")] = 40.0,
     no_filter: Annotated[bool, typer.Option("--no-filter", help="Leave the filter out.")] = False,
     alpha: Annotated[float, typer.Option(help="Weight of the anchor; 0 leaves it out.")] = 1.0,
     mix: Annotated[MixName, typer.Option(help="(1 - alpha) r + alpha A, or r + alpha A.")] = MixName.interpolate,
+    tower: TowerOption = None,
+    export: Annotated[
+        bool, typer.Option("--export", help="Write a whole model folder that needs transformers alone.")
+    ] = False,
+    fold: Annotated[
+        bool, typer.Option("--fold", help="Write plain stock weights with the anchor in them, for any server.")
+    ] = False,
     device: DeviceOption = "auto",
+    device_map: DeviceMapOption = None,
     dtype: DtypeOption = Dtype.float32,
+    quantize: QuantizeOption = None,
 ) -> None:
     """Protect MODEL: write an adapter folder that every other command takes as a model.
 
+    With --export a whole model, which transformers opens with trust_remote_code=True and refuses to open
+    unprotected. With --fold plain weights, where the anchor is one vector (Qwen2-VL and 2.5); the filter must
+    then run on images before they reach the model.
+
     The anchor is the training-free one: the encoder's own first attention output on a white image.
     """
-    import torch
-
     import lvlm_radapt as package
     from lvlm_radapt.checkpoint import save_adapter
     from lvlm_radapt.folders import check_new_folder
 
+    if export and fold:
+        raise UserError("--export and --fold write different folders: choose one")
     config = package.RAdaptConfig(cutoff=None if no_filter else cutoff, alpha=alpha, mix=mix.value)
     check_new_folder(out)
-    loaded = package.load_model(model, device=_device(device), dtype=getattr(torch, dtype.value))
-    save_adapter(package.robustify(loaded, config), out)
+    loaded = package.load_model(model, tower=tower, **_place(device, dtype, quantize, device_map))
+    protected = package.robustify(loaded, config)
+    if export or fold:
+        _write_model(protected, config, out, fold=fold)
+        return
+    save_adapter(protected, out)
     console.print(f"{out}: {model} protected by {_describe(config)}", soft_wrap=True)
     console.print(f"next: lvlm-radapt eval {out} --task coco --data DIR --attack e2e --eps 4/255 --out RUN")
+
+
+def _write_model(protected: Any, config: Any, out: Path, *, fold: bool) -> None:
+    from lvlm_radapt.export import export_model
+    from lvlm_radapt.fold import FILTER, fold_model
+
+    if fold:
+        fold_model(protected, out)
+        console.print(f"{out}: {protected.name} as plain weights, the white anchor folded in", soft_wrap=True)
+        if config.cutoff is not None:
+            console.print(
+                f"The filter (cutoff {config.cutoff:g}) is NOT in the weights: pass every image through "
+                f"filter_image of {out / FILTER} first, or the model is only half protected.",
+                soft_wrap=True,
+            )
+        return
+    export_model(protected, out)
+    console.print(f"{out}: {protected.name} with {_describe(config)} inside", soft_wrap=True)
+    console.print(
+        f"load: AutoModelForImageTextToText.from_pretrained({str(out)!r}, trust_remote_code=True); "
+        f"every lvlm-radapt command takes it as a model too",
+        soft_wrap=True,
+        markup=False,
+    )
 
 
 def _describe(config: Any) -> str:
@@ -254,8 +339,11 @@ def eval_(
     batch_size: Annotated[int, typer.Option(min=1, help="Images at a time.")] = 32,
     chunk_size: Annotated[int, typer.Option(min=1, help="Samples of a unit of work; a kill costs at most one.")] = 64,
     tokenizer: Annotated[TokenizerChoice, typer.Option(help="For CIDEr.")] = TokenizerChoice.ptb,
+    tower: TowerOption = None,
     device: DeviceOption = "auto",
+    device_map: DeviceMapOption = None,
     dtype: DtypeOption = Dtype.float32,
+    quantize: QuantizeOption = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue a run that was stopped.")] = False,
 ) -> None:
     """Score MODEL on a task, clean and under attack, into a run folder with a report."""
@@ -301,12 +389,12 @@ def eval_(
             settings,
             out,
             announce=announce,
+            tower=tower,
             surrogate=surrogate,
             images_from=images_from,
-            device=_device(device),
-            dtype=dtype.value,
             resume=resume,
             command=_command_line(),
+            **_place(device, dtype, quantize, device_map),
         )
     print_tables([run])
     for note in run.metrics["notes"]:
@@ -315,11 +403,12 @@ def eval_(
 
 
 def default_preset(model: str) -> str:
-    """`scenes` for the embedded models and their adapters, `native` for everything else."""
+    """`scenes` for the embedded models, their adapters and exports, `native` for everything else."""
     from lvlm_radapt.checkpoint import base_name
+    from lvlm_radapt.export import exported_from
     from lvlm_radapt.models.load import EMBEDDED
 
-    return "scenes" if base_name(model) in EMBEDDED else "native"
+    return "scenes" if exported_from(base_name(model)) in EMBEDDED else "native"
 
 
 def print_tables(runs: list[Any], form: TableFormat = TableFormat.table) -> None:

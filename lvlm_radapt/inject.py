@@ -8,30 +8,39 @@ the anchor beside the module tree and bring it to the device of the activations.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any, TypeVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from lvlm_radapt.anchor import Anchor, white_anchor
+from lvlm_radapt.anchor import Anchor, uniform_anchor, uniform_rows
 from lvlm_radapt.config import RAdaptConfig
 from lvlm_radapt.errors import UserError
 from lvlm_radapt.modules import AnchorMix, GaussianFilter
 from lvlm_radapt.towers import Tower, find_tower
-from lvlm_radapt.towers.base import LAID_ANCHOR, STATE, Args, Kwargs
+from lvlm_radapt.towers.base import ASLEEP, LAID_ANCHOR, STATE, AnyGridTower, Args, Colour, Kwargs
 
 Model = TypeVar("Model", bound=nn.Module)
 
+_GRIDS_KEPT = 16  # a large image's anchor takes some 50 MB; the images of one batch mostly share a grid
+
 
 class Injection:
-    """What one tower carries: its settings, the two modules, and the hooks that call them."""
+    """What one tower carries: its settings, the two modules, and the hooks that call them.
 
-    def __init__(self, tower: Tower, config: RAdaptConfig, anchor: Anchor | None) -> None:
+    white: the normalised white pixel where the anchor is the tower's own and other on each grid: it is then
+        the tower's answer to white on the grid at hand, and `anchor` shows the one on its usual grid.
+    """
+
+    def __init__(self, tower: Tower, config: RAdaptConfig, anchor: Anchor | None, white: Colour | None = None) -> None:
         self.tower = tower
         self.config = config
         self.anchor = anchor
+        self.white = white
+        self._own_rows: dict[Any, Tensor] = {}
         self.filter: GaussianFilter | None = None
         self.mix: AnchorMix | None = None
         self._suspended = 0
@@ -68,16 +77,31 @@ class Injection:
             self._suspended -= 1
 
     def _before_tower(self, module: nn.Module, args: Args, kwargs: Kwargs) -> tuple[Args, Kwargs] | None:
-        if self._suspended:
+        if self._suspended or ASLEEP in kwargs:
             return None
         if self.filter is not None:
             args, kwargs = self.tower.filter_pixels(args, kwargs, self.filter)
         if self.mix is not None and self.anchor is not None:
-            args, kwargs = self.tower.lay(self.mix.anchor, self.anchor.grid, args, kwargs)
+            if self.white is not None and isinstance(self.tower, AnyGridTower):
+                args, kwargs = self.tower.lay_each(functools.partial(self._own_rows_on, self.white), args, kwargs)
+            else:
+                args, kwargs = self.tower.lay(self.mix.anchor, self.anchor.grid, args, kwargs)
         return args, kwargs
 
+    def _own_rows_on(self, white: Colour, grid: tuple[int, int]) -> Tensor:
+        # by device and dtype too, so that no answer depends on what the model did before it was moved
+        key = (grid, self.tower.device, self.tower.dtype)
+        rows = self._own_rows.pop(key, None)
+        if rows is None:
+            with torch.inference_mode(False):  # a tensor made in inference mode could not be trained through
+                rows, _ = uniform_rows(self.tower, white, grid)
+        self._own_rows[key] = rows  # the one used last comes last
+        if len(self._own_rows) > _GRIDS_KEPT:
+            self._own_rows.pop(next(iter(self._own_rows)), None)
+        return rows
+
     def _after_attention(self, module: nn.Module, args: Args, kwargs: Kwargs, output: Any) -> Any:
-        if self._suspended or self.mix is None:
+        if self._suspended or self.mix is None or ASLEEP in kwargs:
             return None
         r = output[0] if isinstance(output, tuple) else output
         if self.mix.anchor.device != r.device and not torch.compiler.is_compiling():
@@ -87,18 +111,27 @@ class Injection:
         return (mixed, *output[1:]) if isinstance(output, tuple) else mixed
 
 
-def inject(hf_model: Model, config: RAdaptConfig, anchor: Anchor | None = None) -> Model:
+def inject(
+    hf_model: Model, config: RAdaptConfig, anchor: Anchor | None = None, *, white: Colour | None = None
+) -> Model:
     """Puts the defence into `hf_model`, in place, and returns it.
 
     No parameter is touched. The hooks survive generate, gradient checkpointing, half precision, device
     moves and deep copies; under torch.compile inject before the first compiled call. With `cutoff=None`
     and `alpha=0` outputs are the stock ones, bit for bit.
 
+    An anchor serves images of every grid. A given one is fixed: one vector for all tokens, or patch rows that
+    are interpolated in image space where an encoder takes any grid (Qwen). The encoder's own white one is
+    other on each grid where positions are added to its patches (Qwen3-VL): there it is taken anew on each
+    image's grid, by an extra pass through the first block, and kept for the grids met last.
+
     Args:
         hf_model: a transformers model with a vision encoder that `find_tower` knows.
         config: the settings.
-        anchor: the anchor to mix in; None takes the white one from the encoder itself, with CLIP's
-            normalisation (elsewise call `white_anchor`). Not needed, and not computed, for `alpha=0`.
+        anchor: the anchor to mix in; None takes the white one from the encoder itself. Not needed, and not
+            computed, for `alpha=0`.
+        white: without an anchor, a white pixel after the model's normalisation, three numbers; None for the
+            family's usual normalisation.
 
     Raises:
         UserError: unknown model, injected already, or an anchor that does not fit the encoder.
@@ -106,11 +139,14 @@ def inject(hf_model: Model, config: RAdaptConfig, anchor: Anchor | None = None) 
     tower = find_tower(hf_model)
     if hasattr(tower.module, STATE):
         raise UserError(f"{type(hf_model).__name__} has R-Adapt injected already: call remove() first")
+    own = None
     if anchor is None and config.alpha != 0:
-        anchor = white_anchor(tower)
+        colour = tower.white() if white is None else white
+        anchor = uniform_anchor(tower, colour)
+        own = colour if anchor.grid is not None and isinstance(tower, AnyGridTower) else None
     if anchor is not None:
         tower.check(anchor)
-    Injection(tower, config, anchor).attach()
+    Injection(tower, config, anchor, own).attach()
     return hf_model
 
 
@@ -135,9 +171,19 @@ def injected_config(hf_model: nn.Module) -> RAdaptConfig | None:
 
 
 def injected_anchor(hf_model: nn.Module) -> Anchor | None:
-    """The anchor of the defence in `hf_model`; None without a defence, or where `alpha=0` needed none."""
+    """The anchor of the defence in `hf_model`; None without a defence, or where `alpha=0` needed none.
+
+    Where there is an `injected_white`, it is the one on the encoder's usual grid.
+    """
     injection = _injection(hf_model)
     return None if injection is None else injection.anchor
+
+
+def injected_white(hf_model: nn.Module) -> Colour | None:
+    """The normalised white pixel from which the defence takes its anchor anew on each image's grid; None
+    without a defence, or where its anchor is fixed."""
+    injection = _injection(hf_model)
+    return None if injection is None else injection.white
 
 
 def disabled(hf_model: nn.Module) -> AbstractContextManager[None]:

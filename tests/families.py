@@ -81,6 +81,30 @@ def llava_inputs(model: LVLM, image: Image.Image, prompt: str) -> Inputs:
     return dict(processor(images=[image], text=[text], return_tensors="pt"))
 
 
+def llava_next_inputs(model: LVLM, image: Image.Image, prompt: str) -> Inputs:
+    processor = transformers.LlavaNextProcessor(
+        model.image_processor,
+        model.tokenizer,
+        patch_size=14,
+        vision_feature_select_strategy="default",
+        num_additional_image_tokens=1,
+    )
+    text = f"USER: <image>\n{prompt} ASSISTANT:"
+    return dict(processor(images=[image], text=[text], return_tensors="pt"))
+
+
+def onevision_inputs(model: LVLM, image: Image.Image, prompt: str) -> Inputs:
+    # the processor itself wants a video processor: only its count of image tokens is asked
+    counter: Any = transformers.LlavaOnevisionProcessor.__new__(transformers.LlavaOnevisionProcessor)
+    counter.image_processor, counter.num_image_tokens = model.image_processor, 16
+    counter.vision_aspect_ratio = model.hf.config.vision_aspect_ratio
+    vision = dict(model.image_processor(images=[image], return_tensors="pt"))
+    count = counter._get_number_of_features(image.height, image.width, 56, 56)
+    text = f"<|im_start|>user {'<image>' * count}\n{prompt}<|im_end|><|im_start|>assistant\n"
+    del vision["batch_num_images"]
+    return {**vision, **model.tokenizer([text], return_tensors="pt")}
+
+
 def qwen_inputs(model: LVLM, image: Image.Image, prompt: str) -> Inputs:
     vision = model.image_processor(images=[image], return_tensors="pt")
     count = int(vision["image_grid_thw"].prod()) // 4
@@ -107,8 +131,32 @@ def _qwen(name: str, version: str, stock: str) -> Family:
 
 _TABLE = [
     Family("llava", tiny_checkpoints.save_llava, "LlavaForConditionalGeneration", llava_inputs, "<image>", "</s>"),
+    Family(
+        "llava-next",
+        tiny_checkpoints.save_llava_next,
+        "LlavaNextForConditionalGeneration",
+        llava_next_inputs,
+        "<image>",
+        "</s>",
+    ),
+    Family(
+        "onevision",
+        tiny_checkpoints.save_onevision,
+        "LlavaOnevisionForConditionalGeneration",
+        onevision_inputs,
+        "<image>",
+        "<|im_end|>",
+    ),
     _qwen("qwen2", "2", "Qwen2VLForConditionalGeneration"),
     _qwen("qwen2.5", "2.5", "Qwen2_5_VLForConditionalGeneration"),
+    Family(
+        "qwen3",
+        tiny_checkpoints.save_qwen3,
+        "Qwen3VLForConditionalGeneration",
+        qwen_inputs,
+        "<|image_pad|>",
+        "<|im_end|>",
+    ),
 ]
 FAMILIES = {family.name: family for family in _TABLE}
 

@@ -19,7 +19,7 @@ from torch import nn
 from lvlm_radapt import RAdaptConfig, load_model, robustify
 from lvlm_radapt.checkpoint import is_adapter, load_adapter, save_adapter, tower_fingerprints
 from lvlm_radapt.errors import UserError
-from lvlm_radapt.inject import injected_anchor, injected_config
+from lvlm_radapt.inject import injected_anchor, injected_config, injected_white
 from lvlm_radapt.models import LVLM
 
 PROMPTS = ["What is this?", "how many"]
@@ -27,6 +27,7 @@ TARGETS = ["a pig", "two large blue squares"]
 SAVERS: dict[str, Callable[..., Path]] = {
     "llava": tiny_checkpoints.save_llava,
     "qwen2.5": tiny_checkpoints.save_qwen,
+    "qwen3": tiny_checkpoints.save_qwen3,
 }
 
 
@@ -113,6 +114,37 @@ def test_written_files_say_what_is_in_them(saved: tuple[Path, Path]) -> None:
     anchor = injected_anchor(robustify(load_model(base)).hf)
     assert anchor is not None
     assert torch.equal(tensors["anchor"], anchor.values)
+
+
+def test_an_anchor_of_every_grid_is_kept_as_its_white_pixel(tmp_path: Path) -> None:
+    base = tiny_checkpoints.save_qwen3(tmp_path / "base")
+    processor = json.loads((base / "preprocessor_config.json").read_text())
+    odd = {"image_mean": [0.1, 0.2, 0.3], "image_std": [0.7, 0.3, 0.9]}
+    (base / "preprocessor_config.json").write_text(json.dumps(processor | odd))
+    model = robustify(load_model(base))
+    save_adapter(model, tmp_path / "adapter")
+    settings = json.loads((tmp_path / "adapter" / "radapt.json").read_text())
+    assert settings["anchor"] is None
+    assert settings["white"] == pytest.approx([0.9 / 0.7, 0.8 / 0.3, 0.7 / 0.9])
+    assert load_file(tmp_path / "adapter" / "adapter.safetensors") == {}
+    back = load_model(tmp_path / "adapter")
+    assert injected_white(back.hf) == injected_white(model.hf)
+    for size in [(64, 64), (200, 70), (84, 150)]:
+        batch = model.pixels([Image.new("RGB", size, (10, 200, 90))])
+        assert torch.equal(model.features(batch), back.features(batch))
+    save_adapter(back, tmp_path / "again")
+    for name in ("radapt.json", "adapter.safetensors"):
+        assert (tmp_path / "again" / name).read_bytes() == (tmp_path / "adapter" / name).read_bytes()
+    half = load_model(tmp_path / "adapter", dtype=torch.bfloat16)
+    assert injected_white(half.hf) == injected_white(model.hf)
+    for changes, message in [
+        ({"white": [1.0, 1.0]}, r"field white\.2"),
+        ({"white": None}, "alpha is 1 and there is no anchor"),
+        ({"anchor": {"grid": None, "prefix_tokens": 0}}, "adapter.safetensors is damaged: it holds nothing"),
+    ]:
+        _edit(tmp_path / "adapter", **{**settings, **changes})
+        with pytest.raises(UserError, match=message):
+            load_model(tmp_path / "adapter")
 
 
 def test_the_anchor_is_read_from_the_file(saved: tuple[Path, Path]) -> None:
@@ -249,6 +281,7 @@ def _garbage_with_its_checksum(adapter: Path) -> None:
         (lambda a: _edit(a, config={"colour": 1}), "unknown R-Adapt setting colour"),
         (lambda a: _edit(a, anchor={"grid": [-2, -8], "prefix_tokens": 1}), "field anchor.grid"),
         (lambda a: _edit(a, anchor={"grid": [5, 4], "prefix_tokens": 1}), "17 rows does not fit grid"),
+        (lambda a: _edit(a, white=[1.0, 1.0, 1.0]), "there is an anchor and a white pixel"),
         (lambda a: _edit(a, anchor=None), "it holds \\['anchor'\\]"),
         (lambda a: (a / "adapter.safetensors").unlink(), "cannot read .*adapter.safetensors: No such file"),
         (_flip_byte, "adapter.safetensors is damaged: its checksum"),

@@ -12,7 +12,7 @@ import pytest
 import tiny_random
 import torch
 import transformers
-from test_anchor import clip_first_attention
+from test_anchor import HALF, clip_first_attention
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -28,20 +28,44 @@ from lvlm_radapt.inject import (
     remove,
 )
 from lvlm_radapt.modules import GaussianFilter
-from lvlm_radapt.towers import CLIPTower, QwenTower, find_tower
+from lvlm_radapt.towers import CLIPTower, QwenTower, SiglipTower, find_tower
 from lvlm_radapt.towers.qwen import batch_equal_windows, frames_to_rows, images_to_rows
 
 ALL = [
     tiny_random.clip_vision,
     tiny_random.clip_vision_with_projection,
     tiny_random.clip,
+    tiny_random.siglip_vision,
+    tiny_random.siglip,
     tiny_random.llava,
+    tiny_random.llava_next,
+    tiny_random.llava_onevision,
     tiny_random.qwen2_vl,
     tiny_random.qwen2_5_vl,
+    tiny_random.qwen3_vl,
 ]
-LVLMS = [tiny_random.llava, tiny_random.qwen2_vl, tiny_random.qwen2_5_vl]
-QWENS = [tiny_random.qwen2_vl, tiny_random.qwen2_5_vl]
+SIGLIPS = [tiny_random.siglip_vision, tiny_random.siglip, tiny_random.llava_onevision]
+LVLMS = [
+    tiny_random.llava,
+    tiny_random.llava_next,
+    tiny_random.llava_onevision,
+    tiny_random.qwen2_vl,
+    tiny_random.qwen2_5_vl,
+    tiny_random.qwen3_vl,
+]
+QWENS = [tiny_random.qwen2_vl, tiny_random.qwen2_5_vl, tiny_random.qwen3_vl]
 GRIDS = [(4, 6), (8, 6), (8, 6), (2, 10)]
+
+# image tokens of 112x112 px, four crops: a row's end after each row of 8 patches; OneVision shrinks them to 5
+ANYRES_TOKENS = {
+    "LlavaNextForConditionalGeneration": 16 + 8 * 9,
+    "LlavaOnevisionForConditionalGeneration": 16 + 5 * 6,
+}
+
+
+def row_width(model: Any) -> int:
+    """How many pixel values one patch row of a Qwen model holds."""
+    return int(find_tower(model).module.patch_embed.proj.weight[0].numel())  # type: ignore[index, union-attr]
 
 
 def call(model: Any) -> dict[str, Tensor]:
@@ -51,10 +75,13 @@ def call(model: Any) -> dict[str, Tensor]:
     name = type(model).__name__
     if name.startswith("Qwen"):
         count = sum(high * wide for high, wide in GRIDS)
-        return tiny_random.qwen_inputs(GRIDS, torch.randn(count, 3 * 2 * 14 * 14, generator=generator))
+        return tiny_random.qwen_inputs(GRIDS, torch.randn(count, row_width(model), generator=generator))
     if name == "LlavaForConditionalGeneration":
         return tiny_random.llava_inputs(images)
-    text = {"input_ids": torch.tensor([[1, 5, 6, 2]] * 2)} if name == "CLIPModel" else {}
+    if name in ANYRES_TOKENS:
+        views = torch.randn(2, 5, 3, 56, 56, generator=generator)
+        return tiny_random.anyres_inputs(views, size=(112, 112), tokens=ANYRES_TOKENS[name])
+    text = {"input_ids": torch.tensor([[1, 5, 6, 2]] * 2)} if name in ("CLIPModel", "SiglipModel") else {}
     return {"pixel_values": images, **text}
 
 
@@ -93,11 +120,12 @@ def caught_at(module: nn.Module, run: Any) -> Tensor:
 def test_towers_are_found(factory: Any) -> None:
     model = factory()
     tower = find_tower(model)
-    assert isinstance(tower, QwenTower if factory in QWENS else CLIPTower)
+    assert type(tower) is (QwenTower if factory in QWENS else SiglipTower if factory in SIGLIPS else CLIPTower)
     assert type(tower.module).__name__ == {
         tiny_random.qwen2_vl: "Qwen2VisionTransformerPretrainedModel",
         tiny_random.qwen2_5_vl: "Qwen2_5_VisionTransformerPretrainedModel",
-    }.get(factory, "CLIPVisionModel")
+        tiny_random.qwen3_vl: "Qwen3VLVisionModel",
+    }.get(factory, "SiglipVisionModel" if factory in SIGLIPS else "CLIPVisionModel")
     assert tower.width == 32
     assert find_tower(tower.module).module is tower.module
     if factory in LVLMS:
@@ -105,12 +133,15 @@ def test_towers_are_found(factory: Any) -> None:
     assert find_tower(torch.compile(model)).module is tower.module
 
 
-def test_the_older_layout_with_one_more_level_is_found() -> None:
-    flat = tiny_random.clip_vision()
-    outer = type("CLIPVisionModel", (nn.Module,), {})()
+@pytest.mark.parametrize(
+    ("kind", "factory"), [("CLIP", tiny_random.clip_vision), ("Siglip", tiny_random.siglip_vision)]
+)
+def test_the_older_layout_with_one_more_level_is_found(kind: str, factory: Any) -> None:
+    flat = factory()
+    outer = type(f"{kind}VisionModel", (nn.Module,), {})()
     outer.vision_model = flat
     assert find_tower(outer).module is flat
-    whole = type("CLIPModel", (nn.Module,), {})()
+    whole = type(f"{kind}Model", (nn.Module,), {})()
     whole.vision_model = flat
     assert find_tower(whole).module is flat
 
@@ -137,15 +168,17 @@ def test_unknown_models_are_named() -> None:
 
 @pytest.mark.parametrize("mix", ["interpolate", "add"])
 @pytest.mark.parametrize("alpha", [0.5, 1.0, -0.3, 2.0])
-def test_first_block_of_clip_by_hand(alpha: float, mix: Any) -> None:
-    model = tiny_random.clip_vision()
+@pytest.mark.parametrize("factory", [tiny_random.clip_vision, tiny_random.siglip_vision])
+def test_first_block_of_clip_and_siglip_by_hand(factory: Any, alpha: float, mix: Any) -> None:
+    model = factory()
     anchor = white_anchor(model)
     images = torch.randn(2, 3, 56, 56)
     stock_block = copy.deepcopy(model.encoder.layers[0])
     weights = {name: value.clone() for name, value in model.state_dict().items()}
     with torch.no_grad():
         filtered = GaussianFilter(30)(images)
-        tokens = model.pre_layrnorm(model.embeddings(filtered))
+        tokens = model.embeddings(filtered)
+        tokens = tokens if factory in SIGLIPS else model.pre_layrnorm(tokens)
         r = torch.stack([clip_first_attention(weights, image, 14, 4) for image in filtered])
         mixed = r + alpha * anchor.values if mix == "add" else (1 - alpha) * r + alpha * anchor.values
         hidden = tokens + mixed
@@ -163,7 +196,7 @@ def test_first_block_of_clip_by_hand(alpha: float, mix: Any) -> None:
 def test_a_per_patch_anchor_reaches_qwens_patches(factory: Any, same_grid: bool) -> None:
     model = factory()
     grids = [(8, 6), (8, 6)] if same_grid else GRIDS
-    rows = torch.randn(sum(high * wide for high, wide in grids), 3 * 2 * 14 * 14)
+    rows = torch.randn(sum(high * wide for high, wide in grids), row_width(model))
     attention = model.model.visual.blocks[0].attn
     outputs: list[Tensor] = []
 
@@ -192,17 +225,20 @@ def test_a_per_patch_anchor_reaches_qwens_patches(factory: Any, same_grid: bool)
     assert row == len(measured)
 
 
-def test_in_tower_equals_on_image_for_clip() -> None:
-    model = tiny_random.llava()
-    mean, std = torch.tensor(CLIP_MEAN).reshape(3, 1, 1), torch.tensor(CLIP_STD).reshape(3, 1, 1)
-    images = torch.rand(2, 3, 56, 56)
-    inputs = tiny_random.llava_inputs((images - mean) / std)
+@pytest.mark.parametrize("factory", [tiny_random.llava, tiny_random.llava_next, tiny_random.llava_onevision])
+def test_in_tower_equals_on_image_for_clip_and_siglip(factory: Any) -> None:
+    model = factory()
+    mean_std = (HALF, HALF) if factory in SIGLIPS else (CLIP_MEAN, CLIP_STD)
+    mean, std = (torch.tensor(values).reshape(3, 1, 1) for values in mean_std)
+    inputs = call(model)
+    images = torch.rand(inputs["pixel_values"].shape)  # of views too, each filtered alone
+    inputs["pixel_values"] = (images - mean) / std
     inject(model, RAdaptConfig(cutoff=25, alpha=0))
     embedding = model.model.vision_tower.embeddings.patch_embedding
     inside = caught_at(embedding, lambda: model(**inputs))
-    outside = (GaussianFilter(25)(images) - mean) / std
-    assert (inside - outside).abs().max() * max(CLIP_STD) < 1e-6  # in pixels on [0, 1]
-    assert (inside - inputs["pixel_values"]).abs().max() > 0.1
+    outside = (GaussianFilter(25)(images.flatten(0, -4)) - mean) / std
+    assert (inside - outside).abs().max() * max(mean_std[1]) < 1e-6  # in pixels on [0, 1]
+    assert (inside - inputs["pixel_values"].flatten(0, -4)).abs().max() > 0.1
 
 
 @pytest.mark.parametrize("unit", ["px224", "image"])
@@ -210,13 +246,14 @@ def test_in_tower_equals_on_image_for_clip() -> None:
 def test_in_tower_equals_on_image_for_qwen_with_mixed_grids(factory: Any, unit: Any) -> None:
     model = factory()
     mean, std = torch.tensor(CLIP_MEAN).reshape(3, 1, 1), torch.tensor(CLIP_STD).reshape(3, 1, 1)
-    images = [torch.rand(1, 3, 14 * high, 14 * wide) for high, wide in GRIDS]
-    rows = torch.cat([images_to_rows((image - mean) / std, 14, 2) for image in images])
+    side = model.model.visual.patch_embed.patch_size
+    images = [torch.rand(1, 3, side * high, side * wide) for high, wide in GRIDS]
+    rows = torch.cat([images_to_rows((image - mean) / std, side, 2) for image in images])
     inject(model, RAdaptConfig(cutoff=25, cutoff_unit=unit, alpha=0))
     inputs = tiny_random.qwen_inputs(GRIDS, rows)
     inside = caught_at(model.model.visual.patch_embed, lambda: model(**inputs))
     low_pass = GaussianFilter(25, unit)
-    outside = torch.cat([images_to_rows((low_pass(image) - mean) / std, 14, 2) for image in images])
+    outside = torch.cat([images_to_rows((low_pass(image) - mean) / std, side, 2) for image in images])
     assert (inside - outside).abs().max() * max(CLIP_STD) < 1e-6  # in pixels on [0, 1]
     assert (inside - rows).abs().max() > 0.1
 
@@ -241,7 +278,8 @@ def test_positional_and_keyword_pixels_are_the_same(factory: Any) -> None:
         pixels, grid = inputs["pixel_values"], inputs["image_grid_thw"]
         one, two = tower(pixels, grid), tower(hidden_states=pixels, grid_thw=grid)
     else:
-        one, two = tower(inputs["pixel_values"]), tower(pixel_values=inputs["pixel_values"])
+        pixels = inputs["pixel_values"].flatten(0, -4)
+        one, two = tower(pixels), tower(pixel_values=pixels)
     assert torch.equal(one.last_hidden_state, two.last_hidden_state)
 
 
@@ -407,7 +445,8 @@ def test_gradient_checkpointing_with_two_forwards_before_the_backward(factory: A
         torch.manual_seed(3)
         model = factory()
         is_qwen = factory in QWENS
-        anchor = Anchor(torch.randn(24, 32), (4, 6)) if is_qwen else None
+        own = factory is tiny_random.qwen3_vl  # an anchor taken on each call's grids
+        anchor = Anchor(torch.randn(24, 32), (4, 6)) if is_qwen and not own else None
         inject(model, RAdaptConfig(cutoff=20, alpha=0.6), anchor)
         tower = find_tower(model).module
         if checkpointed:
@@ -417,7 +456,7 @@ def test_gradient_checkpointing_with_two_forwards_before_the_backward(factory: A
                 layer._gradient_checkpointing_func = functools.partial(checkpoint, use_reentrant=reentrant)
         pixels, losses = [], []
         for grid in grids:
-            shape = (72, 3 * 2 * 14 * 14) if is_qwen else (2, 3, 56, 56)
+            shape = (72, row_width(model)) if is_qwen else (2, 3, 56, 56)
             x = torch.randn(shape, requires_grad=True)
             extra = {"grid_thw": torch.tensor([[1, *one] for one in grid])} if is_qwen else {}
             out = tower(x, **extra).last_hidden_state

@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -86,7 +87,9 @@ def test_pixel_gradient_equals_finite_differences(case: Case) -> None:
             up = model.loss(batch.replace(x + step * direction), PROMPTS[:2], TARGETS[:2]).sum()
             down = model.loss(batch.replace(x - step * direction), PROMPTS[:2], TARGETS[:2]).sum()
         expected = float((gradient * direction).sum())
-        assert float(up - down) / (2 * step) == pytest.approx(expected, rel=5e-3)
+        # noise may happen to lie across the gradient; rotary embeddings round to single precision
+        rounding = 1e-4 * float(gradient.norm())
+        assert float(up - down) / (2 * step) == pytest.approx(expected, rel=5e-3, abs=rounding)
 
 
 def test_a_mixed_batch_equals_its_samples_one_by_one(case: Case) -> None:
@@ -175,7 +178,7 @@ def test_llava_features_are_the_layer_the_language_model_reads(cases: dict[str, 
 
 
 @pytest.mark.parametrize("size", GRIDS)
-@pytest.mark.parametrize("name", ["qwen2", "qwen2.5"])
+@pytest.mark.parametrize("name", ["qwen2", "qwen2.5", "qwen3"])
 def test_qwen_features_are_in_raster_order(cases: dict[str, Case], name: str, size: tuple[int, int]) -> None:
     case = cases[name]
     images = [noise(*size, seed=i) for i in range(2)]
@@ -323,6 +326,8 @@ def test_named_conversations(cases: dict[str, Case], tmp_path: Path) -> None:
     )
     qwen = load_model(tiny_checkpoints.save_qwen(tmp_path / "q", chat_template=None))
     assert qwen.text.prompt("What?", 1) == qwen.tokenizer(chatml)["input_ids"]
+    qwen3 = load_model(tiny_checkpoints.save_qwen3(tmp_path / "q3", chat_template=None))
+    assert qwen3.text.prompt("What?", 1) == qwen.tokenizer(chatml.split("\n", 2)[2])["input_ids"]
     with pytest.raises(UserError, match="'alpaca' is unknown"):
         load_model(cases["llava"].folder, conversation="alpaca")
 
@@ -421,7 +426,7 @@ def test_unknown_names_and_kinds(tmp_path: Path) -> None:
         load_model("owner/none")
     assert "\n" not in str(error.value)
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "gpt2"}))
-    with pytest.raises(UserError, match="'gpt2' is not supported, only llava, qwen2_vl, qwen2_5_vl are"):
+    with pytest.raises(UserError, match=f"'gpt2' is not supported, only {', '.join(load_module.FAMILIES)} are"):
         load_model(tmp_path)
     with pytest.raises(UserError, match="'gpt2' is no image encoder"):
         load_encoder(tmp_path)
@@ -528,3 +533,48 @@ else:
     raise AssertionError
 """
     subprocess.run([sys.executable, "-c", script], check=True)
+
+
+def truncated(folder: Path) -> None:
+    weights = folder / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+
+
+def no_weights_but_a_name(folder: Path) -> None:
+    (folder / "model.safetensors").write_bytes(b"xx")
+
+
+def config_change(part: str, **values: int) -> Callable[[Path], None]:
+    def change(folder: Path) -> None:
+        path = folder / "config.json"
+        config = json.loads(path.read_text())
+        config[part] |= values
+        path.write_text(json.dumps(config))
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("damage", "said"),
+    [
+        (truncated, "cannot load its weights: .*not fully covered"),
+        (no_weights_but_a_name, "cannot load its weights: .*too small"),
+        (
+            config_change("vision_config", intermediate_size=48),
+            r"fc1.* has shape \(64.*\) and the config asks for \(48.*\): one of the two is of another model",
+        ),
+        (config_change("text_config", hidden_size=10**9), r"has shape \(.*\) and the config asks for \(.*1000000000"),
+        (config_change("vision_config", hidden_size=30), "hidden size .*30.* is not a multiple"),
+    ],
+    ids=["truncated", "two bytes", "another width", "absurd width", "no architecture"],
+)
+def test_damaged_checkpoints_are_one_line(
+    tmp_path: Path, damage: Callable[[Path], None], said: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    folder = tiny_checkpoints.save_llava(tmp_path / "model")
+    damage(folder)
+    capfd.readouterr()
+    with pytest.raises(UserError, match=said) as caught:
+        load_model(folder)
+    assert "\n" not in str(caught.value)
+    assert capfd.readouterr() == ("", "")

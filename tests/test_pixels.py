@@ -30,7 +30,11 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
         "llava": load_model(tiny_checkpoints.save_llava(root / "llava")),
         "qwen2": load_model(tiny_checkpoints.save_qwen(root / "qwen2", version="2")),
         "qwen2.5": load_model(tiny_checkpoints.save_qwen(root / "qwen2.5")),
+        "qwen3": load_model(tiny_checkpoints.save_qwen3(root / "qwen3")),
+        "llava-next": load_model(tiny_checkpoints.save_llava_next(root / "llava-next")),
+        "onevision": load_model(tiny_checkpoints.save_onevision(root / "onevision")),
         "clip": load_encoder(tiny_checkpoints.save_clip(root / "clip")),
+        "siglip": load_encoder(tiny_checkpoints.save_siglip(root / "siglip")),
     }
 
 
@@ -45,7 +49,7 @@ def stock(model: Any, images: list[Image.Image]) -> torch.Tensor:
     return model.image_processor(images=images, return_tensors="pt")["pixel_values"]
 
 
-@pytest.mark.parametrize("name", ["llava", "qwen2", "qwen2.5", "clip"])
+@pytest.mark.parametrize("name", ["llava", "llava-next", "onevision", "qwen2", "qwen2.5", "qwen3", "clip", "siglip"])
 @pytest.mark.parametrize(("height", "width"), SIZES)
 def test_bit_equal_to_the_stock_processor(models: dict[str, Any], name: str, height: int, width: int) -> None:
     model = models[name]
@@ -57,19 +61,24 @@ def test_bit_equal_to_the_stock_processor(models: dict[str, Any], name: str, hei
     assert [m["size"] for m in batch.meta] == [(height, width)] * 2
 
 
-@pytest.mark.parametrize("name", ["llava", "qwen2.5"])
+@pytest.mark.parametrize("name", ["llava", "llava-next", "onevision", "qwen2.5", "qwen3", "siglip"])
 @pytest.mark.parametrize("mode", MODES)
 def test_bit_equal_in_every_colour_mode(models: dict[str, Any], name: str, mode: str) -> None:
     image = noise(70, 90, 3, mode)
     assert torch.equal(models[name].pixel_values(models[name].pixels([image])), stock(models[name], [image]))
 
 
-@given(st.integers(1, 260), st.integers(1, 260), st.integers(0, 9), st.sampled_from(["llava", "qwen2.5"]))
-@settings(max_examples=30, deadline=None)
+@given(
+    st.integers(1, 260),
+    st.integers(1, 260),
+    st.integers(0, 9),
+    st.sampled_from(["llava", "llava-next", "onevision", "qwen2.5", "qwen3"]),
+)
+@settings(max_examples=50, deadline=None)
 def test_bit_equal_at_any_size(models: dict[str, Any], height: int, width: int, seed: int, name: str) -> None:
     model = models[name]
     image = noise(height, width, seed)
-    if name == "qwen2.5" and max(height, width) > 200 * min(height, width):
+    if name.startswith("qwen") and max(height, width) > 200 * min(height, width):
         with pytest.raises(UserError, match="aspect ratio"):
             model.canvas(image)
         return
@@ -154,6 +163,8 @@ def test_qwen_meta_names_the_grid(models: dict[str, Any]) -> None:
     assert batch.meta == ({"size": (150, 90), "canvas": (140, 84), "grid": (1, 10, 6)},)
     processed = model.image_processor(images=[noise(150, 90)], return_tensors="pt")
     assert torch.equal(model.image_grid_thw(batch), processed["image_grid_thw"])
+    wide = models["qwen3"].pixels([noise(90, 150)])
+    assert wide.meta == ({"size": (90, 150), "canvas": (96, 160), "grid": (1, 6, 10)},)
 
 
 def test_a_batch_shares_one_canvas(models: dict[str, Any]) -> None:
@@ -196,7 +207,7 @@ PHOTOS = sorted(Path(os.environ.get("LVLM_RADAPT_PHOTOS", "/nonexistent")).glob(
 
 
 @pytest.mark.skipif(not PHOTOS, reason="LVLM_RADAPT_PHOTOS names no folder with images/*.jpg")
-@pytest.mark.parametrize("name", ["llava", "qwen2.5", "clip"])
+@pytest.mark.parametrize("name", ["llava", "llava-next", "onevision", "qwen2.5", "qwen3", "clip", "siglip"])
 def test_real_photos_are_bit_equal(models: dict[str, Any], name: str) -> None:
     model = models[name]
     for path in PHOTOS:

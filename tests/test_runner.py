@@ -184,3 +184,14 @@ def test_a_loss_that_is_not_finite_names_the_samples_and_loses_nothing(tmp_path,
     monkeypatch.undo()
     run = evaluate(model, settings(data), tmp_path / "run", resume=True)
     assert run.metrics["n"] == 7
+
+
+def test_a_model_of_views_says_that_its_attack_is_a_superset(tmp_path, data):
+    from tiny_checkpoints import save_llava_next
+
+    model = load_model(save_llava_next(tmp_path / "next"))
+    run = evaluate(model, settings(data, samples=2), tmp_path / "run")
+    assert run.settings["model"]["views_apart"] is True
+    assert any("each attacked on its own" in note for note in run.metrics["notes"])
+    clean = evaluate(model, settings(data, samples=2, attack=None), tmp_path / "clean")
+    assert clean.metrics["notes"] == []

@@ -13,8 +13,11 @@ from tokenizers.processors import TemplateProcessing
 from transformers import (
     CLIPImageProcessorPil,
     GenerationConfig,
+    LlavaNextImageProcessorPil,
+    LlavaOnevisionImageProcessorPil,
     PreTrainedTokenizerFast,
     Qwen2VLImageProcessorPil,
+    SiglipImageProcessorPil,
 )
 
 IM_START, IM_END = 94, 95
@@ -32,6 +35,12 @@ QWEN_TEMPLATE = (
     "<|im_start|>system\nyou are helpful<|im_end|>\n{% for m in messages %}<|im_start|>{{ m['role'] }}\n"
     "{% for c in m['content'] %}{% if c['type'] == 'image' %}<|vision_start|><|image_pad|><|vision_end|>"
     "{% else %}{{ c['text'] }}{% endif %}{% endfor %}<|im_end|>\n{% endfor %}<|im_start|>assistant\n"
+)
+
+
+ONEVISION_TEMPLATE = (
+    "{% for m in messages %}<|im_start|>user {% for c in m['content'] %}{% if c['type'] == 'image' %}<image>"
+    "{% else %}\n{{ c['text'] }}{% endif %}{% endfor %}<|im_end|>{% endfor %}<|im_start|>assistant\n"
 )
 
 
@@ -83,9 +92,63 @@ def save_llava(folder: Path, *, chat_template: str | None = LLAVA_TEMPLATE, seed
     return folder
 
 
+def save_llava_next(folder: Path, *, chat_template: str | None = LLAVA_TEMPLATE, seed: int = 1, **vision: Any) -> Path:
+    """tiny_random.llava_next: views of 56 px, 4 x 4 patches each, of two up to four crops."""
+    model = tiny_random.llava_next(seed=seed, **vision)
+    model.generation_config = GenerationConfig(bos_token_id=1, eos_token_id=2, pad_token_id=0)
+    tokenizer = word_tokenizer({tiny_random.IMAGE_TOKEN: "<image>"}, bos=True, eos="</s>")
+    tokenizer.chat_template = chat_template
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    LlavaNextImageProcessorPil(
+        size={"shortest_edge": 56},
+        crop_size={"height": 56, "width": 56},
+        image_grid_pinpoints=tiny_random.PINPOINTS,
+    ).save_pretrained(folder)
+    return folder
+
+
+def save_onevision(
+    folder: Path, *, chat_template: str | None = ONEVISION_TEMPLATE, seed: int = 0, **config: Any
+) -> Path:
+    """tiny_random.llava_onevision: the views of `save_llava_next`, four crops shrunk to the area of two."""
+    model = tiny_random.llava_onevision(seed=seed, **config)
+    model.generation_config = GenerationConfig(eos_token_id=[IM_END, 2], pad_token_id=0)
+    special = {
+        tiny_random.IMAGE_TOKEN: "<image>",
+        tiny_random.VIDEO_TOKEN: "<video>",
+        IM_START: "<|im_start|>",
+        IM_END: "<|im_end|>",
+    }
+    tokenizer = word_tokenizer(special, bos=False, eos="<|im_end|>")
+    tokenizer.chat_template = chat_template
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    LlavaOnevisionImageProcessorPil(
+        size={"height": 56, "width": 56},
+        image_mean=[0.5, 0.5, 0.5],
+        image_std=[0.5, 0.5, 0.5],
+        image_grid_pinpoints=tiny_random.PINPOINTS,
+    ).save_pretrained(folder)
+    return folder
+
+
 def save_qwen(folder: Path, *, version: str = "2.5", chat_template: str | None = QWEN_TEMPLATE, seed: int = 0) -> Path:
     """tiny_random.qwen2_5_vl or .qwen2_vl, patches of 14 px, canvases from 56x56 up to 28,000 px."""
     model = (tiny_random.qwen2_5_vl if version == "2.5" else tiny_random.qwen2_vl)(seed=seed)
+    size = {"shortest_edge": 56 * 56, "longest_edge": 28_000}
+    return _save_qwen(folder, model, chat_template, Qwen2VLImageProcessorPil(size=size))
+
+
+def save_qwen3(folder: Path, *, chat_template: str | None = QWEN_TEMPLATE, seed: int = 0) -> Path:
+    """tiny_random.qwen3_vl, patches of 16 px, canvases from 64x64 up to 36,000 px; mean and std one half."""
+    size = {"shortest_edge": 64 * 64, "longest_edge": 36_000}
+    half = [0.5, 0.5, 0.5]
+    processor = Qwen2VLImageProcessorPil(size=size, patch_size=16, image_mean=half, image_std=half)
+    return _save_qwen(folder, tiny_random.qwen3_vl(seed=seed), chat_template, processor)
+
+
+def _save_qwen(folder: Path, model: Any, chat_template: str | None, processor: Any) -> Path:
     model.generation_config = GenerationConfig(eos_token_id=[IM_END, 2], pad_token_id=0)
     special = {
         tiny_random.IMAGE_TOKEN: "<|image_pad|>",
@@ -99,8 +162,7 @@ def save_qwen(folder: Path, *, version: str = "2.5", chat_template: str | None =
     tokenizer.chat_template = chat_template
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-    size = {"shortest_edge": 56 * 56, "longest_edge": 28_000}
-    Qwen2VLImageProcessorPil(size=size).save_pretrained(folder)
+    processor.save_pretrained(folder)
     return folder
 
 
@@ -110,6 +172,25 @@ def save_clip(folder: Path, *, seed: int = 0, **vision: Any) -> Path:
     model.save_pretrained(folder)
     word_tokenizer({}, bos=True, eos="</s>", eos_after=True).save_pretrained(folder)
     clip_processor(model.config.vision_config.image_size).save_pretrained(folder)
+    return folder
+
+
+def save_siglip(folder: Path, *, seed: int = 0, **vision: Any) -> Path:
+    """tiny_random.siglip with a 56 px canvas."""
+    model = tiny_random.siglip(seed=seed, **vision)
+    model.save_pretrained(folder)
+    word_tokenizer({}, bos=False, eos="</s>", eos_after=True).save_pretrained(folder)
+    SiglipImageProcessorPil(size={"height": 56, "width": 56}).save_pretrained(folder)
+    return folder
+
+
+def save_vision(folder: Path, kind: str, *, seed: int = 0, **vision: Any) -> Path:
+    """A bare tower without texts, `kind` clip or siglip, with a 56 px canvas."""
+    is_clip = kind == "clip"
+    model = (tiny_random.clip_vision if is_clip else tiny_random.siglip_vision)(seed=seed, **vision)
+    model.save_pretrained(folder)
+    square = {"height": 56, "width": 56}
+    (clip_processor(56) if is_clip else SiglipImageProcessorPil(size=square)).save_pretrained(folder)
     return folder
 
 

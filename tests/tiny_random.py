@@ -21,6 +21,7 @@ VISION_END = 93
 PAD_TOKEN = 0
 BOS_TOKEN = 1
 EOS_TOKEN = 2
+PINPOINTS = [[56, 112], [112, 56], [112, 112]]  # what views of 56 px an any-resolution model may cut
 
 
 def _randomise(model: nn.Module, seed: int) -> Any:
@@ -102,6 +103,92 @@ def llava(*, seed: int = 0, **config: Any) -> Any:
     return _randomise(transformers.LlavaForConditionalGeneration(full), seed)
 
 
+def siglip_vision_config(*, image_size: int = 56, patch_size: int = 14, layers: int = 3, **kwargs: Any) -> Any:
+    """A SiglipVisionConfig of width 32: by default 56 px, 4 x 4 patches, 3 layers, 4 heads."""
+    return transformers.SiglipVisionConfig(
+        hidden_size=WIDTH,
+        intermediate_size=2 * WIDTH,
+        num_hidden_layers=layers,
+        num_attention_heads=4,
+        image_size=image_size,
+        patch_size=patch_size,
+        **kwargs,
+    )
+
+
+def siglip_vision(*, seed: int = 0, **config: Any) -> Any:
+    """SiglipVisionModel; `config` goes to `siglip_vision_config`."""
+    return _randomise(transformers.SiglipVisionModel(siglip_vision_config(**config)), seed)
+
+
+def siglip(*, seed: int = 0, **config: Any) -> Any:
+    """SiglipModel with a two-layer text side of 16 tokens; `config` goes to `siglip_vision_config`."""
+    text = {
+        "vocab_size": VOCAB,
+        "hidden_size": WIDTH,
+        "intermediate_size": 2 * WIDTH,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "max_position_embeddings": 16,
+        "projection_size": WIDTH,
+        "bos_token_id": BOS_TOKEN,
+        "eos_token_id": EOS_TOKEN,
+        "pad_token_id": PAD_TOKEN,
+    }
+    vision = siglip_vision_config(**config).to_dict()
+    return _randomise(transformers.SiglipModel(transformers.SiglipConfig(text_config=text, vision_config=vision)), seed)
+
+
+def llava_next(*, seed: int = 0, **config: Any) -> Any:
+    """LlavaNextForConditionalGeneration: the CLIP tower above on views of 56 px under a two-layer Llama."""
+    text = transformers.LlamaConfig(
+        vocab_size=VOCAB,
+        hidden_size=WIDTH,
+        intermediate_size=2 * WIDTH,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=4,
+        max_position_embeddings=512,
+        pad_token_id=PAD_TOKEN,
+        bos_token_id=BOS_TOKEN,
+        eos_token_id=EOS_TOKEN,
+    )
+    full = transformers.LlavaNextConfig(
+        vision_config=clip_vision_config(**config),
+        text_config=text,
+        image_token_index=IMAGE_TOKEN,
+        image_grid_pinpoints=PINPOINTS,
+    )
+    return _randomise(transformers.LlavaNextForConditionalGeneration(full), seed)
+
+
+def llava_onevision(*, seed: int = 0, vision_aspect_ratio: str = "anyres_max_2", **config: Any) -> Any:
+    """LlavaOnevisionForConditionalGeneration: the SigLIP tower above without its head on views of 56 px under a
+    two-layer Qwen2; crops of more than two views' area are shrunk."""
+    text = transformers.Qwen2Config(
+        vocab_size=VOCAB,
+        hidden_size=WIDTH,
+        intermediate_size=2 * WIDTH,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=512,
+        pad_token_id=PAD_TOKEN,
+        bos_token_id=BOS_TOKEN,
+        eos_token_id=EOS_TOKEN,
+        tie_word_embeddings=False,
+    )
+    full = transformers.LlavaOnevisionConfig(
+        vision_config=siglip_vision_config(vision_use_head=False, **config),
+        text_config=text,
+        image_token_index=IMAGE_TOKEN,
+        video_token_index=VIDEO_TOKEN,
+        image_grid_pinpoints=PINPOINTS,
+        vision_aspect_ratio=vision_aspect_ratio,
+    )
+    return _randomise(transformers.LlavaOnevisionForConditionalGeneration(full), seed)
+
+
 def _qwen_text() -> dict[str, Any]:
     return {
         "vocab_size": VOCAB,
@@ -164,6 +251,29 @@ def qwen2_5_vl(*, seed: int = 0, patch_size: int = 14, window_patches: int = 4, 
     return _randomise(transformers.Qwen2_5_VLForConditionalGeneration(config), seed)
 
 
+def qwen3_vl(*, seed: int = 0, patch_size: int = 16, layers: int = 3) -> Any:
+    """Qwen3VLForConditionalGeneration, width 32: 6 x 6 learned positions, and the outputs of the first two of
+    three vision blocks added to those of the two language layers."""
+    vision = {
+        "depth": layers,
+        "hidden_size": WIDTH,
+        "out_hidden_size": WIDTH,
+        "intermediate_size": 2 * WIDTH,
+        "num_heads": 4,
+        "patch_size": patch_size,
+        "spatial_merge_size": 2,
+        "temporal_patch_size": 2,
+        "num_position_embeddings": 36,
+        "deepstack_visual_indexes": [0, 1],
+    }
+    text = {**_qwen_text(), "head_dim": WIDTH // 4}
+    text["rope_parameters"]["mrope_interleaved"] = True
+    config = transformers.Qwen3VLConfig(text_config=text, vision_config=vision, **_qwen_tokens())
+    model = _randomise(transformers.Qwen3VLForConditionalGeneration(config), seed)
+    model.model.visual.pos_embed.weight.mul_(20)  # next to a patch's sum of many pixels they would not show
+    return model
+
+
 def qwen_inputs(grids: list[tuple[int, int]], pixel_rows: torch.Tensor) -> dict[str, torch.Tensor]:
     """One text with an image of every grid (patches high, wide; merge 2) and a few words around them.
 
@@ -195,4 +305,13 @@ def llava_inputs(pixel_values: torch.Tensor, *, patches: int = 16) -> dict[str, 
         "input_ids": input_ids,
         "attention_mask": torch.ones_like(input_ids),
         "pixel_values": pixel_values,
+    }
+
+
+def anyres_inputs(views: torch.Tensor, *, size: tuple[int, int], tokens: int) -> dict[str, torch.Tensor]:
+    """Equal prompts with an image each for LLaVA-NeXT and OneVision: `views` [B, V, 3, H, W], `size` (height,
+    width) of the originals, `tokens` an image."""
+    return {
+        **llava_inputs(views, patches=tokens),
+        "image_sizes": torch.tensor([size] * len(views)),
     }

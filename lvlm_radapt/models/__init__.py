@@ -3,5 +3,15 @@
 from lvlm_radapt.models.base import LVLM, PixelBatch, PixelModel
 from lvlm_radapt.models.clip import CLIPEncoder
 from lvlm_radapt.models.load import embedded_models, load_encoder, load_model
+from lvlm_radapt.models.siglip import SiglipEncoder
 
-__all__ = ["LVLM", "CLIPEncoder", "PixelBatch", "PixelModel", "embedded_models", "load_encoder", "load_model"]
+__all__ = [
+    "LVLM",
+    "CLIPEncoder",
+    "PixelBatch",
+    "PixelModel",
+    "SiglipEncoder",
+    "embedded_models",
+    "load_encoder",
+    "load_model",
+]

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from dataclasses import replace as dataclass_replace
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -34,8 +34,9 @@ class PixelBatch:
     """Images on a model's input canvas.
 
     x: float32 [B, 3, H, W] in [0, 1], RGB, after resize, crop and pad, before normalisation.
-    meta: one dict an image: `size` (height, width of the original), `canvas` (H, W), and for Qwen `grid`
-        (1, patches high, patches wide).
+    meta: one dict an image: `size` (height, width of the original), `canvas` (H, W); for Qwen `grid`
+        (1, patches high, patches wide); for LLaVA-NeXT and OneVision, whose canvas is a stack of views, `crops`
+        (how many high, how many wide) and `tokens` (image tokens in the text).
     """
 
     x: Tensor
@@ -68,7 +69,12 @@ class PixelModel(ABC):
     hf: the transformers model, eval mode, no parameter asks for gradients.
     geometry: `stock` as the checkpoint's image processor does, `pad` to a square with the mean colour first.
     image_backend: which image processor backend made the pixels (runs record it).
+    tower_name: the encoder whose tower stands in the place of the checkpoint's own, if one does.
     """
+
+    views_apart: ClassVar[bool] = False
+    """Whether the canvas is a stack of views of one image, so that an attack changes each on its own: a superset of
+    what a real image can do, which runs say."""
 
     def __init__(
         self, hf: Any, tokenizer: Any, image_processor: Any, *, name: str, geometry: Geometry = "stock"
@@ -79,6 +85,7 @@ class PixelModel(ABC):
         self.name = name
         self.geometry = geometry
         self.image_backend: str = image_processor.backend
+        self.tower_name: str | None = None
         if geometry not in ("stock", "pad"):
             raise UserError(f"{name}: geometry {geometry!r} is unknown, choose stock or pad")
         if not image_processor.do_rescale or abs(image_processor.rescale_factor * 255 - 1) > 1e-6:
@@ -109,7 +116,17 @@ class PixelModel(ABC):
         return {"size": (image.height, image.width), "canvas": canvas}
 
     @property
+    def label(self) -> str:
+        """What tells this model from others: its name, and the tower's where that is another's."""
+        return self.name if self.tower_name is None else f"{self.name} with tower {self.tower_name}"
+
+    @property
     def device(self) -> torch.device:
+        """Where inputs go; of a model spread over devices its first accelerator, hooks move them on from there."""
+        spread = getattr(self.hf, "hf_device_map", None)
+        if spread:
+            places = [torch.device(p) for p in spread.values() if p not in ("cpu", "disk")]
+            return places[0] if places else torch.device("cpu")
         return self.hf.device
 
     @property
@@ -156,6 +173,19 @@ class PixelModel(ABC):
         meta = tuple(self._meta(i, c) for i, c in zip(images, canvases, strict=True))
         return PixelBatch(torch.from_numpy(scaled).to(self.device), meta)
 
+    def adopted(self, batch: PixelBatch) -> PixelBatch | None:
+        """Another model's batch as one of this model's, with the same pixels; None unless this model lays images
+        of the original sizes on the same canvas and cuts them alike."""
+        metas = []
+        for theirs in batch.meta:
+            height, width = theirs["size"]
+            blank = Image.new("L", (width, height))
+            mine = self._meta(blank, self.canvas(blank))
+            if mine["canvas"] != tuple(batch.x.shape[-2:]) or mine.get("crops") != theirs.get("crops"):
+                return None
+            metas.append(mine)
+        return PixelBatch(batch.x, tuple(metas))
+
     def normalise(self, x: Tensor) -> Tensor:
         """(x - mean) / std per channel, in x's precision but at least float32. x: [B, 3, H, W]."""
         x = x.to(device=self.device, dtype=torch.promote_types(x.dtype, torch.float32))
@@ -186,11 +216,11 @@ class LVLM(PixelModel):
 
     @abstractmethod
     def _image_embeds(self, batch: PixelBatch) -> Tensor:
-        """[B, N, D] in the order of the N image tokens in the text."""
+        """[..., D], one row an image token, image after image, in the order of the tokens in the text."""
 
     @abstractmethod
-    def _image_tokens(self, batch: PixelBatch) -> int:
-        """N: how many image tokens one image of the batch takes in the text."""
+    def _image_tokens(self, batch: PixelBatch) -> list[int]:
+        """How many image tokens each image of the batch takes in the text."""
 
     @abstractmethod
     def _positions(self, ids: Tensor, mask: Tensor, batch: PixelBatch) -> Tensor:
@@ -203,13 +233,12 @@ class LVLM(PixelModel):
         depend on what else is in the batch beyond rounding.
         """
         self._check_count(batch, prompts=prompts, targets=targets)
-        count = self._image_tokens(batch)
-        questions = [self.text.prompt(p, count) for p in prompts]
+        questions = self._questions(batch, prompts)
         answers = [self.text.target(p, t) for p, t in zip(prompts, targets, strict=True)]
         ids, mask = right_pad([q + a for q, a in zip(questions, answers, strict=True)], self.text.pad_id)
-        ids, mask, embeds, positions = self._inputs(batch, ids, mask)
+        ids, mask, embeds, positions, extra = self._inputs(batch, ids, mask)
         hidden = self.hf.model.language_model(
-            inputs_embeds=embeds, attention_mask=mask, position_ids=positions, use_cache=False
+            inputs_embeds=embeds, attention_mask=mask, position_ids=positions, use_cache=False, **extra
         ).last_hidden_state
         return target_nll(hidden, self.hf.get_output_embeddings(), [len(q) for q in questions], answers)
 
@@ -223,9 +252,8 @@ class LVLM(PixelModel):
         self._check_count(batch, prompts=prompts)
         if max_new_tokens < 1:
             raise UserError(f"max_new_tokens must be at least 1, got {max_new_tokens}")
-        count = self._image_tokens(batch)
-        ids, mask = left_pad([self.text.prompt(p, count) for p in prompts], self.text.pad_id)
-        ids, mask, embeds, positions = self._inputs(batch, ids, mask)
+        ids, mask = left_pad(self._questions(batch, prompts), self.text.pad_id)
+        ids, mask, embeds, positions, extra = self._inputs(batch, ids, mask)
         answers = greedy(
             self.hf,
             ids=ids,
@@ -234,17 +262,31 @@ class LVLM(PixelModel):
             positions=positions,
             max_new_tokens=max_new_tokens,
             end_ids=self.text.end_ids(self.hf.generation_config),
+            first=extra,
         )
         return [t.strip() for t in self.tokenizer.batch_decode(answers, skip_special_tokens=True)]
 
-    def _inputs(self, batch: PixelBatch, ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """ids, mask, embeddings with the images in place, positions, all on the model's device."""
+    def _questions(self, batch: PixelBatch, prompts: Sequence[str]) -> list[list[int]]:
+        counts = self._image_tokens(batch)
+        return [self.text.prompt(prompt, count) for prompt, count in zip(prompts, counts, strict=True)]
+
+    def _visual_inputs(self, batch: PixelBatch, is_image: Tensor) -> tuple[Tensor, dict[str, Any]]:
+        """`_image_embeds`, and what else of the images the language model takes by keyword, on the pass over the
+        prompt alone. is_image: bool [B, L], where the image tokens are."""
+        return self._image_embeds(batch), {}
+
+    def _inputs(
+        self, batch: PixelBatch, ids: Tensor, mask: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor, dict[str, Any]]:
+        """ids, mask, embeddings with the images in place, positions, all on the model's device; extra keywords."""
         positions = self._positions(ids, mask, batch).to(self.device)
         ids, mask = ids.to(self.device), mask.to(self.device)
         embeds = self.hf.get_input_embeddings()(ids)
-        image = self._image_embeds(batch).to(embeds.device, embeds.dtype)
-        is_image = (ids == self.text.image_id).unsqueeze(-1)
-        return ids, mask, embeds.masked_scatter(is_image, image), positions
+        is_image = ids == self.text.image_id
+        image, extra = self._visual_inputs(batch, is_image)
+        is_image = is_image.to(embeds.device)
+        embeds = embeds.masked_scatter(is_image.unsqueeze(-1), image.to(embeds.device, embeds.dtype))
+        return ids, mask, embeds, positions, extra
 
     @staticmethod
     def _check_count(batch: PixelBatch, **texts: Sequence[str]) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -16,10 +16,14 @@ from lvlm_radapt.models.geometry import clip_canvas, clip_canvas_bytes, pad_to_s
 
 
 class CLIPEncoder(PixelModel):
-    """`CLIPModel`: pixels, patch features, and the two projected embeddings.
+    """`CLIPModel`: pixels, patch features, and the two projected embeddings; or a bare `CLIPVisionModel`, which
+    has features alone.
 
     feature_layer: the hidden layer that `features` reads; -2 as LLaVA does.
     """
+
+    prefix_tokens: ClassVar[int] = 1
+    """Tokens before the patches."""
 
     def __init__(
         self,
@@ -36,7 +40,7 @@ class CLIPEncoder(PixelModel):
 
     @property
     def tower(self) -> nn.Module:
-        return self.hf.vision_model
+        return getattr(self.hf, "vision_model", self.hf)
 
     def canvas(self, image: Image.Image) -> tuple[int, int]:
         return clip_canvas(self.image_processor, image, square=self.geometry == "pad")
@@ -55,18 +59,26 @@ class CLIPEncoder(PixelModel):
         if at != "tower":
             raise UserError(f"{self.name} is an image encoder: it has tower features, not {at!r}")
         out = self.tower(self.pixel_values(batch), output_hidden_states=True, return_dict=True)
-        return out.hidden_states[self.feature_layer][:, 1:]
+        return out.hidden_states[self.feature_layer][:, self.prefix_tokens :]
 
     def image_features(self, batch: PixelBatch) -> Tensor:
-        """[B, P] projected image embeddings, not scaled to unit length; differentiable in `batch.x`."""
+        """[B, P] projected image embeddings, not scaled to unit length; differentiable in `batch.x`. UserError for
+        a bare vision tower."""
+        if not hasattr(self.hf, "visual_projection"):
+            raise UserError(f"{self.name} is a bare vision tower without a projection: give a whole CLIP checkpoint")
         return self.hf.visual_projection(self.tower(self.pixel_values(batch)).pooler_output)
 
     @torch.no_grad()
     def text_features(self, texts: Sequence[str]) -> Tensor:
-        """[N, P] projected text embeddings, not scaled to unit length."""
+        """[N, P] projected text embeddings, not scaled to unit length; UserError for a bare vision tower."""
+        self._need_text()
         limit = self.hf.config.text_config.max_position_embeddings
         tokens = self.tokenizer(list(texts), padding=True, truncation=True, max_length=limit, return_tensors="pt").to(
             self.device
         )
         out = self.hf.text_model(input_ids=tokens["input_ids"], attention_mask=tokens["attention_mask"])
         return self.hf.text_projection(out.pooler_output)
+
+    def _need_text(self) -> None:
+        if self.tokenizer is None:
+            raise UserError(f"{self.name} is a bare vision tower: for texts give a whole checkpoint with a text model")

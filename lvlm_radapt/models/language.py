@@ -6,7 +6,7 @@ different roads through the library.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -74,10 +74,12 @@ def greedy(
     positions: Tensor,
     max_new_tokens: int,
     end_ids: Collection[int],
+    first: Mapping[str, Any],
 ) -> list[list[int]]:
     """The most likely token again and again, with a key-value cache; end tokens are cut off.
 
-    ids, mask: [B, L] left-padded; embeds: [B, L, D]; positions: [B, L] or [3, B, L]. It differs from
+    ids, mask: [B, L] left-padded; embeds: [B, L, D]; positions: [B, L] or [3, B, L]; first: further keywords
+    of the language model for the pass over the prompt, empty for most. It differs from
     `hf.generate` in that the vision tower has already run, on unrounded pixels, as it does for the loss.
     """
     language_model, head, embed = (
@@ -97,6 +99,7 @@ def greedy(
     open_rows = torch.ones(len(ids), dtype=torch.bool, device=ids.device)
     answers: list[list[int]] = [[] for _ in range(len(ids))]
     cache = None
+    extra = dict(first)
     for _ in range(max_new_tokens):
         out = language_model(
             inputs_embeds=embeds,
@@ -104,8 +107,9 @@ def greedy(
             position_ids=positions,
             past_key_values=cache,
             use_cache=True,
+            **extra,
         )
-        cache = out.past_key_values
+        cache, extra = out.past_key_values, {}
         logits = head(out.last_hidden_state[:, -1]).float().to(ids.device)
         token = (logits if penalise is None else penalise(said, logits)).argmax(-1)
         open_rows &= ~torch.isin(token, ends)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -18,6 +18,9 @@ from lvlm_radapt.models.text import PromptEncoder, conversation
 
 class LlavaLVLM(LVLM):
     """`LlavaForConditionalGeneration` behind the uniform interface."""
+
+    default_conversation: ClassVar[str] = "vicuna_v1"
+    """The conversation of a checkpoint without a chat template."""
 
     def __init__(
         self,
@@ -37,15 +40,17 @@ class LlavaLVLM(LVLM):
             image_token=image_token,
             name=conversation_name,
             chat_template=chat_template,
-            default="vicuna_v1",
+            default=self.default_conversation,
         )
+        video_id = getattr(hf.config, "video_token_id", None)
+        video = () if video_id is None else (tokenizer.convert_ids_to_tokens(video_id),)
         text = PromptEncoder(
             tokenizer,
             render,
             image_id=image_id,
             end_id=tokenizer.eos_token_id,
-            target_prefix=" ",
-            placeholders=(image_token,),
+            target_prefix="" if render("").endswith("\n") else " ",
+            placeholders=(image_token, *video),
         )
         super().__init__(hf, tokenizer, image_processor, name=name, text=text, geometry=geometry)
 
@@ -72,17 +77,20 @@ class LlavaLVLM(LVLM):
         states = self._tower_states(batch)
         if at == "projector":
             states = self.hf.model.multi_modal_projector(states)
-        return states[:, states.shape[1] - self._patches(batch) :]
+        patches = states[:, states.shape[1] - self._patches(batch) :]
+        return patches.reshape(len(batch), -1, patches.shape[-1])
 
     def _tower_states(self, batch: PixelBatch) -> Tensor:
-        """[B, prefix + patches, D] of the configured layer(s), CLS first where the tower has one."""
-        out = self.tower(self.pixel_values(batch), output_hidden_states=True, return_dict=True)
+        """[views, prefix + patches, D] of the configured layer(s), CLS first where the tower has one."""
+        views = self.pixel_values(batch).flatten(0, -4)
+        out = self.tower(views, output_hidden_states=True, return_dict=True)
         layers = self.hf.config.vision_feature_layer
         if isinstance(layers, int):
             return out.hidden_states[layers]
         return torch.cat([out.hidden_states[layer] for layer in layers], dim=-1)
 
     def _patches(self, batch: PixelBatch) -> int:
+        """How many patches the tower makes of one view."""
         patch = self.hf.config.vision_config.patch_size
         return (batch.x.shape[-2] // patch) * (batch.x.shape[-1] // patch)
 
@@ -91,12 +99,13 @@ class LlavaLVLM(LVLM):
         has_cls = self.hf.config.vision_config.model_type == "clip_vision_model"
         return has_cls and self.hf.config.vision_feature_select_strategy == "full"
 
-    def _image_tokens(self, batch: PixelBatch) -> int:
-        return self._patches(batch) + int(self._reads_cls)
+    def _image_tokens(self, batch: PixelBatch) -> list[int]:
+        return [self._patches(batch) + int(self._reads_cls)] * len(batch)
 
     def _image_embeds(self, batch: PixelBatch) -> Tensor:
         states = self._tower_states(batch)
-        return self.hf.model.multi_modal_projector(states[:, states.shape[1] - self._image_tokens(batch) :])
+        read = self._patches(batch) + int(self._reads_cls)
+        return self.hf.model.multi_modal_projector(states[:, states.shape[1] - read :])
 
     def _positions(self, ids: Tensor, mask: Tensor, batch: PixelBatch) -> Tensor:
         return text_positions(mask)

@@ -4,36 +4,55 @@ from __future__ import annotations
 
 import difflib
 import os
-import threading
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import torch
 import transformers
-from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
 
 from lvlm_radapt.errors import UserError
 from lvlm_radapt.models.base import LVLM, Geometry, PixelModel
 from lvlm_radapt.models.clip import CLIPEncoder
 from lvlm_radapt.models.llava import LlavaLVLM
+from lvlm_radapt.models.llava_next import LlavaNextLVLM
+from lvlm_radapt.models.onevision import LlavaOnevisionLVLM
+from lvlm_radapt.models.opening import Attention, DeviceMap, Opening, OpeningError, building, one_line
+from lvlm_radapt.models.quantised import Quantisation
 from lvlm_radapt.models.qwen import QwenLVLM
+from lvlm_radapt.models.qwen3 import Qwen3LVLM
+from lvlm_radapt.models.siglip import SiglipEncoder
 
-Attention = Literal["auto", "eager", "sdpa", "flash_attention_2"]
+if TYPE_CHECKING:
+    from lvlm_radapt.export import StockCheckpoint
+    from lvlm_radapt.models.open_clip import Activation
 
 FAMILIES: dict[str, tuple[type[LlavaLVLM] | type[QwenLVLM], str]] = {
     "llava": (LlavaLVLM, "LlavaForConditionalGeneration"),
+    "llava_next": (LlavaNextLVLM, "LlavaNextForConditionalGeneration"),
+    "llava_onevision": (LlavaOnevisionLVLM, "LlavaOnevisionForConditionalGeneration"),
     "qwen2_vl": (QwenLVLM, "Qwen2VLForConditionalGeneration"),
     "qwen2_5_vl": (QwenLVLM, "Qwen2_5_VLForConditionalGeneration"),
+    "qwen3_vl": (Qwen3LVLM, "Qwen3VLForConditionalGeneration"),
 }
 """model_type of a config.json -> (our class, the transformers class)."""
+
+ENCODERS: dict[str, tuple[type[CLIPEncoder], str]] = {
+    "clip": (CLIPEncoder, "CLIPModel"),
+    "clip_vision_model": (CLIPEncoder, "CLIPVisionModel"),
+    "siglip": (SiglipEncoder, "SiglipModel"),
+    "siglip_vision_model": (SiglipEncoder, "SiglipVisionModel"),
+}
+"""The same for image encoders; a vision model comes without texts, hence without a tokenizer."""
 
 IMAGE_PROCESSORS: dict[str, str] = {
     "CLIPImageProcessor": "CLIPImageProcessorPil",
     "LlavaImageProcessor": "LlavaImageProcessorPil",
+    "LlavaNextImageProcessor": "LlavaNextImageProcessorPil",
+    "LlavaOnevisionImageProcessor": "LlavaOnevisionImageProcessorPil",
     "Qwen2VLImageProcessor": "Qwen2VLImageProcessorPil",
+    "SiglipImageProcessor": "SiglipImageProcessorPil",
 }
 """image_processor_type of a checkpoint -> the transformers class that needs PIL alone."""
 
@@ -42,9 +61,6 @@ EMBEDDED: dict[str, str] = {
     "tiny-qwen": "a small Qwen2.5-VL trained on procedural scenes",
     "tiny-clip": "a small CLIP trained on procedural scenes",
 }
-
-
-_BUILDING = threading.Lock()  # transformers swaps global initialisers while it builds a model
 
 
 def embedded_models() -> dict[str, Path]:
@@ -61,54 +77,75 @@ def load_model(
     geometry: Geometry | None = None,
     attn: Attention = "auto",
     conversation: str | None = None,
+    tower: str | os.PathLike[str] | None = None,
+    quantize: Quantisation | None = None,
+    device_map: DeviceMap | None = None,
+    offload_folder: str | None = None,
 ) -> LVLM:
     """A frozen LVLM in eval mode.
 
-    name_or_path: an embedded name, a folder with a config.json, a robustified folder (the defence is in the
-        model then), or a Hugging Face id (owner/name).
+    name_or_path: an embedded name, a folder with a config.json (in Hugging Face's layout or LLaVA's original
+        one), a robustified folder (the defence is in the model then), or a Hugging Face id (owner/name).
     dtype: what the weights are computed in, whatever they are stored in.
     geometry: `stock` as the checkpoint's image processor does; `pad` (LLaVA only) pads to a square first;
-        None for what a robustified folder was saved with, and `stock` elsewhere.
+        None for what a robustified folder was saved with or an original LLaVA's config.json says (`pad` for
+        LLaVA-1.5), and `stock` elsewhere.
     attn: attention implementation; `auto` is sdpa, the faster one in attacks.
-    conversation: a named template (`vicuna_v1`, `qwen`) in place of the checkpoint's chat template.
+    conversation: a named template (`vicuna_v1`, `qwen`, `qwen3`, `chatml`) in place of the checkpoint's chat template.
+    tower: another vision tower in its place (LLaVA-1.5 only): what `load_encoder` takes, an open_clip, FARE or
+        TeCoA file for one.
+    quantize: `4bit` or `8bit`: the language model in so many bits (bitsandbytes), tower and projector in `dtype`.
+    device_map: `auto` or a map of accelerate's spreads a model over GPUs, memory and disk, in place of `device`.
+    offload_folder: for what the device map puts on the disk.
 
     UserError, one line, when the name is unknown, the folder or its weights are incomplete or hold foreign
     keys, the model_type is unsupported, or the hub cannot be reached.
     """
     from lvlm_radapt.checkpoint import is_adapter, load_adapter
+    from lvlm_radapt.export import is_export, load_export
 
-    shared: Any = {"device": device, "dtype": dtype, "attn": attn, "conversation": conversation}
-    if os.fspath(name_or_path) not in embedded_models() and is_adapter(name_or_path):
-        return load_adapter(name_or_path, geometry=geometry, **shared)
-    return load_base(name_or_path, geometry="stock" if geometry is None else geometry, **shared)
+    opening = Opening(device, dtype, attn, conversation, quantize, device_map, offload_folder)
+    embedded = os.fspath(name_or_path) in embedded_models()
+    if tower is not None:
+        if not embedded and (is_adapter(name_or_path) or is_export(name_or_path)):
+            raise UserError(f"{name_or_path} is robustified for its own tower: give its base model another one")
+        from lvlm_radapt.models.swap import load_tower
+
+        return load_tower(load_base(name_or_path, geometry=geometry, opening=opening), tower, attn=attn)
+    if not embedded and is_adapter(name_or_path):
+        return load_adapter(name_or_path, geometry=geometry, opening=opening)
+    if not embedded and is_export(name_or_path):
+        return load_export(name_or_path, geometry=geometry, opening=opening)
+    return load_base(name_or_path, geometry=geometry, opening=opening)
 
 
-def load_base(
-    name_or_path: str | os.PathLike[str],
-    *,
-    device: str | torch.device,
-    dtype: torch.dtype,
-    geometry: Geometry,
-    attn: Attention,
-    conversation: str | None,
-) -> LVLM:
-    """`load_model` for what is no robustified folder."""
+def load_base(name_or_path: str | os.PathLike[str], *, geometry: Geometry | None, opening: Opening) -> LVLM:
+    """`load_model` for what is no robustified folder; of an exported one, the undefended model in it."""
+    from lvlm_radapt.export import is_export, stock_checkpoint
+    from lvlm_radapt.models.original import is_original, load_original
+
     source, name = _locate(name_or_path)
-    model_type = _model_type(source, name)
+    config = _config(source, name)
+    if is_original(config):
+        return load_original(source, name, config, geometry=geometry, opening=opening)
+    stored = stock_checkpoint(source) if is_export(source) else None
+    model_type = str(config.get("model_type", "missing")) if stored is None else stored.model_type
     if model_type not in FAMILIES:
-        hint = "; it is an image encoder, usable as a surrogate or guide" if model_type == "clip" else ""
-        raise UserError(f"{name}: model_type {model_type!r} is not supported, only {', '.join(FAMILIES)} are{hint}")
+        hint = "; it is an image encoder, usable as a surrogate or guide" if model_type in ENCODERS else ""
+        known = ", ".join(FAMILIES)
+        hint = hint or "; to add a family see 'Add a family' in the README"
+        raise UserError(f"{name}: model_type {model_type!r} is not supported, only {known} are{hint}")
     family, hf_class = FAMILIES[model_type]
-    hf = _weights(getattr(transformers, hf_class), source, name, device=device, dtype=dtype, attn=attn)
-    tokenizer, image_processor = _tokenizer(source, name), _image_processor(source, name)
+    hf = _weights(getattr(transformers, hf_class), source, name, opening, stored=stored)
+    tokenizer, image_processor = _tokenizer(source, name, stored and hf.config), _image_processor(source, name)
     return family(
         hf,
         tokenizer,
         image_processor,
         name=name,
-        geometry=geometry,
+        geometry="stock" if geometry is None else geometry,
         chat_template=_chat_template(source, tokenizer),
-        conversation_name=conversation,
+        conversation_name=opening.conversation,
     )
 
 
@@ -120,19 +157,34 @@ def load_encoder(
     geometry: Geometry = "stock",
     attn: Attention = "auto",
     feature_layer: int = -2,
+    activation: Activation | None = None,
 ) -> CLIPEncoder:
-    """A frozen CLIP encoder (a `CLIPModel` checkpoint), eval mode; arguments and errors as for `load_model`.
+    """A frozen image encoder, eval mode; arguments and errors as for `load_model`.
+
+    A `CLIPModel` or `SiglipModel` checkpoint (a `SiglipEncoder` then), or a bare `CLIPVisionModel` or
+    `SiglipVisionModel`, which has no texts; or a weight file in open_clip's layout (FARE, TeCoA), as
+    `lvlm_radapt.models.open_clip` reads it.
 
     feature_layer: the hidden layer that `features` reads.
+    activation: of an open_clip file that does not tell.
     """
+    from lvlm_radapt.models.open_clip import is_open_clip, load_open_clip
+
+    if os.fspath(name_or_path) not in embedded_models() and is_open_clip(name_or_path):
+        shared: Any = {"device": device, "dtype": dtype, "geometry": geometry, "attn": attn}
+        return load_open_clip(name_or_path, activation=activation, feature_layer=feature_layer, **shared)
+    if activation is not None:
+        raise UserError(f"{os.fspath(name_or_path)}: its config.json tells the activation, leave it out")
     source, name = _locate(name_or_path)
     model_type = _model_type(source, name)
-    if model_type != "clip":
-        raise UserError(f"{name}: model_type {model_type!r} is no image encoder that is supported, only clip is")
-    hf = _weights(transformers.CLIPModel, source, name, device=device, dtype=dtype, attn=attn)
-    return CLIPEncoder(
+    if model_type not in ENCODERS:
+        known = ", ".join(ENCODERS)
+        raise UserError(f"{name}: model_type {model_type!r} is no image encoder that is supported, only {known} are")
+    encoder, hf_class = ENCODERS[model_type]
+    hf = _weights(getattr(transformers, hf_class), source, name, Opening(device, dtype, attn))
+    return encoder(
         hf,
-        _tokenizer(source, name),
+        None if model_type.endswith("_vision_model") else _tokenizer(source, name),
         _image_processor(source, name),
         name=name,
         geometry=geometry,
@@ -146,9 +198,13 @@ def load_surrogate(
     device: str | torch.device = "cpu",
     dtype: torch.dtype = torch.float32,
 ) -> PixelModel:
-    """A model to craft transfer images on: an LVLM, or a CLIP encoder (for embedding attacks)."""
+    """A model to craft transfer images on: an LVLM, or an image encoder (for embedding attacks)."""
+    from lvlm_radapt.models.open_clip import is_open_clip
+
+    if os.fspath(name_or_path) not in embedded_models() and is_open_clip(name_or_path):
+        return load_encoder(name_or_path, device=device, dtype=dtype)
     source, name = _locate(name_or_path)
-    if _model_type(source, name) == "clip":
+    if _model_type(source, name) in ENCODERS:
         return load_encoder(name_or_path, device=device, dtype=dtype)
     return load_model(name_or_path, device=device, dtype=dtype)
 
@@ -173,72 +229,52 @@ def _locate(name_or_path: str | os.PathLike[str]) -> tuple[str, str]:
     raise UserError(f"model {text!r} is unknown, did you mean {near[0]}? (or give a folder, or owner/name)")
 
 
-def _first_line(error: BaseException) -> str:
-    return str(error).strip().split("\n", 1)[0].rstrip(".")
-
-
 def _model_type(source: str, name: str) -> str:
+    return str(_config(source, name).get("model_type", "missing"))
+
+
+def _config(source: str, name: str) -> dict[str, Any]:
     try:
         config, _ = transformers.PretrainedConfig.get_config_dict(source)
     except (OSError, ValueError) as error:
-        raise UserError(f"{name}: cannot read its config.json: {_first_line(error)}") from error
+        raise UserError(f"{name}: cannot read its config.json: {one_line(error)}") from error
     if not config:
         raise UserError(f"{name}: cannot read its config.json: not found there or in the local cache")
-    return str(config.get("model_type", "missing"))
+    return dict(config)
 
 
-def _weights(
-    hf_class: Any,
-    source: str,
-    name: str,
-    *,
-    device: str | torch.device,
-    dtype: torch.dtype,
-    attn: Attention,
-) -> Any:
-    implementation = "sdpa" if attn == "auto" else attn
+def _weights(hf_class: Any, source: str, name: str, opening: Opening, *, stored: StockCheckpoint | None = None) -> Any:
+    """The model `hf_class` from the checkpoint `source`, or from what `stored` holds of it."""
+    shared = opening.arguments() | {"output_loading_info": True}
     try:
-        with _BUILDING, _no_loading_bar():
-            model, info = hf_class.from_pretrained(
-                source, dtype=dtype, attn_implementation=implementation, output_loading_info=True
-            )
-    except (OSError, ValueError, RuntimeError, ImportError) as error:
-        raise UserError(f"{name}: cannot load its weights: {_first_line(error)}") from error
+        with building():
+            if stored is None:
+                model, info = hf_class.from_pretrained(source, **shared)
+            else:
+                config = hf_class.config_class.from_dict(stored.config)
+                model, info = hf_class.from_pretrained(None, config=config, state_dict=stored.weights, **shared)
+                model.generation_config = transformers.GenerationConfig.from_pretrained(source)
+    except OpeningError as error:
+        raise UserError(f"{name}: cannot load its weights: {error}") from error
     missing = sorted(info["missing_keys"])
     # constants that old checkpoints stored and newer code computes
     unexpected = sorted(k for k in info["unexpected_keys"] if not k.endswith(("position_ids", "inv_freq")))
     for what, keys in (("misses", missing), ("holds unknown", unexpected)):
         if keys:
             raise UserError(f"{name}: the checkpoint {what} weights {_some(keys)}: it is no plain {hf_class.__name__}")
-    return model.to(device)
-
-
-@contextmanager
-def _no_loading_bar() -> Iterator[None]:
-    """Without transformers' bar over the weights being loaded; downloads keep theirs, they take minutes."""
-    logging = transformers.utils.logging
-    shown, downloads = logging.is_progress_bar_enabled(), not are_progress_bars_disabled()
-    logging.disable_progress_bar()  # and the hub's too
-    if downloads:
-        enable_progress_bars()
-    try:
-        yield
-    finally:
-        if shown:
-            logging.enable_progress_bar()
-        if not downloads:
-            disable_progress_bars()
+    return opening.place(model)
 
 
 def _some(keys: Sequence[str]) -> str:
     return ", ".join(keys[:3]) + (f" and {len(keys) - 3} more" if len(keys) > 3 else "")
 
 
-def _tokenizer(source: str, name: str) -> Any:
+def _tokenizer(source: str, name: str, config: Any = None) -> Any:
+    """The checkpoint's tokenizer; `config` for a model_type that transformers does not know."""
     try:
-        return transformers.AutoTokenizer.from_pretrained(source)
+        return transformers.AutoTokenizer.from_pretrained(source, **({} if config is None else {"config": config}))
     except (OSError, ValueError, KeyError, ImportError) as error:
-        raise UserError(f"{name}: cannot load its tokenizer: {_first_line(error)}") from error
+        raise UserError(f"{name}: cannot load its tokenizer: {one_line(error)}") from error
 
 
 def _image_processor(source: str, name: str) -> Any:
@@ -253,7 +289,7 @@ def _image_processor(source: str, name: str) -> Any:
             raise UserError(f"{name}: image processor {kind!r} is not supported, only {known} are")
         return getattr(transformers, IMAGE_PROCESSORS[kind]).from_pretrained(source)
     except (OSError, KeyError, ImportError) as error:
-        raise UserError(f"{name}: cannot load its image processor: {_first_line(error)}") from error
+        raise UserError(f"{name}: cannot load its image processor: {one_line(error)}") from error
 
 
 def _chat_template(source: str, tokenizer: Any) -> Any:

@@ -1,8 +1,8 @@
-"""Qwen2-VL and Qwen2.5-VL: images of any size in merged patches, three-axis rotary positions."""
+"""Qwen2-VL, 2.5 and 3: images of any size in merged patches, three-axis rotary positions."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -30,6 +30,9 @@ class QwenLVLM(LVLM):
     is the same up to rounding.
     """
 
+    default_conversation: ClassVar[str] = "qwen"
+    """The conversation of a checkpoint without a chat template."""
+
     def __init__(
         self,
         hf: Any,
@@ -56,7 +59,7 @@ class QwenLVLM(LVLM):
             image_token=image_token,
             name=conversation_name,
             chat_template=chat_template,
-            default="qwen",
+            default=self.default_conversation,
         )
         text = PromptEncoder(
             tokenizer,
@@ -132,9 +135,9 @@ class QwenLVLM(LVLM):
     def _grid(self, batch: PixelBatch) -> tuple[int, int]:
         return batch.x.shape[-2] // self._patch, batch.x.shape[-1] // self._patch
 
-    def _image_tokens(self, batch: PixelBatch) -> int:
+    def _image_tokens(self, batch: PixelBatch) -> list[int]:
         high, wide = self._grid(batch)
-        return high * wide // self._merge**2
+        return [high * wide // self._merge**2] * len(batch)
 
     def _image_embeds(self, batch: PixelBatch) -> Tensor:
         return self._tower_output(batch).pooler_output.unflatten(0, (len(batch), -1))

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import TypeVar
 
-from lvlm_radapt.anchor import white_anchor
 from lvlm_radapt.config import RAdaptConfig
 from lvlm_radapt.inject import inject
 from lvlm_radapt.models.base import PixelModel
+from lvlm_radapt.towers.base import normalised_white
 
 Model = TypeVar("Model", bound=PixelModel)
 
@@ -18,7 +18,5 @@ def robustify(model: Model, config: RAdaptConfig | None = None) -> Model:
     The white anchor is taken with the model's own pixel normalisation. config: `RAdaptConfig()` by default.
     """
     config = RAdaptConfig() if config is None else config
-    needed = config.alpha != 0
-    anchor = white_anchor(model.hf, model.image_mean, model.image_std) if needed else None
-    inject(model.hf, config, anchor)
+    inject(model.hf, config, white=normalised_white(model.image_mean, model.image_std))
     return model

@@ -17,6 +17,16 @@ CONVERSATIONS: dict[str, str] = {
         "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n<|im_start|>user\n"
         "<|vision_start|>{image}<|vision_end|>{text}<|im_end|>\n<|im_start|>assistant\n"
     ),
+    "qwen3": "<|im_start|>user\n<|vision_start|>{image}<|vision_end|>{text}<|im_end|>\n<|im_start|>assistant\n",
+    "chatml": (
+        "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n<|im_start|>user\n{image}\n{text}<|im_end|>\n"
+        "<|im_start|>assistant\n"
+    ),
+    "mistral_instruct": "[INST] {image}\n{text} [/INST]",
+    "chatml_direct": (
+        "<|im_start|>system\nAnswer the questions.<|im_end|><|im_start|>user\n{image}\n{text}<|im_end|>"
+        "<|im_start|>assistant\n"
+    ),
 }
 """Named templates: `{image}` is one image placeholder, `{text}` the user's words."""
 
@@ -51,7 +61,7 @@ class PromptEncoder:
     """Token ids of prompts and targets.
 
     image_id: id of the placeholder that stands for one image position; end_id: the token that ends an
-    answer; target_prefix: what stands between prompt and answer (a space for LLaVA, nothing for Qwen);
+    answer; target_prefix: what stands between prompt and answer (a space, or nothing after a line's end);
     placeholders: the strings that users' texts must not contain.
     """
 

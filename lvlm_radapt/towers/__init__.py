@@ -12,8 +12,9 @@ from lvlm_radapt.errors import UserError
 from lvlm_radapt.towers.base import Tower
 from lvlm_radapt.towers.clip import CLIPTower
 from lvlm_radapt.towers.qwen import ENCODERS, QwenTower
+from lvlm_radapt.towers.siglip import SiglipTower
 
-__all__ = ["CLIPTower", "QwenTower", "Tower", "find_tower"]
+__all__ = ["CLIPTower", "QwenTower", "SiglipTower", "Tower", "find_tower"]
 
 T = TypeVar("T")
 
@@ -22,16 +23,25 @@ T = TypeVar("T")
 _INSIDE = {
     "LlavaForConditionalGeneration": "model.vision_tower",
     "LlavaModel": "vision_tower",
+    "LlavaNextForConditionalGeneration": "model.vision_tower",
+    "LlavaNextModel": "vision_tower",
+    "LlavaOnevisionForConditionalGeneration": "model.vision_tower",
+    "LlavaOnevisionModel": "vision_tower",
     "CLIPModel": "vision_model",
     "CLIPVisionModelWithProjection": "vision_model",
+    "SiglipModel": "vision_model",
     "Qwen2VLForConditionalGeneration": "model.visual",
     "Qwen2VLModel": "visual",
     "Qwen2_5_VLForConditionalGeneration": "model.visual",
     "Qwen2_5_VLModel": "visual",
+    "Qwen3VLForConditionalGeneration": "model.visual",
+    "Qwen3VLModel": "visual",
 }
 _TOWERS: dict[str, type[Tower]] = {
     "CLIPVisionModel": CLIPTower,
     "CLIPVisionTransformer": CLIPTower,
+    "SiglipVisionModel": SiglipTower,
+    "SiglipVisionTransformer": SiglipTower,
     **dict.fromkeys(ENCODERS, QwenTower),
 }
 
@@ -39,8 +49,8 @@ _TOWERS: dict[str, type[Tower]] = {
 def find_tower(hf_model: nn.Module) -> Tower:
     """The adapter of the vision encoder in `hf_model`.
 
-    Knows LLaVA-1.5 (with a CLIP encoder), CLIP, Qwen2-VL and Qwen2.5-VL: the full models, the inner ones and
-    the bare encoders, also through torch.compile's wrapper.
+    Knows LLaVA-1.5, NeXT and OneVision (with a CLIP or SigLIP encoder), CLIP, SigLIP, Qwen2-VL, 2.5 and 3: the
+    full models, the inner ones and the bare encoders, also through torch.compile's wrapper.
 
     Raises:
         UserError: the model, or the encoder inside it, is of another class.
@@ -53,9 +63,9 @@ def find_tower(hf_model: nn.Module) -> Tower:
         inside = "" if encoder is hf_model else f" in {type(hf_model).__name__}"
         raise UserError(
             f"no R-Adapt support for the vision encoder {type(encoder).__name__}{inside}: "
-            f"supported are {', '.join([*_INSIDE, *_TOWERS])}"
+            f"supported are {', '.join([*_INSIDE, *_TOWERS])}; to add one see 'Add a family' in the README"
         )
-    # transformers 4 wrapped CLIP's encoder once more
+    # transformers 4 wrapped CLIP's and SigLIP's encoder once more
     return tower(getattr(encoder, "vision_model", encoder))
 
 

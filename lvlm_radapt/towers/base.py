@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -17,9 +18,16 @@ if TYPE_CHECKING:
 
 Args = tuple[Any, ...]
 Kwargs = dict[str, Any]
+Colour = tuple[float, float, float]  # a pixel after normalisation
 
 STATE = "_radapt"  # the attribute of a tower that holds what is injected into it
 LAID_ANCHOR = "radapt_anchor"  # the keyword that takes a per-call anchor through the tower to its first attention
+ASLEEP = "radapt_asleep"  # the keyword that leaves one call undefended, and no other thread's
+
+
+# Channel mean and standard deviation of CLIP's preprocessing on pixels in [0, 1], also Qwen2-VL's and 2.5's.
+CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
+CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 
 
 class Tower(ABC):
@@ -28,6 +36,12 @@ class Tower(ABC):
     family: ClassVar[str]
     prefix_tokens: ClassVar[int]
     """Tokens before the patches: 1 where a CLS token comes first."""
+    image_mean: Sequence[float] = CLIP_MEAN
+    image_std: Sequence[float] = CLIP_STD
+    """The family's usual normalisation of pixels in [0, 1]; a checkpoint may have another."""
+    absolute_positions: bool = True
+    """Whether a position is added to each patch. Where it only rotates queries and keys, all tokens of a
+    uniform image have one value and so one attention output."""
 
     def __init__(self, module: nn.Module) -> None:
         self.module = module
@@ -76,6 +90,10 @@ class Tower(ABC):
     def uniform_input(self, colour: Tensor) -> tuple[Args, Kwargs]:
         """Arguments of a call with one image of a single `colour` [3], given in normalised pixels."""
 
+    def white(self) -> Colour:
+        """A white pixel in the family's usual normalisation."""
+        return normalised_white(self.image_mean, self.image_std)
+
     @property
     def device(self) -> torch.device:
         """Where to put inputs; CPU for offloaded weights, whose own hooks move the inputs on."""
@@ -94,6 +112,29 @@ class Tower(ABC):
         """Within it the tower answers as if nothing were injected."""
         state = getattr(self.module, STATE, None)
         return nullcontext() if state is None else state.suspend()
+
+
+class AnyGridTower(Tower):
+    """An encoder that takes every image on a patch grid of its own."""
+
+    @abstractmethod
+    def uniform_input(self, colour: Tensor, grid: tuple[int, int] | None = None) -> tuple[Args, Kwargs]:
+        """As for `Tower`, the image on `grid` (high, wide) in patches; None for one the encoder knows well."""
+
+    @abstractmethod
+    def lay_each(self, rows_on: Callable[[tuple[int, int]], Tensor], args: Args, kwargs: Kwargs) -> tuple[Args, Kwargs]:
+        """`lay` for an anchor whose rows, in raster order, `rows_on` tells for each image's grid."""
+
+
+def normalised_white(image_mean: Sequence[float], image_std: Sequence[float]) -> Colour:
+    """A white pixel (1, 1, 1) after normalisation, float32 values; UserError unless all are finite."""
+    white = (1 - torch.tensor(image_mean)) / torch.tensor(image_std)
+    if white.shape != (3,) or not bool(white.isfinite().all()):
+        raise UserError(
+            "image_mean and image_std are three finite numbers each, std not 0: see the model's preprocessor"
+        )
+    red, green, blue = white.tolist()
+    return red, green, blue
 
 
 def argument(args: Args, kwargs: Kwargs, position: int, name: str) -> Any:

@@ -1,7 +1,8 @@
-"""Qwen2-VL and Qwen2.5-VL vision encoders: flat patches of many images in one call, in merge-block order.
+"""Qwen2-VL, 2.5 and 3 vision encoders: flat patches of many images in one call, in merge-block order.
 
 A row of the pixel input is one patch, its columns (C, T, p, p); the rows of a frame run over merge blocks in
-raster order and over the patches inside a block. Qwen2.5-VL then sorts the blocks by attention window.
+raster order and over the patches inside a block. Qwen2.5-VL then sorts the blocks by attention window. Qwen3-VL
+adds learned positions, a square table interpolated to each image's grid; the others rotate queries and keys alone.
 """
 
 from __future__ import annotations
@@ -9,19 +10,23 @@ from __future__ import annotations
 import functools
 import itertools
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from lvlm_radapt.errors import UserError
-from lvlm_radapt.towers.base import LAID_ANCHOR, Args, Kwargs, Tower, argument, resize_rows, with_argument
+from lvlm_radapt.towers.base import LAID_ANCHOR, AnyGridTower, Args, Kwargs, argument, resize_rows, with_argument
 
 if TYPE_CHECKING:
     from lvlm_radapt.modules import GaussianFilter
 
-ENCODERS = ("Qwen2VisionTransformerPretrainedModel", "Qwen2_5_VisionTransformerPretrainedModel")
+ENCODERS = (
+    "Qwen2VisionTransformerPretrainedModel",
+    "Qwen2_5_VisionTransformerPretrainedModel",
+    "Qwen3VLVisionModel",
+)
 
 Grids = Tensor | Sequence[Sequence[int]]
 
@@ -95,7 +100,7 @@ def token_order(grid_thw: Grids, merge_size: int, window: int | None = None) -> 
     Args:
         grid_thw: [images, 3], every image's (t, h, w) in patches.
         merge_size: side of a merge block in patches.
-        window: side of an attention window in merge blocks (Qwen2.5-VL), None for no windows (Qwen2-VL).
+        window: side of an attention window in merge blocks (Qwen2.5-VL), None for no windows (Qwen2-VL, 3).
 
     Returns:
         Long [N] on the CPU: row r shows patch order[r] of the raster order, frame by frame, image by image.
@@ -118,8 +123,8 @@ def token_order(grid_thw: Grids, merge_size: int, window: int | None = None) -> 
     return torch.cat(parts)
 
 
-class QwenTower(Tower):
-    """Qwen2VisionTransformerPretrainedModel or Qwen2_5_VisionTransformerPretrainedModel."""
+class QwenTower(AnyGridTower):
+    """One of `ENCODERS`."""
 
     family = "qwen"
     prefix_tokens = 0
@@ -130,8 +135,11 @@ class QwenTower(Tower):
         self.patch_size = int(embed.patch_size)
         self.temporal = int(embed.temporal_patch_size)
         self.merge_size = int(module.spatial_merge_size)  # type: ignore[arg-type]
-        pixels = getattr(module, "window_size", None)  # side of an attention window; Qwen2-VL has none
+        pixels = getattr(module, "window_size", None)  # side of an attention window; only 2.5 has them
         self.window = None if pixels is None else int(pixels) // self.merge_size // self.patch_size
+        self.absolute_positions = hasattr(module, "pos_embed")
+        if self.absolute_positions:  # Qwen3-VL, which has also left CLIP's normalisation
+            self.image_mean = self.image_std = (0.5, 0.5, 0.5)
 
     @property
     def first_attention(self) -> nn.Module:
@@ -159,9 +167,12 @@ class QwenTower(Tower):
     def lay(self, values: Tensor, grid: tuple[int, int] | None, args: Args, kwargs: Kwargs) -> tuple[Args, Kwargs]:
         if grid is None:
             return args, kwargs
+        return self.lay_each(functools.partial(resize_rows, values, 0, grid), args, kwargs)
+
+    def lay_each(self, rows_on: Callable[[tuple[int, int]], Tensor], args: Args, kwargs: Kwargs) -> tuple[Args, Kwargs]:
         grids = _grids(argument(args, kwargs, 1, "grid_thw"))
-        raster = torch.cat([resize_rows(values, 0, grid, (high, wide)).repeat(t, 1) for t, high, wide in grids])
-        order = token_order(grids, self.merge_size, self.window).to(values.device)
+        raster = torch.cat([rows_on((high, wide)).repeat(t, 1) for t, high, wide in grids])
+        order = token_order(grids, self.merge_size, self.window).to(raster.device)
         return args, {**kwargs, LAID_ANCHOR: raster[order]}
 
     def order(self, args: Args, kwargs: Kwargs) -> Tensor:
@@ -171,18 +182,25 @@ class QwenTower(Tower):
         _, high, wide = _grids(argument(args, kwargs, 1, "grid_thw"))[0]
         return high, wide
 
-    def uniform_input(self, colour: Tensor) -> tuple[Args, Kwargs]:
-        blocks = 2 if self.window is None else 2 * self.window  # more than one window, where there are windows
-        side = blocks * self.merge_size
+    def uniform_input(self, colour: Tensor, grid: tuple[int, int] | None = None) -> tuple[Args, Kwargs]:
+        high, wide = self._usual_grid() if grid is None else grid
         image = colour.to(device=self.device, dtype=self.dtype).reshape(1, 3, 1, 1)
-        image = image.expand(1, 3, side * self.patch_size, side * self.patch_size)
+        image = image.expand(1, 3, high * self.patch_size, wide * self.patch_size)
         rows = images_to_rows(image, self.patch_size, self.merge_size, self.temporal)
-        grid = torch.tensor([[1, side, side]], device=self.device)
-        return (), {"hidden_states": rows, "grid_thw": grid}
+        grid_thw = torch.tensor([[1, high, wide]], device=self.device)
+        return (), {"hidden_states": rows, "grid_thw": grid_thw}
+
+    def _usual_grid(self) -> tuple[int, int]:
+        if self.absolute_positions:  # that of the learned positions
+            module: Any = self.module
+            blocks = int(module.num_grid_per_side) // self.merge_size
+        else:
+            blocks = 2 if self.window is None else 2 * self.window  # more than one window, where there are windows
+        return blocks * self.merge_size, blocks * self.merge_size
 
 
 def batch_equal_windows(hf_model: nn.Module) -> nn.Module:
-    """Makes a Qwen2-VL or Qwen2.5-VL vision encoder attend to all sequences of one length in one call.
+    """Makes a vision encoder of Qwen2-VL, 2.5 or 3 attend to all sequences of one length in one call.
 
     The stock code loops in Python over every image and window unless flash attention is on. Here q, k and v
     of equally long sequences are stacked and go through the model's own attention function (eager or sdpa)
@@ -190,13 +208,13 @@ def batch_equal_windows(hf_model: nn.Module) -> nn.Module:
     state dict stay untouched; calling it again changes nothing. `hf_model` is changed in place and returned.
 
     Raises:
-        UserError: there is no Qwen2-VL or Qwen2.5-VL vision encoder in `hf_model`.
+        UserError: there is no vision encoder of Qwen2-VL, 2.5 or 3 in `hf_model`.
     """
     encoders: list[Any] = [
         module for module in hf_model.modules() if any(cls.__name__ in ENCODERS for cls in type(module).__mro__)
     ]
     if not encoders:
-        raise UserError(f"{type(hf_model).__name__} is no Qwen2-VL or Qwen2.5-VL: there is nothing to batch")
+        raise UserError(f"{type(hf_model).__name__} is no Qwen2-VL, 2.5 or 3: there is nothing to batch")
     for attention in (block.attn for encoder in encoders for block in encoder.blocks):
         # accelerate's dispatch wraps forward and keeps the original under this name
         slot = "_old_forward" if hasattr(attention, "_hf_hook") else "forward"

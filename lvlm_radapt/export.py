@@ -1,0 +1,335 @@
+"""A robustified model as a complete model folder that needs transformers alone, and its way back.
+
+config.json           model_type `radapt_...`, auto_map to modeling_radapt.py, the defence under `radapt`
+model*.safetensors    every weight, `radapt_mix.anchor` too; the patch embedding's weight as a matrix
+modeling_radapt.py    the stock class with the defence in, and beside it radapt_*.py, the code it uses
+radapt_export.json    what `load_model` must know besides: format, version, stock model type, geometry, base
+
+With a stock model_type and a stock layout transformers would open the folder with a mere warning and leave the
+defence out. So the model_type is a new one, and one weight has a shape at which the stock class stops.
+"""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import json
+import os
+import re
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+import transformers
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+
+from lvlm_radapt.anchor import Anchor
+from lvlm_radapt.config import RAdaptConfig
+from lvlm_radapt.errors import UserError
+from lvlm_radapt.folders import new_folder
+from lvlm_radapt.inject import inject, injected_anchor, injected_config, injected_white
+from lvlm_radapt.models.base import LVLM, Geometry
+from lvlm_radapt.models.load import embedded_models, load_base
+from lvlm_radapt.models.opening import Opening
+from lvlm_radapt.models.weights import checkpoint_file, read_tensors, weight_files
+from lvlm_radapt.towers import find_tower
+from lvlm_radapt.towers.base import Colour
+
+FORMAT: Literal["lvlm-radapt export"] = "lvlm-radapt export"
+VERSION: Literal[1] = 1
+SETTINGS = "radapt_export.json"
+ANCHOR = "radapt_mix.anchor"
+
+_TEMPLATE = "lvlm_radapt.export_template"
+_MODELING = "modeling_radapt"
+_OWN_IMPORT = re.compile(r"^(\s*from )lvlm_radapt\.([\w.]+)(?= import\b)", re.MULTILINE)
+# What only the base checkpoint knows; none has all of them.
+_COMPANIONS = ("processor_config.json", "video_preprocessor_config.json", "chat_template.json", "chat_template.jinja")
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+Part = TypeVar("Part", bound=_Part)
+
+
+class _AnchorPlace(_Part):
+    rows: int = Field(ge=1)
+    grid: tuple[Annotated[int, Field(ge=1)], Annotated[int, Field(ge=1)]] | None
+    prefix_tokens: int = Field(ge=0)
+
+
+class _Patches(_Part):
+    """The patch embedding's convolution, by its path in the model, and its weight's shape in the stock model."""
+
+    module: str = Field(min_length=1)
+    shape: tuple[Annotated[int, Field(ge=1)], ...]
+
+
+class _Defence(_Part):
+    """`radapt` in config.json: all that modeling_radapt.py reads."""
+
+    config: dict[str, Any]
+    anchor: _AnchorPlace | None
+    white: Colour | None
+    """In place of `anchor`, where it is taken anew on each grid: a white pixel, normalised."""
+    patches: _Patches
+
+
+class _Settings(_Part):
+    format: Literal["lvlm-radapt export"]
+    version: Literal[1]
+    model_type: str = Field(min_length=1)
+    base: str = Field(min_length=1)
+    geometry: Geometry
+
+
+@dataclass(frozen=True, eq=False)
+class StockCheckpoint:
+    """A stock model as the library takes it: the content of its config.json, and its state dict."""
+
+    model_type: str
+    config: dict[str, Any]
+    weights: dict[str, Tensor]
+
+
+def export_model(model: LVLM, out: str | os.PathLike[str], *, max_shard_size: int | str = "5GB") -> None:
+    """Write `model`, weights and defence, to the new folder `out`.
+
+    `AutoModelForImageTextToText.from_pretrained(out, trust_remote_code=True)` opens it without this package,
+    and so does `load_model`; the stock class and a load without trust raise. Weights keep the dtype they are
+    computed in, the anchor is float32.
+
+    max_shard_size: no weight file is larger, in bytes or as "5GB".
+
+    UserError when no defence is in the model, its weights are quantised, or `out` is not empty or cannot be
+    written.
+    """
+    config, anchor, white = injected_config(model.hf), injected_anchor(model.hf), injected_white(model.hf)
+    if config is None:
+        raise UserError(f"{model.name} has no R-Adapt in it: call robustify() before exporting it")
+    refuse_unwritable(model)
+    stored = anchor if white is None and config.alpha != 0 else None
+    patches, convolution = _patch_embedding(model)
+    place = None
+    if stored is not None:
+        place = _AnchorPlace(rows=len(stored.values), grid=stored.grid, prefix_tokens=stored.prefix_tokens)
+    mark = _Patches(module=patches, shape=tuple(convolution.weight.shape))
+    defence = _Defence(config=config.to_dict(), anchor=place, white=white, patches=mark)
+    stock_class = type(model.hf)
+    settings = _Settings(
+        format=FORMAT,
+        version=VERSION,
+        model_type=model.hf.config.model_type,
+        base=model.name,
+        geometry=model.geometry,
+    )
+    weights = model.hf.state_dict()
+    weights[f"{patches}.weight"] = convolution.weight.detach().flatten(1)
+    if stored is not None:
+        weights[ANCHOR] = stored.values
+    with new_folder(out) as folder:
+        # in the layout of the running model: transformers converts a checkpoint's own for stock classes only
+        model.hf.save_pretrained(folder, state_dict=weights, max_shard_size=max_shard_size, save_original_format=False)
+        save_companions(model, folder)
+        own = json.loads((folder / "config.json").read_text(encoding="utf-8")) | {
+            "model_type": f"radapt_{settings.model_type}",
+            "architectures": ["RAdaptForConditionalGeneration"],
+            "auto_map": {
+                "AutoConfig": f"{_MODELING}.RAdaptModelConfig",
+                "AutoModelForImageTextToText": f"{_MODELING}.RAdaptForConditionalGeneration",
+            },
+            "radapt": defence.model_dump(mode="json"),
+        }
+        (folder / "config.json").write_text(json.dumps(own, indent=2) + "\n", encoding="utf-8")
+        for name, source in _code(stock_class).items():
+            (folder / name).write_text(source, encoding="utf-8")
+        (folder / SETTINGS).write_text(settings.model_dump_json(indent=1) + "\n", encoding="utf-8")
+
+
+def is_export(folder: str | os.PathLike[str]) -> bool:
+    """Whether `folder` is one that `export_model` wrote (it may still be damaged)."""
+    return (Path(folder).expanduser() / SETTINGS).is_file()
+
+
+def exported_from(model: str | os.PathLike[str]) -> str:
+    """The model an exported folder was made of; any other name as it is."""
+    return _settings(Path(model).expanduser()).base if is_export(model) else os.fspath(model)
+
+
+def load_export(
+    folder: str | os.PathLike[str], *, geometry: Geometry | None = None, opening: Opening | None = None
+) -> LVLM:
+    """The robustified model that `export_model` was given. None of the folder's code is run: the stock class
+    gets the weights, and this package puts the defence in.
+
+    geometry: None for the one it was saved with; UserError, one line,
+    when a file is missing or damaged, or of an unknown version.
+    """
+    root = Path(folder).expanduser()
+    settings, (_, defence) = _settings(root), _config(root)
+    try:
+        config = RAdaptConfig.from_dict(defence.config)
+    except UserError as error:
+        raise UserError(f"{root / 'config.json'}: {error}") from error
+    anchor = _anchor(root, defence)
+    if config.alpha != 0 and (anchor is None) == (defence.white is None):
+        raise UserError(f"{root / 'config.json'} is damaged: alpha is {config.alpha:g} and there is no one anchor")
+    model = load_base(
+        folder, geometry=settings.geometry if geometry is None else geometry, opening=opening or Opening()
+    )
+    inject(model.hf, config, anchor, white=defence.white)
+    return model
+
+
+def stock_checkpoint(folder: str | os.PathLike[str]) -> StockCheckpoint:
+    """The undefended model in an exported folder. UserError, one line, when a file is missing or damaged."""
+    root = Path(folder).expanduser()
+    settings, (config, defence) = _settings(root), _config(root)
+    config = {key: value for key, value in config.items() if key not in ("radapt", "auto_map", "architectures")}
+    files = weight_files(str(root), str(root))
+    weights = {key: tensor for path in files for key, tensor in read_tensors(path) if key != ANCHOR}
+    mark = f"{defence.patches.module}.weight"
+    try:
+        weights[mark] = weights[mark].reshape(defence.patches.shape)
+    except (KeyError, RuntimeError) as error:
+        raise UserError(f"{root} is damaged: its weights hold no {mark} of the size config.json tells") from error
+    return StockCheckpoint(settings.model_type, config | {"model_type": settings.model_type}, weights)
+
+
+def refuse_unwritable(model: LVLM) -> None:
+    """UserError for a model whose weights are quantised or lie elsewhere than in memory."""
+    if getattr(model.hf, "quantization_method", None) is not None:
+        raise UserError(
+            f"{model.name} is opened with quantised weights: open it unquantised "
+            "(the written folder can be opened with a quantization_config)"
+        )
+    if any(parameter.is_meta for parameter in model.hf.parameters()):
+        raise UserError(f"{model.name} is offloaded in part: open it without a device map to write it")
+
+
+def save_companions(model: LVLM, folder: Path) -> None:
+    """Writes what turns texts and images into the model's inputs: tokenizer and image processor as they are in
+    use, the base checkpoint's other processor files as they are, and in processor_config.json the processor's
+    class, which transformers would else tell from a model_type it knows."""
+    model.tokenizer.save_pretrained(folder)
+    model.image_processor.save_pretrained(folder)
+    source = str(embedded_models().get(model.name, Path(model.name).expanduser()))
+    for name in _COMPANIONS:
+        path = checkpoint_file(source, name)
+        if path is not None:
+            (folder / name).write_bytes(path.read_bytes())
+    target = folder / "processor_config.json"
+    processor = json.loads(target.read_bytes()) if target.is_file() else {}
+    processor.pop("image_processor", None)  # it would win over the one just written
+    target.write_text(json.dumps(processor | _processor_values(model), indent=2) + "\n", encoding="utf-8")
+
+
+def _processor_values(model: LVLM) -> dict[str, Any]:
+    """What AutoProcessor must know: its class, and what the class takes that the model itself tells."""
+    name = transformers.models.auto.processing_auto.PROCESSOR_MAPPING_NAMES[model.hf.config.model_type]
+    takes = inspect.signature(getattr(transformers, name).__init__).parameters
+    known = {
+        "patch_size": getattr(model.hf.config.vision_config, "patch_size", None),
+        "vision_feature_select_strategy": getattr(model.hf.config, "vision_feature_select_strategy", None),
+        "num_additional_image_tokens": find_tower(model.hf).prefix_tokens,
+    }
+    return {"processor_class": name} | {key: value for key, value in known.items() if key in takes}
+
+
+def _patch_embedding(model: LVLM) -> tuple[str, Any]:
+    """The tower's first convolution, by its path in the model."""
+    inside = list(find_tower(model.hf).module.modules())
+    for path, module in model.hf.named_modules():
+        if type(module) in (nn.Conv2d, nn.Conv3d) and any(module is part for part in inside):
+            return path, module
+    raise UserError(f"{model.name}: its vision tower has no patch convolution to mark: keep an adapter instead")
+
+
+def _code(stock_class: type) -> dict[str, str]:
+    """File name -> source: the template for this stock class, and the modules of this package it needs."""
+    files = {}
+    waiting = [_TEMPLATE]
+    while waiting:
+        module = waiting.pop()
+        name = _MODELING if module == _TEMPLATE else _flat_name(module.removeprefix("lvlm_radapt."))
+        source = _without_type_imports(inspect.getsource(import_module(module)))
+        needed = {f"lvlm_radapt.{match[2]}" for match in _OWN_IMPORT.finditer(source)}
+        files[f"{name}.py"] = _OWN_IMPORT.sub(lambda match: f"{match[1]}.{_flat_name(match[2])}", source)
+        waiting += [other for other in needed if f"{_flat_name(other.removeprefix('lvlm_radapt.'))}.py" not in files]
+    model_name = stock_class.__name__
+    config_name = stock_class.config_class.__name__  # type: ignore[attr-defined]
+    template = files[f"{_MODELING}.py"]
+    template = template.replace("LlavaForConditionalGeneration as StockModel", f"{model_name} as StockModel")
+    files[f"{_MODELING}.py"] = template.replace("LlavaConfig as StockConfig", f"{config_name} as StockConfig")
+    return files
+
+
+def _flat_name(module: str) -> str:
+    return "radapt_" + module.replace(".", "_")
+
+
+def _without_type_imports(source: str) -> str:
+    """`source` less its `if TYPE_CHECKING:` blocks: transformers would look for what they import."""
+    lines = source.splitlines(keepends=True)
+    for node in reversed(ast.parse(source).body):
+        if isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING":
+            del lines[node.lineno - 1 : node.end_lineno]
+    return "".join(lines)
+
+
+def _settings(root: Path) -> _Settings:
+    path = root / SETTINGS
+    content = _json(path)
+    if content.get("format") != FORMAT:
+        raise UserError(f"{path} is damaged: it does not say that it is an {FORMAT}")
+    if content.get("version") != VERSION:
+        raise UserError(
+            f"{path} has format version {content.get('version')!r}, this program reads {VERSION}: update it"
+        )
+    return _validated(_Settings, content, path)
+
+
+def _config(root: Path) -> tuple[dict[str, Any], _Defence]:
+    path = root / "config.json"
+    content = _json(path)
+    return content, _validated(_Defence, content.get("radapt"), path)
+
+
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_bytes())
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror or error}") from error
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path} is damaged: it is no JSON file") from error
+    if not isinstance(content, dict):
+        raise UserError(f"{path} is damaged: it is no JSON object")
+    return content
+
+
+def _validated(kind: type[Part], content: Any, path: Path) -> Part:
+    try:
+        return kind.model_validate(content)
+    except ValidationError as error:
+        problem = error.errors(include_url=False)[0]
+        field = ".".join(str(part) for part in problem["loc"])
+        raise UserError(f"{path} is damaged: field {field}: {problem['msg']}") from error
+
+
+def _anchor(root: Path, defence: _Defence) -> Anchor | None:
+    if defence.anchor is None:
+        return None
+    for path in weight_files(str(root), str(root)):
+        try:
+            with safe_open(path, framework="pt") as file:
+                if ANCHOR in file.keys():  # noqa: SIM118  (no mapping)
+                    place = defence.anchor
+                    return Anchor(file.get_tensor(ANCHOR), grid=place.grid, prefix_tokens=place.prefix_tokens)
+        except (SafetensorError, OSError) as error:
+            raise UserError(f"{path} is cut short or damaged: copy the folder again") from error
+    raise UserError(f"{root} is damaged: its weights hold no {ANCHOR}")

@@ -1,0 +1,73 @@
+"""The Gaussian low-pass that belongs in front of the checkpoint in this folder; numpy and PIL alone.
+
+The anchor is folded into the weights, the filter is not: a server must pass every image through `filter_image`
+before its own preprocessing. An unfiltered image gets no error, only less protection.
+
+    from radapt_filter import filter_image
+    image = filter_image(Image.open("photo.png"))
+
+The defence filters an image AFTER it was resized to the model's canvas: so this file resizes first, by the rule of
+the model's image processor (PIL backend), which then finds an image of its own size and leaves it alone. Filtering
+the photo at its original size instead is another, weaker or stronger, filter.
+
+`filter_array` is that filter to the last digits of double precision. `filter_image` rounds its result to whole
+levels from 0 to 255, as a PNG must: off by at most half a level (0.5/255), and by the overshoot where the filter
+leaves that range beside a hard edge, which is cut off. torchvision's resize differs from PIL's in the last bits, but
+here nothing is left for it to resize. Not covered: images so elongated that their canvas breaks the processor's
+limit of pixels, which it resizes once more; and frames of videos.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+from PIL import Image
+
+CUTOFF = 40.0  # D0 of the response exp(-D^2 / (2 D0^2))
+UNIT = "px224"  # of D: cycles per 224 px, or "image", cycles per side
+BOUNDARY = "reflect"  # how the image goes on past its edge: mirrored, or "periodic"
+FACTOR = 28  # both sides of the canvas are multiples of it, in pixels
+MIN_PIXELS = 3136  # area of the canvas
+MAX_PIXELS = 12845056
+RESAMPLE = 3  # PIL's number of the resize
+
+
+def canvas_size(height: int, width: int) -> tuple[int, int]:
+    """(height, width) to which the model's processor resizes an image; ValueError where it refuses one."""
+    if max(height, width) > 200 * min(height, width):
+        raise ValueError(f"an image of {width}x{height} px is too elongated for this model: crop it")
+    high, wide = round(height / FACTOR) * FACTOR, round(width / FACTOR) * FACTOR
+    if high * wide > MAX_PIXELS:
+        scale = math.sqrt(height * width / MAX_PIXELS)
+        high = math.floor(height / scale / FACTOR) * FACTOR
+        wide = math.floor(width / scale / FACTOR) * FACTOR
+    elif high * wide < MIN_PIXELS:
+        scale = math.sqrt(MIN_PIXELS / (height * width))
+        high = math.ceil(height * scale / FACTOR) * FACTOR
+        wide = math.ceil(width * scale / FACTOR) * FACTOR
+    return max(FACTOR, high), max(FACTOR, wide)
+
+
+def filter_array(image: Image.Image) -> np.ndarray:
+    """float64 [H, W, 3] on the canvas, RGB levels 0 to 255, neither rounded nor cut off."""
+    image = image.convert("RGB")
+    high, wide = canvas_size(image.height, image.width)
+    if image.size != (wide, high):
+        image = image.resize((wide, high), resample=Image.Resampling(RESAMPLE))
+    return _along(_along(np.asarray(image, dtype=np.float64), 0), 1)
+
+
+def filter_image(image: Image.Image) -> Image.Image:
+    """The filtered image on the canvas, 8-bit RGB."""
+    return Image.fromarray(np.clip(np.rint(filter_array(image)), 0, 255).astype(np.uint8))
+
+
+def _along(pixels: np.ndarray, axis: int) -> np.ndarray:
+    pixels = np.moveaxis(pixels, axis, 0)
+    size = len(pixels)
+    endless = pixels if BOUNDARY == "periodic" else np.concatenate([pixels, pixels[-2:0:-1]])
+    frequency = np.fft.rfftfreq(len(endless)) * (224 if UNIT == "px224" else size)
+    response = np.exp(-(frequency**2) / (2 * CUTOFF**2))
+    spectrum = np.fft.rfft(endless, axis=0) * response[:, None, None]
+    return np.moveaxis(np.fft.irfft(spectrum, n=len(endless), axis=0)[:size], 0, axis)

@@ -1,0 +1,23 @@
+"""LLaVA-OneVision: LLaVA-NeXT's views, a SigLIP tower, and a limit on how many tokens the crops may take."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import ClassVar
+
+from torch import Tensor
+
+from lvlm_radapt.models.llava_next import LlavaNextLVLM
+
+
+class LlavaOnevisionLVLM(LlavaNextLVLM):
+    """`LlavaOnevisionForConditionalGeneration` behind the uniform interface, one image a question."""
+
+    default_conversation: ClassVar[str] = "chatml"
+
+    def _pack(self, views: Tensor, sizes: Sequence[tuple[int, int]], newline: Tensor) -> list[Tensor]:
+        """As LLaVA-NeXT does, but crops beyond the area that `vision_aspect_ratio` allows are shrunk to it."""
+        packed, _ = self.hf.model.pack_image_features(
+            views, sizes, image_newline=newline, vision_aspect_ratio=self.hf.config.vision_aspect_ratio
+        )
+        return packed

@@ -1,0 +1,24 @@
+"""Qwen3-VL: as its forerunners, with features of inner vision layers added into the first language layers."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+from torch import Tensor
+
+from lvlm_radapt.models.base import PixelBatch
+from lvlm_radapt.models.qwen import QwenLVLM
+
+
+class Qwen3LVLM(QwenLVLM):
+    """`Qwen3VLForConditionalGeneration` behind the uniform interface.
+
+    Given embeddings in place of token ids, transformers leaves the inner features (deepstack) out: loss and
+    generation hand them to the language model themselves.
+    """
+
+    default_conversation: ClassVar[str] = "qwen3"
+
+    def _visual_inputs(self, batch: PixelBatch, is_image: Tensor) -> tuple[Tensor, dict[str, Any]]:
+        out = self._tower_output(batch)
+        return out.pooler_output, {"visual_pos_masks": is_image, "deepstack_visual_embeds": out.deepstack_features}

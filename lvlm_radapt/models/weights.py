@@ -1,0 +1,106 @@
+"""Weight files as people hold them: safetensors or torch pickles, whole or in shards, read tensor by tensor.
+
+Tensors stay views of the files (memory-mapped), so a 7B checkpoint is in memory only once: where the model
+puts it.
+"""
+
+from __future__ import annotations
+
+import json
+import pickle
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+from transformers.utils import cached_file
+
+from lvlm_radapt.errors import UserError
+
+_FILES = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
+_ZIP = b"PK\x03\x04"
+
+
+def weight_files(source: str, name: str) -> list[Path]:
+    """The files that hold the weights of the checkpoint `source` (a folder or a hub id), shards as their index
+    lists them. UserError when there are none or a shard is missing."""
+    for file in _FILES:
+        path = checkpoint_file(source, file)
+        if path is None:
+            continue
+        if not file.endswith(".json"):
+            return [path]
+        shards = _shards(path)
+        paths = [checkpoint_file(source, shard) for shard in shards]
+        lost = [shard for shard, found in zip(shards, paths, strict=True) if found is None]
+        if lost:
+            raise UserError(f"{name}: the shard {lost[0]} that {file} names is not there: download it")
+        return [found for found in paths if found is not None]
+    raise UserError(f"{name}: no weights there, neither {_FILES[0]} nor {_FILES[2]} nor an index of shards")
+
+
+def checkpoint_file(source: str, file: str) -> Path | None:
+    """A file of a folder or of a hub repository (downloaded if need be); None where it is not."""
+    try:
+        found = cached_file(
+            source,
+            file,
+            _raise_exceptions_for_missing_entries=False,
+            _raise_exceptions_for_connection_errors=False,
+            _raise_exceptions_for_gated_repo=False,
+        )
+    except (OSError, ValueError):
+        return None
+    return None if found is None else Path(found)
+
+
+def read_tensors(path: Path) -> Iterator[tuple[str, Tensor]]:
+    """(key, tensor) of everything in one weight file. UserError, one line, when it is cut short or damaged, or
+    holds anything but tensors: pickles are opened with `weights_only=True`."""
+    if path.suffix == ".safetensors":
+        try:
+            with safe_open(path, framework="pt") as file:
+                for key in file.keys():  # noqa: SIM118  (no mapping)
+                    yield key, file.get_tensor(key)
+        except (SafetensorError, OSError) as error:
+            raise UserError(f"{path} is cut short or damaged: download it again ({_one_line(error)})") from error
+        return
+    yield from _tensors_of(read_pickle(path), path)
+
+
+def read_pickle(path: Path) -> Any:
+    """What a torch pickle holds, tensors on the CPU. UserError as for `read_tensors`."""
+    try:
+        with path.open("rb") as file:
+            mapped = file.read(len(_ZIP)) == _ZIP  # the format before torch 1.6 cannot be mapped
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
+    except pickle.UnpicklingError as error:
+        raise UserError(
+            f"{path} is damaged or holds more than tensors, which is never opened: save its state dict alone"
+        ) from error
+    except (OSError, RuntimeError, ValueError, EOFError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{path} is cut short or damaged: download it again ({_one_line(error)})") from error
+
+
+def _tensors_of(content: Any, path: Path) -> Iterator[tuple[str, Tensor]]:
+    if not isinstance(content, Mapping) or not all(isinstance(value, Tensor) for value in content.values()):
+        raise UserError(f"{path} holds no state dict (names and tensors): save the model's state_dict()")
+    for key, value in content.items():
+        yield str(key), value
+
+
+def _shards(index: Path) -> list[str]:
+    try:
+        places = json.loads(index.read_bytes())["weight_map"]
+        shards = sorted({str(file) for file in places.values()})
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise UserError(f"{index} is damaged: it is no index of weight shards") from error
+    if not shards or any(Path(shard).name != shard for shard in shards):
+        raise UserError(f"{index} is damaged: it must name shards that lie beside it")
+    return shards
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split())[:120]

@@ -1,0 +1,116 @@
+"""SigLIP and bare vision towers behind the pixel interface, against the library's own road."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import tiny_checkpoints
+import tiny_random
+import torch
+import transformers
+from safetensors.torch import load_file, save_file
+from test_models import noise
+from torch import nn
+
+from lvlm_radapt import RAdaptConfig, load_encoder, load_model, robustify
+from lvlm_radapt.anchor import white_anchor
+from lvlm_radapt.errors import UserError
+from lvlm_radapt.inject import injected_anchor
+from lvlm_radapt.models.load import load_surrogate
+
+TEXTS = ["a red pig", "what", "describe the small red circle on the left with a word and one blue square please now"]
+
+
+def test_siglip_encoder_equals_the_library_s(tmp_path: Path) -> None:
+    folder = tiny_checkpoints.save_siglip(tmp_path)
+    encoder = load_encoder(folder)
+    stock = transformers.SiglipModel.from_pretrained(folder, attn_implementation="eager").eval()
+    images = [noise(80, 60, i) for i in range(2)]
+    batch = encoder.pixels(images)
+    values = encoder.image_processor(images=images, return_tensors="pt")["pixel_values"]
+    hidden = stock.vision_model(values, output_hidden_states=True).hidden_states
+    assert encoder.features(batch).shape == (2, 16, 32)
+    torch.testing.assert_close(encoder.features(batch), hidden[-2])
+    torch.testing.assert_close(load_encoder(folder, feature_layer=-1).features(batch), hidden[-1])
+    tokens = encoder.tokenizer(TEXTS, padding="max_length", max_length=16, truncation=True, return_tensors="pt")
+    out = stock(input_ids=tokens["input_ids"], pixel_values=values)
+    texts = encoder.text_features(TEXTS)
+    torch.testing.assert_close(nn.functional.normalize(encoder.image_features(batch)), out.image_embeds)
+    torch.testing.assert_close(nn.functional.normalize(texts), out.text_embeds)
+    for i, text in enumerate(TEXTS):  # a text does not depend on its neighbours' lengths
+        torch.testing.assert_close(encoder.text_features([text])[0], texts[i])
+    x = batch.x.clone().requires_grad_()
+    encoder.image_features(batch.replace(x)).sum().backward()
+    assert x.grad is not None
+    assert x.grad.abs().max() > 0
+    with pytest.raises(UserError, match="image encoder"):
+        encoder.features(batch, at="projector")
+
+
+@pytest.mark.parametrize("kind", ["clip", "siglip"])
+def test_a_bare_tower_has_features_but_no_texts(kind: str, tmp_path: Path) -> None:
+    folder = tiny_checkpoints.save_vision(tmp_path, kind)
+    encoder = load_encoder(folder)
+    stock = getattr(transformers, {"clip": "CLIPVisionModel", "siglip": "SiglipVisionModel"}[kind])
+    model = stock.from_pretrained(folder, attn_implementation="eager").eval()
+    image = noise(80, 60)
+    batch = encoder.pixels([image])
+    values = encoder.image_processor(images=[image], return_tensors="pt")["pixel_values"]
+    out = model(values, output_hidden_states=True)
+    torch.testing.assert_close(encoder.features(batch), out.hidden_states[-2][:, -16:])
+    with pytest.raises(UserError, match="bare vision tower: for texts") as error:
+        encoder.text_features(["a"])
+    assert "\n" not in str(error.value)
+    if kind == "siglip":  # its embedding is the pooling head's, which the tower holds
+        torch.testing.assert_close(encoder.image_features(batch), out.pooler_output)
+    else:
+        with pytest.raises(UserError, match="without a projection"):
+            encoder.image_features(batch)
+
+
+def test_a_siglip_tower_without_its_head_has_no_embedding(tmp_path: Path) -> None:
+    encoder = load_encoder(tiny_checkpoints.save_vision(tmp_path, "siglip", vision_use_head=False))
+    batch = encoder.pixels([noise(56, 56)])
+    assert encoder.features(batch).shape == (1, 16, 32)
+    with pytest.raises(UserError, match="no pooling head"):
+        encoder.image_features(batch)
+
+
+@pytest.mark.parametrize("kind", ["clip", "siglip"])
+def test_weight_names_with_one_more_level_are_read(kind: str, tmp_path: Path) -> None:
+    folder = tiny_checkpoints.save_vision(tmp_path, kind)
+    batch = load_encoder(folder).pixels([noise(56, 56)])
+    expected = load_encoder(folder).features(batch)
+    path = folder / "model.safetensors"
+    weights = {f"vision_model.{name.removeprefix('vision_model.')}": w for name, w in load_file(path).items()}
+    save_file(weights, path, metadata={"format": "pt"})
+    assert torch.equal(load_encoder(folder).features(batch), expected)
+
+
+def test_every_encoder_is_a_surrogate_and_no_lvlm(tmp_path: Path) -> None:
+    folders = [
+        tiny_checkpoints.save_clip(tmp_path / "clip"),
+        tiny_checkpoints.save_siglip(tmp_path / "siglip"),
+        tiny_checkpoints.save_vision(tmp_path / "clip-vision", "clip"),
+        tiny_checkpoints.save_vision(tmp_path / "siglip-vision", "siglip"),
+    ]
+    for folder in folders:
+        surrogate = load_surrogate(folder)
+        assert surrogate.features(surrogate.pixels([noise(56, 56)])).shape == (1, 16, tiny_random.WIDTH)
+        with pytest.raises(UserError, match="it is an image encoder"):
+            load_model(folder)
+
+
+@pytest.mark.parametrize("kind", ["clip", "siglip"])
+def test_encoders_take_the_defence_with_their_own_normalisation(kind: str, tmp_path: Path) -> None:
+    encoder = robustify(load_encoder(tiny_checkpoints.save_vision(tmp_path, kind)), RAdaptConfig(cutoff=20))
+    batch = encoder.pixels([noise(56, 56)])
+    defended = encoder.features(batch)
+    anchor = injected_anchor(encoder.hf)
+    assert anchor is not None
+    white = white_anchor(encoder.hf, encoder.image_mean, encoder.image_std)
+    assert (anchor.grid, anchor.prefix_tokens) == ((4, 4), 1 if kind == "clip" else 0)
+    assert torch.equal(anchor.values, white.values)
+    with encoder.undefended():
+        assert (encoder.features(batch) - defended).abs().max() > 1e-2

@@ -1,0 +1,562 @@
+"""Exported and folded folders: complete models that need this package no more, and never come back unprotected."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import os
+import runpy
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import test_cli
+import tiny_checkpoints
+import torch
+import transformers
+from families import FAMILIES
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+from safetensors.torch import load_file, save_file
+from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_resize
+
+from lvlm_radapt import RAdaptConfig, filter_template, inject, load_model, modules, robustify
+from lvlm_radapt.anchor import Anchor
+from lvlm_radapt.checkpoint import save_adapter
+from lvlm_radapt.cli import default_preset
+from lvlm_radapt.errors import UserError
+from lvlm_radapt.export import export_model, is_export
+from lvlm_radapt.fold import fold_model
+from lvlm_radapt.inject import injected_anchor
+from lvlm_radapt.models import LVLM
+from lvlm_radapt.modules import GaussianFilter
+from lvlm_radapt.towers.qwen import images_to_rows
+
+PROMPT, TARGET = "what is this ?", "a pig"
+CONFIG = RAdaptConfig(cutoff=30.0, alpha=0.7)
+PROCESSORS = {
+    "onevision": "LlavaOnevisionProcessor",
+    "qwen2": "Qwen2VLProcessor",
+    "qwen2.5": "Qwen2_5_VLProcessor",
+    "qwen3": "Qwen3VLProcessor",
+}  # of the families whose AutoProcessor needs torchvision
+
+# Runs where this package cannot be imported. argv: jobs.json, a list of {folder, inputs, out, ...}.
+ELSEWHERE = """
+import json, sys
+
+class Blocker:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in ("lvlm_radapt", "eval_tasks", "attacks"):
+            raise ImportError(f"No module named {name!r} (blocked)")
+
+sys.meta_path.insert(0, Blocker())
+import torch, transformers
+from PIL import Image
+
+def outcome(call):
+    try:
+        call()
+    except Exception as error:
+        return f"{type(error).__name__}: {error}"
+    return "loaded"
+
+def inner(job):
+    # some inner models of transformers cannot read the layout of the running model and draw a random tower
+    kind = getattr(transformers, job["inner"])
+    there = kind.from_pretrained(job["folder"]).state_dict()
+    base = kind.from_pretrained(job["base"]).state_dict()
+    vision = [key for key in base if key.startswith("vis") and key.endswith("proj.weight")]
+    if vision and not any(torch.equal(there[key], base[key]) for key in vision):
+        raise ValueError("another tower")
+
+def run(job):
+    folder, stock = job["folder"], getattr(transformers, job["stock"])
+    auto = transformers.AutoModelForImageTextToText
+    model = auto.from_pretrained(folder, trust_remote_code=True, **({"dtype": job["dtype"]} if job["dtype"] else {}))
+    inputs = torch.load(job["inputs"])
+    with torch.no_grad():
+        logits = model.eval()(**inputs).logits
+    answer = model.generate(**inputs, max_new_tokens=5, do_sample=False)
+    anchor = getattr(model, "radapt_mix", None)
+    result = {"logits": logits, "answer": answer, "anchor": None if anchor is None else anchor.anchor.dtype}
+    if job["refusals"]:
+        result["refusals"] = {
+            "stock": outcome(lambda: stock.from_pretrained(folder)),
+            "stock, stock config": outcome(lambda: stock.from_pretrained(folder, config=job["base"])),
+            "stock, bfloat16": outcome(lambda: stock.from_pretrained(folder, dtype=torch.bfloat16)),
+            "inner model": outcome(lambda: inner(job)),
+            "no trust": outcome(lambda: auto.from_pretrained(folder, trust_remote_code=False)),
+            "trust not asked": outcome(lambda: auto.from_pretrained(folder)),
+        }
+    if job["processor"]:
+        image, text = Image.open(job["image"]), job["text"]
+        if job["processor"] == "AutoProcessor":
+            result["inputs"] = dict(transformers.AutoProcessor.from_pretrained(folder, trust_remote_code=True)(
+                images=[image], text=[text], return_tensors="pt"))
+        else:
+            kind = json.load(open(folder + "/preprocessor_config.json"))["image_processor_type"]
+            images = getattr(transformers, kind).from_pretrained(folder)(images=[image], return_tensors="pt")
+            tokenizer = transformers.AutoTokenizer.from_pretrained(folder, trust_remote_code=True)
+            result["inputs"] = {"pixel_values": images["pixel_values"]}
+            result["template"] = tokenizer.chat_template
+    torch.save(result, job["out"])
+
+for job in json.load(open(sys.argv[1])):
+    run(job)
+assert not [m for m in sys.modules if m.partition(".")[0] in ("lvlm_radapt", "eval_tasks", "attacks")]
+"""
+
+
+def _image(height: int = 84, width: int = 56, seed: int = 0) -> Image.Image:
+    rng = np.random.default_rng(seed)
+    return Image.fromarray(rng.integers(0, 256, (height, width, 3), dtype=np.uint8))
+
+
+@dataclass(frozen=True)
+class Variant:
+    """What is exported and how it is opened. opened: a dtype's name, or empty for the stored one."""
+
+    family: str
+    config: RAdaptConfig = CONFIG
+    dtype: torch.dtype = torch.float32
+    shards: int | str = "5GB"
+    opened: str = ""
+
+
+VARIANTS = {
+    **{name: Variant(name) for name in FAMILIES},
+    "all set": Variant(
+        "qwen2.5", RAdaptConfig(cutoff=20, cutoff_unit="image", boundary="periodic", alpha=-0.3, mix="add")
+    ),
+    "filter alone": Variant("llava", RAdaptConfig(alpha=0)),
+    "anchor alone": Variant("llava", RAdaptConfig(cutoff=None)),
+    "sharded": Variant("llava", shards=100_000),
+    "bfloat16": Variant("qwen2.5", dtype=torch.bfloat16),
+    "float16": Variant("llava", dtype=torch.float16),
+    "float32 opened in bfloat16": Variant("llava", opened="bfloat16"),
+}
+
+
+@dataclass(frozen=True)
+class Exported:
+    """A model in this process, its folder, and what another process without this package made of the folder."""
+
+    variant: Variant
+    ours: LVLM
+    base: Path
+    folder: Path
+    inputs: dict[str, torch.Tensor]
+    elsewhere: dict[str, Any]
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Exported]:
+    root = tmp_path_factory.mktemp("export")
+    _image().save(root / "image.png")
+    cases, jobs = {}, []
+    for number, (name, variant) in enumerate(VARIANTS.items()):
+        family = FAMILIES[variant.family]
+        base = root / variant.family
+        if not base.exists():
+            family.save(base)
+        ours = robustify(load_model(base, dtype=variant.dtype), variant.config)
+        folder = root / f"exported{number}"
+        export_model(ours, folder, max_shard_size=variant.shards)
+        inputs = family.inputs(ours, _image(), PROMPT)
+        torch.save(inputs, root / f"{number}.inputs")
+        cases[name] = Exported(variant, ours, base, folder, inputs, {})
+        jobs.append({
+            "folder": str(folder),
+            "inputs": str(root / f"{number}.inputs"),
+            "out": str(root / f"{number}.out"),
+            "stock": family.stock,
+            "inner": type(ours.hf.model).__name__,
+            "base": str(base),
+            "dtype": variant.opened,
+            "refusals": name in FAMILIES or name == "filter alone",
+            "processor": "" if name not in FAMILIES else "parts" if name in PROCESSORS else "AutoProcessor",
+            "image": str(root / "image.png"),
+            "text": f"USER: <image>\n{PROMPT} ASSISTANT:",
+        })  # fmt: skip
+    anchorless = _copy(cases["llava"].folder, root / "anchorless")
+    weights = load_file(anchorless / "model.safetensors")
+    del weights["radapt_mix.anchor"]
+    save_file(weights, anchorless / "model.safetensors", metadata={"format": "pt"})
+    jobs.append({
+        **jobs[0], "folder": str(anchorless), "out": str(root / "anchorless.out"), "refusals": False, "processor": "",
+    })  # fmt: skip
+    (root / "jobs.json").write_text(json.dumps(jobs))
+    (root / "elsewhere").mkdir()
+    (root / "elsewhere.py").write_text(ELSEWHERE)
+    done = subprocess.run(
+        [sys.executable, str(root / "elsewhere.py"), str(root / "jobs.json")],
+        cwd=root / "elsewhere",
+        env={**os.environ, "HF_HUB_OFFLINE": "1", "HF_MODULES_CACHE": str(root / "code")},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    for number, case in enumerate(cases.values()):
+        case.elsewhere.update(torch.load(root / f"{number}.out"))
+    return cases
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_without_this_package_the_logits_are_bit_equal(exported: dict[str, Exported], name: str) -> None:
+    case = exported[name]
+    ours = load_model(case.folder, dtype=torch.bfloat16) if case.variant.opened else case.ours
+    with torch.no_grad():
+        expected = ours.hf(**case.inputs).logits
+        with ours.undefended():
+            bare = ours.hf(**case.inputs).logits
+    assert case.elsewhere["logits"].dtype == expected.dtype == ours.dtype
+    assert torch.equal(case.elsewhere["logits"], expected)
+    assert (expected - bare).abs().max() > 0.05  # the defence is no idle one
+    answer = ours.hf.generate(**case.inputs, max_new_tokens=5, do_sample=False)
+    assert torch.equal(case.elsewhere["answer"], answer)
+
+
+def test_the_anchor_is_float32_in_every_precision(exported: dict[str, Exported]) -> None:
+    anchors = {name: case.elsewhere["anchor"] for name, case in exported.items()}
+    assert {name for name, dtype in anchors.items() if dtype is None} == {"filter alone", "qwen3"}
+    assert {dtype for dtype in anchors.values() if dtype is not None} == {torch.float32}
+
+
+@pytest.mark.parametrize("name", [*FAMILIES, "filter alone"])
+def test_it_never_comes_back_unprotected(exported: dict[str, Exported], name: str) -> None:
+    refusals = exported[name].elsewhere["refusals"]
+    for way in ("stock", "stock, stock config", "stock, bfloat16"):
+        assert refusals[way].startswith("RuntimeError: You set `ignore_mismatched_sizes` to `False`"), way
+    assert refusals["inner model"] == "ValueError: another tower" or refusals["inner model"].startswith("RuntimeError")
+    for way in ("no trust", "trust not asked"):
+        assert refusals[way].startswith("ValueError") and "trust_remote_code=True" in refusals[way], way  # noqa: PT018
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_inputs_are_made_from_the_folder_alone(exported: dict[str, Exported], name: str) -> None:
+    case = exported[name]
+    made = case.elsewhere["inputs"]
+    for key, value in made.items():
+        assert torch.equal(value, case.inputs[key]), key
+    if name not in PROCESSORS:
+        assert set(made) == set(case.inputs)
+    else:
+        assert case.elsewhere["template"] == case.ours.tokenizer.chat_template
+        processor = json.loads((case.folder / "processor_config.json").read_text())
+        assert processor["processor_class"] == PROCESSORS[name]
+
+
+def _loss(model: LVLM) -> torch.Tensor:
+    with torch.no_grad():
+        return model.loss(model.pixels([_image()]), [PROMPT], [TARGET])
+
+
+@pytest.mark.parametrize("name", [*FAMILIES, "all set", "filter alone", "sharded"])
+def test_load_model_opens_it(exported: dict[str, Exported], name: str) -> None:
+    case = exported[name]
+    back = load_model(case.folder)
+    assert type(back) is type(case.ours)
+    assert type(back.hf) is type(case.ours.hf)  # the folder's own code was not run
+    assert back.radapt == case.variant.config
+    assert torch.equal(_loss(back), _loss(case.ours))
+    batch = back.pixels([_image()])
+    assert back.generate(batch, [PROMPT]) == case.ours.generate(batch, [PROMPT])
+    assert back.hf.generation_config.eos_token_id == case.ours.hf.generation_config.eos_token_id
+    with back.undefended(), case.ours.undefended():
+        assert torch.equal(_loss(back), _loss(case.ours))
+    assert not torch.equal(_loss(back), _loss(load_model(case.base)))
+
+
+def test_opening_it_is_quiet(exported: dict[str, Exported], capfd: pytest.CaptureFixture[str]) -> None:
+    capfd.readouterr()
+    load_model(exported["llava"].folder)
+    out, err = capfd.readouterr()
+    assert (out, err) == ("", "")
+
+
+def test_it_can_be_exported_and_adapted_again(exported: dict[str, Exported], tmp_path: Path) -> None:
+    back = load_model(exported["llava"].folder)
+    export_model(back, tmp_path / "again")
+    for file in ("model.safetensors", "modeling_radapt.py", "processor_config.json", "tokenizer.json"):
+        assert (tmp_path / "again" / file).read_bytes() == (exported["llava"].folder / file).read_bytes(), file
+    save_adapter(back, tmp_path / "adapter")
+    assert torch.equal(_loss(load_model(tmp_path / "adapter")), _loss(back))
+
+
+def test_geometry_and_base_are_kept(tmp_path: Path) -> None:
+    base = tiny_checkpoints.save_llava(tmp_path / "base")
+    export_model(robustify(load_model(base, geometry="pad")), tmp_path / "out")
+    assert load_model(tmp_path / "out").geometry == "pad"
+    assert load_model(tmp_path / "out", geometry="stock").geometry == "stock"
+    assert default_preset(str(tmp_path / "out")) == "native"
+    _edit(tmp_path / "out" / "radapt_export.json", base="tiny-llava")
+    assert default_preset(str(tmp_path / "out")) == "scenes"
+
+
+def test_shards(exported: dict[str, Exported]) -> None:
+    folder = exported["sharded"].folder
+    assert len(list(folder.glob("model-*-of-*.safetensors"))) > 1
+    assert (folder / "model.safetensors.index.json").is_file()
+    assert not (folder / "model.safetensors").exists()
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_the_code_in_the_folder(exported: dict[str, Exported], name: str) -> None:
+    files = {path.name: path.read_text() for path in exported[name].folder.glob("*.py")}
+    assert files["radapt_modules.py"] == inspect.getsource(modules)
+    assert f"import {FAMILIES[name].stock} as StockModel" in files["modeling_radapt.py"]
+    for file, source in files.items():
+        compile(source, file, "exec")
+        assert "import lvlm_radapt" not in source
+        assert "from lvlm_radapt" not in source
+        assert "\nif TYPE_CHECKING" not in source
+
+
+def test_weights_without_an_anchor_are_no_weak_defence(exported: dict[str, Exported]) -> None:
+    """transformers only warns of a missing key; the anchor is then not a number, and so is every answer."""
+    case = exported["llava"]
+    assert torch.load(case.folder.parent / "anchorless.out")["logits"].isnan().all()
+    with pytest.raises(UserError, match=r"its weights hold no radapt_mix\.anchor"):
+        load_model(case.folder.parent / "anchorless")
+
+
+def _copy(folder: Path, to: Path) -> Path:
+    to.mkdir()
+    for path in folder.iterdir():
+        (to / path.name).write_bytes(path.read_bytes())
+    return to
+
+
+def _edit(path: Path, **changes: Any) -> None:
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+def _cut(folder: Path) -> None:
+    path = folder / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:5000])
+
+
+def _no_anchor(folder: Path) -> None:
+    path = folder / "config.json"
+    _edit(path, radapt=json.loads(path.read_text())["radapt"] | {"anchor": None})
+
+
+def _other_shape(folder: Path) -> None:
+    path = folder / "config.json"
+    patches = {"module": "model.vision_tower.embeddings.patch_embedding", "shape": [32, 3, 15, 14]}
+    _edit(path, radapt=json.loads(path.read_text())["radapt"] | {"patches": patches})
+
+
+DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
+    "no json": (lambda f: (f / "radapt_export.json").write_text("{"), r"radapt_export\.json is damaged: it is no JSON"),
+    "another format": (lambda f: _edit(f / "radapt_export.json", format="x"), "does not say that it is an lvlm-radapt"),
+    "a later version": (lambda f: _edit(f / "radapt_export.json", version=2), "format version 2, this program reads 1"),
+    "another geometry": (lambda f: _edit(f / "radapt_export.json", geometry="x"), "damaged: field geometry"),
+    "no defence": (lambda f: _edit(f / "config.json", radapt=None), r"config\.json is damaged: field"),
+    "no anchor's place": (_no_anchor, "alpha is 0.7 and there is no one anchor"),
+    "another shape": (_other_shape, "weights hold no .*patch_embedding.weight of the size"),
+    "an unknown model": (lambda f: _edit(f / "radapt_export.json", model_type="gpt"), "model_type 'gpt' is not supp"),
+    "weights cut off": (_cut, "cut short or damaged"),
+    "weights missing": (lambda f: (f / "model.safetensors").unlink(), "no weights there"),
+}
+
+
+@pytest.mark.parametrize("name", DAMAGE)
+def test_a_damaged_folder_is_one_line(exported: dict[str, Exported], tmp_path: Path, name: str) -> None:
+    change, message = DAMAGE[name]
+    folder = _copy(exported["llava"].folder, tmp_path / "copy")
+    change(folder)
+    with pytest.raises(UserError, match=message) as caught:
+        load_model(folder)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("write", [export_model, fold_model])
+def test_what_cannot_be_written(tmp_path: Path, write: Callable[[LVLM, Path], None]) -> None:
+    model = load_model(tiny_checkpoints.save_qwen(tmp_path / "base"))
+    with pytest.raises(UserError, match="has no R-Adapt in it: call robustify"):
+        write(model, tmp_path / "out")
+    robustify(model)
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "mine.txt").write_text("mine")
+    with pytest.raises(UserError, match="full is not empty: name a new folder"):
+        write(model, tmp_path / "full")
+    model.hf.quantization_method = "bitsandbytes"
+    with pytest.raises(UserError, match="opened with quantised weights"):
+        write(model, tmp_path / "out")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["base", "full"]
+
+
+QWENS = ("qwen2", "qwen2.5")
+
+
+def _logits(hf: Any, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
+    with torch.no_grad():
+        return hf(**inputs).logits
+
+
+@pytest.mark.parametrize(("alpha", "mix"), [(0.7, "interpolate"), (1.0, "interpolate"), (-0.4, "add")])
+@pytest.mark.parametrize("name", QWENS)
+def test_a_folded_anchor_is_the_injected_one(tmp_path: Path, name: str, alpha: float, mix: Any) -> None:
+    family = FAMILIES[name]
+    family.save(tmp_path / "base")
+    model = robustify(load_model(tmp_path / "base"), RAdaptConfig(cutoff=None, alpha=alpha, mix=mix))
+    fold_model(model, tmp_path / "out")
+    assert not list((tmp_path / "out").glob("*.py"))
+    assert not is_export(tmp_path / "out")
+    plain, info = getattr(transformers, family.stock).from_pretrained(tmp_path / "out", output_loading_info=True)
+    assert not any(info.values())
+    inputs = family.inputs(model, _image(112, 140), PROMPT)
+    expected = _logits(model.hf, inputs)
+    torch.testing.assert_close(_logits(plain.eval(), inputs), expected, rtol=1e-5, atol=1e-5)
+    with model.undefended():
+        assert (_logits(model.hf, inputs) - expected).abs().max() > 0.05
+    # what was in memory is as it was
+    assert torch.equal(_logits(model.hf, inputs), expected)
+    assert load_model(tmp_path / "out").radapt is None
+
+
+@pytest.mark.parametrize("name", QWENS)
+def test_a_filter_in_front_of_the_folded_model(tmp_path: Path, name: str) -> None:
+    family = FAMILIES[name]
+    family.save(tmp_path / "base")
+    model = robustify(load_model(tmp_path / "base"), RAdaptConfig(cutoff=25.0, cutoff_unit="image", alpha=0.7))
+    fold_model(model, tmp_path / "out")
+    ahead = runpy.run_path(str(tmp_path / "out" / "radapt_filter.py"))
+    plain = getattr(transformers, family.stock).from_pretrained(tmp_path / "out").eval()
+    image = _image(150, 97)
+    inputs = family.inputs(model, image, PROMPT)
+    # exact: the unrounded pixels, normalised by hand
+    array = torch.from_numpy(ahead["filter_array"](image)).permute(2, 0, 1)[None]
+    mean, std = (
+        torch.tensor(values, dtype=torch.float64).view(3, 1, 1) for values in (model.image_mean, model.image_std)
+    )
+    rows = images_to_rows((array / 255 - mean) / std, 14, 2).float()
+    expected = _logits(model.hf, inputs)
+    torch.testing.assert_close(_logits(plain, {**inputs, "pixel_values": rows}), expected, rtol=1e-4, atol=1e-4)
+    assert (_logits(plain, inputs) - expected).abs().max() > 0.05  # without the filter it is another model
+    # rounded: the processor takes the image as it is, each level within half of the exact one
+    eight_bit = ahead["filter_image"](image)
+    assert (eight_bit.height, eight_bit.width) == model.canvas(image) == model.canvas(eight_bit)
+    seen = model.pixels([eight_bit]).x[0].double() * 255
+    assert torch.equal(seen.round().byte(), torch.from_numpy(np.asarray(eight_bit).copy()).permute(2, 0, 1))
+    assert (seen - array[0].clamp(0, 255)).abs().max() <= 0.5 + 1e-4
+
+
+@pytest.mark.parametrize("boundary", ["reflect", "periodic"])
+@pytest.mark.parametrize("unit", ["px224", "image"])
+def test_the_standalone_filter_is_the_towers(monkeypatch: pytest.MonkeyPatch, unit: str, boundary: str) -> None:
+    for name, value in {"CUTOFF": 33.0, "UNIT": unit, "BOUNDARY": boundary, "MAX_PIXELS": 30_000}.items():
+        monkeypatch.setattr(filter_template, name, value)
+    for size in ((84, 56), (300, 200), (28, 28)):
+        array = filter_template.filter_array(_image(*size))
+        canvas = _image(*size).resize(array.shape[1::-1], Image.Resampling.BICUBIC)
+        pixels = torch.from_numpy(np.asarray(canvas, dtype=np.float64)).permute(2, 0, 1)
+        expected = GaussianFilter(33.0, unit, boundary)(pixels)
+        np.testing.assert_allclose(array.transpose(2, 0, 1), expected.numpy(), rtol=0, atol=1e-9)
+        assert np.abs(array - np.asarray(canvas)).max() > 10
+
+
+@settings(max_examples=200, deadline=None)
+@given(height=st.integers(1, 3000), width=st.integers(1, 3000), area=st.sampled_from([28_000, 1_003_520, 12_845_056]))
+def test_the_standalone_filters_canvas_is_the_processors(height: int, width: int, area: int) -> None:
+    limit, filter_template.MAX_PIXELS = filter_template.MAX_PIXELS, area
+    try:
+        if max(height, width) > 200 * min(height, width):
+            with pytest.raises(ValueError, match="too elongated"):
+                filter_template.canvas_size(height, width)
+            return
+        expected = smart_resize(height, width, factor=28, min_pixels=3136, max_pixels=area)
+        assert filter_template.canvas_size(height, width) == expected
+    finally:
+        filter_template.MAX_PIXELS = limit
+
+
+def test_the_standalone_filter_needs_numpy_and_pil_alone(tmp_path: Path) -> None:
+    fold_model(robustify(load_model(tiny_checkpoints.save_qwen(tmp_path / "base"))), tmp_path / "out")
+    _image().save(tmp_path / "image.png")
+    code = (
+        "import sys\n"
+        "for name in ('torch', 'transformers', 'lvlm_radapt'): sys.modules[name] = None\n"
+        "from PIL import Image\nfrom radapt_filter import filter_image\n"
+        "filter_image(Image.open('image.png')).save('filtered.png')\n"
+    )
+    subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, check=True, env={**os.environ, "PYTHONPATH": str(tmp_path / "out")}
+    )
+    filtered = np.asarray(Image.open(tmp_path / "filtered.png"))
+    assert filtered.shape == (84, 56, 3)
+    assert filtered.std() < np.asarray(_image()).std()
+
+
+def test_a_constant_anchor_folds_into_any_family(tmp_path: Path) -> None:
+    model = load_model(tiny_checkpoints.save_llava(tmp_path / "base"))
+    inject(model.hf, RAdaptConfig(cutoff=None, alpha=0.6), Anchor(torch.randn(1, 32)))
+    fold_model(model, tmp_path / "out")
+    plain = transformers.LlavaForConditionalGeneration.from_pretrained(tmp_path / "out").eval()
+    inputs = FAMILIES["llava"].inputs(model, _image(), PROMPT)
+    torch.testing.assert_close(_logits(plain, inputs), _logits(model.hf, inputs), rtol=1e-5, atol=1e-5)
+
+
+def test_what_cannot_be_folded(tmp_path: Path) -> None:
+    llava = tiny_checkpoints.save_llava(tmp_path / "llava")
+    qwen = tiny_checkpoints.save_qwen(tmp_path / "qwen")
+    constant = load_model(llava)
+    inject(constant.hf, RAdaptConfig(), Anchor(torch.zeros(1, 32)))
+    no_bias = robustify(load_model(qwen))
+    no_bias.hf.model.visual.blocks[0].attn.proj.bias = None
+    for model, message in (
+        (robustify(load_model(llava)), "a row for each of 17 tokens, .*: use --export"),
+        (robustify(load_model(qwen), RAdaptConfig(alpha=0)), "alpha is 0, so there is no anchor to fold"),
+        (constant, "filter cannot be put in front of a CLIPImageProcessorPil"),
+        (no_bias, r"blocks\.0\.attn\.proj has no bias"),
+    ):
+        with pytest.raises(UserError, match=message) as caught:
+            fold_model(model, tmp_path / "out")
+        assert "\n" not in str(caught.value)
+    assert not (tmp_path / "out").exists()
+
+
+def test_folding_keeps_the_anchor_of_a_saved_adapter(tmp_path: Path) -> None:
+    model = robustify(load_model(tiny_checkpoints.save_qwen(tmp_path / "base")), RAdaptConfig(cutoff=None))
+    save_adapter(model, tmp_path / "adapter")
+    fold_model(load_model(tmp_path / "adapter"), tmp_path / "out")
+    key = next(
+        k for k in load_file(tmp_path / "out" / "model.safetensors") if k.endswith("visual.blocks.0.attn.proj.bias")
+    )
+    anchor = injected_anchor(model.hf)
+    assert anchor is not None
+    assert torch.equal(load_file(tmp_path / "out" / "model.safetensors")[key], anchor.values[0])
+
+
+def test_on_the_command_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    qwen, llava = tiny_checkpoints.save_qwen(tmp_path / "qwen"), tiny_checkpoints.save_llava(tmp_path / "llava")
+    call = test_cli.call
+    capsys.readouterr()
+    code, out, err = call(monkeypatch, capsys, "robustify", qwen, "--out", tmp_path / "x", "--export", "--fold")
+    assert (code, out) == (2, "")
+    assert "--export and --fold write different folders: choose one" in err
+    assert len(err.strip().splitlines()) == 1
+    code, out, err = call(monkeypatch, capsys, "robustify", qwen, "--out", tmp_path / "export", "--export")
+    assert code == 0, err
+    assert f"AutoModelForImageTextToText.from_pretrained('{tmp_path / 'export'}', trust_remote_code=True)" in out
+    assert load_model(tmp_path / "export").radapt == RAdaptConfig()
+    code, out, err = call(monkeypatch, capsys, "robustify", qwen, "--out", tmp_path / "fold", "--fold")
+    assert code == 0, err
+    assert "NOT in the weights" in out
+    assert str(tmp_path / "fold" / "radapt_filter.py") in out
+    code, out, err = call(monkeypatch, capsys, "robustify", llava, "--out", tmp_path / "x", "--fold")
+    assert (code, out) == (2, "")
+    assert "use --export" in err
+    assert not (tmp_path / "x").exists()
