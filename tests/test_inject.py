@@ -394,19 +394,36 @@ def test_anchors_that_do_not_fit_are_refused() -> None:
     with pytest.raises(UserError, match="0 prefix tokens, this clip encoder 1"):
         inject(model, RAdaptConfig(), Anchor(torch.zeros(16, 32), (4, 4)))
     assert traces(model) == []
-    inject(model, RAdaptConfig(), Anchor(torch.zeros(5, 32), (2, 2), 1))
-    with pytest.raises(UserError, match=r"for 2x2 patches and this image has 4x4: inject anchor.resized"):
-        answer(model)
     with pytest.raises(UserError, match="1 prefix tokens, this qwen encoder 0"):
         inject(tiny_random.qwen2_vl(), RAdaptConfig(), Anchor(torch.zeros(5, 32), (2, 2), 1))
 
 
-def test_a_resized_anchor_serves_interpolated_positions() -> None:
-    model = tiny_random.clip_vision()
-    anchor = white_anchor(model).resized((6, 5))
-    inject(model, RAdaptConfig(), anchor)
-    out = model(torch.randn(1, 3, 84, 70), interpolate_pos_encoding=True)
-    assert tuple(out.last_hidden_state.shape) == (1, 31, 32)
+@pytest.mark.parametrize(
+    ("factory", "prefix"), [(tiny_random.clip_vision, 1), (tiny_random.siglip_vision, 0), (tiny_random.llava, 1)]
+)
+def test_an_anchor_of_another_grid_is_interpolated(factory: Any, prefix: int) -> None:
+    """A guide of 224 px for a tower of 336, in small: 2 x 3 patches for a tower of 4 x 4."""
+    model = factory()
+    anchor = Anchor(torch.randn(prefix + 6, 32), (2, 3), prefix)
+    inject(model, RAdaptConfig(cutoff=None, alpha=0.6), anchor)
+    by_itself = answer(model)
+    remove(model)
+    inject(model, RAdaptConfig(cutoff=None, alpha=0.6), anchor.resized((4, 4)))
+    assert torch.equal(by_itself, answer(model))
+    remove(model)
+    assert not torch.allclose(by_itself, answer(model))
+
+
+def test_an_anchor_serves_interpolated_positions() -> None:
+    image = torch.randn(1, 3, 84, 70)
+    outs = []
+    for resized in (False, True):
+        model = tiny_random.clip_vision()
+        anchor = white_anchor(model)
+        inject(model, RAdaptConfig(), anchor.resized((6, 5)) if resized else anchor)
+        outs.append(model(image, interpolate_pos_encoding=True).last_hidden_state)
+    assert tuple(outs[0].shape) == (1, 31, 32)
+    assert torch.equal(*outs)
 
 
 @pytest.mark.parametrize("factory", LVLMS)

@@ -6,8 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
-from lvlm_radapt.errors import UserError
-from lvlm_radapt.towers.base import Args, Kwargs, Tower, argument, with_argument
+from lvlm_radapt.towers.base import LAID_ANCHOR, Args, Kwargs, Tower, argument, resize_rows, with_argument
 
 if TYPE_CHECKING:
     from lvlm_radapt.modules import GaussianFilter
@@ -39,14 +38,13 @@ class CLIPTower(Tower):
         return with_argument(args, kwargs, 0, "pixel_values", gaussian(pixels))
 
     def lay(self, values: Tensor, grid: tuple[int, int] | None, args: Args, kwargs: Kwargs) -> tuple[Args, Kwargs]:
-        if grid is not None and argument(args, kwargs, 0, "pixel_values") is not None:
-            here = self.grid(args, kwargs)
-            if here != grid:
-                raise UserError(
-                    f"the anchor is for {_shape(grid)} patches and this image has {_shape(here)}: "
-                    f"inject anchor.resized({here}) instead"
-                )
-        return args, kwargs
+        if grid is None or argument(args, kwargs, 0, "pixel_values") is None:
+            return args, kwargs
+        here = self.grid(args, kwargs)  # another one than the anchor's: a guide of 224 px, or interpolated positions
+        return args, kwargs if here == grid else {
+            **kwargs,
+            LAID_ANCHOR: resize_rows(values, self.prefix_tokens, grid, here),
+        }
 
     def order(self, args: Args, kwargs: Kwargs) -> Tensor | None:
         return None
@@ -60,7 +58,3 @@ class CLIPTower(Tower):
         side = int(self._embeddings.image_size)
         pixels = colour.to(device=self.device, dtype=self.dtype).reshape(1, 3, 1, 1)
         return (), {"pixel_values": pixels.expand(1, 3, side, side).contiguous()}
-
-
-def _shape(grid: tuple[int, int]) -> str:
-    return f"{grid[0]}x{grid[1]}"
