@@ -73,6 +73,10 @@ EVAL_MISTAKES = {
     "threat without attack": (["{model}"], {"--attack": "none", "--threat": "adaptive"}, "--attack"),
     "noise with a threat": (["{model}"], {"--attack": "noise", "--threat": "adaptive"}, "no threat model"),
     "no such device": (["{model}"], {"--device": "gpu9"}, "--device"),
+    "a device and a map": (["{model}"], {"--device": "cpu", "--device-map": "auto"}, "exclude each other"),
+    "no such tower": (["{model}"], {"--tower": "{tmp}/nowhere.pt"}, "nowhere.pt"),
+    "a tower of another shape": (["{model}"], {"--tower": "tiny-clip"}, "wide"),
+    "an unknown architecture": (["{foreign}"], {}, "'idefics3' is not supported, only llava"),
     "images of no run": (
         ["{model}"],
         {"--threat": "transfer", "--images-from": "{tmp}/nowhere"},
@@ -85,7 +89,10 @@ EVAL_MISTAKES = {
 def test_a_mistake_in_eval_is_one_line(name, monkeypatch, capsys, tmp_path, data, checkpoint):
     arguments, changed, expected = EVAL_MISTAKES[name]
     (tmp_path / "empty").mkdir()
-    places = {"data": data, "model": checkpoint, "tmp": tmp_path, "empty": tmp_path / "empty"}
+    foreign = tmp_path / "foreign"
+    foreign.mkdir()
+    (foreign / "config.json").write_text('{"model_type": "idefics3"}')
+    places = {"data": data, "model": checkpoint, "tmp": tmp_path, "empty": tmp_path / "empty", "foreign": foreign}
     flags = {
         "--task": "coco", "--data": "{data}", "--attack": "e2e", "--eps": "4/255", "--steps": "2",
         "--out": "{tmp}/run", "--preset": "scenes", **changed,
@@ -209,6 +216,20 @@ def test_scenes_are_not_written_over_something(monkeypatch, capsys, tmp_path, da
     assert code == 2
     assert "not empty" in err
     assert sorted(p.name for p in data.iterdir()) == before
+
+
+def test_eval_opens_quantised_and_spread_models(monkeypatch, capsys, tmp_path, data):
+    pytest.importorskip("bitsandbytes")
+    common = ["eval", "tiny-llava", "--task", "vqav2", "--data", data, "--attack", "e2e", "--steps", 1, "--samples", 2]
+    for name, flags, quantised in (
+        ("quantised", ["--quantize", "4bit", "--dtype", "bfloat16"], "4bit"),
+        ("spread", ["--device-map", "auto"], None),
+    ):
+        code, out, err = call(monkeypatch, capsys, *common, *flags, "--out", tmp_path / name)
+        assert code == 0, err
+        assert "adaptive" in out.lower()
+        run = read_run(tmp_path / name)
+        assert run.settings["model"]["quantize"] == quantised
 
 
 @pytest.mark.parametrize("what", ["models", "tasks", "attacks", "presets"])

@@ -68,3 +68,32 @@ def test_an_attack_in_half_precision_raises_the_loss_and_gives_its_memory_back()
         attack()
     torch.cuda.synchronize()
     assert torch.cuda.memory_allocated() <= held + 2**20
+
+
+@pytest.mark.parametrize("name", ["tiny-llava", "tiny-qwen"])
+@pytest.mark.parametrize("kind", ["4bit", "8bit"])
+def test_gradients_through_a_quantised_language_model_are_right(name, kind):
+    pytest.importorskip("bitsandbytes")
+    from test_quantised import dequantised
+
+    model = robustify(load_model(name, device="cuda", quantize=kind), RAdaptConfig(alpha=0.5))
+    plain = robustify(dequantised(model, load_model(name, device="cuda")), RAdaptConfig(alpha=0.5))
+    batch, answers = _batch(model, 4)
+    prompts = [QUESTION] * 4
+    model.generate(batch, prompts)
+
+    def gradient(of):
+        x = batch.x.clone().requires_grad_()
+        return torch.autograd.grad(of.loss(batch.replace(x), prompts, answers).sum(), x)[0].flatten(1)
+
+    assert torch.cosine_similarity(gradient(model), gradient(plain)).min() >= 0.99
+
+
+@pytest.mark.parametrize("name", ["tiny-llava", "tiny-qwen"])
+def test_a_device_map_finds_the_gpu(name):
+    model = robustify(load_model(name, device_map="auto"), RAdaptConfig(alpha=0.5))
+    assert model.device.type == "cuda"
+    batch, answers = _batch(model, 4)
+    whole = robustify(load_model(name), RAdaptConfig(alpha=0.5))
+    expected = whole.loss(_batch(whole, 4)[0], [QUESTION] * 4, answers)
+    assert torch.allclose(model.loss(batch, [QUESTION] * 4, answers).cpu(), expected, atol=1e-3)
