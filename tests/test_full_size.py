@@ -50,7 +50,9 @@ def test_what_it_times_runs(full_size: Any, name: str, monkeypatch: pytest.Monke
     def shrunk(ids: Any) -> Any:
         whole = config(ids)
         layers = "num_hidden_layers" if name.startswith("llava") else "depth"
-        setattr(whole.vision_config, layers, 2)
+        heads = "num_attention_heads" if name.startswith("llava") else "num_heads"
+        for key, value in {layers: 2, heads: 2, "hidden_size": 128, "intermediate_size": 64}.items():
+            setattr(whole.vision_config, key, value)
         whole.text_config.num_hidden_layers = 1
         whole.text_config.layer_types = None
         whole.text_config.hidden_size, whole.text_config.intermediate_size = 128, 64
