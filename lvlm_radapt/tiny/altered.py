@@ -24,7 +24,8 @@ def altered_captions(
     """`count` (15 at most) distinct captions in that wording, each false about `scene` in one attribute.
 
     The kinds of change come equally often where the scene allows them; an order is only changed in the
-    canonical wording (not every paraphrase tells one). held_out: False keeps out captions with a pair of
+    canonical wording (not every paraphrase tells one). A sign put into a scene without one may bring another
+    paraphrase of the rest with it. held_out: False keeps out captions with a pair of
     colour and shape that no training scene has, lest a text encoder learn that such a pair is always wrong.
     """
     kinds = [k for k in KINDS if k != "order" or (wording is None and len(scene.things) > 1)]
