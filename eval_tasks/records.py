@@ -210,7 +210,8 @@ class RunFolder:
         if array.dtype != np.uint8 or array.ndim != 3 or array.shape[0] != 3:
             raise ValueError(f"an image is uint8 [3, H, W], got {array.dtype} {list(array.shape)}")
         encoded = io.BytesIO()
-        Image.fromarray(np.ascontiguousarray(array.transpose(1, 2, 0))).save(encoded, format="PNG")
+        image = Image.fromarray(np.ascontiguousarray(array.transpose(1, 2, 0)))
+        image.save(encoded, format="PNG", compress_level=1)  # more makes attacked images hardly smaller
         with _writing(self.path):
             (self.path / under).mkdir(exist_ok=True)
         _write_atomic(self.path / under / image_name(sample_id), encoded.getvalue())

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from concurrent.futures import FIRST_EXCEPTION, CancelledError, ThreadPoolExecutor, wait
+from collections.abc import Iterator, Sequence
+from concurrent.futures import FIRST_EXCEPTION, CancelledError, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from threading import Event
+from typing import TypeVar
 
 import torch
 
@@ -24,10 +26,11 @@ from lvlm_radapt.models.load import load_model
 from lvlm_radapt.models.robustify import robustify
 from lvlm_radapt.tiny.dataset import write_scenes
 
+T = TypeVar("T")
+
 MODELS = ("tiny-llava", "tiny-qwen")
 TASKS = ("coco", "vqav2")
 BUDGETS = (2, 4)  # eps x 255
-RUNS = len(TASKS) * (1 + 3 * len(BUDGETS))  # a model's: noise, then stock, transfer and adaptive at each budget
 SCENES = {"tiny-llava": "scenes-square", "tiny-qwen": "scenes-mixed"}
 
 
@@ -41,42 +44,48 @@ class Settings:
     device: str
     stop: Event
 
+    def protected(self, model: str) -> Path:
+        """The adapter folder of an embedded model."""
+        return self.out / "models" / f"{model}-radapt"
+
 
 def run_demo(out: Path, *, samples: int, steps: int, announce: Announce, device: str = "cpu") -> list[Run]:
     """Write scenes, adapters, runs and report.html under `out`; what is there already is not done again.
 
     Stock and protected model see the same samples under the same settings. The transfer images are those of
-    the stock model's own white-box run. The models are worked on side by side where there are cores for it.
+    the stock model's own white-box run. Where there are cores for it, two pieces of work go on side by side.
     """
     _check_folder(out)
     settings = Settings(out, samples, steps, device, Event())
+    per_task = 1 + 3 * len(BUDGETS)  # noise; then stock, transfer and adaptive at each budget
+    told = {model: announce(model, len(TASKS) * per_task * samples) for model in MODELS}
+    pieces = list(product(TASKS, (None, *BUDGETS), MODELS))
     with _side_by_side(settings.stop) as pool:
-        told = {model: announce(model, RUNS * samples) for model in MODELS}
-        futures = [pool.submit(_score_model, model, settings, told[model]) for model in MODELS]
-        done, _ = wait(futures, return_when=FIRST_EXCEPTION)
-        for future in done:
-            future.result()  # raises at once what one model ran into
-        runs = [run for future in futures for run in future.result()]
+        _results([pool.submit(_prepare, model, settings) for model in MODELS])
+        done = _results([pool.submit(_score, model, task, eps, settings, told[model]) for task, eps, model in pieces])
+    order = sorted(zip(pieces, done, strict=True), key=lambda piece: MODELS.index(piece[0][2]))
+    runs = [run for _, part in order for run in part]
     write_report(runs, out / "report.html")
     return runs
 
 
-def _score_model(model: str, settings: Settings, advance: Advance) -> list[Run]:
-    """All runs of one model, stock and protected."""
+def _prepare(model: str, settings: Settings) -> None:
+    """The model's scenes and adapter."""
     data = settings.out / SCENES[model]
     if not data.exists():
         write_scenes(data, count=max(settings.samples, 64), mixed=model == "tiny-qwen")
-    protected = settings.out / "models" / f"{model}-radapt"
-    if not is_adapter(protected):
-        save_adapter(robustify(load_model(model), RAdaptConfig()), protected)
+    if not is_adapter(settings.protected(model)):
+        save_adapter(robustify(load_model(model), RAdaptConfig()), settings.protected(model))
+
+
+def _score(model: str, task: str, eps: int | None, settings: Settings, advance: Advance) -> list[Run]:
+    """The runs of one model, task and budget, stock and protected; the noise control where `eps` is None."""
     protocol = load_protocol("scenes")
 
-    def score(
-        name: str, task: str, attack: str, threat: Threat | None, eps: int, images_from: Path | None = None
-    ) -> Run:
-        plan = AttackPlan(load_attack(attack), threat, eps / 255, None if threat is None else settings.steps)
+    def score(name: str, attack: str, threat: Threat | None, size: int, images_from: Path | None = None) -> Run:
+        plan = AttackPlan(load_attack(attack), threat, size / 255, None if threat is None else settings.steps)
         kind = "stock" if name == model else "radapt"
-        what = f"{kind} {task} {attack} {threat or 'control'} {eps}/255"
+        what = f"{kind} {task} {attack} {threat or 'control'} {size}/255"
 
         def tell(done: int, _remark: str = "") -> None:
             if settings.stop.is_set():
@@ -87,9 +96,14 @@ def _score_model(model: str, settings: Settings, advance: Advance) -> list[Run]:
         return run_evaluation(
             name,
             EvalSettings(
-                task=task, data=data, protocol=protocol, attack=plan, samples=settings.samples, seed=protocol.seed
+                task=task,
+                data=settings.out / SCENES[model],
+                protocol=protocol,
+                attack=plan,
+                samples=settings.samples,
+                seed=protocol.seed,
             ),
-            settings.out / "runs" / f"{model}-{kind}-{task}-{attack}-{threat or 'control'}-{eps}",
+            settings.out / "runs" / f"{model}-{kind}-{task}-{attack}-{threat or 'control'}-{size}",
             announce=lambda _title, _total: tell,
             images_from=images_from,
             device=settings.device,
@@ -97,28 +111,34 @@ def _score_model(model: str, settings: Settings, advance: Advance) -> list[Run]:
             command=f"lvlm-radapt demo --samples {settings.samples} --steps {settings.steps}",
         )
 
-    runs = []
-    for task in TASKS:
-        runs.append(score(model, task, "noise", None, max(BUDGETS)))
-        for eps in BUDGETS:
-            stock = score(model, task, "e2e", "adaptive", eps)
-            runs += [
-                stock,
-                score(str(protected), task, "e2e", "transfer", eps, images_from=stock.path),
-                score(str(protected), task, "e2e", "adaptive", eps),
-            ]
-    return runs
+    if eps is None:
+        return [score(model, "noise", None, max(BUDGETS))]
+    protected = str(settings.protected(model))
+    stock = score(model, "e2e", "adaptive", eps)
+    return [
+        stock,
+        score(protected, "e2e", "transfer", eps, images_from=stock.path),
+        score(protected, "e2e", "adaptive", eps),
+    ]
+
+
+def _results(futures: Sequence[Future[T]]) -> list[T]:
+    """What all of them give, in order; raises at once what one of them ran into."""
+    done, _ = wait(futures, return_when=FIRST_EXCEPTION)
+    for future in done:
+        future.result()
+    return [future.result() for future in futures]
 
 
 @contextmanager
 def _side_by_side(stop: Event) -> Iterator[ThreadPoolExecutor]:
-    """A pool with a thread a model, the cores shared out among them.
+    """A pool of two threads, the cores shared out among them.
 
-    Small models leave cores idle when one operation is split over them: two models on a core each get through
-    their attacks 1.4 times as fast as one after the other on both (benchmarks/README.md).
+    Small models leave cores idle when one operation is split over them: two attacks on a core each are done
+    sooner than one after the other on both.
     """
     cores = torch.get_num_threads()
-    workers = min(len(MODELS), cores)
+    workers = min(2, cores)
     pool = ThreadPoolExecutor(workers, thread_name_prefix="demo")
     torch.set_num_threads(cores // workers)
     try:
