@@ -59,12 +59,13 @@ def run_demo(out: Path, *, samples: int, steps: int, announce: Announce, device:
     settings = Settings(out, samples, steps, device, Event())
     per_task = 1 + 3 * len(BUDGETS)  # noise; then stock, transfer and adaptive at each budget
     told = {model: announce(model, len(TASKS) * per_task * samples) for model in MODELS}
-    pieces = list(product(TASKS, (None, *BUDGETS), MODELS))
+    # the longest first and the controls last, so that both threads end at about the same time
+    pieces = [*product(TASKS, reversed(MODELS), BUDGETS), *product(TASKS, MODELS, (None,))]
     with _side_by_side(settings.stop) as pool:
         _results([pool.submit(_prepare, model, settings) for model in MODELS])
-        done = _results([pool.submit(_score, model, task, eps, settings, told[model]) for task, eps, model in pieces])
-    order = sorted(zip(pieces, done, strict=True), key=lambda piece: MODELS.index(piece[0][2]))
-    runs = [run for _, part in order for run in part]
+        done = _results([pool.submit(_score, model, task, eps, settings, told[model]) for task, model, eps in pieces])
+    by_piece = dict(zip(pieces, done, strict=True))
+    runs = [run for model in MODELS for task in TASKS for eps in (None, *BUDGETS) for run in by_piece[task, model, eps]]
     write_report(runs, out / "report.html")
     return runs
 
