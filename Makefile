@@ -52,6 +52,7 @@ compat-one:
 bench: setup
 	$(BIN)/python benchmarks/overhead.py
 	$(BIN)/python benchmarks/batching.py
+	$(BIN)/python benchmarks/full_size.py
 
 wheel: setup
 	$(BIN)/python -m build --wheel
