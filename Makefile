@@ -27,7 +27,7 @@ test: setup
 	$(BIN)/python -m pytest
 
 torture: setup
-	$(BIN)/python -m pytest -m 'torture or not gpu' --timeout 3600
+	HYPOTHESIS_PROFILE=random $(BIN)/python -m pytest -m 'torture or not gpu' --timeout 3600
 
 lint: setup
 	$(BIN)/ruff format --check .
