@@ -70,6 +70,7 @@ def apgd(
     steps: int = 100,
     norm: Norm = "Linf",
     random_start: bool = True,
+    start: Tensor | None = None,
     step_scale: float = 2.0,
     restarts: int = 1,
     seed: int | Sequence[int] = 0,
@@ -83,14 +84,16 @@ def apgd(
     eps: radius in the unit of x, e.g. 4 / 255. norm: "Linf" or "L2".
     steps: gradient steps a restart. step_scale: the first step size, in eps.
     random_start, step_scale: True, 2 is AutoAttack's APGD; False, 1 the one of the FARE evaluation.
+    start: [B, C, H, W], points to begin from in place of the clean images (with random_start=False), brought
+        into the ball first.
     seed: an int or one per sample; an int s stands for s, s + 1, ... . A sample's noise is a function of its
         own seed and the restart's number (0, 1, ...), whatever the batch.
     success: asked at the start point and after each step about the new points. A finished sample keeps the
-        point that succeeded as its x_adv and leaves the batch, so that `index` shrinks. Under a random start
-        the clean image is not asked about.
+        point that succeeded as its x_adv and leaves the batch, so that `index` shrinks. Where the
+        start is another the clean image is not asked about.
 
     Each sample has its own step size and best point, and the result is its best point over all restarts. The
-    clean image competes too, at one more loss evaluation when the start is random, so no loss is lower than
+    clean image competes too, at one more loss evaluation when the start is another, so no loss is lower than
     the clean one; a sample that succeeded is the exception, its loss is the one at the successful point.
 
     Raises ValueError for bad arguments or a loss of the wrong shape or without a gradient path to x, and
@@ -102,6 +105,11 @@ def apgd(
     steps, restarts = _count("steps", steps), _count("restarts", restarts)
     if restarts > 1 and not random_start:
         raise ValueError("restarts > 1 needs random_start=True: without noise every restart is the same")
+    if start is not None:
+        if random_start:
+            raise ValueError("start and random_start=True exclude each other: choose one")
+        if start.shape != x.shape or not bool(start.isfinite().all()):
+            raise ValueError(f"start must be finite and shaped as x, {tuple(x.shape)}, got {tuple(start.shape)}")
     seeds = sample_seeds(seed, len(x))
 
     x = x.detach()
@@ -112,7 +120,7 @@ def apgd(
         zero_grad=torch.ones(len(x), dtype=torch.bool, device=x.device),
         succeeded=torch.zeros(len(x), dtype=torch.bool, device=x.device),
     )
-    if random_start:
+    if random_start or start is not None:
         everyone = list(range(len(x)))
         best.loss.copy_(_loss_and_gradient(loss_fn, x, everyone, "the clean images", gradient=False)[0])
     for restart in range(restarts):
@@ -121,11 +129,13 @@ def apgd(
         if not index:
             break
         centre = x[rows]
-        start = centre
+        first = centre
         if random_start:
             own = [seeds[i] for i in index]
-            start = start_points(centre, eps=eps, norm=norm, seeds=own, restart=restart)
-        state = _State.begin(centre, start, index, step_scale * eps)
+            first = start_points(centre, eps=eps, norm=norm, seeds=own, restart=restart)
+        elif start is not None:
+            first = project(start[rows].to(centre), centre, eps, norm)
+        state = _State.begin(centre, first, index, step_scale * eps)
         found = _climb(state, loss_fn, success, eps=eps, steps=steps, norm=norm)
         better = found.succeeded | (found.loss > best.loss[rows])
         best.x_adv[rows[better]] = found.x_adv[better]

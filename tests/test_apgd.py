@@ -412,6 +412,24 @@ def test_restarts_never_hurt_and_sometimes_help():
     assert losses[2].steps.tolist() == [60] * count
 
 
+def test_given_start_points_are_brought_into_the_ball_and_climbed_from():
+    x = images(3)
+    spy = Spy(waves(3))
+    away = (x + 0.5 * torch.randn(x.shape, generator=torch.Generator().manual_seed(3), dtype=x.dtype)).clone()
+    found = apgd(spy, x, eps=0.1, steps=6, random_start=False, start=away)
+    clean, first = spy.points[:2]
+    assert torch.equal(clean, x)  # it competes
+    assert torch.equal(first, (torch.minimum(torch.maximum(away, x - 0.1), x + 0.1)).clamp(0, 1))
+    assert bool((found.loss >= torch.maximum(waves(3)(x, [0, 1, 2]), waves(3)(first, [0, 1, 2]))).all())
+
+
+def test_a_good_start_point_is_not_lost():
+    x = images(4)
+    best = apgd(waves(4), x, eps=0.1, steps=30, seed=1)
+    again = apgd(waves(4), x, eps=0.1, steps=2, random_start=False, start=best.x_adv)
+    assert bool((again.loss >= best.loss).all())
+
+
 def test_seeds():
     x = images(4)
     loss_fn = waves(4)
@@ -516,6 +534,9 @@ def test_half_precision_losses_are_kept_in_the_dtype_of_x():
         ({"steps": 2.5}, "steps must be"),
         ({"restarts": 0}, "restarts must be"),
         ({"restarts": 2, "random_start": False}, "restarts > 1"),
+        ({"start": torch.zeros(2, *SHAPE)}, "exclude each other"),
+        ({"start": torch.zeros(1, *SHAPE), "random_start": False}, "shaped as x"),
+        ({"start": torch.full((2, *SHAPE), math.nan), "random_start": False}, "start must be finite"),
         ({"step_scale": 0.0}, "step_scale must be"),
         ({"seed": [1]}, "one int per sample"),
         ({"seed": 1.5}, "seed must be"),
