@@ -1,33 +1,21 @@
 """Auto-PGD (Croce & Hein 2020, arXiv 2003.01690), numerically as in AutoAttack, for any loss function."""
 
 import operator
+from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from attacks.climb import Climb, checkpoint_windows
 from attacks.losses import LossFn
 from attacks.noise import random_start as start_points
 from attacks.noise import sample_seeds
-from attacks.norms import Norm, ascent_direction, check_ball, check_images, check_positive, project
+from attacks.norms import Norm, check_ball, check_images, check_positive, project
 
 SuccessFn = Callable[[Tensor, list[int]], Tensor]
 """`success(x_adv, index) -> bool [len(index)]`: which of these samples are finished."""
-
-_MOMENTUM = 0.75  # weight of the new step against the previous one
-_RHO = 0.75  # share of steps that must raise the loss, else the step size is halved
-
-
-class NotFiniteError(FloatingPointError):
-    """A loss or gradient is infinite or no number; `samples` are the places in the batch it belongs to."""
-
-    def __init__(self, what: str, samples: list[int], where: str) -> None:
-        super().__init__(
-            f"{what} is not finite for samples {samples} at {where}: attack in a wider precision or drop them"
-        )
-        self.what = what
-        self.samples = samples
 
 
 @dataclass(frozen=True)
@@ -35,10 +23,11 @@ class APGDResult:
     """What `apgd` found for each of the B samples.
 
     x_adv: [B, C, H, W], the images, in the ball and in [0, 1].
-    loss: [B], the loss at x_adv, in x's dtype.
+    loss: [B], the loss at x_adv, in x's dtype; NaN where no loss of the sample was finite.
     steps: int64 [B], gradient steps spent on the sample, all restarts together.
     zero_grad: bool [B], true where steps were made and each had a gradient of exactly zero: no attack at all.
     succeeded: bool [B], true where `success` was; x_adv is then the point it was said of.
+    failed: for each sample None, or why its attack ended early: a loss or gradient that is not finite.
     """
 
     x_adv: Tensor
@@ -46,19 +35,7 @@ class APGDResult:
     steps: Tensor
     zero_grad: Tensor
     succeeded: Tensor
-
-
-def checkpoints(steps: int) -> list[int]:
-    """Steps (counted from 1) after which APGD reconsiders its step sizes: 22 % of `steps`, then every stretch
-    3 % shorter down to 6 %, each rounded down and at least 1."""
-    window, shrink, shortest = (max(int(share * steps), 1) for share in (0.22, 0.03, 0.06))
-    points = []
-    at = window
-    while at <= steps:
-        points.append(at)
-        window = max(window - shrink, shortest)
-        at += window
-    return points
+    failed: list[str | None]
 
 
 @torch.no_grad()
@@ -75,6 +52,7 @@ def apgd(
     restarts: int = 1,
     seed: int | Sequence[int] = 0,
     success: SuccessFn | None = None,
+    batch_size: int | None = None,
 ) -> APGDResult:
     """Maximise `loss_fn` in the eps ball around each image of `x`, intersected with [0, 1].
 
@@ -89,20 +67,22 @@ def apgd(
     seed: an int or one per sample; an int s stands for s, s + 1, ... . A sample's noise is a function of its
         own seed and the restart's number (0, 1, ...), whatever the batch.
     success: asked at the start point and after each step about the new points. A finished sample keeps the
-        point that succeeded as its x_adv and leaves the batch, so that `index` shrinks. Where the
-        start is another the clean image is not asked about.
+        point that succeeded as its x_adv and leaves. Where the start is another the clean image is not asked about.
+    batch_size: how many samples `loss_fn` gets at most; None for all. The next sample (or restart) takes the
+        place of one that has finished, so that the batch stays full until few are left.
 
-    Each sample has its own step size and best point, and the result is its best point over all restarts. The
-    clean image competes too, at one more loss evaluation when the start is another, so no loss is lower than
-    the clean one; a sample that succeeded is the exception, its loss is the one at the successful point.
+    Each sample has its own step size, count of steps and best point, and the result is its best point over all
+    restarts. The clean image competes too, at one more loss evaluation when the start is another, so no loss is
+    lower than the clean one; a sample that succeeded is the exception, its loss is the one at the successful
+    point. A sample whose loss or gradient is not finite leaves with the best point it had, and the others go on.
 
-    Raises ValueError for bad arguments or a loss of the wrong shape or without a gradient path to x, and
-    NotFiniteError, naming the samples, for a loss or gradient that is not finite.
+    Raises ValueError for bad arguments or a loss of the wrong shape or without a gradient path to x.
     """
     check_images(x)
     check_ball(eps, norm)
     check_positive("step_scale", step_scale)
     steps, restarts = _count("steps", steps), _count("restarts", restarts)
+    batch_size = len(x) if batch_size is None else _count("batch_size", batch_size)
     if restarts > 1 and not random_start:
         raise ValueError("restarts > 1 needs random_start=True: without noise every restart is the same")
     if start is not None:
@@ -113,182 +93,97 @@ def apgd(
     seeds = sample_seeds(seed, len(x))
 
     x = x.detach()
-    best = APGDResult(
-        x_adv=x.clone(),
-        loss=x.new_full((len(x),), -torch.inf),
-        steps=torch.zeros(len(x), dtype=torch.long, device=x.device),
-        zero_grad=torch.ones(len(x), dtype=torch.bool, device=x.device),
-        succeeded=torch.zeros(len(x), dtype=torch.bool, device=x.device),
-    )
+    best = _Best(x)
     if random_start or start is not None:
-        everyone = list(range(len(x)))
-        best.loss.copy_(_loss_and_gradient(loss_fn, x, everyone, "the clean images", gradient=False)[0])
-    for restart in range(restarts):
-        rows = (~best.succeeded).nonzero().flatten()
-        index: list[int] = rows.tolist()
-        if not index:
-            break
-        centre = x[rows]
-        first = centre
+        for first in range(0, len(x), batch_size):
+            best.clean(loss_fn, list(range(first, min(first + batch_size, len(x)))))
+
+    def begin(sample: int, restart: int) -> Tensor:
+        own = x[sample : sample + 1]
         if random_start:
-            own = [seeds[i] for i in index]
-            first = start_points(centre, eps=eps, norm=norm, seeds=own, restart=restart)
-        elif start is not None:
-            first = project(start[rows].to(centre), centre, eps, norm)
-        state = _State.begin(centre, first, index, step_scale * eps)
-        found = _climb(state, loss_fn, success, eps=eps, steps=steps, norm=norm)
-        better = found.succeeded | (found.loss > best.loss[rows])
-        best.x_adv[rows[better]] = found.x_adv[better]
-        best.loss[rows[better]] = found.loss[better]
-        best.succeeded[rows] = found.succeeded
-        best.steps[rows] += found.steps
-        best.zero_grad[rows] &= found.zero_grad
-    best.zero_grad.logical_and_(best.steps > 0)
-    return best
+            return start_points(own, eps=eps, norm=norm, seeds=seeds[sample : sample + 1], restart=restart)
+        return own if start is None else project(start[sample : sample + 1].to(own), own, eps, norm)
+
+    waiting = deque((sample, 0) for sample in range(len(x)) if best.failed[sample] is None)
+    climb = Climb(x, step_scale * eps, checkpoint_windows(steps))
+    while waiting or climb.index:
+        climb.step(eps, norm)
+        entering = [waiting.popleft() for _ in range(min(batch_size - len(climb.index), len(waiting)))]
+        if entering:
+            climb.enter([s for s, _ in entering], [r for _, r in entering], torch.cat([begin(*e) for e in entering]))
+        # No step follows a last point: its gradient would be a backward pass for nothing.
+        more = any(done < steps for done in climb.done)
+        loss, gradient = loss_and_gradient(loss_fn, climb.x_adv, climb.index, gradient=more)
+        broken = _broken(loss, gradient)
+        climb.record(loss, gradient)
+        finished = torch.zeros_like(climb.halved) if success is None else _ask(success, climb.x_adv, climb.index)
+        spent = torch.tensor([done == steps for done in climb.done], device=x.device)
+        leaving = finished | spent | torch.tensor([reason is not None for reason in broken], device=x.device)
+        if bool(leaving.any()):
+            again = best.take(climb, leaving, finished, loss, broken)
+            waiting.extend((sample, restart + 1) for sample, restart in again if restart + 1 < restarts)
+            climb.keep(~leaving)
+        climb.checkpoint()
+    return best.result()
 
 
-@dataclass
-class _State:
-    """What APGD remembers of the samples still in the batch; every tensor has them in its first dimension."""
+class _Best:
+    """The best point of each sample so far."""
 
-    row: Tensor  # place among the samples the climb began with
-    index: list[int]  # place in the caller's batch
-    x: Tensor  # the clean images, centres of the balls
-    x_adv: Tensor
-    x_previous: Tensor  # x_adv before the last step, for the momentum
-    gradient: Tensor  # at x_adv
-    x_best: Tensor
-    gradient_best: Tensor
-    loss_best: Tensor
-    loss_best_at_check: Tensor  # loss_best at the last checkpoint
-    step_size: Tensor  # [b, 1, 1, 1]
-    halved: Tensor  # bool: step size halved at the last checkpoint
-    rises: Tensor  # steps since the last checkpoint that raised the loss
-    loss_last: Tensor  # loss after the last step
-    zero_grad: Tensor  # bool: no step had a gradient so far
+    def __init__(self, x: Tensor) -> None:
+        self.x = x
+        self.x_adv = x.clone()
+        self.loss = x.new_full((len(x),), -torch.inf)
+        self.steps = torch.zeros(len(x), dtype=torch.long, device=x.device)
+        self.zero_grad = torch.ones(len(x), dtype=torch.bool, device=x.device)
+        self.succeeded = torch.zeros(len(x), dtype=torch.bool, device=x.device)
+        self.failed: list[str | None] = [None] * len(x)
 
-    @classmethod
-    def begin(cls, x: Tensor, start: Tensor, index: list[int], step_size: float) -> "_State":
-        lowest = x.new_full((len(x),), -torch.inf)
-        yes = torch.ones(len(x), dtype=torch.bool, device=x.device)
-        return cls(
-            row=torch.arange(len(x), device=x.device),
-            index=index,
-            x=x,
-            x_adv=start,
-            x_previous=start,
-            gradient=torch.zeros_like(x),
-            x_best=start,
-            gradient_best=torch.zeros_like(x),
-            loss_best=lowest,
-            loss_best_at_check=lowest,
-            step_size=x.new_full((len(x), 1, 1, 1), step_size),
-            halved=yes,  # so that the first checkpoint applies condition 1 alone
-            rises=torch.zeros(len(x), dtype=torch.long, device=x.device),
-            # AutoAttack compares the first step with 0, not with the loss of the start point.
-            loss_last=x.new_zeros(len(x)),
-            zero_grad=yes,
-        )
+    def clean(self, loss_fn: LossFn, index: list[int]) -> None:
+        """Let these samples' clean images compete."""
+        loss, slope = loss_and_gradient(loss_fn, self.x[index], index, gradient=False)
+        for sample, reason, value in zip(index, _broken(loss, slope), loss, strict=True):
+            if reason is None:
+                self.loss[sample] = value
+            else:
+                self.failed[sample] = f"{reason} at the clean image"
 
-    def keep(self, mask: Tensor) -> None:
-        """Drop the samples where `mask` is false."""
-        self.index = [i for i, kept in zip(self.index, mask.tolist(), strict=True) if kept]
-        for field in fields(self):
-            value = getattr(self, field.name)
-            if isinstance(value, Tensor):
-                setattr(self, field.name, value[mask])
+    def take(
+        self, climb: Climb, leaving: Tensor, finished: Tensor, loss: Tensor, broken: Sequence[str | None]
+    ) -> list[tuple[int, int]]:
+        """Take in the samples that leave; of those that may try again, (sample, restart they have done)."""
+        again = []
+        for row in leaving.nonzero().flatten().tolist():
+            sample, succeeded = climb.index[row], bool(finished[row])
+            point, value = (climb.x_adv, loss) if succeeded else (climb.x_best, climb.loss_best)
+            if succeeded or bool(value[row] > self.loss[sample]):
+                self.x_adv[sample] = point[row]
+                self.loss[sample] = value[row]
+            self.succeeded[sample] = succeeded
+            self.steps[sample] += climb.done[row]
+            self.zero_grad[sample] &= climb.zero_grad[row]
+            if broken[row] is not None and not succeeded:
+                self.failed[sample] = f"{broken[row]} at step {climb.done[row]}"
+            elif not succeeded:
+                again.append((sample, climb.restart[row]))
+        return again
 
-    def record(self, loss: Tensor, gradient: Tensor) -> None:
-        """Take in the loss and gradient of x_adv; only a strictly better point replaces the best one."""
-        better = loss > self.loss_best
-        self.gradient = gradient
-        self.x_best = torch.where(_wide(better), self.x_adv, self.x_best)
-        self.gradient_best = torch.where(_wide(better), gradient, self.gradient_best)
-        self.loss_best = torch.where(better, loss, self.loss_best)
-
-    def step(self, eps: float, norm: Norm, momentum: float) -> None:
-        """One projected gradient step with momentum."""
-        self.zero_grad = self.zero_grad & (self.gradient == 0).flatten(1).all(dim=1)
-        drift = self.x_adv - self.x_previous
-        ahead = self.x_adv + self.step_size * ascent_direction(self.gradient, norm)
-        ahead = project(ahead, self.x, eps, norm)
-        ahead = self.x_adv + (ahead - self.x_adv) * momentum + drift * (1 - momentum)
-        self.x_previous = self.x_adv
-        self.x_adv = project(ahead, self.x, eps, norm)
-
-    def checkpoint(self, window: int) -> None:
-        """Halve step sizes and go back to the best point where the last `window` steps did not pay.
-
-        Condition 1: no more than rho of them raised the loss. Condition 2: the step size was not halved at
-        the last checkpoint and the best loss has not grown since.
-        """
-        stalled = ~self.halved & (self.loss_best_at_check >= self.loss_best)
-        self.halved = (self.rises <= _RHO * window) | stalled
-        self.loss_best_at_check = self.loss_best
-        self.rises = torch.zeros_like(self.rises)
-        self.step_size = torch.where(_wide(self.halved), self.step_size / 2, self.step_size)
-        self.x_adv = torch.where(_wide(self.halved), self.x_best, self.x_adv)
-        self.gradient = torch.where(_wide(self.halved), self.gradient_best, self.gradient)
+    def result(self) -> APGDResult:
+        loss = torch.where(self.loss.isfinite(), self.loss, torch.nan)
+        return APGDResult(self.x_adv, loss, self.steps, self.zero_grad & (self.steps > 0), self.succeeded, self.failed)
 
 
-def _climb(
-    state: _State, loss_fn: LossFn, success: SuccessFn | None, *, eps: float, steps: int, norm: Norm
-) -> APGDResult:
-    """One run of APGD from the state's start points; the result has a row for each sample it began with."""
-    count = len(state.index)
-    out = APGDResult(
-        x_adv=state.x_adv.clone(),
-        loss=torch.zeros_like(state.loss_best),
-        steps=torch.zeros(count, dtype=torch.long, device=state.x.device),
-        zero_grad=torch.zeros(count, dtype=torch.bool, device=state.x.device),
-        succeeded=torch.zeros(count, dtype=torch.bool, device=state.x.device),
-    )
+def loss_and_gradient(loss_fn: LossFn, x: Tensor, index: list[int], *, gradient: bool = True) -> tuple[Tensor, Tensor]:
+    """Losses [b] and their gradient (zeros when not asked for) at `x` [b, C, H, W], in x's dtype.
 
-    def leave(mask: Tensor, x_adv: Tensor, loss: Tensor, done: int, succeeded: bool) -> None:
-        rows = state.row[mask]
-        out.x_adv[rows] = x_adv[mask]
-        out.loss[rows] = loss[mask]
-        out.steps[rows] = done
-        out.zero_grad[rows] = state.zero_grad[mask]
-        out.succeeded[rows] = succeeded
-        state.keep(~mask)
-
-    checks = checkpoints(steps)
-    windows = {at: at - before for before, at in zip([0, *checks], checks, strict=False)}
-    for done in range(steps + 1):
-        if done:
-            state.step(eps, norm, _MOMENTUM if done > 1 else 1.0)
-        # No step follows the last point: its gradient would be a backward pass for nothing.
-        loss, gradient = _loss_and_gradient(loss_fn, state.x_adv, state.index, f"step {done}", gradient=done < steps)
-        state.record(loss, gradient)
-        if done:
-            state.rises = state.rises + (loss > state.loss_last)
-            state.loss_last = loss
-        else:
-            state.loss_best_at_check = loss
-        if success is not None:
-            finished = _ask(success, state.x_adv, state.index)
-            if bool(finished.any()):
-                leave(finished, state.x_adv, loss, done, True)
-                if not state.index:
-                    return out
-        if done in windows:
-            state.checkpoint(windows[done])
-    leave(torch.ones_like(state.halved), state.x_best, state.loss_best, steps, False)
-    return out
-
-
-def _loss_and_gradient(
-    loss_fn: LossFn, x: Tensor, index: list[int], where: str, *, gradient: bool
-) -> tuple[Tensor, Tensor]:
-    """Losses [b] and their gradient (zeros when not asked for) at `x`, both finite, in x's dtype."""
-    with torch.enable_grad():
-        point = x.detach().requires_grad_()
+    Raises ValueError for losses of the wrong shape or without a gradient path to x.
+    """
+    with torch.set_grad_enabled(gradient):
+        point = x.detach().requires_grad_(gradient)
         loss = loss_fn(point, list(index))
     if not isinstance(loss, Tensor) or loss.shape != (len(index),):
         shape = tuple(loss.shape) if isinstance(loss, Tensor) else type(loss).__name__
         raise ValueError(f"loss_fn must return one loss per sample, shape ({len(index)},), got {shape}")
-    _require_finite(loss.detach()[:, None], "loss", index, where)
     if not gradient:
         return loss.detach().to(x), torch.zeros_like(x)
     slope = None
@@ -297,15 +192,17 @@ def _loss_and_gradient(
         (slope,) = torch.autograd.grad(loss, point, torch.ones_like(loss), allow_unused=True)
     if slope is None:
         raise ValueError("loss_fn's result has no gradient path to x: was it detached on the way?")
-    _require_finite(slope, "gradient", index, where)
     return loss.detach().to(x), slope
 
 
-def _require_finite(values: Tensor, name: str, index: list[int], where: str) -> None:
-    good = values.isfinite().flatten(1).all(dim=1)
-    if not bool(good.all()):
-        bad = [i for i, fine in zip(index, good.tolist(), strict=True) if not fine]
-        raise NotFiniteError(name, bad, where)
+def _broken(loss: Tensor, gradient: Tensor) -> list[str | None]:
+    """By sample None, or what of it is not finite."""
+    fine_loss = loss.isfinite().tolist()
+    fine_slope = gradient.isfinite().flatten(1).all(dim=1).tolist()
+    return [
+        None if one and other else f"{'gradient' if one else 'loss'} is not finite"
+        for one, other in zip(fine_loss, fine_slope, strict=True)
+    ]
 
 
 def _ask(success: SuccessFn, x: Tensor, index: list[int]) -> Tensor:
@@ -315,10 +212,6 @@ def _ask(success: SuccessFn, x: Tensor, index: list[int]) -> Tensor:
             f"success must return bool, shape ({len(index)},), got {finished.dtype}, {tuple(finished.shape)}"
         )
     return finished
-
-
-def _wide(per_sample: Tensor) -> Tensor:
-    return per_sample.view(-1, 1, 1, 1)
 
 
 def _count(name: str, value: int) -> int:

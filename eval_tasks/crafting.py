@@ -50,6 +50,14 @@ class AttackPlan:
         }
 
 
+class NotFiniteError(FloatingPointError):
+    """A loss or gradient of the attack is infinite or no number; `samples` are places in the batch."""
+
+    def __init__(self, failed: Sequence[str | None]) -> None:
+        self.samples = [i for i, reason in enumerate(failed) if reason is not None]
+        super().__init__(failed[self.samples[0]])
+
+
 @dataclass(frozen=True)
 class Crafted:
     """Images to be scored, uint8 [B,3,H,W]; by sample the attack's loss (None: noise) and dead gradients."""
@@ -112,6 +120,8 @@ def craft(
             restarts=apgd_settings.restarts,
             seed=seeds,
         )
+    if any(reason is not None for reason in found.failed):
+        raise NotFiniteError(found.failed)
     pixels = to_8bit(found.x_adv, batch.x, eps=plan.eps, norm=norm)
     return Crafted(pixels, [float(v) for v in found.loss], [bool(v) for v in found.zero_grad])
 

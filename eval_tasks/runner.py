@@ -14,9 +14,8 @@ from typing import Any
 
 import torch
 
-from attacks.apgd import NotFiniteError
 from eval_tasks.captioning import CaptionScores
-from eval_tasks.crafting import AttackPlan, Crafted, check_plan, craft, sample_seed
+from eval_tasks.crafting import AttackPlan, Crafted, NotFiniteError, check_plan, craft, sample_seed
 from eval_tasks.data import Sample, check_images, chunks, load_task, open_image, select, tasks
 from eval_tasks.metrics import bootstrap_ci
 from eval_tasks.metrics.tokenizers import TokenizerName
@@ -190,7 +189,7 @@ def _evaluate_batch(
                 ids = ", ".join(samples[i].id for i in error.samples)
                 raise UserError(
                     f"{(surrogate or model).name} in {str(model.dtype).removeprefix('torch.')}: the attack's "
-                    f"{error.what} is not finite on sample {ids}: use --dtype float32"
+                    f"{error} on sample {ids}: use --dtype float32"
                 ) from error
         else:
             crafted = _reuse(source, samples, batch)

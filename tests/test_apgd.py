@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from attacks import apgd
-from attacks.apgd import checkpoints
+from attacks.climb import checkpoints
 from attacks.noise import random_start
 from attacks.norms import length
 
@@ -459,21 +459,28 @@ def test_vanishing_gradients_are_followed_and_zero_gradients_reported():
         assert (result.x_adv[1] > 0.51).all()
 
 
-def test_what_is_not_finite_raises_and_names_samples():
+def test_what_is_not_finite_fails_alone_and_keeps_its_best_point():
     x = images(4)
 
     def nan_loss(z, index):
         bad = torch.tensor([i in (1, 3) for i in index])
         return torch.where(bad, torch.nan, 1.0) * z.flatten(1).sum(1)
 
-    with pytest.raises(FloatingPointError, match=r"loss is not finite for samples \[1, 3\] at step 0"):
-        apgd(nan_loss, x, eps=0.1, random_start=False)
+    found = apgd(nan_loss, x, eps=0.1, steps=5, random_start=False)
+    assert found.failed == [None, "loss is not finite at step 0", None, "loss is not finite at step 0"]
+    assert torch.equal(found.x_adv[[1, 3]], x[[1, 3]])
+    assert found.loss.isnan().tolist() == [False, True, False, True]
+    assert found.steps.tolist() == [5, 0, 5, 0]
+    alone = apgd(lambda z, index: z.flatten(1).sum(1), x, eps=0.1, steps=5, random_start=False)
+    assert torch.equal(found.x_adv[[0, 2]], alone.x_adv[[0, 2]])
+    assert apgd(nan_loss, x, eps=0.1, steps=5).failed[1] == "loss is not finite at the clean image"
 
     def infinite_slope(z, index):  # sqrt at 0
         return torch.sqrt((z - x[index]).abs()).flatten(1).sum(1) * torch.tensor([i == 2 for i in index])
 
-    with pytest.raises(FloatingPointError, match=r"gradient is not finite for samples .*2.* at step 0"):
-        apgd(infinite_slope, x, eps=0.1, random_start=False)
+    # nan * 0 as well: the root's slope is infinite for all of them
+    reasons = apgd(infinite_slope, x, eps=0.1, random_start=False).failed
+    assert reasons[2] == "gradient is not finite at step 0"
 
     calls = []
 
@@ -481,24 +488,55 @@ def test_what_is_not_finite_raises_and_names_samples():
         calls.append(index)
         return z.flatten(1).sum(1) * (torch.nan if len(calls) == 4 else 1.0)
 
-    with pytest.raises(FloatingPointError, match=r"samples \[0\] at step 2"):
-        apgd(late, x[:1], eps=0.1)  # clean, start, step 1, step 2
+    found = apgd(late, x[:1], eps=0.1)  # clean, start, step 1, step 2
+    assert found.failed == ["loss is not finite at step 2"]
+    assert found.steps.tolist() == [2]
+    assert found.loss[0] > x[:1].sum()  # what step 1 had reached
+    assert found.loss[0] == found.x_adv.sum()
 
 
 def test_numbers_of_samples_are_the_callers_after_others_left():
     x = images(3)
-    seen = []
 
     def loss_fn(z, index):
-        seen.append(index)
         return z.flatten(1).sum(1) * (torch.nan if index == [2] else 1.0)
 
     def success(z, index):
         return [i != 2 for i in index]
 
-    with pytest.raises(FloatingPointError, match=r"samples \[2\] at step 1"):
-        apgd(loss_fn, x, eps=0.1, steps=3, random_start=False, success=success)
-    assert seen == [[0, 1, 2], [2]]
+    found = apgd(loss_fn, x, eps=0.1, steps=3, random_start=False, success=success)
+    assert found.failed == [None, None, "loss is not finite at step 1"]
+
+
+@pytest.mark.parametrize("norm", ["Linf", "L2"])
+@pytest.mark.parametrize("restarts", [1, 3])
+@pytest.mark.parametrize("batch_size", [1, 2, 3, 6, 9])
+def test_a_small_batch_gives_the_results_of_the_whole_one_and_stays_full(norm, restarts, batch_size):
+    count, steps = 7, 12
+    x = images(count)
+    spy = Spy(waves(count))
+
+    def success(z, index):  # some at once, some late, some never
+        bar = torch.tensor([{4: -torch.inf, 2: torch.inf}.get(i, 12.0) for i in index])
+        return waves(count)(z, index) > bar
+
+    def attack(loss_fn, size):
+        return apgd(
+            loss_fn, x, eps=0.3, steps=steps, norm=norm, restarts=restarts, seed=3, success=success, batch_size=size
+        )
+
+    whole, pieces = attack(waves(count), None), attack(spy, batch_size)
+    assert 1 < whole.succeeded.sum() < count
+    for name in ("x_adv", "loss", "steps", "zero_grad", "succeeded"):
+        assert torch.equal(getattr(pieces, name), getattr(whole, name)), name
+    assert pieces.failed == whole.failed
+    clean = -(-count // min(batch_size, count))
+    widths = [len(index) for index in spy.indices[clean:]]
+    assert max(widths) == min(batch_size, count)
+    # the batch shrinks only when nobody waits any more
+    assert widths == sorted(widths, reverse=True)
+    full = spy.indices[clean : clean + widths.count(widths[0])]
+    assert {i for index in full for i in index} == set(range(count))
 
 
 def test_leaves_no_trace_on_model_and_input():
@@ -533,6 +571,8 @@ def test_half_precision_losses_are_kept_in_the_dtype_of_x():
         ({"steps": 0}, "steps must be"),
         ({"steps": 2.5}, "steps must be"),
         ({"restarts": 0}, "restarts must be"),
+        ({"batch_size": 0}, "batch_size must be"),
+        ({"batch_size": 1.5}, "batch_size must be"),
         ({"restarts": 2, "random_start": False}, "restarts > 1"),
         ({"start": torch.zeros(2, *SHAPE)}, "exclude each other"),
         ({"start": torch.zeros(1, *SHAPE), "random_start": False}, "shaped as x"),

@@ -177,8 +177,8 @@ def test_a_loss_that_is_not_finite_names_the_samples_and_loses_nothing(tmp_path,
         value = whole(self, batch, prompts, targets)
         return value * torch.tensor([1.0, float("nan")])[: len(value)] if calls == 4 else value
 
-    monkeypatch.setattr(type(model), "loss", loss)  # three calls a batch of two: the second batch fails at its start
-    with pytest.raises(UserError, match=r"loss is not finite on sample \d+: use --dtype float32$"):
+    monkeypatch.setattr(type(model), "loss", loss)  # clean, start, step 1, step 2
+    with pytest.raises(UserError, match=r"loss is not finite at step 2 on sample \d+: use --dtype float32$"):
         evaluate(model, settings(data), tmp_path / "run")
     assert calls == 4
     monkeypatch.undo()
