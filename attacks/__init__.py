@@ -3,5 +3,6 @@
 from attacks.apgd import APGDResult, apgd
 from attacks.losses import embedding_loss
 from attacks.noise import random_noise
+from attacks.workers import cpu_workers
 
-__all__ = ["APGDResult", "apgd", "embedding_loss", "random_noise"]
+__all__ = ["APGDResult", "apgd", "cpu_workers", "embedding_loss", "random_noise"]

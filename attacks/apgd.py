@@ -4,6 +4,7 @@ import operator
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -13,6 +14,7 @@ from attacks.losses import LossFn
 from attacks.noise import random_start as start_points
 from attacks.noise import sample_seeds
 from attacks.norms import Norm, check_ball, check_images, check_positive, project
+from attacks.workers import shared_out
 
 SuccessFn = Callable[[Tensor, list[int]], Tensor]
 """`success(x_adv, index) -> bool [len(index)]`: which of these samples are finished."""
@@ -53,6 +55,7 @@ def apgd(
     seed: int | Sequence[int] = 0,
     success: SuccessFn | None = None,
     batch_size: int | None = None,
+    workers: int = 1,
 ) -> APGDResult:
     """Maximise `loss_fn` in the eps ball around each image of `x`, intersected with [0, 1].
 
@@ -70,6 +73,8 @@ def apgd(
         point that succeeded as its x_adv and leaves. Where the start is another the clean image is not asked about.
     batch_size: how many samples `loss_fn` gets at most; None for all. The next sample (or restart) takes the
         place of one that has finished, so that the batch stays full until few are left.
+    workers: threads among which the samples, the batch and torch's own threads are shared out, for small models
+        on a CPU (`cpu_workers`); `loss_fn` and `success` are then called from all of them at once.
 
     Each sample has its own step size, count of steps and best point, and the result is its best point over all
     restarts. The clean image competes too, at one more loss evaluation when the start is another, so no loss is
@@ -91,6 +96,30 @@ def apgd(
         if start.shape != x.shape or not bool(start.isfinite().all()):
             raise ValueError(f"start must be finite and shaped as x, {tuple(x.shape)}, got {tuple(start.shape)}")
     seeds = sample_seeds(seed, len(x))
+    workers = min(_count("workers", workers), len(x))
+    if workers > 1:
+
+        def part(rows: list[int], check: Callable[[], None]) -> APGDResult:
+            def own(function: LossFn | SuccessFn, z: Tensor, index: list[int]) -> Tensor:
+                check()
+                return function(z, [rows[i] for i in index])
+
+            return apgd(
+                partial(own, loss_fn),
+                x[rows],
+                eps=eps,
+                steps=steps,
+                norm=norm,
+                random_start=random_start,
+                start=None if start is None else start[rows],
+                step_scale=step_scale,
+                restarts=restarts,
+                seed=[seeds[i] for i in rows],
+                success=None if success is None else partial(own, success),
+                batch_size=-(-batch_size // workers),
+            )
+
+        return _joined(shared_out(part, len(x), workers))
 
     x = x.detach()
     best = _Best(x)
@@ -125,6 +154,14 @@ def apgd(
             climb.keep(~leaving)
         climb.checkpoint()
     return best.result()
+
+
+def _joined(parts: Sequence[APGDResult]) -> APGDResult:
+    tensors = ("x_adv", "loss", "steps", "zero_grad", "succeeded")
+    return APGDResult(
+        **{name: torch.cat([getattr(part, name) for part in parts]) for name in tensors},
+        failed=[reason for part in parts for reason in part.failed],
+    )
 
 
 class _Best:

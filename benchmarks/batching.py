@@ -12,7 +12,7 @@ import time
 
 import torch
 
-from attacks import apgd
+from attacks import apgd, cpu_workers
 from eval_tasks.environment import environment
 from lvlm_radapt import load_model
 from lvlm_radapt.tiny import scenes
@@ -48,6 +48,7 @@ def main() -> None:
                 eps=4 / 255,
                 steps=args.steps,
                 seed=rows,
+                workers=cpu_workers(len(rows)),  # as in an evaluation
             )
             losses.append(found.loss)
         return args.images / (time.perf_counter() - started), float(torch.cat(losses).mean())

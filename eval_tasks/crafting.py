@@ -13,7 +13,7 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
-from attacks import apgd, embedding_loss, random_noise
+from attacks import apgd, cpu_workers, embedding_loss, random_noise
 from attacks.losses import LossFn
 from eval_tasks.presets import AttackConfig
 from eval_tasks.quantise import to_8bit
@@ -119,6 +119,7 @@ def craft(
             step_scale=apgd_settings.step_scale,
             restarts=apgd_settings.restarts,
             seed=seeds,
+            workers=cpu_workers(len(batch)) if batch.x.device.type == "cpu" else 1,
         )
     if any(reason is not None for reason in found.failed):
         raise NotFiniteError(found.failed)

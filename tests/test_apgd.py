@@ -1,6 +1,7 @@
 """APGD against a hand computation, an independent rewrite for one sample, and its docstring's promises."""
 
 import math
+import threading
 from itertools import pairwise
 
 import pytest
@@ -8,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from attacks import apgd
+from attacks import apgd, cpu_workers
 from attacks.climb import checkpoints
 from attacks.noise import random_start
 from attacks.norms import length
@@ -539,6 +540,66 @@ def test_a_small_batch_gives_the_results_of_the_whole_one_and_stays_full(norm, r
     assert {i for index in full for i in index} == set(range(count))
 
 
+@pytest.mark.parametrize("workers", [2, 3, 9])
+def test_workers_give_the_results_of_one(workers):
+    count = 7
+    x = images(count)
+    threads = torch.get_num_threads()
+    seen = set()
+
+    def loss_fn(z, index):
+        seen.add((threading.get_ident(), torch.get_num_threads()))
+        value = waves(count)(z, index)
+        return torch.where((value > 10) & torch.tensor([i == 3 for i in index]), torch.nan, value)
+
+    def success(z, index):
+        return (waves(count)(z, index) > 12) & torch.tensor([i % 2 == 0 for i in index])
+
+    def attack(**more):
+        return apgd(loss_fn, x, eps=0.3, steps=10, restarts=2, seed=[9, 8, 7, 6, 5, 4, 3], success=success, **more)
+
+    whole, shared = attack(), attack(workers=workers)
+    for name in ("x_adv", "loss", "steps", "zero_grad", "succeeded"):
+        assert torch.equal(getattr(shared, name).nan_to_num(), getattr(whole, name).nan_to_num()), name
+    assert shared.failed == whole.failed
+    assert shared.failed[3] is not None
+    # a thread may take a second part where its first was over at once
+    assert 1 < len({thread for thread, _ in seen}) <= 1 + min(workers, count)
+    assert {number for thread, number in seen if thread != threading.get_ident()} == {
+        max(1, threads // min(workers, count))
+    }
+    assert torch.get_num_threads() == threads
+
+
+def test_one_workers_failure_ends_all_and_gives_the_threads_back():
+    x = images(4)
+    threads = torch.get_num_threads()
+    calls = []
+
+    def loss_fn(z, index):
+        calls.append(index)
+        if 3 in index and len(calls) > 20:
+            raise RuntimeError("out of something")
+        return z.flatten(1).sum(1)
+
+    with pytest.raises(RuntimeError, match="out of something"):
+        apgd(loss_fn, x, eps=0.1, steps=100_000, workers=2)
+    assert torch.get_num_threads() == threads
+    assert len(calls) < 10_000
+    assert not [t for t in threading.enumerate() if t.name.startswith("attack")]
+
+
+def test_workers_need_enough_samples_and_cores():
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(4)
+        assert [cpu_workers(n) for n in (1, 15, 16, 24, 500)] == [1, 1, 2, 3, 4]
+        torch.set_num_threads(1)
+        assert cpu_workers(500) == 1
+    finally:
+        torch.set_num_threads(threads)
+
+
 def test_leaves_no_trace_on_model_and_input():
     model = torch.nn.Linear(48, 1)
     x = images(2, dtype=torch.float32).requires_grad_()
@@ -572,6 +633,7 @@ def test_half_precision_losses_are_kept_in_the_dtype_of_x():
         ({"steps": 2.5}, "steps must be"),
         ({"restarts": 0}, "restarts must be"),
         ({"batch_size": 0}, "batch_size must be"),
+        ({"workers": 0}, "workers must be"),
         ({"batch_size": 1.5}, "batch_size must be"),
         ({"restarts": 2, "random_start": False}, "restarts > 1"),
         ({"start": torch.zeros(2, *SHAPE)}, "exclude each other"),

@@ -11,6 +11,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from lvlm_radapt.errors import UserError
+from lvlm_radapt.models import reading
 from lvlm_radapt.models.base import FeaturePoint, Geometry, PixelBatch, PixelModel
 from lvlm_radapt.models.geometry import clip_canvas, clip_canvas_bytes, pad_to_square
 
@@ -37,6 +38,7 @@ class CLIPEncoder(PixelModel):
     ) -> None:
         super().__init__(hf, tokenizer, image_processor, name=name, geometry=geometry)
         self.feature_layer = feature_layer
+        reading.prepare(self.tower)
 
     @property
     def tower(self) -> nn.Module:
@@ -58,8 +60,8 @@ class CLIPEncoder(PixelModel):
         """[B, T, D] patch tokens of `feature_layer`; there is no projector for patches (UserError)."""
         if at != "tower":
             raise UserError(f"{self.name} is an image encoder: it has tower features, not {at!r}")
-        out = self.tower(self.pixel_values(batch), output_hidden_states=True, return_dict=True)
-        return out.hidden_states[self.feature_layer][:, self.prefix_tokens :]
+        (states,) = reading.hidden_states(self.tower, self.pixel_values(batch), [self.feature_layer])
+        return states[:, self.prefix_tokens :]
 
     def image_features(self, batch: PixelBatch) -> Tensor:
         """[B, P] projected image embeddings, not scaled to unit length; differentiable in `batch.x`. UserError for

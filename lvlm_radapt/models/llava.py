@@ -10,6 +10,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from lvlm_radapt.errors import UserError
+from lvlm_radapt.models import reading
 from lvlm_radapt.models.base import LVLM, FeaturePoint, Geometry, PixelBatch
 from lvlm_radapt.models.geometry import clip_canvas, clip_canvas_bytes, pad_to_square
 from lvlm_radapt.models.language import text_positions
@@ -53,6 +54,7 @@ class LlavaLVLM(LVLM):
             placeholders=(image_token, *video),
         )
         super().__init__(hf, tokenizer, image_processor, name=name, text=text, geometry=geometry)
+        reading.prepare(self.tower)
 
     @property
     def tower(self) -> nn.Module:
@@ -83,11 +85,10 @@ class LlavaLVLM(LVLM):
     def _tower_states(self, batch: PixelBatch) -> Tensor:
         """[views, prefix + patches, D] of the configured layer(s), CLS first where the tower has one."""
         views = self.pixel_values(batch).flatten(0, -4)
-        out = self.tower(views, output_hidden_states=True, return_dict=True)
         layers = self.hf.config.vision_feature_layer
-        if isinstance(layers, int):
-            return out.hidden_states[layers]
-        return torch.cat([out.hidden_states[layer] for layer in layers], dim=-1)
+        return torch.cat(
+            reading.hidden_states(self.tower, views, [layers] if isinstance(layers, int) else layers), dim=-1
+        )
 
     def _patches(self, batch: PixelBatch) -> int:
         """How many patches the tower makes of one view."""
