@@ -11,6 +11,7 @@ from torch import Tensor
 
 from attacks.climb import Climb, checkpoint_windows
 from attacks.losses import LossFn
+from attacks.memory import Pieces
 from attacks.noise import random_start as start_points
 from attacks.noise import sample_seeds
 from attacks.norms import Norm, check_ball, check_images, check_positive, project
@@ -72,7 +73,8 @@ def apgd(
     success: asked at the start point and after each step about the new points. A finished sample keeps the
         point that succeeded as its x_adv and leaves. Where the start is another the clean image is not asked about.
     batch_size: how many samples `loss_fn` gets at most; None for all. The next sample (or restart) takes the
-        place of one that has finished, so that the batch stays full until few are left.
+        place of one that has finished, so that the batch stays full until few are left. Where memory does not
+        suffice, each step is made in halves of the batch, in quarters and so on.
     workers: threads among which the samples, the batch and torch's own threads are shared out, for small models
         on a CPU (`cpu_workers`); `loss_fn` and `success` are then called from all of them at once.
 
@@ -122,10 +124,11 @@ def apgd(
         return _joined(shared_out(part, len(x), workers))
 
     x = x.detach()
+    pieces = Pieces()
     best = _Best(x)
     if random_start or start is not None:
         for first in range(0, len(x), batch_size):
-            best.clean(loss_fn, list(range(first, min(first + batch_size, len(x)))))
+            best.clean(loss_fn, list(range(first, min(first + batch_size, len(x)))), pieces)
 
     def begin(sample: int, restart: int) -> Tensor:
         own = x[sample : sample + 1]
@@ -142,7 +145,7 @@ def apgd(
             climb.enter([s for s, _ in entering], [r for _, r in entering], torch.cat([begin(*e) for e in entering]))
         # No step follows a last point: its gradient would be a backward pass for nothing.
         more = any(done < steps for done in climb.done)
-        loss, gradient = loss_and_gradient(loss_fn, climb.x_adv, climb.index, gradient=more)
+        loss, gradient = loss_and_gradient(loss_fn, climb.x_adv, climb.index, gradient=more, pieces=pieces)
         broken = _broken(loss, gradient)
         climb.record(loss, gradient)
         finished = torch.zeros_like(climb.halved) if success is None else _ask(success, climb.x_adv, climb.index)
@@ -176,9 +179,9 @@ class _Best:
         self.succeeded = torch.zeros(len(x), dtype=torch.bool, device=x.device)
         self.failed: list[str | None] = [None] * len(x)
 
-    def clean(self, loss_fn: LossFn, index: list[int]) -> None:
+    def clean(self, loss_fn: LossFn, index: list[int], pieces: Pieces) -> None:
         """Let these samples' clean images compete."""
-        loss, slope = loss_and_gradient(loss_fn, self.x[index], index, gradient=False)
+        loss, slope = loss_and_gradient(loss_fn, self.x[index], index, gradient=False, pieces=pieces)
         for sample, reason, value in zip(index, _broken(loss, slope), loss, strict=True):
             if reason is None:
                 self.loss[sample] = value
@@ -210,11 +213,24 @@ class _Best:
         return APGDResult(self.x_adv, loss, self.steps, self.zero_grad & (self.steps > 0), self.succeeded, self.failed)
 
 
-def loss_and_gradient(loss_fn: LossFn, x: Tensor, index: list[int], *, gradient: bool = True) -> tuple[Tensor, Tensor]:
+def loss_and_gradient(
+    loss_fn: LossFn, x: Tensor, index: list[int], *, gradient: bool = True, pieces: Pieces | None = None
+) -> tuple[Tensor, Tensor]:
     """Losses [b] and their gradient (zeros when not asked for) at `x` [b, C, H, W], in x's dtype.
+
+    pieces: how a batch is cut that does not fit into memory.
 
     Raises ValueError for losses of the wrong shape or without a gradient path to x.
     """
+
+    def piece(rows: slice) -> tuple[Tensor, Tensor]:
+        return _loss_and_gradient(loss_fn, x[rows], index[rows], gradient=gradient)
+
+    losses, slopes = zip(*(pieces or Pieces()).run(piece, len(index)), strict=True)
+    return (losses[0], slopes[0]) if len(losses) == 1 else (torch.cat(losses), torch.cat(slopes))
+
+
+def _loss_and_gradient(loss_fn: LossFn, x: Tensor, index: list[int], *, gradient: bool) -> tuple[Tensor, Tensor]:
     with torch.set_grad_enabled(gradient):
         point = x.detach().requires_grad_(gradient)
         loss = loss_fn(point, list(index))
