@@ -237,8 +237,11 @@ class LVLM(PixelModel):
         answers = [self.text.target(p, t) for p, t in zip(prompts, targets, strict=True)]
         ids, mask = right_pad([q + a for q, a in zip(questions, answers, strict=True)], self.text.pad_id)
         ids, mask, embeds, positions, extra = self._inputs(batch, ids, mask)
+        if positions.ndim == 2:  # those of padding repeat, which without a mask would look like several packed texts
+            positions = torch.arange(ids.shape[1], device=ids.device).expand_as(ids)
+        # No mask: padding comes last, where causal attention never looks, and attention is faster without one.
         hidden = self.hf.model.language_model(
-            inputs_embeds=embeds, attention_mask=mask, position_ids=positions, use_cache=False, **extra
+            inputs_embeds=embeds, attention_mask=None, position_ids=positions, use_cache=False, **extra
         ).last_hidden_state
         return target_nll(hidden, self.hf.get_output_embeddings(), [len(q) for q in questions], answers)
 

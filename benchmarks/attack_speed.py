@@ -1,0 +1,164 @@
+"""Samples attacked a second: this project's engine against one image at a time, the way reference code does it.
+
+The reference loop is written here: one sample, the library's own forward pass with labels (all layers of the tower,
+logits at every position), a plain APGD with Python numbers, an answer, a score; then the next sample. Same model
+code, images, questions, threads, dtype, steps and seeds; accuracy under both attacks is printed, since a fast attack
+that is weaker is none.
+
+Run: python benchmarks/attack_speed.py [--attack e2e] [--images 32] [--steps 20] [--repeats 3] [--threads 2]
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from attacks.climb import checkpoint_windows
+from attacks.noise import random_start
+from eval_tasks.crafting import AttackPlan, craft, sample_seed
+from eval_tasks.data import Sample, load_task, open_image
+from eval_tasks.environment import environment
+from eval_tasks.presets import load_attack, load_protocol, load_task_config
+from eval_tasks.quantise import from_8bit, to_8bit
+from eval_tasks.vqa import VqaScores
+from lvlm_radapt import load_model
+from lvlm_radapt.models import LVLM, PixelBatch
+from lvlm_radapt.tiny.dataset import write_scenes
+
+EPS = 4 / 255
+
+
+def library_loss(model: LVLM, batch: PixelBatch, prompt: str, target: str) -> Callable[[Tensor], Tensor]:
+    """The library's own loss of one image, question and answer, as a function of the pixels."""
+    question = model.text.prompt(prompt, model._image_tokens(batch)[0])
+    answer = model.text.target(prompt, target)
+    ids = torch.tensor([question + answer])
+    labels = torch.tensor([[-100] * len(question) + answer])
+    mask = torch.ones_like(ids)
+    return lambda x: (
+        model.hf(
+            input_ids=ids,
+            attention_mask=mask,
+            pixel_values=model.pixel_values(batch.replace(x)),
+            labels=labels,
+            use_cache=False,
+        ).loss
+    )
+
+
+def plain_apgd(loss_fn: Callable[[Tensor], Tensor], x: Tensor, steps: int, seed: int) -> Tensor:
+    """APGD (Linf) for one image, as its authors write it down."""
+
+    def look(point: Tensor) -> tuple[float, Tensor]:
+        point = point.detach().requires_grad_()
+        loss = loss_fn(point)
+        return loss.item(), torch.autograd.grad(loss, point)[0]
+
+    def closest(point: Tensor) -> Tensor:
+        return torch.minimum(torch.maximum(point, x - EPS), x + EPS).clamp(0, 1)
+
+    size, rises, last, halved = 2 * EPS, 0, 0.0, True
+    before = here = random_start(x, eps=EPS, seeds=[seed])
+    best_loss, slope = look(here)
+    best, best_slope, checked = here, slope, best_loss
+    windows = checkpoint_windows(steps)
+    for step in range(1, steps + 1):
+        weight = 1.0 if step == 1 else 0.75
+        ahead = closest(here + size * slope.sign())
+        before, here = here, closest(here + weight * (ahead - here) + (1 - weight) * (here - before))
+        loss, slope = look(here)
+        rises += loss > last
+        last = loss
+        if loss > best_loss:
+            best, best_loss, best_slope = here, loss, slope
+        if step in windows:
+            halve = rises <= 0.75 * windows[step] or (not halved and checked >= best_loss)
+            halved, checked, rises = halve, best_loss, 0
+            if halve:
+                size, here, slope = size / 2, best, best_slope
+    return best
+
+
+class Job:
+    """The samples of one comparison, and both ways to attack and score them."""
+
+    def __init__(self, model: LVLM, samples: Sequence[Sample], attack: str, steps: int) -> None:
+        self.model, self.samples, self.steps = model, samples, steps
+        self.protocol, self.task = load_protocol("scenes"), load_task_config("vqav2")
+        self.plan = AttackPlan(self.protocol.adapt(load_attack(attack)), "adaptive", EPS, steps)
+        self.scores = VqaScores(samples, style="vqav2")
+        self.batch = model.pixels([open_image(s.image) for s in samples])
+        self.prompts = [self.protocol.prompt(self.task, s.question) for s in samples]
+        self.seeds = [sample_seed(0, s.id) for s in samples]
+
+    def reference(self) -> float:
+        """One image at a time; the mean accuracy left."""
+        left = []
+        for i, sample in enumerate(self.samples):
+            one = self.batch[i]
+            loss_fn = library_loss(self.model, one, self.prompts[i], self.scores.target(sample))
+            attacked = plain_apgd(loss_fn, one.x, self.steps, self.seeds[i])
+            left += self._accuracy(one, to_8bit(attacked, one.x, eps=EPS, norm="Linf"), [i])
+        return statistics.mean(left)
+
+    def ours(self) -> float:
+        """All of them together; the mean accuracy left."""
+        targets = [self.scores.target(s) for s in self.samples]
+        crafted = craft(
+            self.model, self.batch, self.plan, prompts=self.prompts, targets=targets, seeds=self.seeds
+        )  # fmt: skip
+        return statistics.mean(self._accuracy(self.batch, crafted.pixels, list(range(len(self.samples)))))
+
+    def _accuracy(self, batch: PixelBatch, pixels: Tensor, rows: list[int]) -> list[float]:
+        attacked = batch.replace(from_8bit(pixels))
+        tokens = self.protocol.tokens("vqav2")
+        answers = self.model.generate(attacked, [self.prompts[i] for i in rows], max_new_tokens=tokens)
+        ids = [self.samples[i].id for i in rows]
+        return list(self.scores.score(dict(zip(ids, answers, strict=True))).values())
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--attack", choices=("e2e",), default="e2e")
+    parser.add_argument("--images", type=int, default=32)
+    parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+
+    model = load_model("tiny-llava")
+    with tempfile.TemporaryDirectory() as folder:
+        data = Path(folder) / "scenes"
+        write_scenes(data, count=args.images, seed=1)
+        job = Job(model, load_task("vqav2", data)[: args.images], args.attack, args.steps)
+        Job(model, job.samples[:2], args.attack, 1).ours()  # the first call is slower
+        rounds = []
+        for _ in range(args.repeats):
+            results = []
+            for attack in (job.reference, job.ours):
+                started = time.perf_counter()
+                accuracy = attack()
+                results.append((len(job.samples) / (time.perf_counter() - started), accuracy))
+            rounds.append(results)
+    (slow, accuracy), (fast, ours) = rounds[0]
+    slow, fast = (statistics.median(r[i][0] for r in rounds) for i in (0, 1))
+    ratio = statistics.median(r[1][0] / r[0][0] for r in rounds)
+    where = environment()
+    print(
+        f"| {datetime.date.today()} | tiny-llava, vqav2, {args.attack} | {where['cpu']}, {where['threads']} threads, "
+        f"torch {torch.__version__} | {args.images} images, {args.steps} steps, float32 | {slow:.2f} | {fast:.2f} "
+        f"| {ratio:.2f}x | {accuracy:.1f} / {ours:.1f} |"
+    )
+
+
+if __name__ == "__main__":
+    main()
