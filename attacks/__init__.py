@@ -1,8 +1,18 @@
 """Adversarial attacks on images in [0, 1]: they need torch and a loss function, and know no model."""
 
 from attacks.apgd import APGDResult, apgd
+from attacks.ensemble import EnsembleResult, Stage, ensemble
 from attacks.losses import embedding_loss
 from attacks.noise import random_noise
 from attacks.workers import cpu_workers
 
-__all__ = ["APGDResult", "apgd", "cpu_workers", "embedding_loss", "random_noise"]
+__all__ = [
+    "APGDResult",
+    "EnsembleResult",
+    "Stage",
+    "apgd",
+    "cpu_workers",
+    "embedding_loss",
+    "ensemble",
+    "random_noise",
+]

@@ -16,10 +16,18 @@ class CaptionScores:
 
     def __init__(self, samples: Sequence[Sample], *, tokenizer: TokenizerName) -> None:
         self._scorer = CiderScorer({s.id: s.references for s in samples}, tokenizer=tokenizer)
+        self._first = {s.id: s.references[0] for s in samples}
+        self._canonical: dict[str, float] | None = None
 
-    def target(self, sample: Sample) -> str:
-        """The text an end-to-end attack makes unlikely: the first reference caption."""
-        return sample.references[0]
+    def references(self, sample: Sample, most: int) -> list[str]:
+        """The texts attacks make unlikely, at most so many: the reference captions in their order."""
+        return list(sample.references[:most])
+
+    def canonical(self, sample: Sample) -> float:
+        """What the sample's first reference would score as an answer."""
+        if self._canonical is None:
+            self._canonical = self.score(self._first)
+        return self._canonical[sample.id]
 
     def score(self, outputs: Mapping[str, str]) -> dict[str, float]:
         """CIDEr x100 of each caption by sample id."""

@@ -3,37 +3,49 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
-from PIL import Image
 from torch import Tensor
-from torch.nn import functional as F
 
-from attacks import apgd, cpu_workers, embedding_loss, random_noise
+from attacks import apgd, cpu_workers, embedding_loss, ensemble, random_noise
+from attacks.apgd import SuccessFn
 from attacks.losses import LossFn
-from eval_tasks.presets import AttackConfig
-from eval_tasks.quantise import to_8bit
+from eval_tasks.asked import Asked
+from eval_tasks.attacker import Attacker
+from eval_tasks.data import chunks
+from eval_tasks.presets import APGDSettings, AttackConfig, Half
+from eval_tasks.quantise import from_8bit, to_8bit
+from eval_tasks.stages import stage_plans, stages
 from lvlm_radapt.errors import UserError
 from lvlm_radapt.models.base import LVLM, PixelBatch, PixelModel
 
 Threat = Literal["adaptive", "transfer"]
+Round = Callable[[Tensor, Sequence[int]], Tensor]
+"""`round(x_adv, index)`: uint8 images of these rows, in the ball."""
 
 
 @dataclass(frozen=True)
 class AttackPlan:
-    """An attack with its threat model and budget. `threat` None: noise, which knows no model at all."""
+    """An attack with its threat model and budget. `threat` None: noise, which knows no model at all.
+
+    target: the text a targeted attack wants to read. half: the precision of an ensemble's first stages; None: the
+    model's own.
+    """
 
     config: AttackConfig
     threat: Threat | None
     eps: float
     steps: int | None
+    target: str | None = None
+    half: Half | None = None
 
     def settings(self) -> dict[str, object]:
-        """What run.json says of it (the surrogate is added by the runner)."""
+        """What run.json says of it (the runner adds the surrogate, and an ensemble's stages and threshold)."""
         apgd_settings = self.config.apgd
         return {
             "name": self.config.name,
@@ -43,28 +55,57 @@ class AttackPlan:
             "loss": self.config.loss,
             "at": self.config.at,
             "distance": self.config.distance,
+            "target": self.target,
+            "half": self.half,
             "steps": self.steps,
             "restarts": apgd_settings.restarts if apgd_settings else None,
             "random_start": apgd_settings.random_start if apgd_settings else None,
             "step_scale": apgd_settings.step_scale if apgd_settings else None,
         }
 
-
-class NotFiniteError(FloatingPointError):
-    """A loss or gradient of the attack is infinite or no number; `samples` are places in the batch."""
-
-    def __init__(self, failed: Sequence[str | None]) -> None:
-        self.samples = [i for i, reason in enumerate(failed) if reason is not None]
-        super().__init__(failed[self.samples[0]])
+    def apgd_arguments(self) -> dict[str, Any]:
+        """The keywords of `apgd` and `ensemble` that say how strong the attack is."""
+        made: APGDSettings | None = self.config.apgd
+        assert made is not None  # presets: every attack with a gradient has them
+        return {
+            "eps": self.eps,
+            "norm": self.config.norm,
+            "steps": self.steps,
+            "random_start": made.random_start,
+            "step_scale": made.step_scale,
+            "restarts": made.restarts,
+        }
 
 
 @dataclass(frozen=True)
 class Crafted:
-    """Images to be scored, uint8 [B,3,H,W]; by sample the attack's loss (None: noise) and dead gradients."""
+    """Images to be scored, uint8 [B,3,H,W], and by sample:
+
+    loss: the attack's, None where it has none (noise, the clean image). zero_grad: the gradient was zero throughout.
+    failed: why the attack was not run to its end; the image is the best one found before.
+    stage, broken: of an ensemble, what made the image, and whether it is under the threshold.
+    """
 
     pixels: Tensor
     loss: list[float | None]
     zero_grad: list[bool]
+    failed: list[str | None]
+    stage: list[str | None]
+    broken: list[bool | None]
+
+    @classmethod
+    def plain(
+        cls,
+        pixels: Tensor,
+        loss: Sequence[float | None] | None = None,
+        zero_grad: Sequence[bool] | None = None,
+        failed: Sequence[str | None] | None = None,
+    ) -> Crafted:
+        """Of an attack without stages; what is left out is None or false for all."""
+        none = [None] * len(pixels)
+        return cls(
+            pixels, list(loss or none), list(zero_grad or [False] * len(pixels)), list(failed or none), [*none], [*none]
+        )
 
 
 def sample_seed(seed: int, sample_id: str) -> int:
@@ -73,8 +114,9 @@ def sample_seed(seed: int, sample_id: str) -> int:
     return int.from_bytes(digest[:8], "big") >> 1
 
 
-def check_plan(plan: AttackPlan, model: LVLM, surrogate: PixelModel | None) -> None:
-    """UserError when the attack cannot mean what it says on these models."""
+def check_plan(plan: AttackPlan, model: LVLM, surrogate: PixelModel | None, *, prompt: str, tokens: int) -> None:
+    """UserError when the attack cannot mean what it says on these models. `prompt`: one of those to be asked;
+    `tokens`: the longest answer."""
     if plan.threat == "transfer" and surrogate is None and model.radapt is None:
         raise UserError(
             f"{model.name} has no defence, so it has no undefended twin to craft transfer images on: "
@@ -82,49 +124,78 @@ def check_plan(plan: AttackPlan, model: LVLM, surrogate: PixelModel | None) -> N
         )
     if plan.threat != "transfer" and surrogate is not None:
         raise UserError("--surrogate is for --threat transfer: an adaptive attack is crafted on the model itself")
-    if plan.config.loss == "nll" and surrogate is not None and not isinstance(surrogate, LVLM):
+    speaks = plan.config.loss in ("nll", "targeted", "ensemble")
+    if speaks and surrogate is not None and not isinstance(surrogate, LVLM):
         raise UserError(
             f"{surrogate.name} is an image encoder without a language model: use --attack embedding with it"
         )
+    source = surrogate or model
+    if plan.half is not None and source.dtype != torch.float32:
+        raise UserError(
+            f"--half {plan.half} is for models in float32, {source.name} is in "
+            f"{str(source.dtype).removeprefix('torch.')}: use --dtype float32, or --half none"
+        )
+    if plan.target is not None:
+        needed = len(model.text.target(prompt, plan.target)) - 1  # its end token need not be said
+        if needed > tokens:
+            raise UserError(
+                f"--target {plan.target!r} is {needed} tokens long, but answers end after {tokens}: choose a shorter "
+                "one, or a preset with longer answers"
+            )
+
+
+def says(answer: str, target: str) -> bool:
+    """Whether the target text occurs in the answer, in upper or lower case."""
+    return target.casefold() in answer.casefold()
 
 
 def craft(
     model: LVLM,
     batch: PixelBatch,
     plan: AttackPlan,
+    asked: Asked,
     *,
-    prompts: Sequence[str],
-    targets: Sequence[str],
     seeds: Sequence[int],
     surrogate: PixelModel | None = None,
+    clean: Sequence[float] | None = None,
 ) -> Crafted:
-    """Attack every image of `batch` (the victim's canvas); prompts, targets and seeds belong to its rows."""
+    """Attack every image of `batch` (the victim's canvas); `asked` and the seeds belong to its rows.
+
+    clean: the model's own scores on the clean images, where they are known already; an ensemble begins with them.
+    """
     norm = plan.config.norm
     assert norm is not None  # presets: every attack but none has one
+
+    def rounded(x_adv: Tensor, index: Sequence[int]) -> Tensor:
+        return to_8bit(x_adv, batch.x[list(index)], eps=plan.eps, norm=norm)
+
+    everyone = range(len(batch))
     if plan.config.loss == "noise":
-        noisy = random_noise(batch.x, eps=plan.eps, norm=norm, seed=seeds)
-        return Crafted(to_8bit(noisy, batch.x, eps=plan.eps, norm=norm), [None] * len(batch), [False] * len(batch))
-    apgd_settings = plan.config.apgd
-    assert apgd_settings is not None
-    assert plan.steps is not None
+        return Crafted.plain(rounded(random_noise(batch.x, eps=plan.eps, norm=norm, seed=seeds), everyone))
     with _attackers_view(model, plan, surrogate):
-        loss_fn = _loss(surrogate or model, batch, plan, prompts, targets)
+        attacker = Attacker(surrogate or model, batch)
+        if plan.config.loss == "ensemble":
+            return _ensemble(attacker, batch, plan, asked, rounded, seeds, clean if plan.threat == "adaptive" else None)
+        success: SuccessFn | None = None
+        if plan.config.loss == "embedding":
+            loss_fn = _embedding(attacker, plan, asked.batch_size)
+        elif plan.config.loss == "targeted":
+            assert plan.target is not None
+            loss_fn = attacker.nll(asked.prompts, [plan.target] * len(batch), sign=-1)
+            success = _reads(attacker, asked, plan, rounded)
+        else:
+            loss_fn = attacker.nll(asked.prompts, [asked.scores.references(s, 1)[0] for s in asked.samples])
         found = apgd(
             loss_fn,
             batch.x,
-            eps=plan.eps,
-            steps=plan.steps,
-            norm=norm,
-            random_start=apgd_settings.random_start,
-            step_scale=apgd_settings.step_scale,
-            restarts=apgd_settings.restarts,
+            **plan.apgd_arguments(),
             seed=seeds,
-            workers=cpu_workers(len(batch)) if batch.x.device.type == "cpu" else 1,
+            success=success,
+            batch_size=asked.batch_size,
+            workers=_workers(batch)(len(batch)),
         )
-    if any(reason is not None for reason in found.failed):
-        raise NotFiniteError(found.failed)
-    pixels = to_8bit(found.x_adv, batch.x, eps=plan.eps, norm=norm)
-    return Crafted(pixels, [float(v) for v in found.loss], [bool(v) for v in found.zero_grad])
+    pixels = rounded(found.x_adv, everyone)
+    return Crafted.plain(pixels, _finite(found.loss.tolist()), found.zero_grad.tolist(), found.failed)
 
 
 def _attackers_view(model: LVLM, plan: AttackPlan, surrogate: PixelModel | None) -> AbstractContextManager[object]:
@@ -132,50 +203,87 @@ def _attackers_view(model: LVLM, plan: AttackPlan, surrogate: PixelModel | None)
     return model.undefended() if plan.threat == "transfer" and surrogate is None else nullcontext()
 
 
-def _loss(
-    source: PixelModel, batch: PixelBatch, plan: AttackPlan, prompts: Sequence[str], targets: Sequence[str]
-) -> LossFn:
-    view = _view(source, batch)
-
-    def seen(x: Tensor, index: list[int]) -> PixelBatch:
-        return view[index].replace(_resize(x, view.x.shape[-2:]))
-
-    if plan.config.loss == "nll":
-        assert isinstance(source, LVLM)
-        lvlm = source
-
-        def nll(x: Tensor, index: list[int]) -> Tensor:
-            return lvlm.loss(seen(x, index), [prompts[i] for i in index], [targets[i] for i in index])
-
-        return nll
+def _embedding(attacker: Attacker, plan: AttackPlan, batch_size: int) -> LossFn:
     at, distance = plan.config.at, plan.config.distance
     assert at is not None
     assert distance is not None
     with torch.no_grad():
-        clean = source.features(view, at=at)
-    return embedding_loss(lambda x, index: source.features(seen(x, index), at=at), clean, distance=distance)
-
-
-def _view(source: PixelModel, batch: PixelBatch) -> PixelBatch:
-    """The batch on `source`'s own canvas: the same pixels where canvases agree, as the victim's own do, resized
-    ones elsewhere. UserError where one of the two is a stack of views, of which no resizing makes the other."""
-    alike = source.adopted(batch)
-    if alike is not None:
-        return alike
-    height, width = batch.x.shape[-2:]
-    probe = Image.new("RGB", (width, height))
-    own = source.pixels([probe])
-    shape = own.x.shape[-2:]
-    if "crops" in own.meta[0] or "crops" in batch.meta[0]:
-        raise UserError(
-            f"{source.name} cannot be a surrogate here: a stack of views is seen only by models that cut images "
-            "alike, choose one of the victim's family"
+        clean = torch.cat(
+            [
+                attacker.source.features(attacker.view[rows], at=at)
+                for rows in chunks(range(len(attacker.view)), batch_size)
+            ]
         )
-    return PixelBatch(_resize(batch.x, shape), own.meta * len(batch))
+    return embedding_loss(attacker.features(at), clean, distance=distance)
 
 
-def _resize(x: Tensor, shape: torch.Size) -> Tensor:
-    if x.shape[-2:] == shape:
-        return x
-    resized = F.interpolate(x, size=tuple(shape), mode="bicubic", antialias=True, align_corners=False)
-    return resized.clamp(0, 1)
+def _reads(attacker: Attacker, asked: Asked, plan: AttackPlan, rounded: Round) -> SuccessFn:
+    """Whether the target is read in the answer to the 8-bit image: asked now and then, as an answer costs about what
+    two steps do."""
+    assert plan.steps is not None
+    assert plan.target is not None
+    target, every, a_run = plan.target, max(10, plan.steps // 50), plan.steps + 1
+    seen = [0] * len(asked.samples)
+
+    def success(x_adv: Tensor, index: list[int]) -> Tensor:
+        due = []
+        for place, i in enumerate(index):
+            done = seen[i] % a_run  # steps of this restart; its start point is 0
+            seen[i] += 1
+            if done and done % every == 0:
+                due.append(place)
+        reads = torch.zeros(len(index), dtype=torch.bool)
+        if due:
+            rows = [index[place] for place in due]
+            answers = attacker.answers(asked, from_8bit(rounded(x_adv[due], rows)), rows)
+            reads[due] = torch.tensor([says(answer, target) for answer in answers])
+        return reads
+
+    return success
+
+
+def _ensemble(
+    attacker: Attacker,
+    batch: PixelBatch,
+    plan: AttackPlan,
+    asked: Asked,
+    rounded: Round,
+    seeds: Sequence[int],
+    clean: Sequence[float] | None,
+) -> Crafted:
+    """All stages on one batch. Images are scored, and kept, as the 8-bit ones they will be on disk."""
+    settings = plan.config.ensemble
+    assert settings is not None
+
+    def score(x_adv: Tensor, index: list[int]) -> Tensor:
+        return torch.tensor(asked.grade(attacker.answers(asked, x_adv, index), index), dtype=torch.float64)
+
+    everyone = list(range(len(batch)))
+    references = [asked.scores.references(s, settings.references) for s in asked.samples]
+    found = ensemble(
+        stages(stage_plans(settings, asked.task.kind), attacker, asked.prompts, references, plan.half),
+        batch.x,
+        score=score,
+        broken=asked.broken,
+        clean_score=score(batch.x, everyone) if clean is None else torch.tensor(clean, dtype=torch.float64),
+        finish=lambda x_adv, index: from_8bit(rounded(x_adv, index)),
+        **plan.apgd_arguments(),
+        seed=seeds,
+        batch_size=asked.batch_size,
+        workers=_workers(batch),
+    )
+    # the images are 8-bit levels already
+    pixels = (found.x_adv * 255).round().to(torch.uint8)
+    return Crafted(
+        pixels, _finite(found.loss), found.zero_grad.tolist(), found.failed, [*found.stage], found.broken.tolist()
+    )
+
+
+def _workers(batch: PixelBatch) -> Callable[[int], int]:
+    """Threads for so many samples: several on a CPU, which one operation of a small model does not fill."""
+    return cpu_workers if batch.x.device.type == "cpu" else lambda count: 1
+
+
+def _finite(losses: Sequence[float | None]) -> list[float | None]:
+    """None for NaN: the loss of a sample that has none."""
+    return [None if value is None or math.isnan(value) else value for value in losses]

@@ -5,29 +5,36 @@ from __future__ import annotations
 import math
 import re
 
+from attacks.norms import Norm
 from lvlm_radapt.errors import UserError
 
+_LARGEST = 1e4  # the diagonal of any canvas is below that: a larger L2 eps is a slip of the pen
 _NUMBER = r"\d+(?:\.\d*)?(?:[eE][+-]?\d+)?|\.\d+(?:[eE][+-]?\d+)?"
 _EPS = re.compile(rf"\s*({_NUMBER})\s*(?:/\s*({_NUMBER})\s*)?", re.ASCII)
 
 
-def parse_eps(text: str) -> float:
+def parse_eps(text: str, norm: Norm = "Linf") -> float:
     """The budget in units of the [0, 1] pixel range, from a fraction (`4/255`) or a decimal (`0.0157`).
 
-    Raises UserError for anything that is not a number in (0, 1]; a bare `4` is refused, not divided by 255.
+    Linf: raises UserError for anything that is not a number in (0, 1]; a bare `4` is refused, not divided by 255.
+    L2: the length of the whole perturbation, any number above 0.
     """
     match = _EPS.fullmatch(text)
     if match is not None:
         over, under = float(match[1]), float(match[2] or 1.0)
         value = over / under if under > 0 else math.inf
-        if 0 < value <= 1:
+        if 0 < value <= (1 if norm == "Linf" else _LARGEST):
             return value
     shown = text if len(text) <= 40 else text[:37] + "..."
+    if norm == "L2":
+        raise UserError(f"eps under L2 must be a length above 0, in units of the pixel range: got {shown!r}; write 2.0")
     raise UserError(f"eps must be in (0, 1], the pixel range: got {shown!r}; write 4/255, 8/255 or 0.0157")
 
 
-def eps_text(eps: float) -> str:
-    """`4/255` when eps is a whole number of 8-bit levels, else the shortest exact decimal."""
+def eps_text(eps: float, norm: str | None = "Linf") -> str:
+    """`4/255` when eps is a whole number of 8-bit levels, else (and for L2) the shortest exact decimal."""
+    if norm == "L2":
+        return repr(float(eps))
     levels = round(eps * 255)
     if levels >= 1 and math.isclose(eps, levels / 255, rel_tol=1e-12):
         return f"{levels}/255"

@@ -91,7 +91,7 @@ def _draw(rows: Sequence[Row], stock: Sequence[Row], top: float, palette: tuple[
         _curve(axes, rows, "transfer", transfer, "transfer", "--")
         _curve(axes, rows, "adaptive", adaptive, "adaptive", "-")
         levels = sorted({0.0, *(row.eps for row in (*rows, *stock) if row.eps is not None)})
-        axes.set_xticks(levels, ["0", *(eps_text(eps) for eps in levels[1:])])
+        axes.set_xticks(levels, ["0", *(eps_text(eps, rows[0].norm) for eps in levels[1:])])
         axes.set_ylim(min(0.0, axes.get_ylim()[0]), top * 1.05)
         axes.yaxis.set_major_locator(MaxNLocator(5))
         axes.set_xlabel("eps", color=text)

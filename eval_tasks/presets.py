@@ -14,6 +14,7 @@ from eval_tasks.validation import first_problem, read_bytes, unknown_name
 from lvlm_radapt.errors import UserError
 
 Kind = Literal["protocols", "attacks", "tasks"]
+Half = Literal["bfloat16", "float16"]
 _PLACES = ("{question}", "{question_capitalised}")
 
 
@@ -52,17 +53,29 @@ class APGDSettings(_Part):
     step_scale: Annotated[float, Field(gt=0)]
 
 
-class AttackConfig(_Config):
-    """An attack: `loss` none, noise (random signs), embedding (image tokens) or nll (the whole model).
-
-    `at` and `distance` belong to embedding attacks, `apgd` to embedding and nll, `norm` to all but none.
+class EnsembleSettings(_Part):
+    """The stages of an ensemble: at most `references` texts made unlikely one by one, then the one that worked best
+    again from the best image, then each of `targets` (by the task's kind) made likely. The first ones run in `half`.
     """
 
-    loss: Literal["none", "noise", "embedding", "nll"]
+    references: Annotated[int, Field(ge=1)]
+    targets: dict[str, list[Annotated[str, Field(min_length=1)]]]
+    half: Half | None
+
+
+class AttackConfig(_Config):
+    """An attack: `loss` none, noise (random signs), embedding (image tokens), nll (the whole model: a reference made
+    unlikely), targeted (the user's text made likely) or ensemble (several of the last two in a row).
+
+    `at` and `distance` belong to embedding attacks, `apgd` to all that have a gradient, `norm` to all but none.
+    """
+
+    loss: Literal["none", "noise", "embedding", "nll", "targeted", "ensemble"]
     norm: Literal["Linf", "L2"] | None = None
     at: Literal["tower", "projector"] | None = None
     distance: Literal["cosine", "l2"] | None = None
     apgd: APGDSettings | None = None
+    ensemble: EnsembleSettings | None = None
 
     @model_validator(mode="after")
     def _consistent(self) -> AttackConfig:
@@ -70,7 +83,8 @@ class AttackConfig(_Config):
             "norm": self.loss != "none",
             "at": self.loss == "embedding",
             "distance": self.loss == "embedding",
-            "apgd": self.loss in ("embedding", "nll"),
+            "apgd": self.loss not in ("none", "noise"),
+            "ensemble": self.loss == "ensemble",
         }
         for field, needed in wanted.items():
             if (getattr(self, field) is not None) != needed:

@@ -50,12 +50,21 @@ class Scored(_Model):
 
 class Attacked(Scored):
     """The answer to the attacked image, with the attack's loss (None: it has none, as noise) and the 8-bit
-    image's distances from the clean canvas in [0, 1] pixel units; `zero_grad` marks an all-zero gradient."""
+    image's distances from the clean canvas in [0, 1] pixel units; `zero_grad` marks an all-zero gradient.
+
+    failed: why the attack ended early; the image is then the best one it had. success: of a targeted attack, whether
+    the answer contains the target. stage, broken: of an ensemble, the stage that made the image ("clean": none), and
+    whether it brought the score, on the model it was made on, under the threshold.
+    """
 
     loss: float | None
     linf: Annotated[float, Field(ge=0)]
     l2: Annotated[float, Field(ge=0)]
     zero_grad: bool = False
+    failed: str | None = None
+    success: bool | None = None
+    stage: str | None = None
+    broken: bool | None = None
 
 
 class SampleRecord(_Model):

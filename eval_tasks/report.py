@@ -255,7 +255,7 @@ def _gallery(runs: Sequence[Run]) -> Gallery | None:
     return Gallery(
         model=model_label(run),
         threat=threat_of(run),
-        attack=f"{attack['name']}, {attack.get('norm')} {eps_text(attack['eps'])}{steps}",
+        attack=f"{attack['name']}, {attack.get('norm')} {eps_text(attack['eps'], attack.get('norm'))}{steps}",
         metric=METRICS.get(metric_of(run), metric_of(run)),
         broken=tuple(_picture(run, sample) for sample in broken[:SHOWN]),
         held=tuple(_picture(run, sample) for sample in held[:SHOWN]),

@@ -14,14 +14,17 @@ from typing import Any
 
 import torch
 
+from eval_tasks.asked import Asked
+from eval_tasks.attacker import view_of
 from eval_tasks.captioning import CaptionScores
-from eval_tasks.crafting import AttackPlan, Crafted, NotFiniteError, check_plan, craft, sample_seed
+from eval_tasks.crafting import AttackPlan, Crafted, check_plan, craft, sample_seed, says
 from eval_tasks.data import Sample, check_images, chunks, load_task, open_image, select, tasks
-from eval_tasks.metrics import bootstrap_ci
 from eval_tasks.metrics.tokenizers import TokenizerName
 from eval_tasks.presets import Protocol, TaskConfig
 from eval_tasks.quantise import from_8bit
 from eval_tasks.records import Attacked, Run, RunFolder, SampleRecord, Scored, ids_digest, read_run
+from eval_tasks.stages import stage_plans
+from eval_tasks.summary import metrics
 from eval_tasks.vqa import VqaScores
 from lvlm_radapt.errors import UserError
 from lvlm_radapt.models.base import LVLM, PixelBatch, PixelModel
@@ -81,10 +84,13 @@ def evaluate(
     for path in dict.fromkeys(s.image for s in samples):
         open_image(path)  # a damaged file is named now, not hours into the run
     plan = settings.attack
+    remarks = [note] if note else []
     if plan is not None:
-        check_plan(plan, model, surrogate)
+        prompt = settings.protocol.prompt(task, samples[0].question)
+        check_plan(plan, model, surrogate, prompt=prompt, tokens=settings.protocol.tokens(task.name))
+        remarks += _remarks(model, surrogate, plan, samples[0])
     scores = _scores(task, samples, settings)
-    document = _document(model, settings, surrogate, command)
+    document = _document(model, settings, task, surrogate, command)
     source = _image_source(images_from, document, samples)
     folder = RunFolder(out).create(document, [s.id for s in samples], resume=resume)
     if folder.finished:
@@ -93,20 +99,72 @@ def evaluate(
     done = folder.done_ids()
     gallery = {s.id for s in samples[:GALLERY]}
     started = time.monotonic()
+    held: list[SampleRecord] | None = None if done else []  # while nothing but failures was seen
     for chunk in chunks(samples, settings.chunk_size):
         if all(s.id in done for s in chunk):
             advance(len(chunk), "done before")
             continue
-        for piece, batch in _batches(model, chunk, settings.batch_size):
-            records = _evaluate_batch(model, settings, task, scores, folder, piece, batch, surrogate, source, gallery)
+        for group, batch in _groups(model, chunk):
+            asked = Asked(group, task, settings.protocol, scores, settings.batch_size)
+            records = _evaluate_batch(model, settings, asked, folder, batch, surrogate, source, gallery)
+            if held is not None:
+                held += records
+                if all(r.adversarial is not None and r.adversarial.failed for r in held):
+                    continue
+                records, held = held, None
             for record in records:
                 folder.append(record)
-            advance(len(piece), "")
-    remarks = [note] if note else []
-    if plan is not None and model.views_apart:
-        remarks.append("the model cuts images into views, each attacked on its own: more than a real image can do")
-    folder.finish(_metrics(folder.records(), task, plan, remarks, time.monotonic() - started))
+            advance(len(records), "")
+        if held:
+            raise _all_failed(surrogate or model, plan, held)
+    folder.finish(metrics(folder.records(), task, plan, remarks, time.monotonic() - started))
     return read_run(out)
+
+
+def _remarks(model: LVLM, surrogate: PixelModel | None, plan: AttackPlan, sample: Sample) -> list[str]:
+    """What a reader of the attack's numbers has to know of the models."""
+    said = []
+    if model.views_apart:
+        said.append("the model cuts images into views, each attacked on its own: more than a real image can do")
+    if surrogate is not None:
+        batch = model.pixels([open_image(sample.image)])
+        sizes = ["x".join(map(str, seen.x.shape[-2:])) for seen in (batch, view_of(surrogate, batch))]
+        if sizes[0] != sizes[1]:
+            said.append(
+                f"the surrogate {surrogate.name} sees the images resized, the first from {sizes[0]} to {sizes[1]}, "
+                "differentiably: what is attacked is the victim's canvas"
+            )
+    ensemble = plan.config.ensemble
+    if ensemble is not None:
+        own = str((surrogate or model).dtype).removeprefix("torch.")
+        if plan.half is not None:
+            said.append(
+                f"the stages reference 1 to {ensemble.references} ran in {plan.half} (autocast), the others in {own}"
+            )
+        elif own == "float32":
+            said.append("all stages ran in float32")
+        else:
+            said.append(
+                f"all stages ran in {own}: what half precision did not break was not attacked again in float32 "
+                "(--dtype float32 does)"
+            )
+    return said
+
+
+def _all_failed(source: PixelModel, plan: AttackPlan | None, records: Sequence[SampleRecord]) -> UserError:
+    """Every attack of the first chunk failed: the same would happen for hours."""
+    dtype = str(source.dtype).removeprefix("torch.")
+    reason = records[0].adversarial.failed if records[0].adversarial else None
+    if dtype != "float32":
+        advice = "use --dtype float32"
+    elif plan is not None and plan.half is not None:
+        advice = "use --half bfloat16 or --half none"
+    else:
+        advice = "the model cannot be attacked on these images"
+    return UserError(
+        f"{source.name} in {dtype}: the attack failed on all {len(records)} samples of the first chunk "
+        f"({records[0].id}: {reason}): {advice}"
+    )
 
 
 def _scores(task: TaskConfig, samples: Sequence[Sample], settings: EvalSettings) -> CaptionScores | VqaScores:
@@ -116,9 +174,17 @@ def _scores(task: TaskConfig, samples: Sequence[Sample], settings: EvalSettings)
     return VqaScores(samples, style=task.style)
 
 
-def _document(model: LVLM, settings: EvalSettings, surrogate: PixelModel | None, command: str) -> dict[str, Any]:
+def _document(
+    model: LVLM, settings: EvalSettings, task: TaskConfig, surrogate: PixelModel | None, command: str
+) -> dict[str, Any]:
     """The settings as run.json keeps them; what is in here must be equal for a run to be resumed."""
     plan = settings.attack
+    attack: dict[str, Any] | None = None
+    if plan is not None:
+        attack = {**plan.settings(), "surrogate": surrogate.name if surrogate else None}
+        if plan.config.ensemble is not None:
+            attack["stages"] = [stage.name for stage in stage_plans(plan.config.ensemble, task.kind)]
+            attack["threshold"] = settings.protocol.threshold(task.name).model_dump()
     return {
         "command": command,
         "model": {
@@ -136,7 +202,7 @@ def _document(model: LVLM, settings: EvalSettings, surrogate: PixelModel | None,
         "task": settings.task,
         "data": str(settings.data),
         "preset": settings.protocol.name,
-        "attack": None if plan is None else {**plan.settings(), "surrogate": surrogate.name if surrogate else None},
+        "attack": attack,
         "seed": settings.seed,
         "chunk_size": settings.chunk_size,
         "batch_size": settings.batch_size,
@@ -144,53 +210,41 @@ def _document(model: LVLM, settings: EvalSettings, surrogate: PixelModel | None,
     }
 
 
-def _batches(model: LVLM, chunk: Sequence[Sample], batch_size: int) -> Iterator[tuple[list[Sample], PixelBatch]]:
-    """The chunk's samples in groups of one canvas shape, at most `batch_size` at a time."""
+def _groups(model: LVLM, chunk: Sequence[Sample]) -> Iterator[tuple[list[Sample], PixelBatch]]:
+    """The chunk's samples in groups of one canvas shape."""
     images = [open_image(s.image) for s in chunk]
     groups: dict[tuple[int, int], list[int]] = {}
     for i, image in enumerate(images):
         groups.setdefault(model.canvas(image), []).append(i)
     for rows in groups.values():
-        for piece in chunks(rows, batch_size):
-            yield [chunk[i] for i in piece], model.pixels([images[i] for i in piece])
+        yield [chunk[i] for i in rows], model.pixels([images[i] for i in rows])
 
 
 def _evaluate_batch(
     model: LVLM,
     settings: EvalSettings,
-    task: TaskConfig,
-    scores: CaptionScores | VqaScores,
+    asked: Asked,
     folder: RunFolder,
-    samples: list[Sample],
     batch: PixelBatch,
     surrogate: PixelModel | None,
     source: RunFolder | None,
     gallery: set[str],
 ) -> list[SampleRecord]:
     started = time.monotonic()
-    prompts = [settings.protocol.prompt(task, s.question) for s in samples]
-    tokens = settings.protocol.tokens(settings.task)
+    samples, everyone = asked.samples, range(len(asked.samples))
 
     def answer(of: PixelBatch) -> list[Scored]:
-        outputs = dict(zip((s.id for s in samples), model.generate(of, prompts, max_new_tokens=tokens), strict=True))
-        graded = scores.score(outputs)
-        return [Scored(output=outputs[s.id], score=graded[s.id]) for s in samples]
+        said = asked.answers(model, of, everyone)
+        return [Scored(output=o, score=v) for o, v in zip(said, asked.grade(said, everyone), strict=True)]
 
     clean = answer(batch)
     attacked: list[Attacked | None] = [None] * len(samples)
     plan = settings.attack
     if plan is not None:
-        seeds = [sample_seed(settings.seed, s.id) for s in samples]
         if source is None:
-            targets = [scores.target(s) for s in samples]
-            try:
-                crafted = craft(model, batch, plan, prompts=prompts, targets=targets, seeds=seeds, surrogate=surrogate)
-            except NotFiniteError as error:
-                ids = ", ".join(samples[i].id for i in error.samples)
-                raise UserError(
-                    f"{(surrogate or model).name} in {str(model.dtype).removeprefix('torch.')}: the attack's "
-                    f"{error} on sample {ids}: use --dtype float32"
-                ) from error
+            seeds = [sample_seed(settings.seed, s.id) for s in samples]
+            own = [c.score for c in clean if c.score is not None]
+            crafted = craft(model, batch, plan, asked, seeds=seeds, surrogate=surrogate, clean=own)
         else:
             crafted = _reuse(source, samples, batch)
         for sample, pixels in zip(samples, crafted.pixels, strict=True):
@@ -199,7 +253,6 @@ def _evaluate_batch(
         read = [from_8bit(folder.load_image(s.id)).to(batch.x.device) for s in samples]
         scored_batch = batch.replace(torch.stack(read))
         distance = (scored_batch.x - batch.x).flatten(1)
-        answers = answer(scored_batch)
         attacked = [
             Attacked(
                 output=a.output,
@@ -208,8 +261,12 @@ def _evaluate_batch(
                 linf=float(distance[i].abs().max()),
                 l2=float(distance[i].norm()),
                 zero_grad=crafted.zero_grad[i],
+                failed=crafted.failed[i],
+                success=None if plan.target is None else says(a.output, plan.target),
+                stage=crafted.stage[i],
+                broken=crafted.broken[i],
             )
-            for i, a in enumerate(answers)
+            for i, a in enumerate(answer(scored_batch))
         ]
     for i, sample in enumerate(samples):
         if sample.id in gallery:
@@ -253,13 +310,16 @@ def _image_source(images_from: Path | None, document: dict[str, Any], samples: l
             "step_scale",
             "at",
             "distance",
+            "target",
+            "half",
+            "stages",
+            "threshold",
         )
-        if made[key] != attack[key]
+        if made.get(key) != attack.get(key)
     ]
     if differs:
-        raise UserError(
-            f"run {images_from} was made with another {differs[0]}: {made[differs[0]]}, not {attack[differs[0]]}"
-        )
+        was, wanted = made.get(differs[0]), attack.get(differs[0])
+        raise UserError(f"run {images_from} was made with another {differs[0]}: {was}, not {wanted}")
     victim = run.settings["model"]
     twin = victim["name"] == document["model"]["name"] and victim["radapt"] is None
     # None is the undefended twin, as when the images are crafted anew
@@ -267,7 +327,7 @@ def _image_source(images_from: Path | None, document: dict[str, Any], samples: l
     return RunFolder(images_from)
 
 
-def _reuse(source: RunFolder, samples: list[Sample], batch: PixelBatch) -> Crafted:
+def _reuse(source: RunFolder, samples: Sequence[Sample], batch: PixelBatch) -> Crafted:
     pixels = [source.load_image(s.id) for s in samples]
     for sample, image in zip(samples, pixels, strict=True):
         if image.shape != batch.x.shape[1:]:
@@ -275,38 +335,4 @@ def _reuse(source: RunFolder, samples: list[Sample], batch: PixelBatch) -> Craft
             raise UserError(
                 f"the image of sample {sample.id} in {source.path} has canvas {got}, this model's is {wanted}"
             )
-    return Crafted(torch.stack(pixels), [None] * len(samples), [False] * len(samples))
-
-
-def _metrics(
-    records: Sequence[SampleRecord],
-    task: TaskConfig,
-    plan: AttackPlan | None,
-    remarks: Sequence[str],
-    seconds: float,
-) -> dict[str, Any]:
-    def summary(values: list[float | None]) -> dict[str, Any]:
-        known = [v for v in values if v is not None]
-        interval = bootstrap_ci(known)
-        return {task.metric: sum(known) / len(known), "ci95": [interval.low, interval.high]}
-
-    notes = list(remarks)
-    if task.metric == "cider":
-        notes.append(f"CIDEr-D x100, document frequency from the references of these {len(records)} images")
-    stuck = sum(r.adversarial.zero_grad for r in records if r.adversarial)
-    if stuck:
-        notes.append(f"{stuck} samples had an all-zero gradient: their attack did nothing")
-    attacked = [r.adversarial.score for r in records if r.adversarial]
-    return {
-        "n": len(records),
-        "metric": task.metric,
-        "threat": plan.threat if plan else None,
-        "attack": plan.config.name if plan else None,
-        "eps": plan.eps if plan else None,
-        "steps": plan.steps if plan else None,
-        "clean": summary([r.clean.score for r in records]),
-        "adversarial": summary(attacked) if attacked else None,
-        "zero_grad": stuck,
-        "seconds": seconds,
-        "notes": notes,
-    }
+    return Crafted.plain(torch.stack(pixels))

@@ -106,7 +106,7 @@ class Row:
     @property
     def attack_settings(self) -> str:
         """Norm, eps, steps and variant in words."""
-        parts = [] if self.eps is None else [f"{self.norm} {eps_text(self.eps)}"]
+        parts = [] if self.eps is None else [f"{self.norm} {eps_text(self.eps, self.norm)}"]
         parts += [f"{self.steps} steps"] if self.steps else []
         return ", ".join([*parts, *([self.variant] if self.variant else [])])
 

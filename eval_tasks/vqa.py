@@ -19,9 +19,14 @@ class VqaScores:
         self._answers = {s.id: s.references for s in samples}
         self._style: Style = style
 
-    def target(self, sample: Sample) -> str:
-        """The text an end-to-end attack makes unlikely: the most frequent answer, first among equals."""
-        return Counter(sample.references).most_common(1)[0][0]
+    def references(self, sample: Sample, most: int) -> list[str]:
+        """The texts attacks make unlikely, at most so many: the distinct answers, the most frequent first and the
+        first given among equals."""
+        return [answer for answer, _ in Counter(sample.references).most_common(most)]
+
+    def canonical(self, sample: Sample) -> float:
+        """The accuracy of the most frequent answer."""
+        return self.score({sample.id: self.references(sample, 1)[0]})[sample.id]
 
     def score(self, outputs: Mapping[str, str]) -> dict[str, float]:
         """Accuracy in percent of each answer by sample id."""

@@ -45,6 +45,18 @@ class ThreatName(StrEnum):
     transfer = "transfer"
 
 
+class NormName(StrEnum):
+    linf = "Linf"
+    l2 = "L2"
+
+
+class HalfChoice(StrEnum):
+    auto = "auto"
+    none = "none"
+    bfloat16 = "bfloat16"
+    float16 = "float16"
+
+
 class TokenizerChoice(StrEnum):
     ptb = "ptb"
     java = "java"
@@ -319,7 +331,9 @@ def eval_(
     task: Annotated[str, typer.Option(help="coco, flickr30k, vqav2 or textvqa (lvlm-radapt list tasks).")],
     data: Annotated[Path, typer.Option(help="The task's data folder.")],
     out: Annotated[Path, typer.Option(help="The run folder.")],
-    attack: Annotated[str, typer.Option(help="none, noise, embedding or e2e (lvlm-radapt list attacks).")] = "none",
+    attack: Annotated[
+        str, typer.Option(help="none, noise, embedding, e2e, ensemble, targeted ... (lvlm-radapt list attacks).")
+    ] = "none",
     threat: Annotated[
         ThreatName | None,
         typer.Option(help="adaptive: made through the defence; transfer: on the undefended twin or --surrogate."),
@@ -328,7 +342,11 @@ def eval_(
     images_from: Annotated[
         Path | None, typer.Option(help="Score the attacked images of this finished run (transfer only).")
     ] = None,
-    eps: Annotated[str, typer.Option(help="Budget in [0, 1] pixel units: 4/255, 0.0157.")] = "4/255",
+    target: Annotated[str | None, typer.Option(help="The text --attack targeted wants the model to say.")] = None,
+    eps: Annotated[
+        str, typer.Option(help="Budget in [0, 1] pixel units: 4/255, 0.0157; under L2 a length: 2.0.")
+    ] = "4/255",
+    norm: Annotated[NormName | None, typer.Option(help="Of the budget; the attack's own if left out.")] = None,
     steps: Annotated[int | None, typer.Option(help="Gradient steps; the attack's own number if left out.")] = None,
     samples: Annotated[int | None, typer.Option(help="How many samples; the preset's number if left out.")] = None,
     seed: Annotated[int | None, typer.Option(help="Draws the samples and the noise; the preset's if left out.")] = None,
@@ -343,35 +361,37 @@ def eval_(
     device: DeviceOption = "auto",
     device_map: DeviceMapOption = None,
     dtype: DtypeOption = Dtype.float32,
+    half: Annotated[
+        HalfChoice, typer.Option(help="Of an ensemble's first stages; auto: the attack's own on a GPU, none on a CPU.")
+    ] = HalfChoice.auto,
     quantize: QuantizeOption = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue a run that was stopped.")] = False,
 ) -> None:
-    """Score MODEL on a task, clean and under attack, into a run folder with a report."""
-    from eval_tasks.crafting import AttackPlan
-    from eval_tasks.eps import parse_eps
+    """Score MODEL on a task, clean and under attack, into a run folder with a report.
+
+    The attacked images lie in the run folder as PNG files and can be scored again on another model: --images-from.
+    """
     from eval_tasks.evaluation import run_evaluation
+    from eval_tasks.planning import plan_attack
     from eval_tasks.presets import load_attack, load_protocol, load_task_config
     from eval_tasks.runner import EvalSettings
 
     task_config = load_task_config(task)
     protocol = load_protocol(preset or default_preset(model))
-    attack_config = protocol.adapt(load_attack(attack))
-    plan = None
-    if attack_config.loss != "none":
-        budget = parse_eps(eps)
-        if steps is not None and steps < 1:
-            raise UserError(f"--steps must be at least 1, got {steps}")
-        if attack_config.loss == "noise" and threat is not None:
-            raise UserError("--attack noise knows no model, so it has no threat model: leave --threat out")
-        default_steps = attack_config.apgd.steps if attack_config.apgd else None
-        plan = AttackPlan(
-            config=attack_config,
-            threat=None if attack_config.loss == "noise" else (threat or ThreatName.adaptive).value,
-            eps=budget,
-            steps=(steps or default_steps) if default_steps else None,
-        )
-    elif threat is not None or surrogate is not None or images_from is not None:
-        raise UserError("--threat, --surrogate and --images-from need an attack: choose one with --attack")
+    place = _place(device, dtype, quantize, device_map)
+    plan = plan_attack(
+        protocol.adapt(load_attack(attack)),
+        eps=eps,
+        threat=threat.value if threat else None,
+        norm=norm.value if norm else None,
+        steps=steps,
+        target=target,
+        half=half.value,
+        device=_device("auto") if device_map else place["device"],
+        dtype=place["dtype"],
+    )
+    if plan is None and (surrogate is not None or images_from is not None):
+        raise UserError("--surrogate and --images-from need an attack: choose one with --attack")
     settings = EvalSettings(
         task=task_config.name,
         data=data,
@@ -394,7 +414,7 @@ def eval_(
             images_from=images_from,
             resume=resume,
             command=_command_line(),
-            **_place(device, dtype, quantize, device_map),
+            **place,
         )
     print_tables([run])
     for note in run.metrics["notes"]:

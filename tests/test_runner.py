@@ -166,8 +166,8 @@ def test_a_samples_seed_depends_on_nothing_but_the_two_numbers():
     assert len({sample_seed(s, i) for s in range(3) for i in ("1", "2", "11")}) == 9
 
 
-def test_a_loss_that_is_not_finite_names_the_samples_and_loses_nothing(tmp_path, data, checkpoint, monkeypatch):
-    model = load_model(checkpoint)
+def _loss_with_holes(model, monkeypatch, hole) -> None:
+    """The model's loss, not a number for the rows of a batch that `hole(calls so far, prompts)` says."""
     whole = type(model).loss
     calls = 0
 
@@ -175,15 +175,35 @@ def test_a_loss_that_is_not_finite_names_the_samples_and_loses_nothing(tmp_path,
         nonlocal calls
         calls += 1
         value = whole(self, batch, prompts, targets)
-        return value * torch.tensor([1.0, float("nan")])[: len(value)] if calls == 4 else value
+        return torch.where(torch.tensor(hole(calls, prompts)), torch.nan, value)
 
-    monkeypatch.setattr(type(model), "loss", loss)  # clean, start, step 1, step 2
-    with pytest.raises(UserError, match=r"loss is not finite at step 2 on sample \d+: use --dtype float32$"):
+    monkeypatch.setattr(type(model), "loss", loss)
+
+
+def test_a_loss_that_is_no_number_costs_its_sample_alone(tmp_path, data, checkpoint, monkeypatch):
+    model = load_model(checkpoint)
+    whole = evaluate(model, settings(data), tmp_path / "whole")
+    # the first chunk, two at a time: clean images (2 calls), start, step 1, step 2, where the second has no loss
+    _loss_with_holes(model, monkeypatch, lambda call, prompts: [call == 5 and i == 1 for i in range(len(prompts))])
+    run = evaluate(model, settings(data), tmp_path / "run")
+    failed = [r for r in run.samples if r.adversarial.failed]
+    assert [r.adversarial.failed for r in failed] == ["loss is not finite at step 2"]
+    assert (run.metrics["failed"], run.metrics["n"]) == (1, 7)
+    assert "1 samples failed, scored with the best image found before: loss is not finite (1)" in run.metrics["notes"]
+    assert 0 < failed[0].adversarial.linf <= 8 / 255 + 1e-6
+    others = {r.id: r.adversarial for r in whole.samples if r.id != failed[0].id}
+    assert {r.id: r.adversarial for r in run.samples if r.id != failed[0].id} == others
+
+
+def test_a_run_whose_first_chunk_fails_wholly_ends_there_and_keeps_nothing(tmp_path, data, checkpoint, monkeypatch):
+    model = load_model(checkpoint)
+    _loss_with_holes(model, monkeypatch, lambda call, prompts: [True] * len(prompts))
+    with pytest.raises(UserError, match=r"failed on all 3 samples of the first chunk \(.*: loss is not finite at"):
         evaluate(model, settings(data), tmp_path / "run")
-    assert calls == 4
+    assert RunFolder(tmp_path / "run").done_ids() == set()
     monkeypatch.undo()
     run = evaluate(model, settings(data), tmp_path / "run", resume=True)
-    assert run.metrics["n"] == 7
+    assert (run.metrics["n"], run.metrics["failed"]) == (7, 0)
 
 
 def test_a_model_of_views_says_that_its_attack_is_a_superset(tmp_path, data):

@@ -1,0 +1,72 @@
+"""From what a user writes to an attack with its budget, every contradiction refused in one line."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+
+from attacks.norms import Norm
+from eval_tasks.crafting import AttackPlan, Threat
+from eval_tasks.eps import parse_eps
+from eval_tasks.presets import AttackConfig, Half
+from lvlm_radapt.errors import UserError
+
+HalfChoice = Literal["auto", "none", "bfloat16", "float16"]
+
+
+def plan_attack(
+    config: AttackConfig,
+    *,
+    eps: str,
+    threat: Threat | None = None,
+    norm: Norm | None = None,
+    steps: int | None = None,
+    target: str | None = None,
+    half: HalfChoice = "auto",
+    device: str = "cpu",
+    dtype: torch.dtype = torch.float32,
+) -> AttackPlan | None:
+    """The plan of `config`, None for the attack `none`. What is left out is the attack's own; an adaptive threat.
+
+    half: of an ensemble's first stages; `auto` is the attack's own on a GPU, where it pays, and only there.
+    device, dtype: of the model the attack is crafted on. Raises UserError for options that the attack does not know
+    and for values that mean nothing.
+    """
+    if config.loss == "none":
+        given = {"--threat": threat, "--norm": norm, "--target": target}
+        named = [flag for flag, value in given.items() if value is not None]
+        if named:
+            raise UserError(f"{named[0]} needs an attack: choose one with --attack")
+        return None
+    norm = norm or config.norm
+    assert norm is not None  # presets: every attack but none has one
+    budget = parse_eps(eps, norm)
+    if steps is not None and steps < 1:
+        raise UserError(f"--steps must be at least 1, got {steps}")
+    if config.loss == "noise" and threat is not None:
+        raise UserError(f"--attack {config.name} knows no model, so it has no threat model: leave --threat out")
+    if config.loss != "targeted" and target is not None:
+        raise UserError(f"--target is for --attack targeted: {config.name} has no target text")
+    if config.loss == "targeted":
+        target = " ".join((target or "").split())
+        if not target:
+            raise UserError("--attack targeted needs a text the model shall say: give it as --target TEXT")
+    if config.ensemble is None and half != "auto":
+        raise UserError(f"--half is for the first stages of --attack ensemble: {config.name} has none, see --dtype")
+    return AttackPlan(
+        config=config.model_copy(update={"norm": norm}),
+        threat=None if config.loss == "noise" else (threat or "adaptive"),
+        eps=budget,
+        steps=(steps or config.apgd.steps) if config.apgd else None,
+        target=target,
+        half=_half(config, half, device, dtype),
+    )
+
+
+def _half(config: AttackConfig, half: HalfChoice, device: str, dtype: torch.dtype) -> Half | None:
+    if config.ensemble is None or half == "none":
+        return None
+    if half != "auto":
+        return half
+    return config.ensemble.half if device.startswith("cuda") and dtype == torch.float32 else None
