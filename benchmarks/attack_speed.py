@@ -3,9 +3,9 @@
 The reference loop is written here: one sample, the library's own forward pass with labels (all layers of the tower,
 logits at every position), a plain APGD with Python numbers, an answer, a score; then the next sample. Same model
 code, images, questions, threads, dtype, steps and seeds; accuracy under both attacks is printed, since a fast attack
-that is weaker is none.
+that is weaker is none. For a GPU's share of its matrix peak see full_size.py.
 
-Run: python benchmarks/attack_speed.py [--attack e2e] [--images 32] [--steps 20] [--repeats 3] [--threads 2]
+Run: python benchmarks/attack_speed.py [--attack e2e|ensemble] [--images 32] [--steps 20] [--repeats 3] [--threads 2]
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from torch import Tensor
 
 from attacks.climb import checkpoint_windows
 from attacks.noise import random_start
+from eval_tasks.asked import Asked
 from eval_tasks.crafting import AttackPlan, craft, sample_seed
 from eval_tasks.data import Sample, load_task, open_image
 from eval_tasks.environment import environment
@@ -54,7 +55,7 @@ def library_loss(model: LVLM, batch: PixelBatch, prompt: str, target: str) -> Ca
     )
 
 
-def plain_apgd(loss_fn: Callable[[Tensor], Tensor], x: Tensor, steps: int, seed: int) -> Tensor:
+def plain_apgd(loss_fn: Callable[[Tensor], Tensor], x: Tensor, start: Tensor, steps: int) -> Tensor:
     """APGD (Linf) for one image, as its authors write it down."""
 
     def look(point: Tensor) -> tuple[float, Tensor]:
@@ -66,7 +67,7 @@ def plain_apgd(loss_fn: Callable[[Tensor], Tensor], x: Tensor, steps: int, seed:
         return torch.minimum(torch.maximum(point, x - EPS), x + EPS).clamp(0, 1)
 
     size, rises, last, halved = 2 * EPS, 0, 0.0, True
-    before = here = random_start(x, eps=EPS, seeds=[seed])
+    before = here = start
     best_loss, slope = look(here)
     best, best_slope, checked = here, slope, best_loss
     windows = checkpoint_windows(steps)
@@ -91,43 +92,58 @@ class Job:
     """The samples of one comparison, and both ways to attack and score them."""
 
     def __init__(self, model: LVLM, samples: Sequence[Sample], attack: str, steps: int) -> None:
-        self.model, self.samples, self.steps = model, samples, steps
-        self.protocol, self.task = load_protocol("scenes"), load_task_config("vqav2")
-        self.plan = AttackPlan(self.protocol.adapt(load_attack(attack)), "adaptive", EPS, steps)
-        self.scores = VqaScores(samples, style="vqav2")
+        self.model, self.samples, self.steps, self.attack = model, samples, steps, attack
+        protocol, task = load_protocol("scenes"), load_task_config("vqav2")
+        self.plan = AttackPlan(protocol.adapt(load_attack(attack)), "adaptive", EPS, steps)
+        self.asked = Asked(samples, task, protocol, VqaScores(samples, style="vqav2"), batch_size=len(samples))
         self.batch = model.pixels([open_image(s.image) for s in samples])
-        self.prompts = [self.protocol.prompt(self.task, s.question) for s in samples]
         self.seeds = [sample_seed(0, s.id) for s in samples]
 
     def reference(self) -> float:
         """One image at a time; the mean accuracy left."""
-        left = []
-        for i, sample in enumerate(self.samples):
-            one = self.batch[i]
-            loss_fn = library_loss(self.model, one, self.prompts[i], self.scores.target(sample))
-            attacked = plain_apgd(loss_fn, one.x, self.steps, self.seeds[i])
-            left += self._accuracy(one, to_8bit(attacked, one.x, eps=EPS, norm="Linf"), [i])
-        return statistics.mean(left)
+        return statistics.mean(self._reference(i) for i in range(len(self.samples)))
+
+    def _reference(self, i: int) -> float:
+        one, prompt = self.batch[i], self.asked.prompts[i]
+        noise = random_start(one.x, eps=EPS, seeds=[self.seeds[i]])
+
+        def attack(text: str, start: Tensor, sign: int = 1) -> tuple[float, Tensor]:
+            loss = library_loss(self.model, one, prompt, text)
+            found = to_8bit(plain_apgd(lambda x: sign * loss(x), one.x, start, self.steps), one.x, eps=EPS, norm="Linf")
+            return self._accuracy(one, found, [i])[0], from_8bit(found)
+
+        texts = self.asked.scores.references(self.samples[i], 5)
+        if self.attack == "e2e":
+            return attack(texts[0], noise)[0]
+        lowest, kept, worst = self._accuracy(one, to_8bit(one.x, one.x, eps=EPS, norm="Linf"), [i])[0], one.x, texts[0]
+        reach = float("inf")
+        for text in texts:
+            if lowest > 0:
+                score, found = attack(text, noise)
+                if score < reach:
+                    reach, worst = score, text
+                if score < lowest:
+                    lowest, kept = score, found
+        if lowest > 0:
+            lowest = min(lowest, attack(worst, kept)[0])
+        for target in ("maybe", "Word"):
+            if lowest > 0:
+                lowest = min(lowest, attack(target, noise, sign=-1)[0])
+        return lowest
 
     def ours(self) -> float:
         """All of them together; the mean accuracy left."""
-        targets = [self.scores.target(s) for s in self.samples]
-        crafted = craft(
-            self.model, self.batch, self.plan, prompts=self.prompts, targets=targets, seeds=self.seeds
-        )  # fmt: skip
-        return statistics.mean(self._accuracy(self.batch, crafted.pixels, list(range(len(self.samples)))))
+        everyone = list(range(len(self.samples)))
+        crafted = craft(self.model, self.batch, self.plan, self.asked, seeds=self.seeds)
+        return statistics.mean(self._accuracy(self.batch, crafted.pixels, everyone))
 
     def _accuracy(self, batch: PixelBatch, pixels: Tensor, rows: list[int]) -> list[float]:
-        attacked = batch.replace(from_8bit(pixels))
-        tokens = self.protocol.tokens("vqav2")
-        answers = self.model.generate(attacked, [self.prompts[i] for i in rows], max_new_tokens=tokens)
-        ids = [self.samples[i].id for i in rows]
-        return list(self.scores.score(dict(zip(ids, answers, strict=True))).values())
+        return self.asked.grade(self.asked.answers(self.model, batch.replace(from_8bit(pixels)), rows), rows)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--attack", choices=("e2e",), default="e2e")
+    parser.add_argument("--attack", choices=("e2e", "ensemble"), default="e2e")
     parser.add_argument("--images", type=int, default=32)
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--repeats", type=int, default=3)
