@@ -1,0 +1,183 @@
+"""The audit's workbench: attacks and answers on a subject, each made once and counted."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from attacks import apgd
+from attacks.losses import LossFn
+from attacks.noise import random_start
+from eval_tasks.audit.subject import Subject
+from eval_tasks.quantise import from_8bit, to_8bit
+
+FORWARD = 0.5
+"""Cost of a loss without its gradient, in gradient evaluations: with frozen weights, backward costs as much again."""
+ANSWER = 1.0
+"""Cost of an answer: the prompt's pass and some short ones."""
+
+
+@dataclass(frozen=True)
+class Made:
+    """Attacked images, real-valued [B, 3, H, W], and the subject's loss at them [B], as numbers."""
+
+    x: Tensor
+    loss: list[float]
+
+
+class Bench:
+    """Attacks on one subject with `steps` gradient steps; black-box ones with `queries` losses a sample.
+
+    cost: what was spent so far, in gradient evaluations of one image.
+    """
+
+    def __init__(self, subject: Subject, *, steps: int, queries: int, directions: int = 4) -> None:
+        self.subject = subject
+        self.steps = steps
+        self.queries = queries
+        self.directions = directions
+        self.cost = 0.0
+        self._attacks: dict[tuple[float, int, int], Made] = {}
+        self._scores: dict[str, list[float]] = {}
+
+    @property
+    def everyone(self) -> list[int]:
+        return list(range(len(self.subject)))
+
+    @property
+    def seeds(self) -> list[int]:
+        return list(self.subject.seeds) or self.everyone
+
+    def pieces(self) -> Iterator[list[int]]:
+        """The samples, a batch at a time."""
+        for first in range(0, len(self.subject), self.subject.batch_size):
+            yield self.everyone[first : first + self.subject.batch_size]
+
+    @torch.no_grad()
+    def losses(self, x: Tensor, loss: LossFn | None = None, *, batch_size: int | None = None) -> list[float]:
+        """The loss at x [B, 3, H, W] (the subject's own unless another is given)."""
+        self.cost += FORWARD * len(x)
+        size = batch_size or self.subject.batch_size
+        values: list[float] = []
+        for first in range(0, len(x), size):
+            rows = self.everyone[first : first + size]
+            values += (loss or self.subject.loss)(x[rows], rows).double().tolist()
+        return values
+
+    def gradient(self, x: Tensor) -> Tensor:
+        """Gradient of the loss at x; zeros where there is no path from x to it."""
+        self.cost += len(x)
+        parts = []
+        for rows in self.pieces():
+            with torch.enable_grad():
+                point = x[rows].detach().requires_grad_()
+                value = self.subject.loss(point, rows)
+            found = None
+            if value.requires_grad:
+                (found,) = torch.autograd.grad(value.sum(), point, allow_unused=True)
+            parts.append(torch.zeros_like(point) if found is None else found)
+        return torch.cat(parts).detach()
+
+    @cached_property
+    def start(self) -> Tensor:
+        """A random point of the ball: at the clean image some losses have their minimum, and no gradient."""
+        s = self.subject
+        return random_start(s.x, eps=s.eps, norm=s.norm, seeds=self.seeds)
+
+    @cached_property
+    def clean_loss(self) -> list[float]:
+        return self.losses(self.subject.x)
+
+    def attack(
+        self, loss: LossFn | None = None, *, eps: float | None = None, steps: int | None = None, restarts: int = 0
+    ) -> Made:
+        """APGD with the subject's settings; another loss may guide it, the subject's own is what is returned."""
+        s = self.subject
+        eps, steps = eps or s.eps, steps or self.steps
+        restarts = restarts or s.restarts
+        key = (eps, steps, restarts)
+        if loss is None and key in self._attacks:
+            return self._attacks[key]
+        found = []
+        for rows in self.pieces():
+            result = apgd(
+                _shifted(loss or s.loss, rows[0]),
+                s.x[rows],
+                eps=eps,
+                steps=steps,
+                norm=s.norm,
+                random_start=s.random_start or restarts > 1,
+                step_scale=s.step_scale,
+                restarts=restarts,
+                seed=[self.seeds[i] for i in rows],
+            )
+            found.append(result.x_adv)
+        self.cost += len(s) * steps * restarts
+        x_adv = torch.cat(found)
+        made = Made(x_adv, self.losses(x_adv))
+        if loss is None:
+            self._attacks[key] = made
+        return made
+
+    @cached_property
+    def adaptive(self) -> Made:
+        """The attack that everything is held against: the evaluation's own images where it has made them."""
+        if self.subject.made is None:
+            return self.attack()
+        x = from_8bit(self.subject.made).to(self.subject.x)
+        return Made(x, self.losses(x))
+
+    @cached_property
+    def gain(self) -> float:
+        """What the adaptive attack adds to the clean loss, on average and at least 0."""
+        adaptive = self.adaptive.loss
+        return max(0.0, sum(adaptive) / len(adaptive) - sum(self.clean_loss) / len(self.clean_loss))
+
+    @property
+    def has_scores(self) -> bool:
+        return self.subject.answers is not None and self.subject.score is not None
+
+    def answers(self, x: Tensor, *, batch_size: int | None = None) -> list[str]:
+        """The model's answers to x, a batch at a time."""
+        assert self.subject.answers is not None
+        self.cost += ANSWER * len(x)
+        size = batch_size or self.subject.batch_size
+        texts: list[str] = []
+        for first in range(0, len(x), size):
+            rows = self.everyone[first : first + size]
+            texts += self.subject.answers(x[rows], rows)
+        return texts
+
+    @cached_property
+    def clean_answers(self) -> list[str]:
+        return self.answers(self.subject.x)
+
+    @cached_property
+    def clean_scores(self) -> list[float]:
+        return self.grade(self.clean_answers)
+
+    def grade(self, answers: list[str]) -> list[float]:
+        assert self.subject.score is not None
+        return self.subject.score(answers, self.everyone)
+
+    def scores(self, made: Made, *, eps: float | None = None) -> list[float]:
+        """Scores of attacked images after the 8-bit round trip, as the evaluation takes them."""
+        s = self.subject
+        return self.grade(self.answers(from_8bit(to_8bit(made.x, s.x, eps=eps or s.eps, norm=s.norm)).to(s.x)))
+
+    @cached_property
+    def adaptive_scores(self) -> list[float]:
+        return self.scores(self.adaptive)
+
+
+def _shifted(loss: LossFn, first: int) -> LossFn:
+    """The loss for a piece of the samples that begins at place `first`."""
+    return lambda x, index: loss(x, [first + i for i in index])
+
+
+def mean(values: list[float]) -> float:
+    return sum(values) / len(values)

@@ -1,0 +1,68 @@
+"""Does the evaluation's own image keep to the attack's budget, use it, and survive 8 bits?"""
+
+from __future__ import annotations
+
+import torch
+
+from eval_tasks.audit.bench import Bench, mean
+from eval_tasks.audit.findings import Finding
+from eval_tasks.audit.rules import difference, exceeds
+from eval_tasks.quantise import from_8bit, to_8bit
+
+_ROUNDING = 1e-5  # of eps and of a level: float32 differences of 8-bit levels
+_KEPT, _LOST = 0.8, 0.5  # share of the gain that 8 bits should leave
+
+
+def ball(bench: Bench) -> Finding:
+    """The images that are scored: 8-bit, within eps of the clean ones, and not far inside."""
+    s = bench.subject
+    images = s.made
+    if images is None:
+        assert s.craft is not None
+        bench.cost += len(s) * bench.steps * s.restarts
+        images = s.craft(s.eps, bench.steps)
+    if images.dtype != torch.uint8 or images.shape != s.x.shape:
+        said = f"The images are {images.dtype} {tuple(images.shape)}, not 8-bit ones of the clean images' shape."
+        return Finding("ball", "fail", said, {})
+    delta = (from_8bit(images).to(s.x) - s.x).double().flatten(1)
+    distance = delta.abs().amax(dim=1) if s.norm == "Linf" else delta.norm(dim=1)
+    outside = int((distance > s.eps * (1 + _ROUNDING) + _ROUNDING / 255).sum())
+    used = float(distance.mean()) / s.eps
+    numbers = {
+        "samples": len(s),
+        "outside": outside,
+        "largest_in_eps": float(distance.max()) / s.eps,
+        "used": used,
+        "distance_in_levels": float(distance.max()) * 255,
+    }
+    if outside:
+        said = f"{outside} of {len(s)} images leave the ball: up to {numbers['largest_in_eps']:.3g} eps from the clean ones."
+        return Finding("ball", "fail", said, numbers)
+    # An attack goes to the edge of its ball; what 8 bits cannot hold of it (under a level a value) is not missed.
+    levels = s.eps * 255 if s.norm == "Linf" else s.eps * 255 / (s.x[0].numel() ** 0.5)
+    expected = 0.5 if levels >= 1 else 0.0
+    if used < expected:
+        said = f"The attack uses {100 * used:.0f} % of its budget: is eps in the unit of [0, 1] pixels?"
+        return Finding("ball", "fail", said, numbers)
+    said = f"All {len(s)} images are within eps after rounding to 8 bits, and use {100 * used:.0f} % of it."
+    return Finding("ball", "pass", said, numbers)
+
+
+def round_trip(bench: Bench) -> Finding:
+    """What rounding to 8 bits leaves of the attack's gain."""
+    s = bench.subject
+    made = bench.attack()
+    after = bench.losses(from_8bit(to_8bit(made.x, s.x, eps=s.eps, norm=s.norm)).to(s.x))
+    gain = max(mean(made.loss) - mean(bench.clean_loss), 1e-12)
+    kept = (mean(after) - mean(bench.clean_loss)) / gain
+    lost = difference(made.loss, after)
+    numbers = {
+        "kept": kept,
+        "loss_before": mean(made.loss),
+        "loss_after": mean(after),
+        "clean_loss": mean(bench.clean_loss),
+    }
+    said = f"{100 * kept:.0f} % of what the attack adds to the loss survives 8 bits."
+    if kept < _LOST and exceeds(lost, _LOST * gain) == "fail":
+        return Finding("8-bit round trip", "fail", said + " The perturbation lives between the levels.", numbers)
+    return Finding("8-bit round trip", "pass" if kept >= _KEPT else "warn", said, numbers)

@@ -1,0 +1,94 @@
+"""Is the gradient there, does the loss feel small steps, and is the gradient the slope of the loss?"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Generator
+
+from eval_tasks.audit.bench import Bench, mean
+from eval_tasks.audit.findings import Finding
+
+# A perturbation of a quarter of an 8-bit level is lost in any rounding to 8 bits or fewer, and moves every other loss.
+_SMALL = 0.25 / 255
+# Steps of the finite differences. A true gradient agrees at one of them at least: the smaller one is best where the
+# loss is curved, the larger where its rounding is coarse.
+_REACHES = (0.25 / 255, 1 / 255)
+_AGREES, _DIFFERS = 0.1, 0.3  # relative error; tiny and large models in float32 stay below 0.02
+
+
+def gradients(bench: Bench) -> Finding:
+    """The loss and its gradient at a random point of the ball: finite, and not zero."""
+    losses = bench.losses(bench.start)
+    slope = bench.gradient(bench.start)
+    finite = sum(map(math.isfinite, losses)) == len(losses) and bool(slope.isfinite().all())
+    dead = int((slope == 0).flatten(1).all(dim=1).sum())
+    zeros = float((slope == 0).double().mean())
+    numbers = {"samples": len(losses), "zero_gradients": dead, "finite": finite, "zero_share": zeros}
+    if not finite:
+        said = "A loss or a gradient is infinite or no number: the attack cannot follow it."
+        return Finding("gradients", "fail", said, numbers)
+    if dead:
+        verdict = "fail" if dead * 2 >= len(losses) else "warn"
+        said = f"The gradient is exactly zero on {dead} of {len(losses)} images: the attack does nothing there."
+        return Finding("gradients", verdict, said, numbers)
+    if zeros > 0.5:
+        said = f"The gradient is zero at {100 * zeros:.0f} % of the values: is a part of the image cut off?"
+        return Finding("gradients", "warn", said, numbers)
+    said = f"Finite, and not zero on any of {len(losses)} images."
+    return Finding("gradients", "pass", said, numbers)
+
+
+def resolution(bench: Bench) -> Finding:
+    """Whether the loss feels a quarter of an 8-bit level: a model that rounds its input does not."""
+    noise = torch.stack([_signs(bench, seed, 0) for seed in bench.seeds])
+    # inside [0, 1], which a model may clamp to
+    moved = bench.losses((bench.subject.x + _SMALL * noise).clamp(0, 1))
+    deaf = sum(a == b for a, b in zip(moved, bench.clean_loss, strict=True))
+    numbers = {"samples": len(moved), "unchanged": deaf}
+    if deaf:
+        verdict = "fail" if deaf * 2 >= len(moved) else "warn"
+        said = (
+            f"On {deaf} of {len(moved)} images a change of a quarter of an 8-bit level leaves the loss exactly as it "
+            "was: the input is rounded, and no gradient can see through that."
+        )
+        return Finding("input resolution", verdict, said, numbers)
+    return Finding("input resolution", "pass", "The loss feels a quarter of an 8-bit level.", numbers)
+
+
+def accuracy(bench: Bench) -> Finding:
+    """The gradient against central differences of the loss along random signs and along the attack's own step."""
+    bounds = max(_REACHES)
+    point = bench.start.clamp(bounds, 1 - bounds)  # differences stay inside [0, 1]
+    slope = bench.gradient(point).double()
+    size = slope.flatten(1).norm(dim=1)
+    along = [torch.stack([_signs(bench, seed, k) for seed in bench.seeds]) for k in range(bench.directions)]
+    errors = []
+    for reach in _REACHES:
+        squares = 0.0
+        for v in along:
+            ahead, behind = (torch.tensor(bench.losses(point + s * reach * v)).double() for s in (1, -1))
+            measured = (ahead - behind) / (2 * reach)
+            expected = (slope * v).flatten(1).sum(1).to(measured)
+            squares += float((measured - expected).square().sum())
+        errors.append(math.sqrt(squares / len(along)) / max(float(size.square().sum().sqrt()), 1e-300))
+    error = min(errors)
+    rise = mean(
+        [a - b for a, b in zip(bench.losses(point + _SMALL * slope.sign().to(point)), bench.losses(point), strict=True)]
+    )
+    numbers = {"relative_error": error, "directions": bench.directions, "rise_along_step": rise}
+    if error > _DIFFERS or not rise > 0:
+        said = f"The gradient is not the slope of the loss (relative error {error:.2g}): it is masked or cut somewhere."
+        return Finding("gradient accuracy", "fail", said, numbers)
+    if error > _AGREES:
+        said = f"The gradient and finite differences of the loss agree to {error:.2g} only."
+        return Finding("gradient accuracy", "warn", said, numbers)
+    said = f"Finite differences of the loss agree with it (relative error {error:.2g})."
+    return Finding("gradient accuracy", "pass", said, numbers)
+
+
+def _signs(bench: Bench, seed: int, stream: int) -> torch.Tensor:
+    generator = Generator().manual_seed((seed * 1009 + stream) % 2**31)
+    shape = bench.subject.x.shape[1:]
+    return (2.0 * torch.randint(0, 2, shape, generator=generator) - 1).to(bench.subject.x)

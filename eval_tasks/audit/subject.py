@@ -1,0 +1,55 @@
+"""What an audit looks at: images, a loss to raise, answers and their scores. No model is named here, so that
+flaws can be planted on analytic ones."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from torch import Tensor
+
+from attacks.losses import LossFn
+from attacks.norms import Norm
+
+Score = Callable[[Sequence[str], list[int]], list[float]]
+"""`score(answers, index)`: a score for each answer to the samples `index`; higher is better for the defender."""
+
+
+@dataclass(frozen=True)
+class Subject:
+    """One model under one attack on B images of one canvas.
+
+    x: [B, 3, H, W] in [0, 1], clean, on 8-bit levels.
+    loss: what the attack raises, through the model as it is scored. undefended: the same loss through its
+        undefended twin. targeted: by name, other losses whose success would lower the score too. half: the loss
+        computed in half precision.
+    answers: `answers(x, index) -> list[str]`, what is scored; score: the score of such answers.
+    craft: `craft(eps, steps) -> uint8 [B, 3, H, W]`, the evaluation's own way to its images, rounding included.
+    made: uint8 [B, 3, H, W], images the evaluation has made already under `eps` and `steps`.
+    prompts: (texts the loss has put to the model, texts the answers come from), after one call of each.
+    rounding: relative error of a loss that is rounding alone, from the precision of the model.
+    seeds: one a sample. batch_size: images at a time.
+    """
+
+    x: Tensor
+    loss: LossFn
+    eps: float
+    steps: int
+    norm: Norm = "Linf"
+    undefended: LossFn | None = None
+    targeted: Mapping[str, LossFn] = field(default_factory=dict)
+    half: LossFn | None = None
+    answers: Callable[[Tensor, list[int]], list[str]] | None = None
+    score: Score | None = None
+    craft: Callable[[float, int], Tensor] | None = None
+    made: Tensor | None = None
+    prompts: Callable[[], tuple[list[str], list[str]]] | None = None
+    rounding: float = 1e-4
+    random_start: bool = True
+    step_scale: float = 2.0
+    restarts: int = 1
+    seeds: Sequence[int] = ()
+    batch_size: int = 16
+
+    def __len__(self) -> int:
+        return len(self.x)

@@ -1,0 +1,107 @@
+"""Which checks there are, in which order they run, and what each needs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from eval_tasks.audit import budget_checks, effort_checks, gradient_checks, rival_checks, stability_checks
+from eval_tasks.audit.bench import Bench
+from eval_tasks.audit.findings import Audit, Finding
+from eval_tasks.audit.subject import Subject
+
+Advance = Callable[[int, str], None]
+"""Called with (checks done since the last call, the check that begins)."""
+
+
+@dataclass(frozen=True)
+class Check:
+    """One check: its function, what of the subject it needs (else why it is skipped), and which other checks must
+    not have failed for its own numbers to mean anything."""
+
+    name: str
+    run: Callable[[Bench], Finding]
+    lacks: Callable[[Subject], str | None] = lambda subject: None
+    after: tuple[str, ...] = ()
+
+
+def _no_twin(s: Subject) -> str | None:
+    return None if s.undefended is not None else "the model has no defence, so no undefended twin"
+
+
+def _no_images(s: Subject) -> str | None:
+    return None if s.made is not None or s.craft is not None else "no images of an evaluation at hand"
+
+
+def _no_prompts(s: Subject) -> str | None:
+    return None if s.prompts is not None else "the model takes no prompts"
+
+
+def _no_target(s: Subject) -> str | None:
+    if not s.targeted:
+        return "the attack has no targeted form"
+    return None if s.answers is not None and s.score is not None else "no answers are scored"
+
+
+def _no_half(s: Subject) -> str | None:
+    return None if s.half is not None else "no loss in half precision at hand"
+
+
+_SOUND = ("gradients", "determinism", "batch invariance")
+
+CHECKS = (
+    Check("gradients", gradient_checks.gradients),
+    Check("ball", budget_checks.ball, _no_images, ("gradients",)),
+    Check("determinism", stability_checks.determinism),
+    Check("batch invariance", stability_checks.batch_invariance, after=("determinism",)),
+    Check("prompts", stability_checks.prompts, _no_prompts),
+    Check("input resolution", gradient_checks.resolution, after=("determinism",)),
+    Check("gradient accuracy", gradient_checks.accuracy, after=(*_SOUND, "input resolution")),
+    Check("8-bit round trip", budget_checks.round_trip, after=_SOUND),
+    Check("noise", rival_checks.noise, after=_SOUND),
+    Check("random search", rival_checks.search, after=_SOUND),
+    Check("spsa", rival_checks.estimated, after=_SOUND),
+    Check("transfer", rival_checks.transfer, _no_twin, _SOUND),
+    Check("bpda", rival_checks.bpda, _no_twin, _SOUND),
+    Check("low frequency", rival_checks.low_frequency, after=_SOUND),
+    Check("targeted loss", rival_checks.targeted, _no_target, _SOUND),
+    Check("half precision", rival_checks.half_precision, _no_half, _SOUND),
+    Check("restarts", effort_checks.restarts, after=_SOUND),
+    Check("steps", effort_checks.steps_ladder, after=_SOUND),
+    Check("eps", effort_checks.eps_ladder, after=_SOUND),
+)
+
+
+def full_audit(subject: Subject, *, advance: Advance = lambda done, text: None) -> Audit:
+    """Every check, with attacks of the subject's own number of steps and black-box ones of four times as many losses."""
+    bench = Bench(subject, steps=subject.steps, queries=max(4 * subject.steps, 20))
+    findings, skipped = run_checks(bench, CHECKS, advance)
+    return Audit("full", len(subject), subject.steps, findings, skipped, bench.cost)
+
+
+def run_checks(
+    bench: Bench, checks: Sequence[Check], advance: Advance = lambda done, text: None
+) -> tuple[tuple[Finding, ...], dict[str, str]]:
+    """The findings of these checks in order, and why others were skipped.
+
+    A check whose precondition failed is skipped, not failed: its numbers would speak of the other flaw.
+    """
+    findings: list[Finding] = []
+    skipped: dict[str, str] = {}
+    for check in checks:
+        advance(0, check.name)
+        broken = {finding.name for finding in findings if finding.verdict == "fail"}
+        reason = check.lacks(bench.subject)
+        spoilt = [name for name in check.after if name in broken]
+        if reason is None and spoilt:
+            reason = f"says nothing while {spoilt[0]} fails"
+        if reason is not None:
+            skipped[check.name] = reason
+        else:
+            try:
+                findings.append(check.run(bench))
+            except FloatingPointError as error:
+                said = f"The attack stopped: {' '.join(str(error).split())}."
+                findings.append(Finding(check.name, "fail", said))
+        advance(1, check.name)
+    return tuple(findings), skipped
