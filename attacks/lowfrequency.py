@@ -22,6 +22,7 @@ def low_frequency_apgd(
     norm: Norm = "Linf",
     restarts: int = 1,
     seed: int | Sequence[int] = 0,
+    batch_size: int | None = None,
 ) -> Tensor:
     """Maximise `loss_fn` over perturbations of at most 1 / (2 factor) cycles a pixel; returns x_adv [B, C, H, W].
 
@@ -30,7 +31,8 @@ def low_frequency_apgd(
     what is returned. Bilinear weights are not negative and sum to 1, so that a small image within +-eps stays
     within +-eps (Linf); for L2 the small one's budget is eps / factor, as a pixel of it covers factor^2.
 
-    eps at most 0.5; factor at least 1; other arguments and errors as for `apgd`, with a random start.
+    eps at most 0.5; factor at least 1; other arguments and errors as for `apgd`, with a random start;
+    FloatingPointError for a loss or gradient that is not finite.
     """
     check_images(x)
     check_ball(eps, norm)
@@ -55,6 +57,9 @@ def low_frequency_apgd(
         random_start=True,
         restarts=restarts,
         seed=seed,
+        batch_size=batch_size,
     )
+    if any(reason is not None for reason in found.failed):
+        raise FloatingPointError(next(reason for reason in found.failed if reason is not None))
     with torch.no_grad():
         return enlarged(found.x_adv, x)

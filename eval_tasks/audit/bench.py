@@ -102,23 +102,23 @@ class Bench:
         key = (eps, steps, restarts)
         if loss is None and key in self._attacks:
             return self._attacks[key]
-        found = []
-        for rows in self.pieces():
-            result = apgd(
-                _shifted(loss or s.loss, rows[0]),
-                s.x[rows],
-                eps=eps,
-                steps=steps,
-                norm=s.norm,
-                random_start=s.random_start or restarts > 1,
-                step_scale=s.step_scale,
-                restarts=restarts,
-                seed=[self.seeds[i] for i in rows],
-            )
-            found.append(result.x_adv)
+        found = apgd(
+            loss or s.loss,
+            s.x,
+            eps=eps,
+            steps=steps,
+            norm=s.norm,
+            random_start=s.random_start or restarts > 1,
+            step_scale=s.step_scale,
+            restarts=restarts,
+            seed=self.seeds,
+            batch_size=s.batch_size,
+        )
+        broken = [reason for reason in found.failed if reason is not None]
+        if broken:
+            raise FloatingPointError(broken[0])
         self.cost += len(s) * steps * restarts
-        x_adv = torch.cat(found)
-        made = Made(x_adv, self.losses(x_adv))
+        made = Made(found.x_adv, self.losses(found.x_adv))
         if loss is None:
             self._attacks[key] = made
         return made
@@ -174,7 +174,7 @@ class Bench:
         return self.scores(self.adaptive)
 
 
-def _shifted(loss: LossFn, first: int) -> LossFn:
+def shifted(loss: LossFn, first: int) -> LossFn:
     """The loss for a piece of the samples that begins at place `first`."""
     return lambda x, index: loss(x, [first + i for i in index])
 

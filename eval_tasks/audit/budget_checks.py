@@ -36,7 +36,8 @@ def ball(bench: Bench) -> Finding:
         "distance_in_levels": float(distance.max()) * 255,
     }
     if outside:
-        said = f"{outside} of {len(s)} images leave the ball: up to {numbers['largest_in_eps']:.3g} eps from the clean ones."
+        furthest = numbers["largest_in_eps"]
+        said = f"{outside} of {len(s)} images leave the ball: up to {furthest:.3g} eps from the clean ones."
         return Finding("ball", "fail", said, numbers)
     # An attack goes to the edge of its ball; what 8 bits cannot hold of it (under a level a value) is not missed.
     levels = s.eps * 255 if s.norm == "Linf" else s.eps * 255 / (s.x[0].numel() ** 0.5)

@@ -8,10 +8,11 @@ import torch
 from torch import Generator
 
 from eval_tasks.audit.bench import Bench, mean
-from eval_tasks.audit.findings import Finding
+from eval_tasks.audit.findings import Finding, Verdict
 
 # A perturbation of a quarter of an 8-bit level is lost in any rounding to 8 bits or fewer, and moves every other loss.
 _SMALL = 0.25 / 255
+_LARGE = 16 / 255  # felt through a rounding to 4 bits
 # Steps of the finite differences. A true gradient agrees at one of them at least: the smaller one is best where the
 # loss is curved, the larger where its rounding is coarse.
 _REACHES = (0.25 / 255, 1 / 255)
@@ -30,7 +31,7 @@ def gradients(bench: Bench) -> Finding:
         said = "A loss or a gradient is infinite or no number: the attack cannot follow it."
         return Finding("gradients", "fail", said, numbers)
     if dead:
-        verdict = "fail" if dead * 2 >= len(losses) else "warn"
+        verdict: Verdict = "fail" if dead * 2 >= len(losses) else "warn"
         said = f"The gradient is exactly zero on {dead} of {len(losses)} images: the attack does nothing there."
         return Finding("gradients", verdict, said, numbers)
     if zeros > 0.5:
@@ -45,10 +46,11 @@ def resolution(bench: Bench) -> Finding:
     noise = torch.stack([_signs(bench, seed, 0) for seed in bench.seeds])
     # inside [0, 1], which a model may clamp to
     moved = bench.losses((bench.subject.x + _SMALL * noise).clamp(0, 1))
-    deaf = sum(a == b for a, b in zip(moved, bench.clean_loss, strict=True))
+    far = bench.losses((bench.subject.x + _LARGE * noise).clamp(0, 1))  # a loss that nothing moves is another flaw
+    deaf = sum(a == b != c for a, b, c in zip(moved, bench.clean_loss, far, strict=True))
     numbers = {"samples": len(moved), "unchanged": deaf}
     if deaf:
-        verdict = "fail" if deaf * 2 >= len(moved) else "warn"
+        verdict: Verdict = "fail" if deaf * 2 >= len(moved) else "warn"
         said = (
             f"On {deaf} of {len(moved)} images a change of a quarter of an 8-bit level leaves the loss exactly as it "
             "was: the input is rounded, and no gradient can see through that."

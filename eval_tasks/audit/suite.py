@@ -73,7 +73,7 @@ CHECKS = (
 
 
 def full_audit(subject: Subject, *, advance: Advance = lambda done, text: None) -> Audit:
-    """Every check, with attacks of the subject's own number of steps and black-box ones of four times as many losses."""
+    """Every check, with attacks of the subject's own steps and black-box ones of four times as many losses."""
     bench = Bench(subject, steps=subject.steps, queries=max(4 * subject.steps, 20))
     findings, skipped = run_checks(bench, CHECKS, advance)
     return Audit("full", len(subject), subject.steps, findings, skipped, bench.cost)
