@@ -445,6 +445,73 @@ def print_tables(runs: list[Any], form: TableFormat = TableFormat.table) -> None
 
 
 @app.command()
+def audit(
+    model: ModelArgument,
+    task: Annotated[str, typer.Option(help="coco, flickr30k, vqav2 or textvqa (lvlm-radapt list tasks).")],
+    data: Annotated[Path, typer.Option(help="The task's data folder.")],
+    out: Annotated[Path, typer.Option(help="A new or empty folder for audit.json and audit.html.")],
+    attack: Annotated[str, typer.Option(help="A white-box attack (lvlm-radapt list attacks).")] = "e2e",
+    eps: Annotated[str, typer.Option(help="Budget in [0, 1] pixel units: 4/255, 0.0157.")] = "4/255",
+    steps: Annotated[int | None, typer.Option(help="Gradient steps; the attack's own number if left out.")] = None,
+    samples: Annotated[int, typer.Option(min=2, help="How many samples; more of them prove more.")] = 16,
+    seed: Annotated[int | None, typer.Option(help="Draws the samples and the noise; the preset's if left out.")] = None,
+    preset: Annotated[
+        str | None,
+        typer.Option(help="Protocol, by name or YAML file; scenes for embedded models, native for others."),
+    ] = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="Images at a time.")] = 16,
+    tokenizer: Annotated[TokenizerChoice, typer.Option(help="For CIDEr.")] = TokenizerChoice.ptb,
+    tower: TowerOption = None,
+    device: DeviceOption = "auto",
+    device_map: DeviceMapOption = None,
+    dtype: DtypeOption = Dtype.float32,
+    quantize: QuantizeOption = None,
+) -> None:
+    """Check that an attack on MODEL measures what it says: some 20 checks, each pass, warn or fail.
+
+    Among them: gradients against finite differences, black-box and transfer attacks against the white-box one,
+    larger eps, more steps, restarts, half precision, a low-frequency attack, one through the undefended model.
+    """
+    from eval_tasks.audit.page import audit_table
+    from eval_tasks.audit.run import run_audit
+    from eval_tasks.crafting import AttackPlan
+    from eval_tasks.eps import parse_eps
+    from eval_tasks.presets import load_attack, load_protocol, load_task_config
+    from eval_tasks.runner import EvalSettings
+
+    task_config = load_task_config(task)
+    protocol = load_protocol(preset or default_preset(model))
+    attack_config = protocol.adapt(load_attack(attack))
+    if attack_config.apgd is None:
+        raise UserError(f"--attack {attack} takes no gradient steps, there is nothing to audit: use e2e or embedding")
+    if steps is not None and steps < 1:
+        raise UserError(f"--steps must be at least 1, got {steps}")
+    settings = EvalSettings(
+        task=task_config.name,
+        data=data,
+        protocol=protocol,
+        attack=AttackPlan(attack_config, "adaptive", parse_eps(eps), steps or attack_config.apgd.steps),
+        samples=samples,
+        seed=protocol.seed if seed is None else seed,
+        batch_size=batch_size,
+        tokenizer=tokenizer.value,
+    )
+    with _progress() as announce:
+        found = run_audit(
+            model,
+            settings,
+            out,
+            announce=announce,
+            tower=tower,
+            command=_command_line(),
+            **_place(device, dtype, quantize, device_map),
+        )
+    console.print(audit_table(found))
+    console.print(f"report: {out / 'audit.html'}", soft_wrap=True)
+    console.print(f"verdict: {found.line()}", soft_wrap=True, markup=False)
+
+
+@app.command()
 def report(
     runs: Annotated[list[Path], typer.Argument(metavar="DIR...", help="Finished run folders.")],
     out: Annotated[Path, typer.Option(help="The HTML file to write.")] = Path("report.html"),

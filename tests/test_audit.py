@@ -208,5 +208,3 @@ def test_the_rules_of_differences():
     assert exceeds(Difference(2.0, 0.1, 3.9), 2.5) == "pass"
     assert exceeds(difference([1e9], [0.0]), 1.0) == "warn"  # a single image proves nothing
     assert exceeds(difference([1.0, 1.0], [1.0, 1.0]), 0.0) == "pass"
-
-

@@ -4,7 +4,8 @@
 """
 
 from eval_tasks.audit.findings import Audit, Finding, Verdict
+from eval_tasks.audit.short import short_audit, short_budget
 from eval_tasks.audit.subject import Subject
 from eval_tasks.audit.suite import CHECKS, full_audit
 
-__all__ = ["CHECKS", "Audit", "Finding", "Subject", "Verdict", "full_audit"]
+__all__ = ["CHECKS", "Audit", "Finding", "Subject", "Verdict", "full_audit", "short_audit", "short_budget"]

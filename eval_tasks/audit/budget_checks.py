@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 
+from attacks.norms import Norm
 from eval_tasks.audit.bench import Bench, mean
 from eval_tasks.audit.findings import Finding
 from eval_tasks.audit.rules import difference, exceeds
@@ -25,27 +28,24 @@ def ball(bench: Bench) -> Finding:
         said = f"The images are {images.dtype} {tuple(images.shape)}, not 8-bit ones of the clean images' shape."
         return Finding("ball", "fail", said, {})
     delta = (from_8bit(images).to(s.x) - s.x).double().flatten(1)
-    distance = delta.abs().amax(dim=1) if s.norm == "Linf" else delta.norm(dim=1)
-    outside = int((distance > s.eps * (1 + _ROUNDING) + _ROUNDING / 255).sum())
-    used = float(distance.mean()) / s.eps
-    numbers = {
-        "samples": len(s),
-        "outside": outside,
-        "largest_in_eps": float(distance.max()) / s.eps,
-        "used": used,
-        "distance_in_levels": float(distance.max()) * 255,
-    }
+    far = delta.abs().amax(dim=1) if s.norm == "Linf" else delta.norm(dim=1)
+    return distances_in_ball(far.tolist(), eps=s.eps, norm=s.norm)
+
+
+def distances_in_ball(distances: Sequence[float], *, eps: float, norm: Norm) -> Finding:
+    """The same of images whose distances from the clean ones are known."""
+    outside = sum(far > eps * (1 + _ROUNDING) + _ROUNDING / 255 for far in distances)
+    furthest, used = max(distances) / eps, mean(list(distances)) / eps
+    numbers = {"samples": len(distances), "outside": outside, "furthest_in_eps": furthest, "mean_in_eps": used}
     if outside:
-        furthest = numbers["largest_in_eps"]
-        said = f"{outside} of {len(s)} images leave the ball: up to {furthest:.3g} eps from the clean ones."
+        said = f"{outside} of {len(distances)} images leave the ball: up to {furthest:.3g} eps from the clean ones."
         return Finding("ball", "fail", said, numbers)
-    # An attack goes to the edge of its ball; what 8 bits cannot hold of it (under a level a value) is not missed.
-    levels = s.eps * 255 if s.norm == "Linf" else s.eps * 255 / (s.x[0].numel() ** 0.5)
-    expected = 0.5 if levels >= 1 else 0.0
-    if used < expected:
+    # An attack goes to the edge of its ball. Under a level 8 bits may hold nothing of it; in L2 that is the rule,
+    # as a perturbation is spread over many values.
+    if used < 0.5 and norm == "Linf" and eps * 255 >= 1:
         said = f"The attack uses {100 * used:.0f} % of its budget: is eps in the unit of [0, 1] pixels?"
         return Finding("ball", "fail", said, numbers)
-    said = f"All {len(s)} images are within eps after rounding to 8 bits, and use {100 * used:.0f} % of it."
+    said = f"All {len(distances)} images are within eps after rounding to 8 bits, and use {100 * used:.0f} % of it."
     return Finding("ball", "pass", said, numbers)
 
 

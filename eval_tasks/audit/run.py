@@ -1,0 +1,110 @@
+"""The audit of a model by name: data, subject, all checks, audit.json and audit.html."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from eval_tasks.audit.build import Material, lvlm_subject
+from eval_tasks.audit.findings import Audit
+from eval_tasks.audit.page import audit_page
+from eval_tasks.audit.suite import CHECKS, Advance, full_audit
+from eval_tasks.captioning import CaptionScores
+from eval_tasks.crafting import check_plan
+from eval_tasks.data import Sample, check_images, load_task, open_image, select
+from eval_tasks.environment import environment
+from eval_tasks.eps import eps_text
+from eval_tasks.presets import load_task_config
+from eval_tasks.runner import EvalSettings
+from eval_tasks.vqa import VqaScores
+from lvlm_radapt.errors import UserError
+from lvlm_radapt.folders import check_new_folder
+from lvlm_radapt.models.base import LVLM
+from lvlm_radapt.models.load import load_model
+
+
+def run_audit(
+    model: str,
+    settings: EvalSettings,
+    out: Path,
+    *,
+    announce: Callable[[str, int], Advance],
+    tower: str | None = None,
+    command: str = "",
+    **place: Any,
+) -> Audit:
+    """Audit the model of that name under `settings.attack`, and write audit.json and audit.html into `out`.
+
+    The attack is adaptive, with its own or the given number of steps; of the selected samples, those of the most
+    frequent canvas shape are used. `place`: keywords of `load_model`. Raises UserError, before anything is
+    written, for what does not fit together.
+    """
+    plan = settings.attack
+    if plan is None or plan.threat != "adaptive" or plan.steps is None:
+        raise UserError("an audit needs a white-box attack with gradient steps: use --attack e2e or embedding")
+    check_new_folder(out)
+    samples, _ = select(load_task(settings.task, settings.data), settings.samples, settings.seed)
+    check_images(samples)
+    conversation = settings.protocol.conversation
+    victim = load_model(
+        model,
+        geometry=settings.protocol.geometry,
+        conversation=conversation.name if conversation else None,
+        tower=tower,
+        **place,
+    )
+    check_plan(plan, victim, None)
+    subject = lvlm_subject(victim, _material(victim, samples, settings), plan, batch_size=settings.batch_size)
+    advance = announce(f"{Path(model).name} · {settings.task} · audit", len(CHECKS))
+    audit = full_audit(subject, advance=advance)
+    document = {
+        "command": command,
+        "environment": environment(),
+        "model": {"name": victim.label, "radapt": victim.radapt.to_dict() if victim.radapt else None},
+        "task": settings.task,
+        "preset": settings.protocol.name,
+        "attack": plan.settings() | {"eps_text": eps_text(plan.eps)},
+        "seed": settings.seed,
+        "audit": audit.to_dict(),
+    }
+    _write(out, document, audit_page(document, audit))
+    return audit
+
+
+def _material(model: LVLM, samples: list[Sample], settings: EvalSettings) -> Material:
+    task = load_task_config(settings.task)
+    scores: CaptionScores | VqaScores
+    if task.kind == "caption":
+        scores = CaptionScores(samples, tokenizer=settings.tokenizer)
+    else:
+        assert task.style is not None
+        scores = VqaScores(samples, style=task.style)
+    images = [open_image(s.image) for s in samples]
+    canvases = [model.canvas(image) for image in images]
+    usual = max(canvases, key=canvases.count)
+    chosen = [i for i, canvas in enumerate(canvases) if canvas == usual]
+    kept = [samples[i] for i in chosen]
+    return Material(
+        samples=kept,
+        batch=model.pixels([images[i] for i in chosen]),
+        prompts=[settings.protocol.prompt(task, s.question) for s in kept],
+        targets=[scores.target(s) for s in kept],
+        grade=scores.score,
+        max_new_tokens=settings.protocol.tokens(settings.task),
+        seed=settings.seed,
+    )
+
+
+def _write(out: Path, document: dict[str, Any], page: str) -> None:
+    texts = {"audit.json": json.dumps(document, indent=2, allow_nan=False) + "\n", "audit.html": page}
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        for name, text in texts.items():
+            temporary = out / f".{name}.tmp"
+            temporary.write_text(text, encoding="utf-8")
+            os.replace(temporary, out / name)
+    except OSError as error:
+        raise UserError(f"cannot write {out}: {error.strerror or error}") from error
