@@ -14,6 +14,9 @@ import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from numpy.typing import NDArray
 
+from eval_tasks.audit import Audit
+from eval_tasks.audit.across import adaptive_against_transfer
+from eval_tasks.audit.page import TONES, numbers_text
 from eval_tasks.data.images import open_image
 from eval_tasks.eps import eps_text
 from eval_tasks.figures import DIFFERENCE_GAIN, difference_image, eps_panels, png_uri
@@ -78,6 +81,7 @@ def write_report(runs: Sequence[Run], out_html: Path) -> Path:
         lstrip_blocks=True,
     )
     environment.filters["minus"] = _minus
+    environment.filters["numbers"] = numbers_text
     page = environment.get_template("report.html.j2").render(
         title=_title(runs),
         created=max(str(run.settings.get("created", "")) for run in runs),
@@ -87,6 +91,9 @@ def write_report(runs: Sequence[Run], out_html: Path) -> Path:
         bars={preset: _bars(table) for preset, table in made.items()},
         panels=[panel for table in made.values() for panel in eps_panels(table)],
         gallery=_gallery(runs),
+        audits=_audits(runs),
+        across=adaptive_against_transfer(runs),
+        tones=TONES,
         metrics=sorted({metric_of(run) for run in runs}),
         gain=DIFFERENCE_GAIN,
         cells=_CELLS,
@@ -221,6 +228,22 @@ def _described(run: Run) -> dict[str, Any]:
         "seconds": run.metrics.get("seconds"),
         "notes": [str(note) for note in run.metrics.get("notes") or []],
     }
+
+
+def _audits(runs: Sequence[Run]) -> list[tuple[str, Audit]]:
+    """The audits that runs carry, with what they are of; UserError for one that cannot be read."""
+    found = []
+    for run in runs:
+        if run.metrics.get("audit") is None:
+            continue
+        try:
+            audit = Audit.from_dict(run.metrics["audit"])
+        except (KeyError, TypeError) as error:
+            raise UserError(f"{run.path / 'metrics.json'}: the field audit cannot be read: run it again") from error
+        attack = setting(run, "attack")
+        subject = f"{model_label(run)}, {setting(run, 'task')}, {attack['name']}, {eps_text(attack['eps'])}"
+        found.append((subject, audit))
+    return found
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -13,15 +14,22 @@ from attacks.losses import LossFn
 from eval_tasks.audit.subject import Subject
 from eval_tasks.crafting import AttackPlan, craft, sample_seed
 from eval_tasks.crafting import _loss as attack_loss
-from eval_tasks.data import Sample
+from eval_tasks.data import Sample, open_image
+from eval_tasks.presets import Protocol as Preset
+from eval_tasks.presets import TaskConfig
 from lvlm_radapt.models.base import LVLM, PixelBatch
 
 ROUNDING = {torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 5e-2}
 TARGETS = ("maybe", "Word")
 """Answers that the targeted stages of the FARE protocol pull towards."""
 
-Grade = Callable[[dict[str, str]], dict[str, float]]
-"""Scores of answers, both by sample id."""
+
+class Scores(Protocol):
+    """What a task knows of its samples: the text an attack makes unlikely, and scores by sample id."""
+
+    def target(self, sample: Sample) -> str: ...
+
+    def score(self, outputs: Mapping[str, str]) -> dict[str, float]: ...
 
 
 @dataclass(frozen=True)
@@ -31,33 +39,55 @@ class Material:
     samples: Sequence[Sample]
     batch: PixelBatch
     prompts: Sequence[str]
-    targets: Sequence[str]
-    grade: Grade
+    scores: Scores
     max_new_tokens: int
     seed: int
+
+    @property
+    def targets(self) -> list[str]:
+        return [self.scores.target(sample) for sample in self.samples]
+
+
+def gather(
+    model: LVLM, samples: Sequence[Sample], scores: Scores, task: TaskConfig, protocol: Preset, seed: int
+) -> Material:
+    """The material of those samples that share the most frequent canvas shape, in their order."""
+    images = [open_image(s.image) for s in samples]
+    canvases = [model.canvas(image) for image in images]
+    usual = max(canvases, key=canvases.count)
+    chosen = [i for i, canvas in enumerate(canvases) if canvas == usual]
+    kept = [samples[i] for i in chosen]
+    return Material(
+        samples=kept,
+        batch=model.pixels([images[i] for i in chosen]),
+        prompts=[protocol.prompt(task, s.question) for s in kept],
+        scores=scores,
+        max_new_tokens=protocol.tokens(task.name),
+        seed=seed,
+    )
 
 
 def lvlm_subject(
     model: LVLM, material: Material, plan: AttackPlan, *, made: Tensor | None = None, batch_size: int = 16
 ) -> Subject:
     """The subject of a white-box attack on `model`; `made`: uint8 images that an evaluation has made by `plan`."""
-    m = material
+    m, targets = material, material.targets
     assert plan.steps is not None
     assert plan.config.norm is not None
     seeds = [sample_seed(m.seed, s.id) for s in m.samples]
-    loss = attack_loss(model, m.batch, plan, m.prompts, m.targets)
+    loss = attack_loss(model, m.batch, plan, m.prompts, targets)
 
     def answers(x: Tensor, index: list[int]) -> list[str]:
         batch = m.batch[index].replace(x)
         return model.generate(batch, [m.prompts[i] for i in index], max_new_tokens=m.max_new_tokens)
 
     def score(texts: Sequence[str], index: list[int]) -> list[float]:
-        graded = m.grade({m.samples[i].id: text for i, text in zip(index, texts, strict=True)})
+        graded = m.scores.score({m.samples[i].id: text for i, text in zip(index, texts, strict=True)})
         return [graded[m.samples[i].id] for i in index]
 
     def crafted(eps: float, steps: int) -> Tensor:
         budget = replace(plan, eps=eps, steps=steps)
-        return craft(model, m.batch, budget, prompts=m.prompts, targets=m.targets, seeds=seeds).pixels
+        return craft(model, m.batch, budget, prompts=m.prompts, targets=targets, seeds=seeds).pixels
 
     def seen_prompts() -> tuple[list[str], list[str]]:
         with _listening(model) as heard, torch.no_grad():

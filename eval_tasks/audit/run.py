@@ -8,13 +8,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from eval_tasks.audit.build import Material, lvlm_subject
+from eval_tasks.audit.build import gather, lvlm_subject
 from eval_tasks.audit.findings import Audit
 from eval_tasks.audit.page import audit_page
 from eval_tasks.audit.suite import CHECKS, Advance, full_audit
 from eval_tasks.captioning import CaptionScores
 from eval_tasks.crafting import check_plan
-from eval_tasks.data import Sample, check_images, load_task, open_image, select
+from eval_tasks.data import check_images, load_task, select
 from eval_tasks.environment import environment
 from eval_tasks.eps import eps_text
 from eval_tasks.presets import load_task_config
@@ -22,7 +22,6 @@ from eval_tasks.runner import EvalSettings
 from eval_tasks.vqa import VqaScores
 from lvlm_radapt.errors import UserError
 from lvlm_radapt.folders import check_new_folder
-from lvlm_radapt.models.base import LVLM
 from lvlm_radapt.models.load import load_model
 
 
@@ -48,6 +47,13 @@ def run_audit(
     check_new_folder(out)
     samples, _ = select(load_task(settings.task, settings.data), settings.samples, settings.seed)
     check_images(samples)
+    task = load_task_config(settings.task)
+    scores: CaptionScores | VqaScores
+    if task.kind == "caption":
+        scores = CaptionScores(samples, tokenizer=settings.tokenizer)
+    else:
+        assert task.style is not None
+        scores = VqaScores(samples, style=task.style)
     conversation = settings.protocol.conversation
     victim = load_model(
         model,
@@ -57,7 +63,8 @@ def run_audit(
         **place,
     )
     check_plan(plan, victim, None)
-    subject = lvlm_subject(victim, _material(victim, samples, settings), plan, batch_size=settings.batch_size)
+    material = gather(victim, samples, scores, task, settings.protocol, settings.seed)
+    subject = lvlm_subject(victim, material, plan, batch_size=settings.batch_size)
     advance = announce(f"{Path(model).name} · {settings.task} · audit", len(CHECKS))
     audit = full_audit(subject, advance=advance)
     document = {
@@ -72,30 +79,6 @@ def run_audit(
     }
     _write(out, document, audit_page(document, audit))
     return audit
-
-
-def _material(model: LVLM, samples: list[Sample], settings: EvalSettings) -> Material:
-    task = load_task_config(settings.task)
-    scores: CaptionScores | VqaScores
-    if task.kind == "caption":
-        scores = CaptionScores(samples, tokenizer=settings.tokenizer)
-    else:
-        assert task.style is not None
-        scores = VqaScores(samples, style=task.style)
-    images = [open_image(s.image) for s in samples]
-    canvases = [model.canvas(image) for image in images]
-    usual = max(canvases, key=canvases.count)
-    chosen = [i for i, canvas in enumerate(canvases) if canvas == usual]
-    kept = [samples[i] for i in chosen]
-    return Material(
-        samples=kept,
-        batch=model.pixels([images[i] for i in chosen]),
-        prompts=[settings.protocol.prompt(task, s.question) for s in kept],
-        targets=[scores.target(s) for s in kept],
-        grade=scores.score,
-        max_new_tokens=settings.protocol.tokens(settings.task),
-        seed=settings.seed,
-    )
 
 
 def _write(out: Path, document: dict[str, Any], page: str) -> None:

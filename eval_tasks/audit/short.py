@@ -19,7 +19,7 @@ from eval_tasks.audit.suite import CHECKS, Check, run_checks
 SAMPLES = 16
 SHARE = 0.1
 _QUERIES, _MOST_QUERIES = 10, 100  # of the random search
-_STEPS = 8  # of the transfer attack
+_STEPS, _MOST_STEPS = 8, 100  # of the transfer attack
 _DIRECTIONS = 1  # of the finite differences
 
 # What a check costs an image, in the order in which the checks go in while the budget lasts. What several need
@@ -65,7 +65,7 @@ def short_budget(samples: int, steps: int) -> ShortBudget:
     if len(checks) == len(_COSTS):
         more = min(_MOST_QUERIES - _QUERIES, int(left / 2 / FORWARD))
         queries += more
-        attack_steps = max(_STEPS, min(steps, _STEPS + int(left - more * FORWARD)))
+        attack_steps = max(_STEPS, min(steps, _MOST_STEPS, _STEPS + int(left - more * FORWARD)))
     return ShortBudget(count if checks else 0, tuple(checks), queries, attack_steps)
 
 

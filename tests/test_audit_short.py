@@ -1,0 +1,122 @@
+"""The short form of the audit, and what only several runs can show."""
+
+import os
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from audit_subjects import EPS, B, sound
+from test_report import RADAPT, Maker, attack, spread
+
+from attacks import apgd
+from eval_tasks.audit import Finding, short_audit, short_budget
+from eval_tasks.audit.across import adaptive_against_transfer
+from eval_tasks.quantise import from_8bit, to_8bit
+from eval_tasks.report import write_report
+
+RUNS = [(500, 100), (500, 1700), (64, 20), (16, 100), (40, 10), (8, 20), (7, 2), (2, 1)]
+
+
+def run_of(subject, steps):
+    """The images a run would have made, and their distances."""
+    found = apgd(subject.loss, subject.x, eps=subject.eps, steps=steps, seed=0)
+    made = to_8bit(found.x_adv, subject.x, eps=subject.eps, norm="Linf")
+    return made, (from_8bit(made) - subject.x).abs().flatten(1).amax(1).tolist()
+
+
+def audited(subject, *, samples, steps, made=None, distances=None):
+    if made is None:
+        made, distances = run_of(subject, min(steps, 100))
+
+    def subject_of(count):
+        rows = list(range(min(count, B)))
+        return replace(subject, x=subject.x[rows], made=made[rows], batch_size=len(rows))
+
+    return short_audit(
+        subject_of, samples=samples, steps=steps, eps=subject.eps, norm="Linf", distances=(distances * 100)[:samples]
+    )
+
+
+@pytest.mark.parametrize(("samples", "steps"), RUNS)
+def test_the_short_form_costs_a_tenth_of_the_run_at_most(samples, steps):
+    budget = short_budget(samples, steps)
+    assert budget.samples <= min(16, samples)
+    audit = audited(sound(), samples=samples, steps=steps)
+    assert audit.cost <= 0.1 * samples * steps
+    assert audit.samples <= 16
+    assert audit.findings[0].name == "ball"
+    assert {f.name for f in audit.findings[1:]} == set(budget.checks)
+    assert audit.verdict == "pass"
+    if samples * steps >= 640:
+        assert "transfer" in budget.checks
+    if samples * steps <= 14:
+        assert budget.checks == ()
+        assert "does not pay" in audit.skipped["gradients"]
+
+
+def test_the_short_form_names_a_planted_flaw():
+    s = sound()
+    shuffled = replace(s, answers=lambda x, index: [str(torch.rand(1).item()) for _ in index])
+    assert audited(shuffled, samples=500, steps=50).named("fail") == ["determinism"]
+    made, distances = run_of(replace(s, eps=2 * EPS), 20)
+    assert audited(s, samples=500, steps=50, made=made, distances=distances).named("fail") == ["ball"]
+    # images that were made for another model: its twin's transfer attack does better
+    weak, distances = run_of(replace(s, loss=lambda x, i: -s.loss(x, i)), 20)
+    assert {"random search", "transfer"} <= set(
+        audited(s, samples=500, steps=50, made=weak, distances=distances).named("fail")
+    )
+    assert audited(replace(s, undefended=None), samples=500, steps=50).skipped["transfer"].startswith("the model has")
+
+
+@pytest.fixture
+def make(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Maker:
+    monkeypatch.setattr(os, "fsync", lambda handle: None)
+    return Maker(tmp_path)
+
+
+def test_an_adaptive_score_above_the_transfer_score_fails(make):
+    high, low = make(spread(60, 1), RADAPT, attack()), make(spread(40, 2), RADAPT, attack("transfer"))
+    (finding,) = adaptive_against_transfer([high, low])
+    assert finding.verdict == "fail"
+    assert finding.numbers["difference"] == pytest.approx(
+        finding.numbers["adaptive_score"] - finding.numbers["transfer_score"]
+    )
+    # a stronger adaptive run on the same model takes the place of the weak one
+    strong = make(spread(20, 3), RADAPT, attack(name="ensemble", steps=700))
+    assert [f.verdict for f in adaptive_against_transfer([high, low, strong])] == ["pass"]
+    # other budgets, models, tasks and samples are other comparisons
+    for other in (
+        make(spread(40, 2), RADAPT, attack("transfer", levels=2)),
+        make(spread(40, 2), None, attack("transfer", surrogate="other")),
+        make(spread(40, 2), RADAPT, attack("transfer"), task="vqa"),
+        make(spread(40, 2), RADAPT, attack("transfer"), prefix="t"),
+        make(spread(40, 2), RADAPT, attack("transfer"), model={"dtype": "float16"}),
+    ):
+        assert adaptive_against_transfer([high, other]) == []
+
+
+def test_what_chance_may_do_does_not_fail(make):
+    one = make([40.0, 0.0, 90.0, 10.0] * 3, RADAPT, attack())
+    two = make([0.0, 40.0, 10.0, 60.0] * 3, RADAPT, attack("transfer"))
+    (finding,) = adaptive_against_transfer([one, two])
+    assert finding.verdict == "pass"  # 7.5 above, of a clean score of over 100
+    large = make([100.0, 0.0, 90.0, 10.0] * 3, RADAPT, attack(steps=9))
+    (finding,) = adaptive_against_transfer([large, two])
+    assert finding.verdict == "warn"
+
+
+def test_the_report_shows_the_audits(make, tmp_path):
+    audit = audited(sound(), samples=64, steps=20)
+    broken = replace(audit, findings=(Finding("ball", "fail", "3 images <leave> the ball."), *audit.findings[1:]))
+    runs = [
+        make(spread(60, 1), RADAPT, attack(), metrics={"audit": broken.to_dict()}),
+        make(spread(40, 2), RADAPT, attack("transfer")),
+    ]
+    page = write_report(runs, tmp_path / "report.html").read_text()
+    assert "3 images &lt;leave&gt; the ball." in page
+    assert f"fail (1 of {len(broken.findings)} checks): ball" in page
+    assert "fail: adaptive against transfer" in page
+    assert "not run: steps" in page
+    plain = write_report([runs[1]], tmp_path / "plain.html").read_text()
+    assert "Audit" not in plain
