@@ -177,16 +177,10 @@ def craft(
         if plan.config.loss == "ensemble":
             return _ensemble(attacker, batch, plan, asked, rounded, seeds, clean if plan.threat == "adaptive" else None)
         success: SuccessFn | None = None
-        if plan.config.loss == "embedding":
-            loss_fn = _embedding(attacker, plan, asked.batch_size)
-        elif plan.config.loss == "targeted":
-            assert plan.target is not None
-            loss_fn = attacker.nll(asked.prompts, [plan.target] * len(batch), sign=-1)
+        if plan.config.loss == "targeted":
             success = _reads(attacker, asked, plan, rounded)
-        else:
-            loss_fn = attacker.nll(asked.prompts, [asked.scores.references(s, 1)[0] for s in asked.samples])
         found = apgd(
-            loss_fn,
+            attack_loss(attacker, plan, asked),
             batch.x,
             **plan.apgd_arguments(),
             seed=seeds,
@@ -201,6 +195,17 @@ def craft(
 def _attackers_view(model: LVLM, plan: AttackPlan, surrogate: PixelModel | None) -> AbstractContextManager[object]:
     """`transfer` without a surrogate is crafted on the undefended twin: the same weights, hooks asleep."""
     return model.undefended() if plan.threat == "transfer" and surrogate is None else nullcontext()
+
+
+def attack_loss(attacker: Attacker, plan: AttackPlan, asked: Asked) -> LossFn:
+    """What the attack raises: distance of image tokens, likelihood of the target, or NLL of the first reference (of an
+    ensemble, its first stage's)."""
+    if plan.config.loss == "embedding":
+        return _embedding(attacker, plan, asked.batch_size)
+    if plan.config.loss == "targeted":
+        assert plan.target is not None
+        return attacker.nll(asked.prompts, [plan.target] * len(asked.samples), sign=-1)
+    return attacker.nll(asked.prompts, [asked.scores.references(s, 1)[0] for s in asked.samples])
 
 
 def _embedding(attacker: Attacker, plan: AttackPlan, batch_size: int) -> LossFn:

@@ -241,7 +241,9 @@ def _audits(runs: Sequence[Run]) -> list[tuple[str, Audit]]:
         except (KeyError, TypeError) as error:
             raise UserError(f"{run.path / 'metrics.json'}: the field audit cannot be read: run it again") from error
         attack = setting(run, "attack")
-        subject = f"{model_label(run)}, {setting(run, 'task')}, {attack['name']}, {eps_text(attack['eps'])}"
+        subject = (
+            f"{model_label(run)}, {setting(run, 'task')}, {attack['name']}, {eps_text(attack['eps'], attack['norm'])}"
+        )
         found.append((subject, audit))
     return found
 

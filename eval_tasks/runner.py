@@ -16,6 +16,7 @@ import torch
 
 from eval_tasks.asked import Asked
 from eval_tasks.attacker import view_of
+from eval_tasks.audit.of_run import audit_of_run
 from eval_tasks.captioning import CaptionScores
 from eval_tasks.crafting import AttackPlan, Crafted, check_plan, craft, sample_seed, says
 from eval_tasks.data import Sample, check_images, chunks, load_task, open_image, select, tasks
@@ -117,7 +118,11 @@ def evaluate(
             advance(len(records), "")
         if held:
             raise _all_failed(surrogate or model, plan, held)
-    folder.finish(metrics(folder.records(), task, plan, remarks, time.monotonic() - started))
+    found = metrics(folder.records(), task, plan, remarks, time.monotonic() - started)
+    if plan is not None and plan.threat == "adaptive":
+        everything = Asked(samples, task, settings.protocol, scores, settings.batch_size)
+        found["audit"] = audit_of_run(model, folder, everything, plan, seed=settings.seed).to_dict()
+    folder.finish(found)
     return read_run(out)
 
 

@@ -419,6 +419,11 @@ def eval_(
     print_tables([run])
     for note in run.metrics["notes"]:
         console.print(f"note: {_plain(note)}", soft_wrap=True)
+    if "audit" in run.metrics:
+        from eval_tasks.audit import Audit
+
+        found = Audit.from_dict(run.metrics["audit"])
+        console.print(f"audit, short form: {found.line()}", soft_wrap=True, markup=False)
     console.print(f"report: {out / 'report.html'}", soft_wrap=True)
 
 
@@ -451,7 +456,11 @@ def audit(
     data: Annotated[Path, typer.Option(help="The task's data folder.")],
     out: Annotated[Path, typer.Option(help="A new or empty folder for audit.json and audit.html.")],
     attack: Annotated[str, typer.Option(help="A white-box attack (lvlm-radapt list attacks).")] = "e2e",
-    eps: Annotated[str, typer.Option(help="Budget in [0, 1] pixel units: 4/255, 0.0157.")] = "4/255",
+    target: Annotated[str | None, typer.Option(help="The text --attack targeted wants the model to say.")] = None,
+    eps: Annotated[
+        str, typer.Option(help="Budget in [0, 1] pixel units: 4/255, 0.0157; under L2 a length: 2.0.")
+    ] = "4/255",
+    norm: Annotated[NormName | None, typer.Option(help="Of the budget; the attack's own if left out.")] = None,
     steps: Annotated[int | None, typer.Option(help="Gradient steps; the attack's own number if left out.")] = None,
     samples: Annotated[int, typer.Option(min=2, help="How many samples; more of them prove more.")] = 16,
     seed: Annotated[int | None, typer.Option(help="Draws the samples and the noise; the preset's if left out.")] = None,
@@ -474,23 +483,27 @@ def audit(
     """
     from eval_tasks.audit.page import audit_table
     from eval_tasks.audit.run import run_audit
-    from eval_tasks.crafting import AttackPlan
-    from eval_tasks.eps import parse_eps
+    from eval_tasks.planning import plan_attack
     from eval_tasks.presets import load_attack, load_protocol, load_task_config
     from eval_tasks.runner import EvalSettings
 
     task_config = load_task_config(task)
     protocol = load_protocol(preset or default_preset(model))
-    attack_config = protocol.adapt(load_attack(attack))
-    if attack_config.apgd is None:
-        raise UserError(f"--attack {attack} takes no gradient steps, there is nothing to audit: use e2e or embedding")
-    if steps is not None and steps < 1:
-        raise UserError(f"--steps must be at least 1, got {steps}")
+    place = _place(device, dtype, quantize, device_map)
+    plan = plan_attack(
+        protocol.adapt(load_attack(attack)),
+        eps=eps,
+        norm=norm.value if norm else None,
+        steps=steps,
+        target=target,
+        device=_device("auto") if device_map else place["device"],
+        dtype=place["dtype"],
+    )
     settings = EvalSettings(
         task=task_config.name,
         data=data,
         protocol=protocol,
-        attack=AttackPlan(attack_config, "adaptive", parse_eps(eps), steps or attack_config.apgd.steps),
+        attack=plan,
         samples=samples,
         seed=protocol.seed if seed is None else seed,
         batch_size=batch_size,
@@ -504,7 +517,7 @@ def audit(
             announce=announce,
             tower=tower,
             command=_command_line(),
-            **_place(device, dtype, quantize, device_map),
+            **place,
         )
     console.print(audit_table(found))
     console.print(f"report: {out / 'audit.html'}", soft_wrap=True)

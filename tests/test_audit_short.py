@@ -34,13 +34,14 @@ def audited(subject, *, samples, steps, made=None, distances=None):
         return replace(subject, x=subject.x[rows], made=made[rows], batch_size=len(rows))
 
     return short_audit(
-        subject_of, samples=samples, steps=steps, eps=subject.eps, norm="Linf", distances=(distances * 100)[:samples]
-    )
+        subject_of, samples=samples, steps=steps, work=samples * steps, eps=subject.eps, norm="Linf",
+        distances=(distances * 100)[:samples],
+    )  # fmt: skip
 
 
 @pytest.mark.parametrize(("samples", "steps"), RUNS)
 def test_the_short_form_costs_a_tenth_of_the_run_at_most(samples, steps):
-    budget = short_budget(samples, steps)
+    budget = short_budget(samples, samples * steps, steps=steps)
     assert budget.samples <= min(16, samples)
     audit = audited(sound(), samples=samples, steps=steps)
     assert audit.cost <= 0.1 * samples * steps

@@ -56,7 +56,8 @@ def _finding(adaptive: Run, transfer: Run) -> Finding | None:
         "difference_low": bounded(excess.low),
         "difference_high": bounded(excess.high),
     }
-    what = f"{model_label(adaptive)}, {setting(adaptive, 'task')}, {attack['norm']} {eps_text(attack['eps'])}"
+    budget = f"{attack['norm']} {eps_text(attack['eps'], attack['norm'])}"
+    what = f"{model_label(adaptive)}, {setting(adaptive, 'task')}, {budget}"
     scores = f"adaptive {numbers['adaptive_score']:.1f}, transfer {numbers['transfer_score']:.1f}"
     if verdict == "pass":
         said = f"{what}: {scores}, as it must be."

@@ -34,6 +34,8 @@ def ball(bench: Bench) -> Finding:
 
 def distances_in_ball(distances: Sequence[float], *, eps: float, norm: Norm) -> Finding:
     """The same of images whose distances from the clean ones are known."""
+    if not distances:
+        return Finding("ball", "pass", "No image had to be attacked.", {"samples": 0})
     outside = sum(far > eps * (1 + _ROUNDING) + _ROUNDING / 255 for far in distances)
     furthest, used = max(distances) / eps, mean(list(distances)) / eps
     numbers = {"samples": len(distances), "outside": outside, "furthest_in_eps": furthest, "mean_in_eps": used}
@@ -42,8 +44,8 @@ def distances_in_ball(distances: Sequence[float], *, eps: float, norm: Norm) -> 
         return Finding("ball", "fail", said, numbers)
     # An attack goes to the edge of its ball. Under a level 8 bits may hold nothing of it; in L2 that is the rule,
     # as a perturbation is spread over many values.
-    if used < 0.5 and norm == "Linf" and eps * 255 >= 1:
-        said = f"The attack uses {100 * used:.0f} % of its budget: is eps in the unit of [0, 1] pixels?"
+    if furthest < 0.5 and norm == "Linf" and eps * 255 >= 1:
+        said = f"No image uses more than {100 * furthest:.0f} % of the budget: is eps in the unit of [0, 1] pixels?"
         return Finding("ball", "fail", said, numbers)
     said = f"All {len(distances)} images are within eps after rounding to 8 bits, and use {100 * used:.0f} % of it."
     return Finding("ball", "pass", said, numbers)

@@ -33,21 +33,21 @@ def eps_ladder(bench: Bench) -> Finding:
         zip(rungs, made, strict=True),
         strict=False,
     ):
-        numbers[f"loss_{eps_text(eps)}"] = mean(after.loss)
+        numbers[f"loss_{eps_text(eps, s.norm)}"] = mean(after.loss)
         gain = max(0.0, mean(before.loss) - mean(bench.clean_loss))
         falls = exceeds(difference(before.loss, after.loss), MARGIN * gain)
         if worst(verdict, falls) != verdict:
-            verdict, said = falls, f"The attack at eps {eps_text(eps)} is weaker than at {_eps(below)}."
+            verdict, said = falls, f"The attack at eps {eps_text(eps, s.norm)} is weaker than at {_eps(below, s.norm)}."
     if bench.has_scores:
         scores = [bench.scores(one, eps=eps) for eps, one in zip(rungs, made, strict=True)]
         clean = mean(bench.clean_scores)
         numbers["clean_score"] = clean
         steps = [bench.clean_scores, *scores]
         for eps, before_scores, after_scores in zip(rungs, steps, scores, strict=False):
-            numbers[f"score_{eps_text(eps)}"] = mean(after_scores)
+            numbers[f"score_{eps_text(eps, s.norm)}"] = mean(after_scores)
             rises = exceeds(difference(after_scores, before_scores), MARGIN * clean)
             if worst(verdict, rises) != verdict:
-                verdict, said = rises, f"The score rises again at eps {eps_text(eps)}."
+                verdict, said = rises, f"The score rises again at eps {eps_text(eps, s.norm)}."
         others = mean(bench.grade(bench.clean_answers[1:] + bench.clean_answers[:1])) if len(s) > 1 else 0.0
         limit = max(_NOTHING * clean, min(others, clean))
         numbers["score_of_others_answers"] = others
@@ -58,12 +58,12 @@ def eps_ladder(bench: Bench) -> Finding:
             if worst(verdict, high) != verdict:
                 verdict = high
                 said = (
-                    f"At eps {eps_text(rungs[-1])} the score is still {left:.3g} of {clean:.3g}: so large a "
+                    f"At eps {eps_text(rungs[-1], s.norm)} the score is still {left:.3g} of {clean:.3g}: so large a "
                     "perturbation breaks every model, this attack does not."
                 )
     if verdict == "pass":
-        end = f", the score falls to {numbers[f'score_{eps_text(rungs[-1])}']:.3g}" if bench.has_scores else ""
-        said = f"Up to eps {eps_text(rungs[-1])} the loss rises{end}."
+        end = f", the score falls to {numbers[f'score_{eps_text(rungs[-1], s.norm)}']:.3g}" if bench.has_scores else ""
+        said = f"Up to eps {eps_text(rungs[-1], s.norm)} the loss rises{end}."
     return Finding("eps", verdict, said, numbers)
 
 
@@ -106,5 +106,5 @@ def _effort(bench: Bench, name: str, what: str, more: Made) -> Finding:
     return Finding(name, verdict, said.rstrip(".") + ".", numbers)
 
 
-def _eps(eps: float) -> str:
-    return eps_text(eps) if eps else "0"
+def _eps(eps: float, norm: str) -> str:
+    return eps_text(eps, norm) if eps else "0"

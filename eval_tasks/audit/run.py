@@ -8,7 +8,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from eval_tasks.audit.build import gather, lvlm_subject
+from eval_tasks.asked import Asked
+from eval_tasks.audit.build import lvlm_subject, on_one_canvas
 from eval_tasks.audit.findings import Audit
 from eval_tasks.audit.page import audit_page
 from eval_tasks.audit.suite import CHECKS, Advance, full_audit
@@ -62,9 +63,10 @@ def run_audit(
         tower=tower,
         **place,
     )
-    check_plan(plan, victim, None)
-    material = gather(victim, samples, scores, task, settings.protocol, settings.seed)
-    subject = lvlm_subject(victim, material, plan, batch_size=settings.batch_size)
+    prompt = settings.protocol.prompt(task, samples[0].question)
+    check_plan(plan, victim, None, prompt=prompt, tokens=settings.protocol.tokens(task.name))
+    asked, batch = on_one_canvas(victim, Asked(samples, task, settings.protocol, scores, settings.batch_size))
+    subject = lvlm_subject(victim, batch, asked, plan, seed=settings.seed)
     advance = announce(f"{Path(model).name} · {settings.task} · audit", len(CHECKS))
     audit = full_audit(subject, advance=advance)
     document = {
@@ -73,7 +75,7 @@ def run_audit(
         "model": {"name": victim.label, "radapt": victim.radapt.to_dict() if victim.radapt else None},
         "task": settings.task,
         "preset": settings.protocol.name,
-        "attack": plan.settings() | {"eps_text": eps_text(plan.eps)},
+        "attack": plan.settings() | {"eps_text": eps_text(plan.eps, plan.config.norm)},
         "seed": settings.seed,
         "audit": audit.to_dict(),
     }

@@ -49,23 +49,29 @@ class ShortBudget:
     steps: int
 
 
-def short_budget(samples: int, steps: int) -> ShortBudget:
-    """For a run of `samples` images at `steps` gradient evaluations each (restarts and stages included): as many
-    images as all checks can be had for, but two at least, with as many checks as fit; the rest goes into attacks."""
-    allowed = SHARE * samples * steps
-    count = min(SAMPLES, samples, max(2, int(allowed / _WHOLE)))
-    left = allowed / count
+def short_budget(samples: int, work: float, *, steps: int, own_climb: bool = False) -> ShortBudget:
+    """For a run of `samples` images whose attack spent `work` gradient evaluations in all, `steps` at most on each.
+
+    As many images as all checks can be had for, but two at least, with as many checks as fit; the rest goes into
+    attacks. own_climb: the run's images are not for comparing losses, so that an attack on them is in the price.
+    """
+    allowed = SHARE * work
+    costs = [(name, cost + (_STEPS if own_climb and name == "noise" else 0)) for name, cost in _COSTS]
+    whole = sum(cost for _, cost in costs)
+    count = min(SAMPLES, samples, max(2, int(allowed / whole)))
+    left = allowed / count if count else 0.0
     checks = []
-    for name, cost in _COSTS:
+    for name, cost in costs:
         if cost > left:
             break
         checks.append(name)
         left -= cost
     queries, attack_steps = _QUERIES, _STEPS
-    if len(checks) == len(_COSTS):
+    if len(checks) == len(costs):
         more = min(_MOST_QUERIES - _QUERIES, int(left / 2 / FORWARD))
         queries += more
-        attack_steps = max(_STEPS, min(steps, _MOST_STEPS, _STEPS + int(left - more * FORWARD)))
+        longer = int((left - more * FORWARD) / (2 if own_climb else 1))
+        attack_steps = max(_STEPS, min(steps, _MOST_STEPS, _STEPS + longer))
     return ShortBudget(count if checks else 0, tuple(checks), queries, attack_steps)
 
 
@@ -74,20 +80,22 @@ def short_audit(
     *,
     samples: int,
     steps: int,
+    work: float,
     eps: float,
     norm: Norm,
     distances: Sequence[float],
+    own_climb: bool = False,
 ) -> Audit:
-    """The audit of a run that has just attacked `samples` images with `steps` gradient evaluations each.
+    """The audit of a run that has just attacked `samples` images; `work`, `steps`, `own_climb` as in `short_budget`.
 
     subject_of: `subject_of(count)` gives the subject for at most `count` of them, with the run's own images in
-    `made`; not called when a tenth of the run pays for no check. distances: of every image of the run from its
-    clean one, in `norm`, as it lies on disk.
+    `made` (None where own_climb); not called when a tenth of the run pays for no check. distances: of every image
+    that the run attacked from its clean one, in `norm`, as it lies on disk.
     """
-    budget = short_budget(samples, steps)
+    budget = short_budget(samples, work, steps=steps, own_climb=own_climb)
     findings = [distances_in_ball(distances, eps=eps, norm=norm)]
-    skipped = {check.name: "left to the full audit" for check in CHECKS if check.name not in dict(_COSTS)}
-    del skipped["ball"]
+    costly = {name for name, _ in _COSTS}
+    skipped = {c.name: "left to the full audit" for c in CHECKS if c.name not in costly and c.name != "ball"}
     skipped |= {
         name: "a tenth of so short a run does not pay for it" for name, _ in _COSTS if name not in budget.checks
     }

@@ -39,7 +39,7 @@ def _no_prompts(s: Subject) -> str | None:
 
 def _no_target(s: Subject) -> str | None:
     if not s.targeted:
-        return "the attack has no targeted form"
+        return "the attack has no targeted form, or is one, or holds one"
     return None if s.answers is not None and s.score is not None else "no answers are scored"
 
 
