@@ -11,6 +11,7 @@ from torch import Tensor
 
 from attacks import apgd
 from attacks.losses import LossFn
+from attacks.memory import Pieces
 from attacks.noise import random_start
 from eval_tasks.audit.subject import Subject
 from eval_tasks.quantise import from_8bit, to_8bit
@@ -42,7 +43,7 @@ class Bench:
         self.directions = directions
         self.cost = 0.0
         self._attacks: dict[tuple[float, int, int], Made] = {}
-        self._scores: dict[str, list[float]] = {}
+        self._memory = Pieces(subject.batch_size)
 
     @property
     def everyone(self) -> list[int]:
@@ -53,34 +54,36 @@ class Bench:
         return list(self.subject.seeds) or self.everyone
 
     def pieces(self) -> Iterator[list[int]]:
-        """The samples, a batch at a time."""
-        for first in range(0, len(self.subject), self.subject.batch_size):
-            yield self.everyone[first : first + self.subject.batch_size]
+        """The samples, as many at a time as fit."""
+        size = self._memory.size or len(self.subject)
+        for first in range(0, len(self.subject), size):
+            yield self.everyone[first : first + size]
 
     @torch.no_grad()
-    def losses(self, x: Tensor, loss: LossFn | None = None, *, batch_size: int | None = None) -> list[float]:
-        """The loss at x [B, 3, H, W] (the subject's own unless another is given)."""
+    def losses(self, x: Tensor, *, one_by_one: bool = False) -> list[float]:
+        """The subject's loss at x [B, 3, H, W]."""
         self.cost += FORWARD * len(x)
-        size = batch_size or self.subject.batch_size
-        values: list[float] = []
-        for first in range(0, len(x), size):
-            rows = self.everyone[first : first + size]
-            values += (loss or self.subject.loss)(x[rows], rows).double().tolist()
-        return values
+        memory = Pieces(1) if one_by_one else self._memory
+
+        def some(rows: slice) -> list[float]:
+            return self.subject.loss(x[rows], self.everyone[rows]).double().tolist()
+
+        return [value for part in memory.run(some, len(x)) for value in part]
 
     def gradient(self, x: Tensor) -> Tensor:
         """Gradient of the loss at x; zeros where there is no path from x to it."""
         self.cost += len(x)
-        parts = []
-        for rows in self.pieces():
+
+        def some(rows: slice) -> Tensor:
             with torch.enable_grad():
                 point = x[rows].detach().requires_grad_()
-                value = self.subject.loss(point, rows)
+                value = self.subject.loss(point, self.everyone[rows])
             found = None
             if value.requires_grad:
                 (found,) = torch.autograd.grad(value.sum(), point, allow_unused=True)
-            parts.append(torch.zeros_like(point) if found is None else found)
-        return torch.cat(parts).detach()
+            return torch.zeros_like(point) if found is None else found
+
+        return torch.cat(self._memory.run(some, len(x))).detach()
 
     @cached_property
     def start(self) -> Tensor:

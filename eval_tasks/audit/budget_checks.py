@@ -29,7 +29,7 @@ def ball(bench: Bench) -> Finding:
         return Finding("ball", "fail", said, {})
     delta = (from_8bit(images).to(s.x) - s.x).double().flatten(1)
     far = delta.abs().amax(dim=1) if s.norm == "Linf" else delta.norm(dim=1)
-    return distances_in_ball(far.tolist(), eps=s.eps, norm=s.norm)
+    return distances_in_ball([d for d in far.tolist() if d > 0 or not s.spares], eps=s.eps, norm=s.norm)
 
 
 def distances_in_ball(distances: Sequence[float], *, eps: float, norm: Norm) -> Finding:

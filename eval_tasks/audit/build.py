@@ -85,6 +85,7 @@ def lvlm_subject(
         answers=answers,
         score=score,
         craft=crafted,
+        spares=plan.config.ensemble is not None,
         made=made,
         prompts=prompts if reads else None,
         rounding=ROUNDING.get(model.dtype, max(ROUNDING.values())),

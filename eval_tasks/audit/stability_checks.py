@@ -29,7 +29,7 @@ def batch_invariance(bench: Bench) -> Finding:
     if min(len(bench.subject), bench.subject.batch_size) < 2:
         said = "One image at a time: there is no batch that could matter."
         return Finding("batch invariance", "pass", said, {"samples": len(bench.subject)})
-    apart = _relative(bench.losses(bench.start), bench.losses(bench.start, batch_size=1))
+    apart = _relative(bench.losses(bench.start), bench.losses(bench.start, one_by_one=True))
     verdict = _graded(apart, bench.subject.rounding)
     changed = 0
     if bench.subject.answers is not None:
@@ -64,9 +64,10 @@ def _changed(first: list[str], second: list[str]) -> int:
 
 
 def _relative(first: list[float], second: list[float]) -> float:
-    """Largest difference in units of the mean size of the losses."""
+    """Largest difference in units of the mean size of the losses, or of 0.1 where that is less: what rounds in a small
+    negative log-likelihood are logits, which are not small."""
     scale = sum(abs(v) for v in first) / len(first)
-    return max(abs(a - b) for a, b in zip(first, second, strict=True)) / max(scale, 1e-12)
+    return max(abs(a - b) for a, b in zip(first, second, strict=True)) / max(scale, 0.1)
 
 
 def _graded(apart: float, rounding: float) -> Verdict:

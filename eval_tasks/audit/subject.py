@@ -25,6 +25,7 @@ class Subject:
         computed in half precision.
     answers: `answers(x, index) -> list[str]`, what is scored; score: the score of such answers.
     craft: `craft(eps, steps) -> uint8 [B, 3, H, W]`, the evaluation's own way to its images, rounding included.
+    spares: whether craft leaves images alone whose score is low already.
     made: uint8 [B, 3, H, W], images the evaluation has made already under `eps` and `steps`.
     prompts: (texts the loss has put to the model, texts the answers come from), after one call of each.
     rounding: relative error of a loss that is rounding alone, from the precision of the model.
@@ -42,6 +43,7 @@ class Subject:
     answers: Callable[[Tensor, list[int]], list[str]] | None = None
     score: Score | None = None
     craft: Callable[[float, int], Tensor] | None = None
+    spares: bool = False
     made: Tensor | None = None
     prompts: Callable[[], tuple[list[str], list[str]]] | None = None
     rounding: float = 1e-4

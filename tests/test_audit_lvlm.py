@@ -1,0 +1,163 @@
+"""The audit of vision-language models: a sound one passes, a planted flaw is named, every adaptive run carries one."""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+from tiny_checkpoints import save_llava
+
+from eval_tasks.asked import Asked
+from eval_tasks.audit import CHECKS, Audit, full_audit, short
+from eval_tasks.audit.build import lvlm_subject, on_one_canvas
+from eval_tasks.crafting import AttackPlan
+from eval_tasks.data import load_task, tasks
+from eval_tasks.planning import plan_attack
+from eval_tasks.presets import load_attack, load_protocol
+from eval_tasks.records import read_run
+from eval_tasks.runner import EvalSettings, evaluate
+from eval_tasks.vqa import VqaScores
+from lvlm_radapt import RAdaptConfig, cli, load_model, robustify
+from lvlm_radapt.models.base import LVLM
+from lvlm_radapt.tiny.dataset import write_scenes
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> Path:
+    out = tmp_path_factory.mktemp("data") / "scenes"
+    write_scenes(out, count=8)
+    return out
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory) -> Path:
+    return save_llava(tmp_path_factory.mktemp("llava"))
+
+
+def subject(model, data, *, samples=4, steps=3, attack="e2e", target=None):
+    plan = plan_attack(load_attack(attack), eps="4/255", steps=steps, target=target)
+    assert isinstance(plan, AttackPlan)
+    chosen = load_task("vqav2", data)[:samples]
+    task = tasks()["vqav2"]
+    asked = Asked(chosen, task, load_protocol("scenes"), VqaScores(chosen, style=task.style), batch_size=4)
+    asked, batch = on_one_canvas(model, asked)
+    return lvlm_subject(model, batch, asked, plan, seed=0)
+
+
+def test_a_protected_model_passes_the_whole_audit(data):
+    audit = full_audit(subject(robustify(load_model("tiny-llava"), RAdaptConfig()), data, samples=3))
+    assert audit.verdict == "pass", [f for f in audit.findings if f.verdict != "pass"]
+    assert [f.name for f in audit.findings] == [check.name for check in CHECKS]
+
+
+def test_another_prompt_in_the_loss_is_named(data, checkpoint, monkeypatch):
+    model = load_model(checkpoint)
+    right = LVLM.loss
+    monkeypatch.setattr(
+        LVLM, "loss", lambda self, batch, prompts, targets: right(self, batch, [p + "?" for p in prompts], targets)
+    )
+    audit = full_audit(subject(model, data, samples=2, steps=1))
+    assert "prompts" in audit.named("fail")
+    assert "prompt" not in vars(model.text)  # nothing of the audit stays in the model
+
+
+@pytest.mark.parametrize(("attack", "target"), [("embedding", None), ("ensemble", None), ("targeted", "Word")])
+def test_every_white_box_attack_can_be_audited(data, checkpoint, attack, target):
+    model = robustify(load_model(checkpoint), RAdaptConfig())
+    audit = full_audit(subject(model, data, samples=2, steps=1, attack=attack, target=target))
+    assert {"ball", "gradients", "gradient accuracy", "determinism", "batch invariance"} <= {
+        f.name for f in audit.findings if f.verdict == "pass"
+    }
+    assert ("prompts" in audit.skipped) == (attack == "embedding")
+
+
+def run_settings(data, attack="e2e", threat="adaptive") -> EvalSettings:
+    plan = plan_attack(load_attack(attack), eps="4/255", threat=threat, steps=2)
+    return EvalSettings(
+        task="vqav2", data=data, protocol=load_protocol("scenes"), attack=plan, samples=4, seed=1, chunk_size=3,
+        batch_size=2,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("attack", ["e2e", "ensemble"])
+def test_every_adaptive_run_carries_an_audit(tmp_path, data, checkpoint, monkeypatch, attack):
+    # an ensemble attacks nothing on a model that answers nothing right
+    model = robustify(load_model("tiny-llava" if attack == "ensemble" else checkpoint), RAdaptConfig())
+    poor = evaluate(model, run_settings(data, attack), tmp_path / "poor")
+    audit = Audit.from_dict(poor.metrics["audit"])
+    assert audit.form == "short"
+    assert [f.name for f in audit.findings] == ["ball"]
+    assert audit.cost == 0
+    # a run of some hundred times the length, as far as the audit's budget is concerned
+    monkeypatch.setattr(short, "SHARE", 30.0)
+    rich = evaluate(model, run_settings(data, attack), tmp_path / "rich")
+    audit = Audit.from_dict(rich.metrics["audit"])
+    assert {f.name for f in audit.findings} == {"ball", *(name for name, _ in short._COSTS)}
+    assert 2 <= audit.samples <= 4
+    assert {"gradient accuracy", "determinism", "batch invariance", "prompts"} <= {
+        f.name for f in audit.findings if f.verdict == "pass"
+    }
+    assert read_run(tmp_path / "rich").samples == rich.samples
+    transfer = evaluate(model, run_settings(data, attack, "transfer"), tmp_path / "transfer")
+    assert "audit" not in transfer.metrics
+
+
+def call(monkeypatch, capsys, *arguments) -> tuple[int, str, str]:
+    monkeypatch.setattr(sys, "argv", ["lvlm-radapt", *map(str, arguments)])
+    monkeypatch.setenv("COLUMNS", "200")
+    code = 0
+    try:
+        cli.main()
+    except SystemExit as stop:
+        code = stop.code if isinstance(stop.code, int) else 0 if stop.code is None else 1
+    out, err = capsys.readouterr()
+    return code, out, err
+
+
+def test_the_command_writes_a_document_and_a_page(tmp_path, data, checkpoint, monkeypatch, capsys):
+    out = tmp_path / "audit"
+    code, said, err = call(
+        monkeypatch, capsys,
+        "audit", checkpoint, "--task", "vqav2", "--data", data, "--samples", 2, "--steps", 1, "--out", out,
+    )  # fmt: skip
+    assert code == 0, err
+    document = json.loads((out / "audit.json").read_text())
+    audit = Audit.from_dict(document["audit"])
+    assert audit.form == "full"
+    assert said.splitlines()[-1] == f"verdict: {audit.line()}"
+    assert audit.skipped["transfer"] == "the model has no defence, so no undefended twin"
+    page = (out / "audit.html").read_text()
+    assert "gradient accuracy" in page
+    assert "<script" not in page
+    assert "http" not in page.split("<body>")[1].split("<pre>")[0]
+    assert sorted(p.name for p in out.iterdir()) == ["audit.html", "audit.json"]
+    code, _, err = call(
+        monkeypatch, capsys,
+        "audit", checkpoint, "--task", "vqav2", "--data", data, "--samples", 2, "--steps", 1, "--out", out,
+    )  # fmt: skip
+    assert code == 2
+    assert len(err.strip().splitlines()) == 1
+
+
+MISTAKES = {
+    "noise": ({"--attack": "noise"}, "white-box"),
+    "none": ({"--attack": "none"}, "white-box"),
+    "eps in levels": ({"--eps": "4"}, "4/255"),
+    "no steps": ({"--steps": "0"}, "--steps"),
+    "unknown task": ({"--task": "vqa2"}, "vqav2"),
+    "missing data": ({"--data": "{tmp}/nowhere"}, "nowhere"),
+    "no target": ({"--attack": "targeted"}, "--target"),
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_a_mistake_is_one_line_and_writes_nothing(tmp_path, data, checkpoint, monkeypatch, capsys, mistake):
+    changes, words = MISTAKES[mistake]
+    out = tmp_path / "audit"
+    options = {"--task": "vqav2", "--data": str(data), "--out": str(out)} | changes
+    flat = [text.format(tmp=tmp_path) for pair in options.items() for text in pair]
+    code, _, err = call(monkeypatch, capsys, "audit", checkpoint, *flat)
+    assert code == 2
+    assert words in err
+    assert len(err.strip().splitlines()) == 1
+    assert not out.exists()
