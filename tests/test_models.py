@@ -14,6 +14,7 @@ import pytest
 import tiny_checkpoints
 import torch
 import transformers
+from failures import one_line
 from families import FAMILIES, Case, open_case
 from PIL import Image
 from safetensors.torch import load_file, save_file
@@ -394,13 +395,13 @@ def test_missing_and_foreign_weights_are_errors(tmp_path: Path) -> None:
     weights = load_file(path)
     key = next(k for k in weights if "linear_1.bias" in k)
     save_file({k: v for k, v in weights.items() if k != key}, path, metadata={"format": "pt"})
-    with pytest.raises(UserError, match=r"misses weights .*linear_1\.bias"):
+    with one_line(r"misses weights .*linear_1\.bias"):
         load_model(folder)
     save_file({**weights, "radapt.anchor": torch.zeros(3)}, path, metadata={"format": "pt"})
-    with pytest.raises(UserError, match=r"holds unknown weights radapt\.anchor"):
+    with one_line(r"holds unknown weights radapt\.anchor"):
         load_model(folder)
     path.unlink()
-    with pytest.raises(UserError, match="cannot load its weights"):
+    with one_line("cannot load its weights"):
         load_model(folder)
 
 
@@ -568,13 +569,8 @@ def config_change(part: str, **values: int) -> Callable[[Path], None]:
     ],
     ids=["truncated", "two bytes", "another width", "absurd width", "no architecture"],
 )
-def test_damaged_checkpoints_are_one_line(
-    tmp_path: Path, damage: Callable[[Path], None], said: str, capfd: pytest.CaptureFixture[str]
-) -> None:
+def test_damaged_checkpoints_are_one_line(tmp_path: Path, damage: Callable[[Path], None], said: str) -> None:
     folder = tiny_checkpoints.save_llava(tmp_path / "model")
     damage(folder)
-    capfd.readouterr()
-    with pytest.raises(UserError, match=said) as caught:
+    with one_line(said):
         load_model(folder)
-    assert "\n" not in str(caught.value)
-    assert capfd.readouterr() == ("", "")

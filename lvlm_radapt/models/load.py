@@ -254,15 +254,20 @@ def _weights(hf_class: Any, source: str, name: str, opening: Opening, *, stored:
                 config = hf_class.config_class.from_dict(stored.config)
                 model, info = hf_class.from_pretrained(None, config=config, state_dict=stored.weights, **shared)
                 model.generation_config = transformers.GenerationConfig.from_pretrained(source)
+            _check_keys(hf_class, info)
     except OpeningError as error:
         raise UserError(f"{name}: cannot load its weights: {error}") from error
+    return opening.place(model)
+
+
+def _check_keys(hf_class: Any, info: dict[str, Any]) -> None:
+    """OpeningError unless the checkpoint gave each weight of the model and no other."""
     missing = sorted(info["missing_keys"])
     # constants that old checkpoints stored and newer code computes
     unexpected = sorted(k for k in info["unexpected_keys"] if not k.endswith(("position_ids", "inv_freq")))
     for what, keys in (("misses", missing), ("holds unknown", unexpected)):
         if keys:
-            raise UserError(f"{name}: the checkpoint {what} weights {_some(keys)}: it is no plain {hf_class.__name__}")
-    return opening.place(model)
+            raise OpeningError(f"the checkpoint {what} weights {_some(keys)}: it is no plain {hf_class.__name__}")
 
 
 def _some(keys: Sequence[str]) -> str:

@@ -25,7 +25,7 @@ from lvlm_radapt.models.base import LVLM, Geometry
 from lvlm_radapt.models.llava import LlavaLVLM
 from lvlm_radapt.models.llava_next import LlavaNextLVLM
 from lvlm_radapt.models.load import _image_processor, _some, _weights
-from lvlm_radapt.models.opening import Opening, one_line
+from lvlm_radapt.models.opening import Opening, OpeningError, one_line, opening_errors
 from lvlm_radapt.models.text import CONVERSATIONS
 from lvlm_radapt.models.weights import checkpoint_file, read_tensors, weight_files
 
@@ -96,7 +96,11 @@ def load_original(
     hf = assemble(hf_class, full, tensors, name, opening)
     hf.config._name_or_path, hf.config._commit_hash = source, config.get("_commit_hash")
     if checkpoint_file(source, "generation_config.json") is not None:
-        hf.generation_config = transformers.GenerationConfig.from_pretrained(source)
+        try:
+            with opening_errors():
+                hf.generation_config = transformers.GenerationConfig.from_pretrained(source)
+        except OpeningError as error:
+            raise UserError(f"{name}: cannot read its generation_config.json: {error}") from error
     image_processor = _image_processor(tower, tower_name)
     if views:
         image_processor = _in_views(image_processor, full.image_grid_pinpoints)
