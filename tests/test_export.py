@@ -366,7 +366,7 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
     "another format": (lambda f: _edit(f / "radapt_export.json", format="x"), "does not say that it is an lvlm-radapt"),
     "a later version": (lambda f: _edit(f / "radapt_export.json", version=2), "format version 2, this program reads 1"),
     "another geometry": (lambda f: _edit(f / "radapt_export.json", geometry="x"), "damaged: field geometry"),
-    "no defence": (lambda f: _edit(f / "config.json", radapt=None), r"config\.json is damaged: field"),
+    "no defence": (lambda f: _edit(f / "config.json", radapt=None), r"config\.json is damaged: field radapt: "),
     "no anchor's place": (_no_anchor, "alpha is 0.7 and there is no one anchor"),
     "another shape": (_other_shape, "weights hold no .*patch_embedding.weight of the size"),
     "an unknown model": (lambda f: _edit(f / "radapt_export.json", model_type="gpt"), "model_type 'gpt' is not supp"),
