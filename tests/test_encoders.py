@@ -22,19 +22,25 @@ from lvlm_radapt.models.load import load_surrogate
 TEXTS = ["a red pig", "what", "describe the small red circle on the left with a word and one blue square please now"]
 
 
-def test_siglip_encoder_equals_the_library_s(tmp_path: Path) -> None:
-    folder = tiny_checkpoints.save_siglip(tmp_path)
+@pytest.mark.parametrize("kind", ["clip", "siglip"])
+def test_an_encoder_equals_the_library_s(kind: str, tmp_path: Path) -> None:
+    is_clip = kind == "clip"
+    folder = (tiny_checkpoints.save_clip if is_clip else tiny_checkpoints.save_siglip)(tmp_path)
     encoder = load_encoder(folder)
-    stock = transformers.SiglipModel.from_pretrained(folder, attn_implementation="eager").eval()
+    stock_class = transformers.CLIPModel if is_clip else transformers.SiglipModel
+    stock = stock_class.from_pretrained(folder, attn_implementation="eager").eval()
     images = [noise(80, 60, i) for i in range(2)]
     batch = encoder.pixels(images)
     values = encoder.image_processor(images=images, return_tensors="pt")["pixel_values"]
-    hidden = stock.vision_model(values, output_hidden_states=True).hidden_states
+    hidden = [states[:, -16:] for states in stock.vision_model(values, output_hidden_states=True).hidden_states]
     assert encoder.features(batch).shape == (2, 16, 32)
     torch.testing.assert_close(encoder.features(batch), hidden[-2])
     torch.testing.assert_close(load_encoder(folder, feature_layer=-1).features(batch), hidden[-1])
-    tokens = encoder.tokenizer(TEXTS, padding="max_length", max_length=16, truncation=True, return_tensors="pt")
-    out = stock(input_ids=tokens["input_ids"], pixel_values=values)
+    # SigLIP was trained with the padding attended to
+    padding = {"padding": True} if is_clip else {"padding": "max_length", "max_length": 16, "truncation": True}
+    tokens = dict(encoder.tokenizer(TEXTS, return_tensors="pt", **padding))
+    mask = {"attention_mask": tokens["attention_mask"]} if is_clip else {}
+    out = stock(input_ids=tokens["input_ids"], pixel_values=values, **mask)
     texts = encoder.text_features(TEXTS)
     torch.testing.assert_close(nn.functional.normalize(encoder.image_features(batch)), out.image_embeds)
     torch.testing.assert_close(nn.functional.normalize(texts), out.text_embeds)

@@ -444,29 +444,6 @@ def test_embedded_names_open_the_packaged_folders(tmp_path: Path, monkeypatch: p
     assert load_model("tiny-llava").name == "tiny-llava"
 
 
-def test_clip_encoder_equals_the_library_s(tmp_path: Path) -> None:
-    folder = tiny_checkpoints.save_clip(tmp_path)
-    encoder = load_encoder(folder)
-    stock = transformers.CLIPModel.from_pretrained(folder, attn_implementation="eager").eval()
-    images = [noise(80, 60, i) for i in range(2)]
-    batch = encoder.pixels(images)
-    values = encoder.image_processor(images=images, return_tensors="pt")["pixel_values"]
-    hidden = stock.vision_model(values, output_hidden_states=True).hidden_states
-    torch.testing.assert_close(encoder.features(batch), hidden[-2][:, 1:])
-    torch.testing.assert_close(load_encoder(folder, feature_layer=-1).features(batch), hidden[-1][:, 1:])
-    tokens = encoder.tokenizer(["a red pig", "what"], padding=True, return_tensors="pt")
-    logits = stock(input_ids=tokens["input_ids"], attention_mask=tokens["attention_mask"], pixel_values=values)
-    image, text = encoder.image_features(batch), encoder.text_features(["a red pig", "what"])
-    torch.testing.assert_close(torch.nn.functional.normalize(image), logits.image_embeds)
-    torch.testing.assert_close(torch.nn.functional.normalize(text), logits.text_embeds)
-    x = batch.x.clone().requires_grad_()
-    encoder.image_features(batch.replace(x)).sum().backward()
-    assert x.grad is not None
-    assert x.grad.abs().max() > 0
-    with pytest.raises(UserError, match="image encoder"):
-        encoder.features(batch, at="projector")
-
-
 def test_robustify_protects_in_place_and_the_undefended_twin_is_the_old_model(case: Case) -> None:
     model = load_model(case.folder)
     batch = model.pixels([noise(112, 84)])
