@@ -23,8 +23,9 @@ def read_bytes(path: Path) -> bytes:
 
 def read_json(path: Path) -> dict[str, Any]:
     """The JSON object in the file; UserError when it cannot be read, is no JSON, or holds something else."""
+    text = read_bytes(path)
     try:
-        content = json.loads(read_bytes(path))
+        content = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path} is damaged: it is no JSON file") from error
     if not isinstance(content, dict):
