@@ -567,3 +567,43 @@ def test_on_the_command_line(
     assert (code, out) == (2, "")
     assert "use --export" in err
     assert not (tmp_path / "x").exists()
+
+
+def test_an_adapter_s_own_defence_is_written(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    qwen, adapter = tiny_checkpoints.save_qwen(tmp_path / "qwen"), tmp_path / "adapter"
+    config = RAdaptConfig(cutoff=25.0, alpha=0.4)
+    model = robustify(load_model(qwen), config)
+    save_adapter(model, adapter)
+    fold_model(model, tmp_path / "folded")
+
+    def call(*words: object) -> tuple[int, str, str]:
+        capsys.readouterr()
+        return test_cli.call(monkeypatch, capsys, "robustify", *words)
+
+    code, out, err = call(adapter, "--out", tmp_path / "export", "--export")
+    assert code == 0, err
+    assert "(cutoff 25) and the white anchor (alpha 0.4, interpolate) inside" in out
+    assert load_model(tmp_path / "export").radapt == config
+    assert torch.equal(_loss(load_model(tmp_path / "export")), _loss(model))
+    for source in (adapter, tmp_path / "export"):
+        out_folder = tmp_path / f"fold-{source.name}"
+        code, out, err = call(source, "--out", out_folder, "--fold")
+        assert code == 0, err
+        assert "The filter (cutoff 25) is NOT in the weights" in out
+        for file in ("model.safetensors", "radapt_filter.py"):
+            assert (out_folder / file).read_bytes() == (tmp_path / "folded" / file).read_bytes()
+        for flags, said in (
+            (
+                ["--export", "--cutoff", "40"],
+                rf"has its settings already: leave --cutoff out, or robustify {qwen} anew",
+            ),
+            (["--fold", "--no-filter", "--alpha", "1"], "leave --alpha and --no-filter out"),
+            (["--mix", "add"], "leave --mix out"),
+            ([], "is robustified already: use it as it is, or write it whole with --export or --fold"),
+        ):
+            code, out, err = call(source, "--out", tmp_path / "x", *flags)
+            assert (code, out, len(err.strip().splitlines())) == (2, "", 1), err
+            assert said in err
+    assert not (tmp_path / "x").exists()

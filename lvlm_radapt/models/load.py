@@ -102,21 +102,29 @@ def load_model(
     keys, the model_type is unsupported, or the hub cannot be reached.
     """
     from lvlm_radapt.checkpoint import is_adapter, load_adapter
-    from lvlm_radapt.export import is_export, load_export
+    from lvlm_radapt.export import load_export
 
     opening = Opening(device, dtype, attn, conversation, quantize, device_map, offload_folder)
-    embedded = os.fspath(name_or_path) in embedded_models()
+    robustified = is_robustified(name_or_path)
     if tower is not None:
-        if not embedded and (is_adapter(name_or_path) or is_export(name_or_path)):
+        if robustified:
             raise UserError(f"{name_or_path} is robustified for its own tower: give its base model another one")
         from lvlm_radapt.models.swap import load_tower
 
         return load_tower(load_base(name_or_path, geometry=geometry, opening=opening), tower, attn=attn)
-    if not embedded and is_adapter(name_or_path):
-        return load_adapter(name_or_path, geometry=geometry, opening=opening)
-    if not embedded and is_export(name_or_path):
-        return load_export(name_or_path, geometry=geometry, opening=opening)
+    if robustified:
+        load = load_adapter if is_adapter(name_or_path) else load_export
+        return load(name_or_path, geometry=geometry, opening=opening)
     return load_base(name_or_path, geometry=geometry, opening=opening)
+
+
+def is_robustified(name_or_path: str | os.PathLike[str]) -> bool:
+    """Whether `load_model` opens it with a defence inside: the folder of an adapter or of an export."""
+    from lvlm_radapt.checkpoint import is_adapter
+    from lvlm_radapt.export import is_export
+
+    embedded = os.fspath(name_or_path) in embedded_models()
+    return not embedded and (is_adapter(name_or_path) or is_export(name_or_path))
 
 
 def load_base(name_or_path: str | os.PathLike[str], *, geometry: Geometry | None, opening: Opening) -> LVLM:
