@@ -522,11 +522,15 @@ def no_weights_but_a_name(folder: Path) -> None:
     (folder / "model.safetensors").write_bytes(b"xx")
 
 
-def config_change(part: str, **values: int) -> Callable[[Path], None]:
+def another(file: str, content: str) -> Callable[[Path], object]:
+    return lambda folder: (folder / file).write_text(content)
+
+
+def config_change(part: str | None, **values: int) -> Callable[[Path], None]:
     def change(folder: Path) -> None:
         path = folder / "config.json"
         config = json.loads(path.read_text())
-        config[part] |= values
+        (config if part is None else config[part]).update(values)
         path.write_text(json.dumps(config))
 
     return change
@@ -543,10 +547,27 @@ def config_change(part: str, **values: int) -> Callable[[Path], None]:
         ),
         (config_change("text_config", hidden_size=10**9), r"has shape \(.*\) and the config asks for \(.*1000000000"),
         (config_change("vision_config", hidden_size=30), "hidden size .*30.* is not a multiple"),
+        (config_change("vision_config", patch_size=0), r"a size in config\.json is impossible"),
+        (config_change("vision_config", num_attention_heads=0), r"a size in config\.json is impossible"),
+        (config_change("vision_config", num_hidden_layers=4), r"misses weights .*encoder\.layers\.3"),
+        (config_change("text_config", num_hidden_layers=1), r"holds unknown weights .*layers\.1"),
+        (config_change(None, image_token_index=5000), "names 5000 as the image token, which is not in the vocabulary"),
+        (config_change(None, vision_feature_layer=9), "layer 9 of the vision tower read, which has 3 layers"),
+        (another("config.json", "[1]"), r"cannot read its config\.json"),
+        (another("config.json", "{"), r"cannot read its config\.json: .*not a valid JSON"),
+        (another("tokenizer.json", "[]"), "cannot load its tokenizer"),
+        (another("tokenizer_config.json", "[1]"), "cannot load its tokenizer"),
+        (another("preprocessor_config.json", "[1]"), "cannot load its image processor"),
+        (another("preprocessor_config.json", '{"image_processor_type": 3}'), "image processor '3' is not supported"),
+        (
+            another("preprocessor_config.json", '{"image_processor_type": "CLIPImageProcessor", "size": "big"}'),
+            "cannot load its image processor",
+        ),
+        (another("generation_config.json", "{"), r"cannot read its generation_config\.json"),
+        (another("chat_template.jinja", "{% if"), "chat template is no jinja template"),
     ],
-    ids=["truncated", "two bytes", "another width", "absurd width", "no architecture"],
 )
-def test_damaged_checkpoints_are_one_line(tmp_path: Path, damage: Callable[[Path], None], said: str) -> None:
+def test_damaged_checkpoints_are_one_line(tmp_path: Path, damage: Callable[[Path], object], said: str) -> None:
     folder = tiny_checkpoints.save_llava(tmp_path / "model")
     damage(folder)
     with one_line(said):

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 import transformers
+from jinja2 import TemplateError
 
 from lvlm_radapt.errors import UserError
 from lvlm_radapt.models.base import LVLM, Geometry, PixelModel
@@ -18,11 +19,12 @@ from lvlm_radapt.models.clip import CLIPEncoder
 from lvlm_radapt.models.llava import LlavaLVLM
 from lvlm_radapt.models.llava_next import LlavaNextLVLM
 from lvlm_radapt.models.onevision import LlavaOnevisionLVLM
-from lvlm_radapt.models.opening import Attention, DeviceMap, Opening, OpeningError, building, one_line
+from lvlm_radapt.models.opening import Attention, DeviceMap, Opening, OpeningError, building, one_line, opening_errors
 from lvlm_radapt.models.quantised import Quantisation
 from lvlm_radapt.models.qwen import QwenLVLM
 from lvlm_radapt.models.qwen3 import Qwen3LVLM
 from lvlm_radapt.models.siglip import SiglipEncoder
+from lvlm_radapt.models.weights import checkpoint_file
 
 if TYPE_CHECKING:
     from lvlm_radapt.export import StockCheckpoint
@@ -146,15 +148,56 @@ def load_base(name_or_path: str | os.PathLike[str], *, geometry: Geometry | None
     family, hf_class = FAMILIES[model_type]
     hf = _weights(getattr(transformers, hf_class), source, name, opening, stored=stored)
     tokenizer, image_processor = _tokenizer(source, name, stored and hf.config), _image_processor(source, name)
-    return family(
-        hf,
-        tokenizer,
-        image_processor,
-        name=name,
-        geometry="stock" if geometry is None else geometry,
-        chat_template=_chat_template(source, tokenizer),
-        conversation_name=opening.conversation,
-    )
+    read_generation_config(hf, source, name)
+    _check_image_token(hf, tokenizer, name)
+    if issubclass(family, LlavaLVLM):
+        check_layers(hf.config, name)
+    try:
+        return family(
+            hf,
+            tokenizer,
+            image_processor,
+            name=name,
+            geometry="stock" if geometry is None else geometry,
+            chat_template=_chat_template(source, tokenizer),
+            conversation_name=opening.conversation,
+        )
+    except TemplateError as error:
+        raise UserError(f"{name}: its chat template is no jinja template: {one_line(error)}") from error
+
+
+def read_generation_config(hf: Any, source: str, name: str) -> None:
+    """The checkpoint's generation settings, if it has any; UserError where transformers would pass over a damaged
+    file, and the answers would end elsewhere."""
+    if checkpoint_file(source, "generation_config.json") is None:
+        return
+    try:
+        with opening_errors():
+            hf.generation_config = transformers.GenerationConfig.from_pretrained(source)
+    except OpeningError as error:
+        raise UserError(f"{name}: cannot read its generation_config.json: {error}") from error
+
+
+def _check_image_token(hf: Any, tokenizer: Any, name: str) -> None:
+    image_id = hf.config.image_token_id
+    rows = hf.get_input_embeddings().num_embeddings
+    if not 0 <= image_id < rows or tokenizer.convert_ids_to_tokens(image_id) is None:
+        raise UserError(f"{name}: config.json names {image_id} as the image token, which is not in the vocabulary")
+
+
+def check_layers(config: Any, name: str) -> None:
+    """UserError where a LLaVA's config has a hidden layer of the tower read that is not there."""
+    depth = int(config.vision_config.num_hidden_layers)
+    layer = lost_layer(config, depth)
+    if layer is not None:
+        raise UserError(f"{name}: config.json has layer {layer} of the vision tower read, which has {depth} layers")
+
+
+def lost_layer(config: Any, depth: int) -> int | None:
+    """The first hidden layer that a LLaVA's config has read and a tower of that depth does not have."""
+    layers = config.vision_feature_layer
+    each = [layers] if isinstance(layers, int) else layers
+    return next((layer for layer in each if not -depth - 1 <= layer <= depth), None)
 
 
 def load_encoder(
@@ -243,12 +286,13 @@ def _model_type(source: str, name: str) -> str:
 
 def _config(source: str, name: str) -> dict[str, Any]:
     try:
-        config, _ = transformers.PretrainedConfig.get_config_dict(source)
-    except (OSError, ValueError) as error:
-        raise UserError(f"{name}: cannot read its config.json: {one_line(error)}") from error
+        with opening_errors():
+            config = dict(transformers.PretrainedConfig.get_config_dict(source)[0])
+    except OpeningError as error:
+        raise UserError(f"{name}: cannot read its config.json: {error}") from error
     if not config:
         raise UserError(f"{name}: cannot read its config.json: not found there or in the local cache")
-    return dict(config)
+    return config
 
 
 def _weights(hf_class: Any, source: str, name: str, opening: Opening, *, stored: StockCheckpoint | None = None) -> Any:
@@ -261,7 +305,6 @@ def _weights(hf_class: Any, source: str, name: str, opening: Opening, *, stored:
             else:
                 config = hf_class.config_class.from_dict(stored.config)
                 model, info = hf_class.from_pretrained(None, config=config, state_dict=stored.weights, **shared)
-                model.generation_config = transformers.GenerationConfig.from_pretrained(source)
             _check_keys(hf_class, info)
     except OpeningError as error:
         raise UserError(f"{name}: cannot load its weights: {error}") from error
@@ -285,24 +328,25 @@ def _some(keys: Sequence[str]) -> str:
 def _tokenizer(source: str, name: str, config: Any = None) -> Any:
     """The checkpoint's tokenizer; `config` for a model_type that transformers does not know."""
     try:
-        return transformers.AutoTokenizer.from_pretrained(source, **({} if config is None else {"config": config}))
-    except (OSError, ValueError, KeyError, ImportError) as error:
-        raise UserError(f"{name}: cannot load its tokenizer: {one_line(error)}") from error
+        with opening_errors():
+            return transformers.AutoTokenizer.from_pretrained(source, **({} if config is None else {"config": config}))
+    except OpeningError as error:
+        raise UserError(f"{name}: cannot load its tokenizer: {error}") from error
 
 
 def _image_processor(source: str, name: str) -> Any:
     """The PIL class itself, named outright: torchvision's differs from it in the last bits, and transformers'
     automatic choice asks for torchvision in some versions even where PIL would do."""
     try:
-        config, _ = transformers.CLIPImageProcessorPil.get_image_processor_dict(source)
-        kind = str(config.get("image_processor_type") or config.get("feature_extractor_type") or "missing")
-        kind = kind.removesuffix("Fast").replace("FeatureExtractor", "ImageProcessor")
-        if kind not in IMAGE_PROCESSORS:
-            known = ", ".join(IMAGE_PROCESSORS)
-            raise UserError(f"{name}: image processor {kind!r} is not supported, only {known} are")
-        return getattr(transformers, IMAGE_PROCESSORS[kind]).from_pretrained(source)
-    except (OSError, KeyError, ImportError) as error:
-        raise UserError(f"{name}: cannot load its image processor: {one_line(error)}") from error
+        with opening_errors():
+            config, _ = transformers.CLIPImageProcessorPil.get_image_processor_dict(source)
+            kind = str(config.get("image_processor_type") or config.get("feature_extractor_type") or "missing")
+            kind = kind.removesuffix("Fast").replace("FeatureExtractor", "ImageProcessor")
+            if kind in IMAGE_PROCESSORS:
+                return getattr(transformers, IMAGE_PROCESSORS[kind]).from_pretrained(source)
+    except OpeningError as error:
+        raise UserError(f"{name}: cannot load its image processor: {error}") from error
+    raise UserError(f"{name}: image processor {kind!r} is not supported, only {', '.join(IMAGE_PROCESSORS)} are")
 
 
 def _chat_template(source: str, tokenizer: Any) -> Any:
