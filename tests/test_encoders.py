@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -73,6 +74,25 @@ def test_a_bare_tower_has_features_but_no_texts(kind: str, tmp_path: Path) -> No
     else:
         with pytest.raises(UserError, match="without a projection"):
             encoder.image_features(batch)
+
+
+def test_a_clip_tower_keeps_its_projection(tmp_path: Path) -> None:
+    stock = tiny_random.clip_vision_with_projection()
+    stock.save_pretrained(tmp_path)
+    tiny_checkpoints.clip_processor(56).save_pretrained(tmp_path)
+    assert json.loads((tmp_path / "config.json").read_text())["model_type"] == "clip_vision_model"
+    encoder = load_encoder(tmp_path)
+    image = noise(80, 60)
+    out = stock(encoder.image_processor(images=[image], return_tensors="pt")["pixel_values"], output_hidden_states=True)
+    batch = encoder.pixels([image])
+    torch.testing.assert_close(encoder.image_features(batch), out.image_embeds)
+    torch.testing.assert_close(encoder.features(batch), out.hidden_states[-2][:, 1:])
+    robustify(encoder)
+    assert (encoder.image_features(batch) - out.image_embeds).abs().max() > 1e-2
+    llava = load_model(tiny_checkpoints.save_llava(tmp_path / "llava"), tower=tmp_path)
+    torch.testing.assert_close(llava.features(llava.pixels([image])), out.hidden_states[-2][:, 1:])
+    with pytest.raises(UserError, match="bare vision tower: for texts"):
+        encoder.text_features(["a"])
 
 
 def test_a_siglip_tower_without_its_head_has_no_embedding(tmp_path: Path) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -47,6 +47,8 @@ ENCODERS: dict[str, tuple[type[CLIPEncoder], str]] = {
     "siglip_vision_model": (SiglipEncoder, "SiglipVisionModel"),
 }
 """The same for image encoders; a vision model comes without texts, hence without a tokenizer."""
+
+_PROJECTED = "CLIPVisionModelWithProjection"
 
 IMAGE_PROCESSORS: dict[str, str] = {
     "CLIPImageProcessor": "CLIPImageProcessorPil",
@@ -212,9 +214,9 @@ def load_encoder(
 ) -> CLIPEncoder:
     """A frozen image encoder, eval mode; arguments and errors as for `load_model`.
 
-    A `CLIPModel` or `SiglipModel` checkpoint (a `SiglipEncoder` then), or a bare `CLIPVisionModel` or
-    `SiglipVisionModel`, which has no texts; or a weight file in open_clip's layout (FARE, TeCoA), as
-    `lvlm_radapt.models.open_clip` reads it.
+    A `CLIPModel` or `SiglipModel` checkpoint (a `SiglipEncoder` then), or a bare `CLIPVisionModel` (with its
+    projection or not) or `SiglipVisionModel`, which has no texts; or a weight file in open_clip's layout (FARE,
+    TeCoA), as `lvlm_radapt.models.open_clip` reads it.
 
     feature_layer: the hidden layer that `features` reads.
     activation: of an open_clip file that does not tell.
@@ -227,12 +229,13 @@ def load_encoder(
     if activation is not None:
         raise UserError(f"{os.fspath(name_or_path)}: its config.json tells the activation, leave it out")
     source, name = _locate(name_or_path)
-    model_type = _model_type(source, name)
+    config = _config(source, name)
+    model_type = str(config.get("model_type", "missing"))
     if model_type not in ENCODERS:
         known = ", ".join(ENCODERS)
         raise UserError(f"{name}: model_type {model_type!r} is no image encoder that is supported, only {known} are")
-    encoder, hf_class = ENCODERS[model_type]
-    hf = _weights(getattr(transformers, hf_class), source, name, Opening(device, dtype, attn))
+    encoder, _ = ENCODERS[model_type]
+    hf = _weights(encoder_class(config), source, name, Opening(device, dtype, attn))
     return encoder(
         hf,
         None if model_type.endswith("_vision_model") else _tokenizer(source, name),
@@ -241,6 +244,12 @@ def load_encoder(
         geometry=geometry,
         feature_layer=feature_layer,
     )
+
+
+def encoder_class(config: Mapping[str, Any]) -> Any:
+    """The transformers class of an image encoder with that config.json: one model_type stands for two of CLIP's."""
+    projected = config["model_type"] == "clip_vision_model" and _PROJECTED in str(config.get("architectures"))
+    return getattr(transformers, _PROJECTED if projected else ENCODERS[config["model_type"]][1])
 
 
 def load_surrogate(

@@ -28,6 +28,7 @@ from lvlm_radapt.models.load import (
     _some,
     _weights,
     check_layers,
+    encoder_class,
     read_generation_config,
 )
 from lvlm_radapt.models.opening import Opening, OpeningError, opening_errors
@@ -247,8 +248,7 @@ def _with_tower(tensors: dict[str, Tensor], tower: str, tower_name: str, *, dtyp
     """`tensors`, with the named tower's weights where the checkpoint brings none of its own."""
     if any(key.startswith(_TOWER) for key in tensors):
         return tensors
-    kind = transformers.PretrainedConfig.get_config_dict(tower)[0]["model_type"]
-    hf_class = transformers.CLIPModel if kind == "clip" else transformers.CLIPVisionModel
+    hf_class = encoder_class(transformers.PretrainedConfig.get_config_dict(tower)[0])
     encoder = _weights(hf_class, tower, tower_name, Opening(dtype=dtype))
     vision = getattr(encoder, "vision_model", encoder)
     return tensors | {_TOWER + key: value for key, value in vision.state_dict().items()}
