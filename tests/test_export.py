@@ -592,8 +592,8 @@ def test_an_adapter_s_own_defence_is_written(
         code, out, err = call(source, "--out", out_folder, "--fold")
         assert code == 0, err
         assert "The filter (cutoff 25) is NOT in the weights" in out
-        for file in ("model.safetensors", "radapt_filter.py"):
-            assert (out_folder / file).read_bytes() == (tmp_path / "folded" / file).read_bytes()
+        assert (out_folder / "radapt_filter.py").read_bytes() == (tmp_path / "folded" / "radapt_filter.py").read_bytes()
+        assert torch.equal(_loss(load_model(out_folder)), _loss(load_model(tmp_path / "folded")))
         for flags, said in (
             (
                 ["--export", "--cutoff", "40"],
