@@ -105,7 +105,8 @@ def export_model(model: LVLM, out: str | os.PathLike[str], *, max_shard_size: in
     """Write `model`, weights and defence, to the new folder `out`.
 
     `AutoModelForImageTextToText.from_pretrained(out, trust_remote_code=True)` opens it without this package,
-    and so does `load_model`; the stock class and a load without trust raise. Weights keep the dtype they are
+    and so does `load_model`; the stock class and a load without trust raise (in transformers 5.17 the stock class
+    with a quantiser only at the first image, as it checks no sizes then). Weights keep the dtype they are
     computed in, the anchor is float32.
 
     max_shard_size: no weight file is larger, in bytes or as "5GB".

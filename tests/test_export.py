@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import json
 import os
+import re
 import runpy
 import subprocess
 import sys
@@ -87,14 +88,21 @@ def run(job):
     answer = model.generate(**inputs, max_new_tokens=5, do_sample=False)
     anchor = getattr(model, "radapt_mix", None)
     result = {"logits": logits, "answer": answer, "anchor": None if anchor is None else anchor.anchor.dtype}
+    def quantised(kind, **bits):
+        model = kind.from_pretrained(folder, quantization_config=transformers.BitsAndBytesConfig(**bits))
+        model(**inputs)  # in transformers 5.17 a quantiser switches the check of sizes off
+
     if job["refusals"]:
         result["refusals"] = {
             "stock": outcome(lambda: stock.from_pretrained(folder)),
             "stock, stock config": outcome(lambda: stock.from_pretrained(folder, config=job["base"])),
             "stock, bfloat16": outcome(lambda: stock.from_pretrained(folder, dtype=torch.bfloat16)),
+            "stock, 4 bits": outcome(lambda: quantised(stock, load_in_4bit=True)),
             "inner model": outcome(lambda: inner(job)),
             "no trust": outcome(lambda: auto.from_pretrained(folder, trust_remote_code=False)),
             "trust not asked": outcome(lambda: auto.from_pretrained(folder)),
+            "AutoModel": outcome(lambda: transformers.AutoModel.from_pretrained(folder)),
+            "4 bits, trust not asked": outcome(lambda: quantised(auto, load_in_4bit=True)),
         }
     if job["processor"]:
         image, text = Image.open(job["image"]), job["text"]
@@ -237,8 +245,10 @@ def test_it_never_comes_back_unprotected(exported: dict[str, Exported], name: st
     refusals = exported[name].elsewhere["refusals"]
     for way in ("stock", "stock, stock config", "stock, bfloat16"):
         assert refusals[way].startswith("RuntimeError: You set `ignore_mismatched_sizes` to `False`"), way
+    quantised = refusals["stock, 4 bits"]  # at the first image at the latest
+    assert re.match("RuntimeError: (You set `ignore_mismatched_sizes`|weight should have at least three)", quantised)
     assert refusals["inner model"] == "ValueError: another tower" or refusals["inner model"].startswith("RuntimeError")
-    for way in ("no trust", "trust not asked"):
+    for way in ("no trust", "trust not asked", "AutoModel", "4 bits, trust not asked"):
         assert refusals[way].startswith("ValueError") and "trust_remote_code=True" in refusals[way], way  # noqa: PT018
 
 
