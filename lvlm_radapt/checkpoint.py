@@ -10,7 +10,6 @@ white pixel is, and from it and the tower, whose weights the fingerprint guards,
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 from importlib import metadata
 from pathlib import Path
@@ -18,13 +17,14 @@ from typing import Annotated, Any, Literal
 
 import torch
 from accelerate.utils import align_module_device
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import nn
 
 from lvlm_radapt.anchor import Anchor
 from lvlm_radapt.config import RAdaptConfig
+from lvlm_radapt.documents import read_bytes, read_own
 from lvlm_radapt.errors import UserError
 from lvlm_radapt.folders import new_folder
 from lvlm_radapt.inject import inject, injected_anchor, injected_config, injected_white
@@ -187,25 +187,7 @@ def _check_tower(root: Path, base: _Base, model: LVLM) -> None:
 
 
 def _read(root: Path) -> _Settings:
-    path = root / SETTINGS
-    try:
-        content = json.loads(path.read_bytes())
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror or error}") from error
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{path} is damaged: it is no JSON file") from error
-    if not isinstance(content, dict) or content.get("format") != FORMAT:
-        raise UserError(f"{path} is damaged: it does not say that it is an {FORMAT}")
-    if content.get("version") != VERSION:
-        raise UserError(
-            f"{path} has format version {content.get('version')!r}, this program reads {VERSION}: update it"
-        )
-    try:
-        return _Settings.model_validate(content)
-    except ValidationError as error:
-        problem = error.errors(include_url=False)[0]
-        field = ".".join(str(part) for part in problem["loc"])
-        raise UserError(f"{path} is damaged: field {field}: {problem['msg']}") from error
+    return read_own(_Settings, root / SETTINGS, format=FORMAT, version=VERSION)
 
 
 def _config(root: Path, settings: _Settings) -> RAdaptConfig:
@@ -217,10 +199,7 @@ def _config(root: Path, settings: _Settings) -> RAdaptConfig:
 
 def _anchor(root: Path, settings: _Settings) -> Anchor | None:
     path = root / TENSORS
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror or error}") from error
+    content = read_bytes(path)
     if hashlib.sha256(content).hexdigest() != settings.tensors_sha256:
         raise UserError(f"{path} is damaged: its checksum is not the one in {SETTINGS}")
     try:

@@ -250,10 +250,17 @@ def scenes(
 def robustify(
     model: ModelArgument,
     out: Annotated[Path, typer.Option(help="A new or empty folder for what is written.")],
-    cutoff: Annotated[float, typer.Option(help="D0 of the Gaussian filter, cycles per 224 px; above 0.")] = 40.0,
+    cutoff: Annotated[
+        float | None,
+        typer.Option(help="D0 of the Gaussian filter, cycles per 224 px; above 0.", show_default="40"),
+    ] = None,
     no_filter: Annotated[bool, typer.Option("--no-filter", help="Leave the filter out.")] = False,
-    alpha: Annotated[float, typer.Option(help="Weight of the anchor; 0 leaves it out.")] = 1.0,
-    mix: Annotated[MixName, typer.Option(help="(1 - alpha) r + alpha A, or r + alpha A.")] = MixName.interpolate,
+    alpha: Annotated[
+        float | None, typer.Option(help="Weight of the anchor; 0 leaves it out.", show_default="1")
+    ] = None,
+    mix: Annotated[
+        MixName | None, typer.Option(help="(1 - alpha) r + alpha A, or r + alpha A.", show_default="interpolate")
+    ] = None,
     tower: TowerOption = None,
     export: Annotated[
         bool, typer.Option("--export", help="Write a whole model folder that needs transformers alone.")
@@ -270,32 +277,56 @@ def robustify(
 
     With --export a whole model, which transformers opens with trust_remote_code=True and refuses to open
     unprotected. With --fold plain weights, where the anchor is one vector (Qwen2-VL and 2.5); the filter must
-    then run on images before they reach the model.
+    then run on images before they reach the model. Of an adapter folder both write the defence that is in it.
 
     The anchor is the training-free one: the encoder's own first attention output on a white image.
     """
     import lvlm_radapt as package
     from lvlm_radapt.checkpoint import save_adapter
     from lvlm_radapt.folders import check_new_folder
+    from lvlm_radapt.models.load import is_robustified
 
     if export and fold:
         raise UserError("--export and --fold write different folders: choose one")
-    config = package.RAdaptConfig(cutoff=None if no_filter else cutoff, alpha=alpha, mix=mix.value)
+    knobs = {"cutoff": cutoff, "alpha": alpha, "mix": mix and mix.value}
+    chosen: dict[str, Any] = {name: value for name, value in knobs.items() if value is not None}
+    if no_filter:
+        chosen["cutoff"] = None
+    config = package.RAdaptConfig(**chosen)
+    protected_already = is_robustified(model)
+    if protected_already:
+        given = [f"--{name}" if value is not None else "--no-filter" for name, value in chosen.items()]
+        _check_robustified(model, given, written_whole=export or fold)
     check_new_folder(out)
     loaded = package.load_model(model, tower=tower, **_place(device, dtype, quantize, device_map))
-    protected = package.robustify(loaded, config)
+    protected = loaded if protected_already else package.robustify(loaded, config)
     if export or fold:
-        _write_model(protected, config, out, fold=fold)
+        _write_model(protected, out, fold=fold)
         return
     save_adapter(protected, out)
     console.print(f"{out}: {model} protected by {_describe(config)}", soft_wrap=True)
-    console.print(f"next: lvlm-radapt eval {out} --task coco --data DIR --attack e2e --eps 4/255 --out RUN")
+    console.print(
+        f"next: lvlm-radapt eval {out} --task coco --data DIR --attack e2e --eps 4/255 --out RUN", soft_wrap=True
+    )
 
 
-def _write_model(protected: Any, config: Any, out: Path, *, fold: bool) -> None:
+def _check_robustified(model: str, given: list[str], *, written_whole: bool) -> None:
+    """UserError for what cannot be asked of a folder that is robustified already."""
+    from lvlm_radapt.checkpoint import base_name
+    from lvlm_radapt.export import exported_from
+
+    if given:
+        base = exported_from(base_name(model))
+        raise UserError(f"{model} has its settings already: leave {' and '.join(given)} out, or robustify {base} anew")
+    if not written_whole:
+        raise UserError(f"{model} is robustified already: use it as it is, or write it whole with --export or --fold")
+
+
+def _write_model(protected: Any, out: Path, *, fold: bool) -> None:
     from lvlm_radapt.export import export_model
     from lvlm_radapt.fold import FILTER, fold_model
 
+    config = protected.radapt
     if fold:
         fold_model(protected, out)
         console.print(f"{out}: {protected.name} as plain weights, the white anchor folded in", soft_wrap=True)

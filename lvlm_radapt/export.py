@@ -19,15 +19,16 @@ import re
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal
 
 import transformers
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from lvlm_radapt.anchor import Anchor
 from lvlm_radapt.config import RAdaptConfig
+from lvlm_radapt.documents import read_json, read_own, validated
 from lvlm_radapt.errors import UserError
 from lvlm_radapt.folders import new_folder
 from lvlm_radapt.inject import inject, injected_anchor, injected_config, injected_white
@@ -54,9 +55,6 @@ class _Part(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
-Part = TypeVar("Part", bound=_Part)
-
-
 class _AnchorPlace(_Part):
     rows: int = Field(ge=1)
     grid: tuple[Annotated[int, Field(ge=1)], Annotated[int, Field(ge=1)]] | None
@@ -80,6 +78,12 @@ class _Defence(_Part):
     patches: _Patches
 
 
+class _Config(BaseModel):
+    """What is checked of config.json; the rest of it is transformers'."""
+
+    radapt: _Defence
+
+
 class _Settings(_Part):
     format: Literal["lvlm-radapt export"]
     version: Literal[1]
@@ -101,7 +105,8 @@ def export_model(model: LVLM, out: str | os.PathLike[str], *, max_shard_size: in
     """Write `model`, weights and defence, to the new folder `out`.
 
     `AutoModelForImageTextToText.from_pretrained(out, trust_remote_code=True)` opens it without this package,
-    and so does `load_model`; the stock class and a load without trust raise. Weights keep the dtype they are
+    and so does `load_model`; the stock class and a load without trust raise (in transformers 5.17 the stock class
+    with a quantiser only at the first image, as it checks no sizes then). Weights keep the dtype they are
     computed in, the anchor is float32.
 
     max_shard_size: no weight file is larger, in bytes or as "5GB".
@@ -164,11 +169,11 @@ def exported_from(model: str | os.PathLike[str]) -> str:
 def load_export(
     folder: str | os.PathLike[str], *, geometry: Geometry | None = None, opening: Opening | None = None
 ) -> LVLM:
-    """The robustified model that `export_model` was given. None of the folder's code is run: the stock class
-    gets the weights, and this package puts the defence in.
+    """The robustified model that `export_model` wrote to `folder`: the stock class with the weights, the defence put
+    in by this package. Code that lies in the folder is not run.
 
-    geometry: None for the one it was saved with; UserError, one line,
-    when a file is missing or damaged, or of an unknown version.
+    geometry: None for the one it was saved with. The model's name is the folder's. UserError, one line, when a file
+    is missing, damaged or of an unknown version.
     """
     root = Path(folder).expanduser()
     settings, (_, defence) = _settings(root), _config(root)
@@ -283,42 +288,13 @@ def _without_type_imports(source: str) -> str:
 
 
 def _settings(root: Path) -> _Settings:
-    path = root / SETTINGS
-    content = _json(path)
-    if content.get("format") != FORMAT:
-        raise UserError(f"{path} is damaged: it does not say that it is an {FORMAT}")
-    if content.get("version") != VERSION:
-        raise UserError(
-            f"{path} has format version {content.get('version')!r}, this program reads {VERSION}: update it"
-        )
-    return _validated(_Settings, content, path)
+    return read_own(_Settings, root / SETTINGS, format=FORMAT, version=VERSION)
 
 
 def _config(root: Path) -> tuple[dict[str, Any], _Defence]:
     path = root / "config.json"
-    content = _json(path)
-    return content, _validated(_Defence, content.get("radapt"), path)
-
-
-def _json(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_bytes())
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror or error}") from error
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{path} is damaged: it is no JSON file") from error
-    if not isinstance(content, dict):
-        raise UserError(f"{path} is damaged: it is no JSON object")
-    return content
-
-
-def _validated(kind: type[Part], content: Any, path: Path) -> Part:
-    try:
-        return kind.model_validate(content)
-    except ValidationError as error:
-        problem = error.errors(include_url=False)[0]
-        field = ".".join(str(part) for part in problem["loc"])
-        raise UserError(f"{path} is damaged: field {field}: {problem['msg']}") from error
+    content = read_json(path)
+    return content, validated(_Config, content, path).radapt
 
 
 def _anchor(root: Path, defence: _Defence) -> Anchor | None:

@@ -69,28 +69,20 @@ class Case:
         return self.ours.tokenizer.decode(out[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True).strip()
 
 
-def llava_inputs(model: LVLM, image: Image.Image, prompt: str) -> Inputs:
-    processor = transformers.LlavaProcessor(
-        model.image_processor,
-        model.tokenizer,
-        patch_size=14,
-        vision_feature_select_strategy="default",
-        num_additional_image_tokens=1,
-    )
-    text = f"USER: <image>\n{prompt} ASSISTANT:"
-    return dict(processor(images=[image], text=[text], return_tensors="pt"))
+def _processed_by(kind: str) -> Callable[[LVLM, Image.Image, str], Inputs]:
+    """The inputs that LLaVA's or LLaVA-NeXT's own processor makes."""
 
+    def inputs(model: LVLM, image: Image.Image, prompt: str) -> Inputs:
+        processor = getattr(transformers, kind)(
+            model.image_processor,
+            model.tokenizer,
+            patch_size=14,
+            vision_feature_select_strategy="default",
+            num_additional_image_tokens=1,
+        )
+        return dict(processor(images=[image], text=[f"USER: <image>\n{prompt} ASSISTANT:"], return_tensors="pt"))
 
-def llava_next_inputs(model: LVLM, image: Image.Image, prompt: str) -> Inputs:
-    processor = transformers.LlavaNextProcessor(
-        model.image_processor,
-        model.tokenizer,
-        patch_size=14,
-        vision_feature_select_strategy="default",
-        num_additional_image_tokens=1,
-    )
-    text = f"USER: <image>\n{prompt} ASSISTANT:"
-    return dict(processor(images=[image], text=[text], return_tensors="pt"))
+    return inputs
 
 
 def onevision_inputs(model: LVLM, image: Image.Image, prompt: str) -> Inputs:
@@ -130,12 +122,19 @@ def _qwen(name: str, version: str, stock: str) -> Family:
 
 
 _TABLE = [
-    Family("llava", tiny_checkpoints.save_llava, "LlavaForConditionalGeneration", llava_inputs, "<image>", "</s>"),
+    Family(
+        "llava",
+        tiny_checkpoints.save_llava,
+        "LlavaForConditionalGeneration",
+        _processed_by("LlavaProcessor"),
+        "<image>",
+        "</s>",
+    ),
     Family(
         "llava-next",
         tiny_checkpoints.save_llava_next,
         "LlavaNextForConditionalGeneration",
-        llava_next_inputs,
+        _processed_by("LlavaNextProcessor"),
         "<image>",
         "</s>",
     ),

@@ -271,7 +271,7 @@ def _garbage_with_its_checksum(adapter: Path) -> None:
     ("damage", "message"),
     [
         (_no_json, "radapt.json is damaged: it is no JSON file"),
-        (_json_list, "does not say that it is an lvlm-radapt adapter"),
+        (_json_list, "radapt.json is damaged: it is no JSON object"),
         (_lost_field, "field base: Field required"),
         (lambda a: _edit(a, format="other"), "does not say that it is"),
         (lambda a: _edit(a, version=2), "has format version 2, this program reads 1: update it"),

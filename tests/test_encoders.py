@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -22,19 +23,25 @@ from lvlm_radapt.models.load import load_surrogate
 TEXTS = ["a red pig", "what", "describe the small red circle on the left with a word and one blue square please now"]
 
 
-def test_siglip_encoder_equals_the_library_s(tmp_path: Path) -> None:
-    folder = tiny_checkpoints.save_siglip(tmp_path)
+@pytest.mark.parametrize("kind", ["clip", "siglip"])
+def test_an_encoder_equals_the_library_s(kind: str, tmp_path: Path) -> None:
+    is_clip = kind == "clip"
+    folder = (tiny_checkpoints.save_clip if is_clip else tiny_checkpoints.save_siglip)(tmp_path)
     encoder = load_encoder(folder)
-    stock = transformers.SiglipModel.from_pretrained(folder, attn_implementation="eager").eval()
+    stock_class = transformers.CLIPModel if is_clip else transformers.SiglipModel
+    stock = stock_class.from_pretrained(folder, attn_implementation="eager").eval()
     images = [noise(80, 60, i) for i in range(2)]
     batch = encoder.pixels(images)
     values = encoder.image_processor(images=images, return_tensors="pt")["pixel_values"]
-    hidden = stock.vision_model(values, output_hidden_states=True).hidden_states
+    hidden = [states[:, -16:] for states in stock.vision_model(values, output_hidden_states=True).hidden_states]
     assert encoder.features(batch).shape == (2, 16, 32)
     torch.testing.assert_close(encoder.features(batch), hidden[-2])
     torch.testing.assert_close(load_encoder(folder, feature_layer=-1).features(batch), hidden[-1])
-    tokens = encoder.tokenizer(TEXTS, padding="max_length", max_length=16, truncation=True, return_tensors="pt")
-    out = stock(input_ids=tokens["input_ids"], pixel_values=values)
+    # SigLIP was trained with the padding attended to
+    padding = {"padding": True} if is_clip else {"padding": "max_length", "max_length": 16, "truncation": True}
+    tokens = dict(encoder.tokenizer(TEXTS, return_tensors="pt", **padding))
+    mask = {"attention_mask": tokens["attention_mask"]} if is_clip else {}
+    out = stock(input_ids=tokens["input_ids"], pixel_values=values, **mask)
     texts = encoder.text_features(TEXTS)
     torch.testing.assert_close(nn.functional.normalize(encoder.image_features(batch)), out.image_embeds)
     torch.testing.assert_close(nn.functional.normalize(texts), out.text_embeds)
@@ -67,6 +74,25 @@ def test_a_bare_tower_has_features_but_no_texts(kind: str, tmp_path: Path) -> No
     else:
         with pytest.raises(UserError, match="without a projection"):
             encoder.image_features(batch)
+
+
+def test_a_clip_tower_keeps_its_projection(tmp_path: Path) -> None:
+    stock = tiny_random.clip_vision_with_projection()
+    stock.save_pretrained(tmp_path)
+    tiny_checkpoints.clip_processor(56).save_pretrained(tmp_path)
+    assert json.loads((tmp_path / "config.json").read_text())["model_type"] == "clip_vision_model"
+    encoder = load_encoder(tmp_path)
+    image = noise(80, 60)
+    out = stock(encoder.image_processor(images=[image], return_tensors="pt")["pixel_values"], output_hidden_states=True)
+    batch = encoder.pixels([image])
+    torch.testing.assert_close(encoder.image_features(batch), out.image_embeds)
+    torch.testing.assert_close(encoder.features(batch), out.hidden_states[-2][:, 1:])
+    robustify(encoder)
+    assert (encoder.image_features(batch) - out.image_embeds).abs().max() > 1e-2
+    llava = load_model(tiny_checkpoints.save_llava(tmp_path / "llava"), tower=tmp_path)
+    torch.testing.assert_close(llava.features(llava.pixels([image])), out.hidden_states[-2][:, 1:])
+    with pytest.raises(UserError, match="bare vision tower: for texts"):
+        encoder.text_features(["a"])
 
 
 def test_a_siglip_tower_without_its_head_has_no_embedding(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ import pytest
 import tiny_checkpoints
 import torch
 import transformers
+from failures import one_line
 from openclip_vit import VisionTransformer
 from PIL import Image
 from safetensors.torch import save_file
@@ -258,9 +259,8 @@ def _state(**changes: Any) -> dict[str, Any]:
 def test_files_that_are_no_plain_tower(tmp_path: Path, content: Any, match: str) -> None:
     path = tmp_path / "fare.pt"
     torch.save(content, path)
-    with pytest.raises(UserError, match=match) as error:
+    with one_line(match):
         load_open_clip(path)
-    assert "\n" not in str(error.value)
 
 
 class _Evil:
@@ -268,7 +268,7 @@ class _Evil:
         return (print, ("run",))
 
 
-def test_damaged_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_damaged_files(tmp_path: Path) -> None:
     for suffix in (".pt", ".safetensors"):
         path = tmp_path / f"fare{suffix}"
         with pytest.raises(UserError, match="no such file"):
@@ -281,21 +281,20 @@ def test_damaged_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> No
         with pytest.raises(UserError, match="is cut short or damaged"):
             load_encoder(path)
     torch.save({"conv1.weight": _Evil()}, tmp_path / "fare.pt")
-    with pytest.raises(UserError, match="holds more than tensors, which is never opened"):
+    with one_line("holds more than tensors, which is never opened"):  # and nothing printed
         load_encoder(tmp_path / "fare.pt")
-    assert capsys.readouterr().out == ""
 
 
 @pytest.mark.parametrize(
     ("config", "match"),
     [
         ("{", "is no JSON file"),
-        ("[1]", "is damaged: the whole: "),
-        ('{"model_cfg": 3}', "is damaged: model_cfg: "),
-        ('{"model_cfg": {"vision_cfg": 3}}', r"is damaged: model_cfg\.vision_cfg: "),
-        ('{"preprocess_cfg": {"mean": [0.5, 0.5]}}', r"is damaged: preprocess_cfg\.mean"),
-        ('{"preprocess_cfg": {"std": [0.5, 0, 0.5]}}', r"is damaged: preprocess_cfg\.std"),
-        ('{"model_cfg": {"quick_gelu": "yes"}}', r"is damaged: model_cfg\.quick_gelu"),
+        ("[1]", "is damaged: it is no JSON object"),
+        ('{"model_cfg": 3}', "is damaged: field model_cfg: "),
+        ('{"model_cfg": {"vision_cfg": 3}}', r"is damaged: field model_cfg\.vision_cfg: "),
+        ('{"preprocess_cfg": {"mean": [0.5, 0.5]}}', r"is damaged: field preprocess_cfg\.mean"),
+        ('{"preprocess_cfg": {"std": [0.5, 0, 0.5]}}', r"is damaged: field preprocess_cfg\.std"),
+        ('{"model_cfg": {"quick_gelu": "yes"}}', r"is damaged: field model_cfg\.quick_gelu"),
         ('{"model_cfg": {}}', "activation is not among the weights"),
         ('{"model_cfg": {"quick_gelu": true, "vision_cfg": {"timm_model_name": "vit"}}}', "has timm_model_name"),
         ('{"model_cfg": {"quick_gelu": true, "vision_cfg": {"pool_type": "avg"}}}', "has pool_type"),
@@ -314,9 +313,8 @@ def test_damaged_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> No
 def test_configs_that_say_something_else(tmp_path: Path, config: str, match: str) -> None:
     torch.save(_state(), tmp_path / "model.pt")
     (tmp_path / "open_clip_config.json").write_text(config)
-    with pytest.raises(UserError, match=match) as error:
+    with one_line(match):
         load_encoder(tmp_path / "model.pt")
-    assert "\n" not in str(error.value)
 
 
 def test_a_repository_in_the_local_hub_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -97,7 +97,10 @@ def test_only_the_language_model_is_quantised(folders: dict[str, Path], name: st
     assert model.generate(model.pixels([noise(2)]), PROMPTS[:1], 3)
 
 
-def test_without_the_mending_gradients_may_be_wrong_and_the_mending_is_complete(folders: dict[str, Path]) -> None:
+def test_the_repacking_that_spoils_gradients_is_off_in_every_4_bit_layer(
+    folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bitsandbytes.nn.modules, "has_avx512bf16", lambda: True)  # as on the CPUs that do it
     model = load_model(folders["llava"], quantize="4bit")
     layers = [module for module in model.hf.modules() if isinstance(module, bitsandbytes.nn.Linear4bit)]
     assert layers

@@ -80,57 +80,54 @@ def clip_processor(side: int, **kwargs: Any) -> CLIPImageProcessorPil:
     return CLIPImageProcessorPil(size={"shortest_edge": side}, crop_size=crop, **kwargs)
 
 
+def _save(folder: Path, model: Any, tokenizer: Any, processor: Any, chat_template: str | None = None) -> Path:
+    if chat_template is not None:
+        tokenizer.chat_template = chat_template
+    for part in (model, tokenizer, processor):
+        part.save_pretrained(folder)
+    return folder
+
+
+def _save_vicuna(folder: Path, model: Any, processor: Any, chat_template: str | None) -> Path:
+    model.generation_config = GenerationConfig(bos_token_id=1, eos_token_id=2, pad_token_id=0)
+    tokenizer = word_tokenizer({tiny_random.IMAGE_TOKEN: "<image>"}, bos=True, eos="</s>")
+    return _save(folder, model, tokenizer, processor, chat_template)
+
+
+def _save_chatml(folder: Path, model: Any, processor: Any, chat_template: str | None, special: dict[int, str]) -> Path:
+    model.generation_config = GenerationConfig(eos_token_id=[IM_END, 2], pad_token_id=0)
+    special = {**special, IM_START: "<|im_start|>", IM_END: "<|im_end|>"}
+    return _save(folder, model, word_tokenizer(special, bos=False, eos="<|im_end|>"), processor, chat_template)
+
+
 def save_llava(folder: Path, *, chat_template: str | None = LLAVA_TEMPLATE, seed: int = 0, **vision: Any) -> Path:
     """tiny_random.llava with a 56 px canvas, 4 x 4 patches."""
     model = tiny_random.llava(seed=seed, **vision)
-    model.generation_config = GenerationConfig(bos_token_id=1, eos_token_id=2, pad_token_id=0)
-    tokenizer = word_tokenizer({tiny_random.IMAGE_TOKEN: "<image>"}, bos=True, eos="</s>")
-    tokenizer.chat_template = chat_template
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    clip_processor(model.config.vision_config.image_size).save_pretrained(folder)
-    return folder
+    return _save_vicuna(folder, model, clip_processor(model.config.vision_config.image_size), chat_template)
 
 
 def save_llava_next(folder: Path, *, chat_template: str | None = LLAVA_TEMPLATE, seed: int = 1, **vision: Any) -> Path:
     """tiny_random.llava_next: views of 56 px, 4 x 4 patches each, of two up to four crops."""
-    model = tiny_random.llava_next(seed=seed, **vision)
-    model.generation_config = GenerationConfig(bos_token_id=1, eos_token_id=2, pad_token_id=0)
-    tokenizer = word_tokenizer({tiny_random.IMAGE_TOKEN: "<image>"}, bos=True, eos="</s>")
-    tokenizer.chat_template = chat_template
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    LlavaNextImageProcessorPil(
+    processor = LlavaNextImageProcessorPil(
         size={"shortest_edge": 56},
         crop_size={"height": 56, "width": 56},
         image_grid_pinpoints=tiny_random.PINPOINTS,
-    ).save_pretrained(folder)
-    return folder
+    )
+    return _save_vicuna(folder, tiny_random.llava_next(seed=seed, **vision), processor, chat_template)
 
 
 def save_onevision(
     folder: Path, *, chat_template: str | None = ONEVISION_TEMPLATE, seed: int = 0, **config: Any
 ) -> Path:
     """tiny_random.llava_onevision: the views of `save_llava_next`, four crops shrunk to the area of two."""
-    model = tiny_random.llava_onevision(seed=seed, **config)
-    model.generation_config = GenerationConfig(eos_token_id=[IM_END, 2], pad_token_id=0)
-    special = {
-        tiny_random.IMAGE_TOKEN: "<image>",
-        tiny_random.VIDEO_TOKEN: "<video>",
-        IM_START: "<|im_start|>",
-        IM_END: "<|im_end|>",
-    }
-    tokenizer = word_tokenizer(special, bos=False, eos="<|im_end|>")
-    tokenizer.chat_template = chat_template
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    LlavaOnevisionImageProcessorPil(
+    processor = LlavaOnevisionImageProcessorPil(
         size={"height": 56, "width": 56},
         image_mean=[0.5, 0.5, 0.5],
         image_std=[0.5, 0.5, 0.5],
         image_grid_pinpoints=tiny_random.PINPOINTS,
-    ).save_pretrained(folder)
-    return folder
+    )
+    special = {tiny_random.IMAGE_TOKEN: "<image>", tiny_random.VIDEO_TOKEN: "<video>"}
+    return _save_chatml(folder, tiny_random.llava_onevision(seed=seed, **config), processor, chat_template, special)
 
 
 def save_qwen(folder: Path, *, version: str = "2.5", chat_template: str | None = QWEN_TEMPLATE, seed: int = 0) -> Path:
@@ -149,39 +146,27 @@ def save_qwen3(folder: Path, *, chat_template: str | None = QWEN_TEMPLATE, seed:
 
 
 def _save_qwen(folder: Path, model: Any, chat_template: str | None, processor: Any) -> Path:
-    model.generation_config = GenerationConfig(eos_token_id=[IM_END, 2], pad_token_id=0)
     special = {
         tiny_random.IMAGE_TOKEN: "<|image_pad|>",
         tiny_random.VIDEO_TOKEN: "<|video_pad|>",
         tiny_random.VISION_START: "<|vision_start|>",
         tiny_random.VISION_END: "<|vision_end|>",
-        IM_START: "<|im_start|>",
-        IM_END: "<|im_end|>",
     }
-    tokenizer = word_tokenizer(special, bos=False, eos="<|im_end|>")
-    tokenizer.chat_template = chat_template
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    processor.save_pretrained(folder)
-    return folder
+    return _save_chatml(folder, model, processor, chat_template, special)
 
 
 def save_clip(folder: Path, *, seed: int = 0, **vision: Any) -> Path:
     """tiny_random.clip with a 56 px canvas."""
     model = tiny_random.clip(seed=seed, **vision)
-    model.save_pretrained(folder)
-    word_tokenizer({}, bos=True, eos="</s>", eos_after=True).save_pretrained(folder)
-    clip_processor(model.config.vision_config.image_size).save_pretrained(folder)
-    return folder
+    tokenizer = word_tokenizer({}, bos=True, eos="</s>", eos_after=True)
+    return _save(folder, model, tokenizer, clip_processor(model.config.vision_config.image_size))
 
 
 def save_siglip(folder: Path, *, seed: int = 0, **vision: Any) -> Path:
     """tiny_random.siglip with a 56 px canvas."""
-    model = tiny_random.siglip(seed=seed, **vision)
-    model.save_pretrained(folder)
-    word_tokenizer({}, bos=False, eos="</s>", eos_after=True).save_pretrained(folder)
-    SiglipImageProcessorPil(size={"height": 56, "width": 56}).save_pretrained(folder)
-    return folder
+    tokenizer = word_tokenizer({}, bos=False, eos="</s>", eos_after=True)
+    processor = SiglipImageProcessorPil(size={"height": 56, "width": 56})
+    return _save(folder, tiny_random.siglip(seed=seed, **vision), tokenizer, processor)
 
 
 def save_vision(folder: Path, kind: str, *, seed: int = 0, **vision: Any) -> Path:

@@ -36,18 +36,25 @@ def _randomise(model: nn.Module, seed: int) -> Any:
     return model.eval().requires_grad_(False)
 
 
+_SIZES: dict[str, Any] = {
+    "hidden_size": WIDTH,
+    "intermediate_size": 2 * WIDTH,
+    "num_attention_heads": 4,
+}  # of every transformer here, whatever it reads
+_TEXT: dict[str, Any] = {
+    **_SIZES,
+    "vocab_size": VOCAB,
+    "num_hidden_layers": 2,
+    "bos_token_id": BOS_TOKEN,
+    "eos_token_id": EOS_TOKEN,
+    "pad_token_id": PAD_TOKEN,
+}
+
+
 def clip_vision_config(*, image_size: int = 56, patch_size: int = 14, layers: int = 3, **kwargs: Any) -> Any:
     """A CLIPVisionConfig of width 32: by default 56 px, 4 x 4 patches, 3 layers, 4 heads."""
-    return transformers.CLIPVisionConfig(
-        hidden_size=WIDTH,
-        intermediate_size=2 * WIDTH,
-        projection_dim=16,
-        num_hidden_layers=layers,
-        num_attention_heads=4,
-        image_size=image_size,
-        patch_size=patch_size,
-        **kwargs,
-    )
+    sizes = {"num_hidden_layers": layers, "image_size": image_size, "patch_size": patch_size}
+    return transformers.CLIPVisionConfig(projection_dim=16, **_SIZES, **sizes, **kwargs)
 
 
 def clip_vision(*, seed: int = 0, **config: Any) -> Any:
@@ -62,18 +69,7 @@ def clip_vision_with_projection(*, seed: int = 0, **config: Any) -> Any:
 
 def clip(*, seed: int = 0, **config: Any) -> Any:
     """CLIPModel with a two-layer text side; `config` goes to `clip_vision_config`."""
-    text = {
-        "vocab_size": VOCAB,
-        "hidden_size": WIDTH,
-        "intermediate_size": 2 * WIDTH,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 4,
-        "max_position_embeddings": 32,
-        "projection_dim": 16,
-        "bos_token_id": BOS_TOKEN,
-        "eos_token_id": EOS_TOKEN,
-        "pad_token_id": PAD_TOKEN,
-    }
+    text = {**_TEXT, "max_position_embeddings": 32, "projection_dim": 16}
     vision = clip_vision_config(**config).to_dict()
     full = transformers.CLIPConfig(text_config=text, vision_config=vision, projection_dim=16)
     return _randomise(transformers.CLIPModel(full), seed)
@@ -81,18 +77,7 @@ def clip(*, seed: int = 0, **config: Any) -> Any:
 
 def llava(*, seed: int = 0, **config: Any) -> Any:
     """LlavaForConditionalGeneration: the CLIP tower above under a two-layer Llama; IMAGE_TOKEN is a patch."""
-    text = transformers.LlamaConfig(
-        vocab_size=VOCAB,
-        hidden_size=WIDTH,
-        intermediate_size=2 * WIDTH,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=4,
-        max_position_embeddings=512,
-        pad_token_id=PAD_TOKEN,
-        bos_token_id=BOS_TOKEN,
-        eos_token_id=EOS_TOKEN,
-    )
+    text = transformers.LlamaConfig(**_TEXT, num_key_value_heads=4, max_position_embeddings=512)
     full = transformers.LlavaConfig(
         vision_config=clip_vision_config(**config),
         text_config=text,
@@ -105,15 +90,8 @@ def llava(*, seed: int = 0, **config: Any) -> Any:
 
 def siglip_vision_config(*, image_size: int = 56, patch_size: int = 14, layers: int = 3, **kwargs: Any) -> Any:
     """A SiglipVisionConfig of width 32: by default 56 px, 4 x 4 patches, 3 layers, 4 heads."""
-    return transformers.SiglipVisionConfig(
-        hidden_size=WIDTH,
-        intermediate_size=2 * WIDTH,
-        num_hidden_layers=layers,
-        num_attention_heads=4,
-        image_size=image_size,
-        patch_size=patch_size,
-        **kwargs,
-    )
+    sizes = {"num_hidden_layers": layers, "image_size": image_size, "patch_size": patch_size}
+    return transformers.SiglipVisionConfig(**_SIZES, **sizes, **kwargs)
 
 
 def siglip_vision(*, seed: int = 0, **config: Any) -> Any:
@@ -123,36 +101,14 @@ def siglip_vision(*, seed: int = 0, **config: Any) -> Any:
 
 def siglip(*, seed: int = 0, **config: Any) -> Any:
     """SiglipModel with a two-layer text side of 16 tokens; `config` goes to `siglip_vision_config`."""
-    text = {
-        "vocab_size": VOCAB,
-        "hidden_size": WIDTH,
-        "intermediate_size": 2 * WIDTH,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 4,
-        "max_position_embeddings": 16,
-        "projection_size": WIDTH,
-        "bos_token_id": BOS_TOKEN,
-        "eos_token_id": EOS_TOKEN,
-        "pad_token_id": PAD_TOKEN,
-    }
+    text = {**_TEXT, "max_position_embeddings": 16, "projection_size": WIDTH}
     vision = siglip_vision_config(**config).to_dict()
     return _randomise(transformers.SiglipModel(transformers.SiglipConfig(text_config=text, vision_config=vision)), seed)
 
 
 def llava_next(*, seed: int = 0, **config: Any) -> Any:
     """LlavaNextForConditionalGeneration: the CLIP tower above on views of 56 px under a two-layer Llama."""
-    text = transformers.LlamaConfig(
-        vocab_size=VOCAB,
-        hidden_size=WIDTH,
-        intermediate_size=2 * WIDTH,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=4,
-        max_position_embeddings=512,
-        pad_token_id=PAD_TOKEN,
-        bos_token_id=BOS_TOKEN,
-        eos_token_id=EOS_TOKEN,
-    )
+    text = transformers.LlamaConfig(**_TEXT, num_key_value_heads=4, max_position_embeddings=512)
     full = transformers.LlavaNextConfig(
         vision_config=clip_vision_config(**config),
         text_config=text,
@@ -166,17 +122,7 @@ def llava_onevision(*, seed: int = 0, vision_aspect_ratio: str = "anyres_max_2",
     """LlavaOnevisionForConditionalGeneration: the SigLIP tower above without its head on views of 56 px under a
     two-layer Qwen2; crops of more than two views' area are shrunk."""
     text = transformers.Qwen2Config(
-        vocab_size=VOCAB,
-        hidden_size=WIDTH,
-        intermediate_size=2 * WIDTH,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=512,
-        pad_token_id=PAD_TOKEN,
-        bos_token_id=BOS_TOKEN,
-        eos_token_id=EOS_TOKEN,
-        tie_word_embeddings=False,
+        **_TEXT, num_key_value_heads=2, max_position_embeddings=512, tie_word_embeddings=False
     )
     full = transformers.LlavaOnevisionConfig(
         vision_config=siglip_vision_config(vision_use_head=False, **config),
@@ -191,18 +137,11 @@ def llava_onevision(*, seed: int = 0, vision_aspect_ratio: str = "anyres_max_2",
 
 def _qwen_text() -> dict[str, Any]:
     return {
-        "vocab_size": VOCAB,
-        "hidden_size": WIDTH,
-        "intermediate_size": 2 * WIDTH,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 4,
+        **_TEXT,
         "num_key_value_heads": 2,
         "max_position_embeddings": 1024,
         # sections of the rotary half (head size 8, half 4): time, height, width
         "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [2, 1, 1]},
-        "pad_token_id": PAD_TOKEN,
-        "bos_token_id": BOS_TOKEN,
-        "eos_token_id": EOS_TOKEN,
     }
 
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from lvlm_radapt.errors import UserError
 from lvlm_radapt.models.load import _some
-from lvlm_radapt.models.opening import Opening, OpeningError, building, one_line
+from lvlm_radapt.models.opening import Opening, OpeningError, building
 
 
 def assemble(hf_class: Any, config: Any, tensors: dict[str, Tensor], name: str, opening: Opening) -> Any:
@@ -52,5 +52,5 @@ def _shapes(hf_class: Any, config: Any, name: str) -> Mapping[str, tuple[int, ..
     try:
         with building(), torch.device("meta"):
             return {key: tuple(value.shape) for key, value in hf_class(config).state_dict().items()}
-    except (OpeningError, TypeError, ArithmeticError) as error:
-        raise UserError(f"{name}: the config describes no model: {one_line(error)}") from error
+    except OpeningError as error:
+        raise UserError(f"{name}: the config describes no model: {error}") from error

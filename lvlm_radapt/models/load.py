@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import difflib
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 import transformers
+from jinja2 import TemplateError
 
 from lvlm_radapt.errors import UserError
 from lvlm_radapt.models.base import LVLM, Geometry, PixelModel
@@ -18,11 +19,12 @@ from lvlm_radapt.models.clip import CLIPEncoder
 from lvlm_radapt.models.llava import LlavaLVLM
 from lvlm_radapt.models.llava_next import LlavaNextLVLM
 from lvlm_radapt.models.onevision import LlavaOnevisionLVLM
-from lvlm_radapt.models.opening import Attention, DeviceMap, Opening, OpeningError, building, one_line
+from lvlm_radapt.models.opening import Attention, DeviceMap, Opening, OpeningError, building, one_line, opening_errors
 from lvlm_radapt.models.quantised import Quantisation
 from lvlm_radapt.models.qwen import QwenLVLM
 from lvlm_radapt.models.qwen3 import Qwen3LVLM
 from lvlm_radapt.models.siglip import SiglipEncoder
+from lvlm_radapt.models.weights import checkpoint_file
 
 if TYPE_CHECKING:
     from lvlm_radapt.export import StockCheckpoint
@@ -45,6 +47,8 @@ ENCODERS: dict[str, tuple[type[CLIPEncoder], str]] = {
     "siglip_vision_model": (SiglipEncoder, "SiglipVisionModel"),
 }
 """The same for image encoders; a vision model comes without texts, hence without a tokenizer."""
+
+_PROJECTED = "CLIPVisionModelWithProjection"
 
 IMAGE_PROCESSORS: dict[str, str] = {
     "CLIPImageProcessor": "CLIPImageProcessorPil",
@@ -102,21 +106,29 @@ def load_model(
     keys, the model_type is unsupported, or the hub cannot be reached.
     """
     from lvlm_radapt.checkpoint import is_adapter, load_adapter
-    from lvlm_radapt.export import is_export, load_export
+    from lvlm_radapt.export import load_export
 
     opening = Opening(device, dtype, attn, conversation, quantize, device_map, offload_folder)
-    embedded = os.fspath(name_or_path) in embedded_models()
+    robustified = is_robustified(name_or_path)
     if tower is not None:
-        if not embedded and (is_adapter(name_or_path) or is_export(name_or_path)):
+        if robustified:
             raise UserError(f"{name_or_path} is robustified for its own tower: give its base model another one")
         from lvlm_radapt.models.swap import load_tower
 
         return load_tower(load_base(name_or_path, geometry=geometry, opening=opening), tower, attn=attn)
-    if not embedded and is_adapter(name_or_path):
-        return load_adapter(name_or_path, geometry=geometry, opening=opening)
-    if not embedded and is_export(name_or_path):
-        return load_export(name_or_path, geometry=geometry, opening=opening)
+    if robustified:
+        load = load_adapter if is_adapter(name_or_path) else load_export
+        return load(name_or_path, geometry=geometry, opening=opening)
     return load_base(name_or_path, geometry=geometry, opening=opening)
+
+
+def is_robustified(name_or_path: str | os.PathLike[str]) -> bool:
+    """Whether `load_model` opens it with a defence inside: the folder of an adapter or of an export."""
+    from lvlm_radapt.checkpoint import is_adapter
+    from lvlm_radapt.export import is_export
+
+    embedded = os.fspath(name_or_path) in embedded_models()
+    return not embedded and (is_adapter(name_or_path) or is_export(name_or_path))
 
 
 def load_base(name_or_path: str | os.PathLike[str], *, geometry: Geometry | None, opening: Opening) -> LVLM:
@@ -138,15 +150,56 @@ def load_base(name_or_path: str | os.PathLike[str], *, geometry: Geometry | None
     family, hf_class = FAMILIES[model_type]
     hf = _weights(getattr(transformers, hf_class), source, name, opening, stored=stored)
     tokenizer, image_processor = _tokenizer(source, name, stored and hf.config), _image_processor(source, name)
-    return family(
-        hf,
-        tokenizer,
-        image_processor,
-        name=name,
-        geometry="stock" if geometry is None else geometry,
-        chat_template=_chat_template(source, tokenizer),
-        conversation_name=opening.conversation,
-    )
+    read_generation_config(hf, source, name)
+    _check_image_token(hf, tokenizer, name)
+    if issubclass(family, LlavaLVLM):
+        check_layers(hf.config, name)
+    try:
+        return family(
+            hf,
+            tokenizer,
+            image_processor,
+            name=name,
+            geometry="stock" if geometry is None else geometry,
+            chat_template=_chat_template(source, tokenizer),
+            conversation_name=opening.conversation,
+        )
+    except TemplateError as error:
+        raise UserError(f"{name}: its chat template is no jinja template: {one_line(error)}") from error
+
+
+def read_generation_config(hf: Any, source: str, name: str) -> None:
+    """The checkpoint's generation settings, if it has any; UserError where transformers would pass over a damaged
+    file, and the answers would end elsewhere."""
+    if checkpoint_file(source, "generation_config.json") is None:
+        return
+    try:
+        with opening_errors():
+            hf.generation_config = transformers.GenerationConfig.from_pretrained(source)
+    except OpeningError as error:
+        raise UserError(f"{name}: cannot read its generation_config.json: {error}") from error
+
+
+def _check_image_token(hf: Any, tokenizer: Any, name: str) -> None:
+    image_id = hf.config.image_token_id
+    rows = hf.get_input_embeddings().num_embeddings
+    if not 0 <= image_id < rows or tokenizer.convert_ids_to_tokens(image_id) is None:
+        raise UserError(f"{name}: config.json names {image_id} as the image token, which is not in the vocabulary")
+
+
+def check_layers(config: Any, name: str) -> None:
+    """UserError where a LLaVA's config has a hidden layer of the tower read that is not there."""
+    depth = int(config.vision_config.num_hidden_layers)
+    layer = lost_layer(config, depth)
+    if layer is not None:
+        raise UserError(f"{name}: config.json has layer {layer} of the vision tower read, which has {depth} layers")
+
+
+def lost_layer(config: Any, depth: int) -> int | None:
+    """The first hidden layer that a LLaVA's config has read and a tower of that depth does not have."""
+    layers = config.vision_feature_layer
+    each = [layers] if isinstance(layers, int) else layers
+    return next((layer for layer in each if not -depth - 1 <= layer <= depth), None)
 
 
 def load_encoder(
@@ -161,9 +214,9 @@ def load_encoder(
 ) -> CLIPEncoder:
     """A frozen image encoder, eval mode; arguments and errors as for `load_model`.
 
-    A `CLIPModel` or `SiglipModel` checkpoint (a `SiglipEncoder` then), or a bare `CLIPVisionModel` or
-    `SiglipVisionModel`, which has no texts; or a weight file in open_clip's layout (FARE, TeCoA), as
-    `lvlm_radapt.models.open_clip` reads it.
+    A `CLIPModel` or `SiglipModel` checkpoint (a `SiglipEncoder` then), or a bare `CLIPVisionModel` (with its
+    projection or not) or `SiglipVisionModel`, which has no texts; or a weight file in open_clip's layout (FARE,
+    TeCoA), as `lvlm_radapt.models.open_clip` reads it.
 
     feature_layer: the hidden layer that `features` reads.
     activation: of an open_clip file that does not tell.
@@ -176,12 +229,13 @@ def load_encoder(
     if activation is not None:
         raise UserError(f"{os.fspath(name_or_path)}: its config.json tells the activation, leave it out")
     source, name = _locate(name_or_path)
-    model_type = _model_type(source, name)
+    config = _config(source, name)
+    model_type = str(config.get("model_type", "missing"))
     if model_type not in ENCODERS:
         known = ", ".join(ENCODERS)
         raise UserError(f"{name}: model_type {model_type!r} is no image encoder that is supported, only {known} are")
-    encoder, hf_class = ENCODERS[model_type]
-    hf = _weights(getattr(transformers, hf_class), source, name, Opening(device, dtype, attn))
+    encoder, _ = ENCODERS[model_type]
+    hf = _weights(encoder_class(config), source, name, Opening(device, dtype, attn))
     return encoder(
         hf,
         None if model_type.endswith("_vision_model") else _tokenizer(source, name),
@@ -190,6 +244,12 @@ def load_encoder(
         geometry=geometry,
         feature_layer=feature_layer,
     )
+
+
+def encoder_class(config: Mapping[str, Any]) -> Any:
+    """The transformers class of an image encoder with that config.json: one model_type stands for two of CLIP's."""
+    projected = config["model_type"] == "clip_vision_model" and _PROJECTED in str(config.get("architectures"))
+    return getattr(transformers, _PROJECTED if projected else ENCODERS[config["model_type"]][1])
 
 
 def load_surrogate(
@@ -235,12 +295,13 @@ def _model_type(source: str, name: str) -> str:
 
 def _config(source: str, name: str) -> dict[str, Any]:
     try:
-        config, _ = transformers.PretrainedConfig.get_config_dict(source)
-    except (OSError, ValueError) as error:
-        raise UserError(f"{name}: cannot read its config.json: {one_line(error)}") from error
+        with opening_errors():
+            config = dict(transformers.PretrainedConfig.get_config_dict(source)[0])
+    except OpeningError as error:
+        raise UserError(f"{name}: cannot read its config.json: {error}") from error
     if not config:
         raise UserError(f"{name}: cannot read its config.json: not found there or in the local cache")
-    return dict(config)
+    return config
 
 
 def _weights(hf_class: Any, source: str, name: str, opening: Opening, *, stored: StockCheckpoint | None = None) -> Any:
@@ -253,16 +314,20 @@ def _weights(hf_class: Any, source: str, name: str, opening: Opening, *, stored:
             else:
                 config = hf_class.config_class.from_dict(stored.config)
                 model, info = hf_class.from_pretrained(None, config=config, state_dict=stored.weights, **shared)
-                model.generation_config = transformers.GenerationConfig.from_pretrained(source)
+            _check_keys(hf_class, info)
     except OpeningError as error:
         raise UserError(f"{name}: cannot load its weights: {error}") from error
+    return opening.place(model)
+
+
+def _check_keys(hf_class: Any, info: dict[str, Any]) -> None:
+    """OpeningError unless the checkpoint gave each weight of the model and no other."""
     missing = sorted(info["missing_keys"])
     # constants that old checkpoints stored and newer code computes
     unexpected = sorted(k for k in info["unexpected_keys"] if not k.endswith(("position_ids", "inv_freq")))
     for what, keys in (("misses", missing), ("holds unknown", unexpected)):
         if keys:
-            raise UserError(f"{name}: the checkpoint {what} weights {_some(keys)}: it is no plain {hf_class.__name__}")
-    return opening.place(model)
+            raise OpeningError(f"the checkpoint {what} weights {_some(keys)}: it is no plain {hf_class.__name__}")
 
 
 def _some(keys: Sequence[str]) -> str:
@@ -272,24 +337,25 @@ def _some(keys: Sequence[str]) -> str:
 def _tokenizer(source: str, name: str, config: Any = None) -> Any:
     """The checkpoint's tokenizer; `config` for a model_type that transformers does not know."""
     try:
-        return transformers.AutoTokenizer.from_pretrained(source, **({} if config is None else {"config": config}))
-    except (OSError, ValueError, KeyError, ImportError) as error:
-        raise UserError(f"{name}: cannot load its tokenizer: {one_line(error)}") from error
+        with opening_errors():
+            return transformers.AutoTokenizer.from_pretrained(source, **({} if config is None else {"config": config}))
+    except OpeningError as error:
+        raise UserError(f"{name}: cannot load its tokenizer: {error}") from error
 
 
 def _image_processor(source: str, name: str) -> Any:
     """The PIL class itself, named outright: torchvision's differs from it in the last bits, and transformers'
     automatic choice asks for torchvision in some versions even where PIL would do."""
     try:
-        config, _ = transformers.CLIPImageProcessorPil.get_image_processor_dict(source)
-        kind = str(config.get("image_processor_type") or config.get("feature_extractor_type") or "missing")
-        kind = kind.removesuffix("Fast").replace("FeatureExtractor", "ImageProcessor")
-        if kind not in IMAGE_PROCESSORS:
-            known = ", ".join(IMAGE_PROCESSORS)
-            raise UserError(f"{name}: image processor {kind!r} is not supported, only {known} are")
-        return getattr(transformers, IMAGE_PROCESSORS[kind]).from_pretrained(source)
-    except (OSError, KeyError, ImportError) as error:
-        raise UserError(f"{name}: cannot load its image processor: {one_line(error)}") from error
+        with opening_errors():
+            config, _ = transformers.CLIPImageProcessorPil.get_image_processor_dict(source)
+            kind = str(config.get("image_processor_type") or config.get("feature_extractor_type") or "missing")
+            kind = kind.removesuffix("Fast").replace("FeatureExtractor", "ImageProcessor")
+            if kind in IMAGE_PROCESSORS:
+                return getattr(transformers, IMAGE_PROCESSORS[kind]).from_pretrained(source)
+    except OpeningError as error:
+        raise UserError(f"{name}: cannot load its image processor: {error}") from error
+    raise UserError(f"{name}: image processor {kind!r} is not supported, only {', '.join(IMAGE_PROCESSORS)} are")
 
 
 def _chat_template(source: str, tokenizer: Any) -> Any:

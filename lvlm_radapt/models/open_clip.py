@@ -8,7 +8,6 @@ of its folder says so, and so do `fare`, `tecoa` and `tga`, whose towers all com
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import re
@@ -18,9 +17,10 @@ from typing import Any, Literal
 
 import torch
 import transformers
-from pydantic import BaseModel, ConfigDict, PositiveFloat, StrictBool, ValidationError
+from pydantic import BaseModel, ConfigDict, PositiveFloat, StrictBool
 from torch import Tensor
 
+from lvlm_radapt.documents import read_json, validated
 from lvlm_radapt.errors import UserError
 from lvlm_radapt.models.assemble import assemble
 from lvlm_radapt.models.base import Geometry
@@ -158,16 +158,7 @@ def _files(name: str) -> tuple[Path, _Config]:
 
 
 def _read_config(path: Path) -> _Config:
-    try:
-        content = json.loads(path.read_bytes())
-    except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"{path} is damaged: it is no JSON file") from error
-    try:
-        return _Config.model_validate(content)
-    except ValidationError as error:
-        problem = error.errors(include_url=False)[0]
-        field = ".".join(str(part) for part in problem["loc"]) or "the whole"
-        raise UserError(f"{path} is damaged: {field}: {problem['msg']}") from error
+    return validated(_Config, read_json(path), path)
 
 
 def _activation(file: Path, config: _Config, name: str) -> Activation:

@@ -6,6 +6,7 @@ import contextlib
 import logging
 import re
 import threading
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -71,20 +72,27 @@ class OpeningError(Exception):
     """What transformers, safetensors or the hub's library said while a model was opened, in one line."""
 
 
+# a config.json may hold anything, and is computed with before it is checked: a size of 0, a list in a number's place
+_FROM_VALUES = (ValueError, TypeError, LookupError, AttributeError, StrictDataclassError)
+_FROM_FILES = (OSError, RuntimeError, ImportError, SafetensorError)
+
+
 @contextmanager
 def opening_errors() -> Iterator[None]:
     """Turns everything that a damaged or foreign checkpoint makes the libraries raise into `OpeningError`."""
     try:
         yield
-    except (OSError, ValueError, RuntimeError, ImportError, KeyError, SafetensorError, StrictDataclassError) as error:
+    except ArithmeticError as error:
+        raise OpeningError(f"a size in config.json is impossible ({one_line(error)})") from error
+    except (*_FROM_VALUES, *_FROM_FILES) as error:
         raise OpeningError(one_line(error)) from error
 
 
 def one_line(error: BaseException) -> str:
     """The error's first line, and the second where the first only announces it."""
-    first, *rest = str(error).strip().split("\n", 2)
-    line = f"{first} {rest[0].strip()}" if first.endswith(":") and rest else first
-    return line.rstrip(".")
+    first, *rest = (line.strip() for line in str(error).strip().split("\n", 2))
+    line = f"{first} {rest[0]}" if first.endswith(":") and rest else first
+    return line.rstrip(".,")
 
 
 @contextmanager
@@ -99,7 +107,8 @@ def building() -> Iterator[None]:
     library.setLevel(max(library.level, logging.ERROR))
     with _BUILDING, _no_loading_bar(), _log_held_back() as records:
         try:
-            with opening_errors():
+            with opening_errors(), warnings.catch_warnings():
+                warnings.filterwarnings("ignore", "Initializing zero-element tensors")  # an error follows
                 yield
         except OpeningError as error:
             sizes = next(filter(None, (_WRONG_SIZE.search(record.getMessage()) for record in records)), None)

@@ -14,7 +14,6 @@ from typing import Any
 
 import torch
 import transformers
-from huggingface_hub.errors import StrictDataclassError
 from tokenizers import AddedToken
 from torch import Tensor
 from transformers.utils import is_protobuf_available, is_sentencepiece_available
@@ -24,8 +23,15 @@ from lvlm_radapt.models.assemble import assemble, check_shape
 from lvlm_radapt.models.base import LVLM, Geometry
 from lvlm_radapt.models.llava import LlavaLVLM
 from lvlm_radapt.models.llava_next import LlavaNextLVLM
-from lvlm_radapt.models.load import _image_processor, _some, _weights
-from lvlm_radapt.models.opening import Opening, one_line
+from lvlm_radapt.models.load import (
+    _image_processor,
+    _some,
+    _weights,
+    check_layers,
+    encoder_class,
+    read_generation_config,
+)
+from lvlm_radapt.models.opening import Opening, OpeningError, opening_errors
 from lvlm_radapt.models.text import CONVERSATIONS
 from lvlm_radapt.models.weights import checkpoint_file, read_tensors, weight_files
 
@@ -95,8 +101,8 @@ def load_original(
         tensors[key] = _grown(tensors[key], language.vocab_size)
     hf = assemble(hf_class, full, tensors, name, opening)
     hf.config._name_or_path, hf.config._commit_hash = source, config.get("_commit_hash")
-    if checkpoint_file(source, "generation_config.json") is not None:
-        hf.generation_config = transformers.GenerationConfig.from_pretrained(source)
+    read_generation_config(hf, source, name)
+    check_layers(full, name)
     image_processor = _image_processor(tower, tower_name)
     if views:
         image_processor = _in_views(image_processor, full.image_grid_pinpoints)
@@ -158,14 +164,13 @@ def _tower_source(config: Mapping[str, Any], source: str, name: str) -> tuple[st
 
 def _tower_config(tower: str, tower_name: str) -> Any:
     try:
-        kind = transformers.PretrainedConfig.get_config_dict(tower)[0].get("model_type", "missing")
-        if kind not in ("clip", "clip_vision_model"):
-            raise UserError(f"{tower_name}: model_type {kind!r} is no CLIP: only LLaVA over CLIP is read")
-        return transformers.CLIPVisionConfig.from_pretrained(tower)
-    except (OSError, ValueError, TypeError, StrictDataclassError) as error:
-        if isinstance(error, UserError):
-            raise
-        raise UserError(f"{tower_name}: cannot read its config.json: {one_line(error)}") from error
+        with opening_errors():
+            kind = transformers.PretrainedConfig.get_config_dict(tower)[0].get("model_type", "missing")
+            if kind in ("clip", "clip_vision_model"):
+                return transformers.CLIPVisionConfig.from_pretrained(tower)
+    except OpeningError as error:
+        raise UserError(f"{tower_name}: cannot read its config.json: {error}") from error
+    raise UserError(f"{tower_name}: model_type {kind!r} is no CLIP: only LLaVA over CLIP is read")
 
 
 def _language_config(config: Mapping[str, Any], name: str) -> Any:
@@ -177,9 +182,10 @@ def _language_config(config: Mapping[str, Any], name: str) -> Any:
     if missing:
         raise UserError(f"{name}: config.json lacks {', '.join(missing)}: download it again")
     try:
-        return config_class(**chosen)
-    except (ValueError, TypeError, KeyError, ArithmeticError, StrictDataclassError) as error:
-        raise UserError(f"{name}: config.json is no {config_class.__name__}: {one_line(error)}") from error
+        with opening_errors():
+            return config_class(**chosen)
+    except OpeningError as error:
+        raise UserError(f"{name}: config.json is no {config_class.__name__}: {error}") from error
 
 
 def _read_tokenizer(source: str, language: Any, name: str) -> Any:
@@ -189,9 +195,10 @@ def _read_tokenizer(source: str, language: Any, name: str) -> Any:
     if slow and not (is_sentencepiece_available() and is_protobuf_available()):
         raise UserError(f"{name}: its tokenizer.model needs two packages: pip install sentencepiece protobuf")
     try:
-        tokenizer = transformers.AutoTokenizer.from_pretrained(source, config=language, legacy=True)
-    except (OSError, ValueError, KeyError, ImportError) as error:
-        raise UserError(f"{name}: cannot load its tokenizer: {one_line(error)}") from error
+        with opening_errors():
+            tokenizer = transformers.AutoTokenizer.from_pretrained(source, config=language, legacy=True)
+    except OpeningError as error:
+        raise UserError(f"{name}: cannot load its tokenizer: {error}") from error
     if IMAGE_TOKEN not in tokenizer.get_vocab():
         tokenizer.add_tokens(AddedToken(IMAGE_TOKEN, special=True, normalized=False), special_tokens=True)
     return tokenizer
@@ -203,19 +210,20 @@ def _full_config(
     cls = config.get("mm_vision_select_feature", "patch") == "cls_patch"
     extra = {"image_grid_pinpoints": config["image_grid_pinpoints"]} if "image_grid_pinpoints" in config else {}
     try:
-        return hf_class.config_class(
-            vision_config=tower_config,
-            text_config=language,
-            image_token_index=image_id,
-            image_seq_length=(tower_config.image_size // tower_config.patch_size) ** 2 + cls,
-            vision_feature_layer=config.get("mm_vision_select_layer", -2),
-            vision_feature_select_strategy="full" if cls else "default",
-            projector_hidden_act="gelu",
-            tie_word_embeddings=False,
-            **extra,
-        )
-    except (ValueError, TypeError, ArithmeticError, StrictDataclassError) as error:
-        raise UserError(f"{name}: config.json does not fit {hf_class.__name__}: {one_line(error)}") from error
+        with opening_errors():
+            return hf_class.config_class(
+                vision_config=tower_config,
+                text_config=language,
+                image_token_index=image_id,
+                image_seq_length=(tower_config.image_size // tower_config.patch_size) ** 2 + cls,
+                vision_feature_layer=config.get("mm_vision_select_layer", -2),
+                vision_feature_select_strategy="full" if cls else "default",
+                projector_hidden_act="gelu",
+                tie_word_embeddings=False,
+                **extra,
+            )
+    except OpeningError as error:
+        raise UserError(f"{name}: config.json does not fit {hf_class.__name__}: {error}") from error
 
 
 def _renamed_tensors(source: str, name: str) -> dict[str, Tensor]:
@@ -240,8 +248,7 @@ def _with_tower(tensors: dict[str, Tensor], tower: str, tower_name: str, *, dtyp
     """`tensors`, with the named tower's weights where the checkpoint brings none of its own."""
     if any(key.startswith(_TOWER) for key in tensors):
         return tensors
-    kind = transformers.PretrainedConfig.get_config_dict(tower)[0]["model_type"]
-    hf_class = transformers.CLIPModel if kind == "clip" else transformers.CLIPVisionModel
+    hf_class = encoder_class(transformers.PretrainedConfig.get_config_dict(tower)[0])
     encoder = _weights(hf_class, tower, tower_name, Opening(dtype=dtype))
     vision = getattr(encoder, "vision_model", encoder)
     return tensors | {_TOWER + key: value for key, value in vision.state_dict().items()}

@@ -12,7 +12,7 @@ from lvlm_radapt.inject import is_injected
 from lvlm_radapt.models.base import LVLM
 from lvlm_radapt.models.clip import CLIPEncoder
 from lvlm_radapt.models.llava import LlavaLVLM
-from lvlm_radapt.models.load import embedded_models, load_encoder
+from lvlm_radapt.models.load import embedded_models, load_encoder, lost_layer
 from lvlm_radapt.models.opening import Attention
 
 
@@ -41,11 +41,10 @@ def swap_tower(model: LVLM, encoder: CLIPEncoder) -> LVLM:
             raise UserError(
                 f"{encoder.name} is {theirs} {what}, the tower of {model.name} {ours}: take an encoder like that"
             )
-    layers = config.vision_feature_layer
     depth = int(source.config.num_hidden_layers)
-    for layer in [layers] if isinstance(layers, int) else layers:
-        if not -depth - 1 <= layer <= depth:
-            raise UserError(f"{encoder.name} has {depth} layers, {model.name} reads layer {layer}: take a deeper one")
+    layer = lost_layer(config, depth)
+    if layer is not None:
+        raise UserError(f"{encoder.name} has {depth} layers, {model.name} reads layer {layer}: take a deeper one")
     tower = copy.deepcopy(source).to(device=model.device, dtype=model.dtype).eval().requires_grad_(False)
     tower.set_attn_implementation(config._attn_implementation)
     model.hf.model.vision_tower = tower

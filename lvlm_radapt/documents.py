@@ -1,0 +1,62 @@
+"""JSON files that people hold: read and checked, and told in one line where something is wrong."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ValidationError
+
+from lvlm_radapt.errors import UserError
+
+Model = TypeVar("Model", bound=BaseModel)
+
+
+def read_bytes(path: Path) -> bytes:
+    """The file's content; UserError naming the file when it cannot be read."""
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror or error}") from error
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The JSON object in the file; UserError when it cannot be read, is no JSON, or holds something else."""
+    text = read_bytes(path)
+    try:
+        content = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path} is damaged: it is no JSON file") from error
+    if not isinstance(content, dict):
+        raise UserError(f"{path} is damaged: it is no JSON object")
+    return content
+
+
+def read_own(kind: type[Model], path: Path, *, format: str, version: int) -> Model:
+    """A file that this program wrote, as `kind`; UserError when it says that it is of another format or version."""
+    content = read_json(path)
+    if content.get("format") != format:
+        raise UserError(f"{path} is damaged: it does not say that it is an {format}")
+    if content.get("version") != version:
+        raise UserError(
+            f"{path} has format version {content.get('version')!r}, this program reads {version}: update it"
+        )
+    return validated(kind, content, path)
+
+
+def validated(kind: type[Model], content: Any, path: Path) -> Model:
+    """`content`, which stands in the file, as `kind`; UserError naming the file and the first field that is wrong."""
+    try:
+        return kind.model_validate(content)
+    except ValidationError as error:
+        raise UserError(f"{path} is damaged: {first_problem(error)}") from error
+
+
+def first_problem(error: ValidationError) -> str:
+    """The first problem pydantic found, with its field, on one line, and how many more there are."""
+    problem = error.errors(include_url=False)[0]
+    field = ".".join(str(part) for part in problem["loc"])
+    more = error.error_count() - 1
+    text = (f"field {field}: " if field else "") + problem["msg"] + (f" (and {more} more)" if more else "")
+    return " ".join(text.split())
