@@ -3,6 +3,7 @@
 "AutoAttack" means three things in this field, so a line is always told by its members: `LINES`.
 """
 
+import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
@@ -111,6 +112,7 @@ def attack_line(
     seed: int | Sequence[int] = 0,
     judge: Judge | None = None,
     stop_early: bool = True,
+    workers: int = 1,
 ) -> LineResult:
     """Attack the classifier `logits` with every member of a line, in order, on the samples not broken so far.
 
@@ -120,6 +122,7 @@ def attack_line(
     judge: asked about points that fool the classifier; only those it accepts break a sample. None accepts all.
     stop_early: False runs every gradient attack to its end and takes its highest loss, and attacks the samples that
         are misclassified as they are too: for images that are meant for another classifier.
+    workers: as for `apgd`.
 
     Raises ValueError for a bad line, bad images or budget, fewer classes than a member needs, and
     `attacks.autoattack.LibraryMissingError`.
@@ -147,7 +150,7 @@ def attack_line(
         standing = [i for i, by in enumerate(out.broken_by) if by is None]
         if not standing:
             break
-        stage = _Stage(logits, x[standing], labels[standing], standing, judge, stop_early, eps, norm)
+        stage = _Stage(logits, x[standing], labels[standing], standing, judge, stop_early, eps, norm, workers)
         # a stage's noise is its own, and a function of the sample's seed and the stage
         noise = [(seeds[i] << 8) + place for i in standing]
         target = None if rank is None else likely_wrong(clean, labels)[standing, rank]
@@ -190,7 +193,7 @@ def _accepted(wrong: Tensor, x: Tensor, index: list[int], judge: Judge | None) -
 class _Stage:
     """One attack on the samples `index` of the line's batch; inside, they are numbered 0, 1, ... .
 
-    The logits of the last points are remembered: `success` is asked about those the loss was just asked about.
+    The logits of each thread's last points are remembered: `success` is asked about those the loss was just asked about.
     """
 
     def __init__(
@@ -203,21 +206,22 @@ class _Stage:
         stop_early: bool,
         eps: float,
         norm: Norm,
+        workers: int,
     ) -> None:
         self._classify, self._x, self._labels, self._index, self._judge = logits, x, labels, index, judge
-        self._stop_early, self._eps, self._norm = stop_early, eps, norm
-        self._last: tuple[Tensor, Tensor] | None = None
+        self._stop_early, self._eps, self._norm, self._workers = stop_early, eps, norm, workers
+        self._memory = threading.local()
 
     def logits(self, x: Tensor, rows: list[int]) -> Tensor:
         z = full_precision(self._classify(x, [self._index[i] for i in rows]))
-        self._last = (x.detach(), z.detach())
+        self._memory.last = (x.detach(), z.detach())
         return z
 
     @torch.no_grad()
     def success(self, x: Tensor, rows: list[int]) -> Tensor:
-        known = self._last is not None and torch.equal(self._last[0], x)
-        z = self._last[1] if known and self._last is not None else self.logits(x, rows)
-        return self._count(z, x, rows)
+        last_x, last_z = getattr(self._memory, "last", (None, None))
+        known = last_x is not None and torch.equal(last_x, x)
+        return self._count(last_z if known else self.logits(x, rows), x, rows)
 
     def _count(self, z: Tensor, x: Tensor, rows: list[int]) -> Tensor:
         wrong = fooled(z, self._labels[rows])
@@ -239,8 +243,9 @@ class _Stage:
         found = apgd(
             loss_fn, self._x, eps=self._eps, norm=self._norm, steps=settings.steps, seed=seeds, success=success,
             step_scale=settings.step_scale, random_start=settings.random_start, restarts=settings.restarts,
+            workers=self._workers,
         )  # fmt: skip
-        return _Found(found.x_adv, found.zero_grad.tolist(), [None] * len(seeds))
+        return _Found(found.x_adv, found.zero_grad.tolist(), found.failed)
 
     def _run_library(self, member: Member, settings: LineSettings, seeds: list[int], remarks: list[str]) -> _Found:
         def any_logits(x: Tensor) -> Tensor:

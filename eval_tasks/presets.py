@@ -28,19 +28,20 @@ class _Config(_Part):
 
 
 class TaskConfig(_Config):
-    """A task: what is asked ("caption" or "vqa"), its metric, and which VQA answer normalisation it uses."""
+    """A task: what is asked ("caption", "vqa" or, of an encoder, "classification"), its metric, and which VQA answer
+    normalisation it uses."""
 
-    kind: Literal["caption", "vqa"]
-    metric: Literal["cider", "vqa_accuracy"]
+    kind: Literal["caption", "vqa", "classification"]
+    metric: Literal["cider", "vqa_accuracy", "accuracy"]
     style: Literal["vqav2", "textvqa"] | None
 
     @model_validator(mode="after")
     def _consistent(self) -> TaskConfig:
-        expected = "cider" if self.kind == "caption" else "vqa_accuracy"
+        expected = {"caption": "cider", "vqa": "vqa_accuracy", "classification": "accuracy"}[self.kind]
         if self.metric != expected:
             raise ValueError(f"metric must be {expected} for kind {self.kind}")
         if (self.style is not None) != (self.kind == "vqa"):
-            raise ValueError("style must be vqav2 or textvqa for kind vqa, and null for captions")
+            raise ValueError("style must be vqav2 or textvqa for kind vqa, and null for the others")
         return self
 
 
