@@ -193,7 +193,7 @@ def _accepted(wrong: Tensor, x: Tensor, index: list[int], judge: Judge | None) -
 class _Stage:
     """One attack on the samples `index` of the line's batch; inside, they are numbered 0, 1, ... .
 
-    The logits of each thread's last points are remembered: `success` is asked about those the loss was just asked about.
+    Each thread remembers the logits of its last points: `success` is asked about those the loss was just asked about.
     """
 
     def __init__(
@@ -219,9 +219,10 @@ class _Stage:
 
     @torch.no_grad()
     def success(self, x: Tensor, rows: list[int]) -> Tensor:
-        last_x, last_z = getattr(self._memory, "last", (None, None))
-        known = last_x is not None and torch.equal(last_x, x)
-        return self._count(last_z if known else self.logits(x, rows), x, rows)
+        last: tuple[Tensor, Tensor] | None = getattr(self._memory, "last", None)
+        if last is None or not torch.equal(last[0], x):
+            return self._count(self.logits(x, rows), x, rows)
+        return self._count(last[1], x, rows)
 
     def _count(self, z: Tensor, x: Tensor, rows: list[int]) -> Tensor:
         wrong = fooled(z, self._labels[rows])

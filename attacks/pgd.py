@@ -76,4 +76,3 @@ def pgd(
     out.zero_grad.logical_and_(out.steps > 0)
     out.loss[out.loss.isinf()] = torch.nan
     return out
-

@@ -92,11 +92,11 @@ def _given_names(root: Path) -> tuple[Path | None, dict[str, str]]:
         lines = read_bytes(path).removeprefix(b"\xef\xbb\xbf").decode("utf-8").splitlines()
     except UnicodeDecodeError as error:
         raise UserError(f"{path} is not UTF-8 text: {error.reason} at byte {error.start}") from error
-    pairs = [line.split(maxsplit=1) for line in lines if line.strip()]
-    bad = next((pair for pair in pairs if len(pair) < 2), None)
+    pairs = [line.strip().partition(" ")[::2] for line in lines if line.strip()]
+    bad = next((pair for pair in pairs if not pair[1].strip()), None)
     if bad is not None:
         raise UserError(f"{path}: {bad[0]!r} has no name behind it; a line is: CLASS name")
-    return path, {folder: name for folder, name in pairs}
+    return path, dict(pairs)
 
 
 def _listed(folder: Path) -> list[Path]:

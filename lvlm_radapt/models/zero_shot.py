@@ -73,7 +73,9 @@ def _checked_names(names: Sequence[str]) -> tuple[str, ...]:
     if isinstance(names, str) or len(names) < 2:
         raise UserError("zero-shot classification needs at least two class names")
     if any(not name.strip() for name in names):
-        raise UserError(f"class name {[bool(name.strip()) for name in names].index(False) + 1} of {len(names)} is empty")
+        raise UserError(
+            f"class name {[bool(name.strip()) for name in names].index(False) + 1} of {len(names)} is empty"
+        )
     twice = [name for name, count in Counter(names).items() if count > 1]
     if twice:
         raise UserError(f"class name {twice[0]!r} occurs more than once: no text tells its classes apart")

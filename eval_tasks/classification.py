@@ -1,0 +1,158 @@
+"""Zero-shot classification: the score of a predicted class, and images that make an encoder predict another one."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from attacks.autoattack import LibraryMissingError
+from attacks.classification import fooled
+from attacks.lines import LineResult, LineSettings, attack_line, check_members
+from attacks.workers import cpu_workers
+from eval_tasks.crafting import NotFiniteError, Threat, _resize, _view
+from eval_tasks.data import Sample
+from eval_tasks.presets import AttackConfig
+from eval_tasks.quantise import from_8bit, to_8bit
+from lvlm_radapt.errors import UserError
+from lvlm_radapt.models.base import PixelBatch
+from lvlm_radapt.models.zero_shot import ZeroShot
+
+
+class ClassScores:
+    """Accuracy in percent: 100 for the true class's name, 0 for any other."""
+
+    metric = "accuracy"
+
+    def __init__(self, samples: Sequence[Sample]) -> None:
+        self._true = {s.id: s.references[0] for s in samples}
+
+    def target(self, sample: Sample) -> str:
+        """The class an attack leads away from: the true one."""
+        return sample.references[0]
+
+    def score(self, outputs: Mapping[str, str]) -> dict[str, float]:
+        """100 or 0 for each predicted class name by sample id."""
+        return {i: 100.0 * (name == self._true[i]) for i, name in outputs.items()}
+
+
+@dataclass(frozen=True)
+class CraftedClasses:
+    """Images to be scored and what is known of each sample.
+
+    pixels: uint8 [B, 3, H, W], in the ball. loss: the attacked classifier's margin before rounding (largest wrong logit
+    less the true one). zero_grad: some attack had no gradient. broken_by: the line's member after which the attacked
+    classifier is wrong about the rounded image; "clean" where nothing was needed, None where none did it.
+    rounded_back: fooled, but not by any 8-bit image. remarks: signs that the evaluation is broken.
+    """
+
+    pixels: Tensor
+    loss: list[float]
+    zero_grad: list[bool]
+    broken_by: list[str | None]
+    rounded_back: list[bool]
+    remarks: list[str]
+
+
+def check_classes(config: AttackConfig, count: int) -> None:
+    """UserError when `count` classes are too few for a member of the attack's line."""
+    assert config.line is not None  # presets: every classifier attack has one
+    try:
+        check_members(config.line, count)
+    except ValueError as error:
+        raise UserError(f"--attack {config.name}: {error}") from error
+
+
+def attack_classifier(
+    victim: ZeroShot,
+    batch: PixelBatch,
+    names: Sequence[str],
+    config: AttackConfig,
+    *,
+    eps: float,
+    steps: int | None,
+    seeds: Sequence[int],
+    threat: Threat = "adaptive",
+    surrogate: ZeroShot | None = None,
+) -> CraftedClasses:
+    """Attack every image of `batch`, the victim's canvas; true class names and seeds belong to its rows.
+
+    steps: None for the attack's own. threat "adaptive" attacks the victim itself; "transfer" the `surrogate` (of the
+    same classes), or the victim with its defence asleep, and then runs every gradient attack to its end: an image
+    that just fools one classifier fools no other. A sample counts as broken, and is left alone from then on, when
+    the 8-bit image of the point is misclassified: that one is scored.
+
+    UserError for too few classes, a missing library, or class names that the surrogate does not have;
+    `crafting.NotFiniteError` for losses or gradients that are not finite.
+    """
+    source = victim if surrogate is None else surrogate
+    if source.class_names != victim.class_names:
+        raise UserError(f"{source.encoder.name}: a surrogate must be asked for the same classes in the same order")
+    check_classes(config, len(source.class_names))
+    assert config.line is not None
+    norm = config.norm
+    assert norm is not None
+    labels = torch.tensor([source.class_names.index(name) for name in names], device=batch.x.device)
+    view = _view(source.encoder, batch)
+
+    def logits(x: Tensor, index: list[int]) -> Tensor:
+        # an encoder reads nothing but the pixels: the first image's particulars do for all
+        return source.logits(PixelBatch(_resize(x, view.x.shape[-2:]), view.meta[:1] * len(x)))
+
+    @torch.no_grad()
+    def on_disk(x_adv: Tensor, index: list[int]) -> Tensor:
+        pixels = to_8bit(x_adv, batch.x[index], eps=eps, norm=norm)
+        return fooled(logits(from_8bit(pixels), index), labels[index])
+
+    asleep = threat == "transfer" and surrogate is None
+    with victim.encoder.undefended() if asleep else nullcontext():
+        try:
+            found = attack_line(
+                config.line,
+                logits,
+                batch.x,
+                labels,
+                eps=eps,
+                norm=norm,
+                settings=line_settings(config, steps),
+                seed=list(seeds),
+                judge=on_disk,
+                stop_early=threat == "adaptive",
+                workers=cpu_workers(len(batch)) if batch.x.device.type == "cpu" else 1,
+            )
+        except LibraryMissingError as error:
+            raise UserError(str(error)) from error
+    if any(reason is not None for reason in found.failed):
+        raise NotFiniteError(found.failed)
+    return _crafted(found, to_8bit(found.x_adv, batch.x, eps=eps, norm=norm))
+
+
+def line_settings(config: AttackConfig, steps: int | None = None) -> LineSettings:
+    """The settings of a classifier attack; `steps` in place of its own. UserError where it has none to change."""
+    if steps is not None and config.steps is None:
+        raise UserError(f"--steps is not for --attack {config.name}: its number is part of what it is")
+    number = steps or config.steps
+    usual = LineSettings()
+    own = config.apgd or config.pgd
+    return LineSettings(
+        steps=usual.steps if number is None else number,
+        restarts=config.apgd.restarts if config.apgd else usual.restarts,
+        random_start=own.random_start if own else usual.random_start,
+        step_scale=own.step_scale if own else usual.step_scale,
+        queries=config.queries or usual.queries,
+    )
+
+
+def _crafted(found: LineResult, pixels: Tensor) -> CraftedClasses:
+    standing = [by is None for by in found.broken_by]
+    return CraftedClasses(
+        pixels=pixels,
+        loss=[float(v) for v in found.margin],
+        zero_grad=found.zero_grad.tolist(),
+        broken_by=found.broken_by,
+        rounded_back=[alive and float(v) > 0 for alive, v in zip(standing, found.margin, strict=True)],
+        remarks=found.remarks,
+    )
