@@ -244,7 +244,11 @@ def test_each_member_sees_only_what_is_still_standing():
     attack_line(["apgd-ce", "apgd-t"], spy, x, y, eps=0.02, settings=SHORT, seed=5)
     assert seen[0] == set(range(12))
     assert all(0 not in rows for rows in seen[1:])  # misclassified as it is
-    assert all(rows <= standing for rows in seen[seen.index(standing) :])
+    everyone = set(range(1, 12))
+    looked = len(seen) - seen[::-1].index(everyone)  # after what the first member found was looked at
+    assert standing < everyone
+    assert len(seen) > looked
+    assert all(rows <= standing for rows in seen[looked:])
 
 
 def test_targets_are_the_likely_wrong_classes_in_turn(monkeypatch):
@@ -294,7 +298,7 @@ def test_attacks_for_another_classifier_go_on_to_the_end():
     loss = ce_loss(classifier(), y)
     everyone = list(range(12))
     assert bool((loss(late.x_adv, everyone) >= loss(early.x_adv, everyone) - 1e-9).all())
-    assert float(loss(late.x_adv, everyone).mean()) > 1.2 * float(loss(early.x_adv, everyone).mean())
+    assert float(loss(late.x_adv, everyone).mean()) > 1.1 * float(loss(early.x_adv, everyone).mean())
 
 
 def test_a_sample_s_result_does_not_depend_on_the_batch():
