@@ -13,7 +13,8 @@ from attacks.autoattack import LibraryMissingError
 from attacks.classification import fooled
 from attacks.lines import LineResult, LineSettings, attack_line, check_members
 from attacks.workers import cpu_workers
-from eval_tasks.crafting import NotFiniteError, Threat, _resize, _view
+from eval_tasks.attacker import Attacker
+from eval_tasks.crafting import Crafted, Threat
 from eval_tasks.data import Sample
 from eval_tasks.presets import AttackConfig
 from eval_tasks.quantise import from_8bit, to_8bit
@@ -30,29 +31,19 @@ class ClassScores:
     def __init__(self, samples: Sequence[Sample]) -> None:
         self._true = {s.id: s.references[0] for s in samples}
 
-    def target(self, sample: Sample) -> str:
-        """The class an attack leads away from: the true one."""
-        return sample.references[0]
-
     def score(self, outputs: Mapping[str, str]) -> dict[str, float]:
         """100 or 0 for each predicted class name by sample id."""
         return {i: 100.0 * (name == self._true[i]) for i, name in outputs.items()}
 
 
 @dataclass(frozen=True)
-class CraftedClasses:
-    """Images to be scored and what is known of each sample.
+class CraftedClasses(Crafted):
+    """As `Crafted`, where the loss is the attacked classifier's margin before rounding (largest wrong logit less the
+    true one), and `stage` the line's member that made it wrong about the rounded image ("clean": nothing was needed).
 
-    pixels: uint8 [B, 3, H, W], in the ball. loss: the attacked classifier's margin before rounding (largest wrong logit
-    less the true one). zero_grad: some attack had no gradient. broken_by: the line's member after which the attacked
-    classifier is wrong about the rounded image; "clean" where nothing was needed, None where none did it.
-    rounded_back: fooled, but not by any 8-bit image. remarks: signs that the evaluation is broken.
+    rounded_back: by sample, fooled before rounding only. remarks: signs that the evaluation is broken.
     """
 
-    pixels: Tensor
-    loss: list[float]
-    zero_grad: list[bool]
-    broken_by: list[str | None]
     rounded_back: list[bool]
     remarks: list[str]
 
@@ -85,8 +76,7 @@ def attack_classifier(
     that just fools one classifier fools no other. A sample counts as broken, and is left alone from then on, when
     the 8-bit image of the point is misclassified: that one is scored.
 
-    UserError for too few classes, a missing library, or class names that the surrogate does not have;
-    `crafting.NotFiniteError` for losses or gradients that are not finite.
+    UserError for too few classes, a missing library, or a surrogate of other classes.
     """
     source = victim if surrogate is None else surrogate
     if source.class_names != victim.class_names:
@@ -96,11 +86,11 @@ def attack_classifier(
     norm = config.norm
     assert norm is not None
     labels = torch.tensor([source.class_names.index(name) for name in names], device=batch.x.device)
-    view = _view(source.encoder, batch)
+    attacker = Attacker(source.encoder, batch)
 
     def logits(x: Tensor, index: list[int]) -> Tensor:
         # an encoder reads nothing but the pixels: the first image's particulars do for all
-        return source.logits(PixelBatch(_resize(x, view.x.shape[-2:]), view.meta[:1] * len(x)))
+        return source.logits(attacker.seen(x, [0] * len(x)))
 
     @torch.no_grad()
     def on_disk(x_adv: Tensor, index: list[int]) -> Tensor:
@@ -125,8 +115,6 @@ def attack_classifier(
             )
         except LibraryMissingError as error:
             raise UserError(str(error)) from error
-    if any(reason is not None for reason in found.failed):
-        raise NotFiniteError(found.failed)
     return _crafted(found, to_8bit(found.x_adv, batch.x, eps=eps, norm=norm))
 
 
@@ -147,12 +135,14 @@ def line_settings(config: AttackConfig, steps: int | None = None) -> LineSetting
 
 
 def _crafted(found: LineResult, pixels: Tensor) -> CraftedClasses:
-    standing = [by is None for by in found.broken_by]
+    broken: list[bool | None] = [by is not None for by in found.broken_by]
     return CraftedClasses(
         pixels=pixels,
-        loss=[float(v) for v in found.margin],
+        loss=[float(v) if v.isfinite() else None for v in found.margin],
         zero_grad=found.zero_grad.tolist(),
-        broken_by=found.broken_by,
-        rounded_back=[alive and float(v) > 0 for alive, v in zip(standing, found.margin, strict=True)],
+        failed=found.failed,
+        stage=found.broken_by,
+        broken=broken,
+        rounded_back=[not done and float(v) > 0 for done, v in zip(broken, found.margin, strict=True)],
         remarks=found.remarks,
     )

@@ -15,11 +15,14 @@ from test_models import noise
 
 from attacks.classification import fooled
 from eval_tasks.classification import ClassScores, attack_classifier, check_classes, line_settings
+from eval_tasks.crafting import check_plan
 from eval_tasks.data import load_task, open_image
 from eval_tasks.data.imagefolder import class_names
-from eval_tasks.presets import AttackConfig, load_attack
+from eval_tasks.planning import plan_attack
+from eval_tasks.presets import AttackConfig, load_attack, load_protocol
 from eval_tasks.quantise import from_8bit
-from lvlm_radapt import RAdaptConfig, load_encoder, robustify
+from eval_tasks.runner import EvalSettings, evaluate
+from lvlm_radapt import RAdaptConfig, load_encoder, load_model, robustify
 from lvlm_radapt.errors import UserError
 from lvlm_radapt.models.base import PixelBatch
 from lvlm_radapt.models.zero_shot import ZeroShot
@@ -213,8 +216,13 @@ def test_what_is_called_broken_is_misclassified_from_8_bits(
     delta = done.pixels.int() - (batch.x * 255).round().int()
     assert int(delta.abs().max()) <= 4
     predicted = victim.predict(batch.replace(from_8bit(done.pixels)))
-    assert [p != n for p, n in zip(predicted, names, strict=True)] == [by is not None for by in done.broken_by]
-    assert any(by not in (None, "clean") for by in done.broken_by)
+    assert [p != n for p, n in zip(predicted, names, strict=True)] == done.broken
+    assert [by is not None for by in done.stage] == done.broken
+    assert any(by not in (None, "clean") for by in done.stage)
+    assert done.failed == [None] * 8
+    assert [value is not None and value > 0 for value in done.loss] == [
+        bool(b) or r for b, r in zip(done.broken, done.rounded_back, strict=True)
+    ]
     assert not any(done.zero_grad)
 
 
@@ -222,7 +230,7 @@ def test_square_through_the_library(shown: tuple[ZeroShot, PixelBatch, list[str]
     victim, whole, names = shown
     config = short("square", queries=10)
     done = attack_classifier(victim, whole[:4], names[:4], config, eps=32 / 255, steps=None, seeds=range(4))
-    assert any(by == "square" for by in done.broken_by)
+    assert "square" in done.stage
 
 
 def test_transfer_is_crafted_on_the_sleeping_defence_and_on_a_surrogate(
@@ -272,3 +280,17 @@ def test_our_apgd_ce_is_no_weaker_than_the_library_s(shown: tuple[ZeroShot, Pixe
     # 16 images, other noise: the long form is benchmarks/apgd_parity.py
     assert ours.broken_by.count(None) <= int(theirs.sum()) + 1
     assert 0 < int(theirs.sum()) < 16
+
+
+def test_models_that_answer_in_texts_are_no_classifiers(folder: Path, tmp_path: Path) -> None:
+    model = load_model("tiny-llava")
+    plan = plan_attack(load_attack("apgd-ce"), eps="4/255")
+    assert plan is not None
+    with pytest.raises(UserError, match="--attack apgd-ce is for image encoders and --task imagefolder"):
+        check_plan(plan, model, None, prompt="", tokens=5)
+    settings = EvalSettings(
+        task="imagefolder", data=folder, protocol=load_protocol("scenes"), attack=None, samples=2, seed=0
+    )
+    with pytest.raises(UserError, match="--task imagefolder is for image encoders: tiny-llava answers in texts"):
+        evaluate(model, settings, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
