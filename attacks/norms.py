@@ -65,3 +65,8 @@ def project(z: Tensor, x: Tensor, eps: float, norm: Norm) -> Tensor:
     delta = z - x
     size = length(delta, norm)
     return (x + delta / (size + _TINY) * size.clamp(max=eps)).clamp(0.0, 1.0)
+
+
+def at_rim(z: Tensor, x: Tensor, eps: float, norm: Norm) -> Tensor:
+    """The points of the directions from `x` to `z` that are `eps` away from x, then brought into [0, 1]."""
+    return (x + eps * unit(z - x, norm)).clamp(0.0, 1.0)

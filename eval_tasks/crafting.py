@@ -117,6 +117,10 @@ def sample_seed(seed: int, sample_id: str) -> int:
 def check_plan(plan: AttackPlan, model: LVLM, surrogate: PixelModel | None, *, prompt: str, tokens: int) -> None:
     """UserError when the attack cannot mean what it says on these models. `prompt`: one of those to be asked;
     `tokens`: the longest answer."""
+    if plan.config.loss == "classifier":
+        raise UserError(
+            f"--attack {plan.config.name} is for image encoders and --task imagefolder: {model.name} is none"
+        )
     if plan.threat == "transfer" and surrogate is None and model.radapt is None:
         raise UserError(
             f"{model.name} has no defence, so it has no undefended twin to craft transfer images on: "

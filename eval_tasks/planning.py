@@ -58,7 +58,7 @@ def plan_attack(
         config=config.model_copy(update={"norm": norm}),
         threat=None if config.loss == "noise" else (threat or "adaptive"),
         eps=budget,
-        steps=(steps or config.apgd.steps) if config.apgd else None,
+        steps=(steps or config.steps) if config.steps else None,
         target=target,
         half=_half(config, half, device, dtype),
     )

@@ -10,6 +10,7 @@ from typing import Annotated, Literal, TypeVar
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from attacks.lines import Member
 from eval_tasks.validation import first_problem, read_bytes, unknown_name
 from lvlm_radapt.errors import UserError
 
@@ -28,19 +29,20 @@ class _Config(_Part):
 
 
 class TaskConfig(_Config):
-    """A task: what is asked ("caption" or "vqa"), its metric, and which VQA answer normalisation it uses."""
+    """A task: what is asked ("caption", "vqa" or, of an encoder, "classification"), its metric, and which VQA answer
+    normalisation it uses."""
 
-    kind: Literal["caption", "vqa"]
-    metric: Literal["cider", "vqa_accuracy"]
+    kind: Literal["caption", "vqa", "classification"]
+    metric: Literal["cider", "vqa_accuracy", "accuracy"]
     style: Literal["vqav2", "textvqa"] | None
 
     @model_validator(mode="after")
     def _consistent(self) -> TaskConfig:
-        expected = "cider" if self.kind == "caption" else "vqa_accuracy"
+        expected = {"caption": "cider", "vqa": "vqa_accuracy", "classification": "accuracy"}[self.kind]
         if self.metric != expected:
             raise ValueError(f"metric must be {expected} for kind {self.kind}")
         if (self.style is not None) != (self.kind == "vqa"):
-            raise ValueError("style must be vqav2 or textvqa for kind vqa, and null for captions")
+            raise ValueError("style must be vqav2 or textvqa for kind vqa, and null for the others")
         return self
 
 
@@ -63,33 +65,65 @@ class EnsembleSettings(_Part):
     half: Half | None
 
 
+class PGDSettings(_Part):
+    """How PGD is run: `step_scale` is the fixed step in units of eps."""
+
+    steps: Annotated[int, Field(ge=1)]
+    random_start: bool
+    step_scale: Annotated[float, Field(gt=0)]
+
+
 class AttackConfig(_Config):
     """An attack: `loss` none, noise (random signs), embedding (image tokens), nll (the whole model: a reference made
-    unlikely), targeted (the user's text made likely) or ensemble (several of the last two in a row).
+    unlikely), targeted (the user's text made likely), ensemble (several of the last two in a row) or classifier.
 
-    `at` and `distance` belong to embedding attacks, `apgd` to all that have a gradient, `norm` to all but none.
+    `at` and `distance` belong to embedding attacks, `apgd` to all that have a gradient, `norm` to all but none. A
+    classifier is attacked by the members of a `line`, one after the other, with `apgd` or `pgd` for its APGD or PGD
+    members (not both in a line), `fab_steps` for FAB, and `queries` for Square; the library's `standard` has settings
+    of its own.
     """
 
-    loss: Literal["none", "noise", "embedding", "nll", "targeted", "ensemble"]
+    loss: Literal["none", "noise", "embedding", "nll", "targeted", "ensemble", "classifier"]
     norm: Literal["Linf", "L2"] | None = None
     at: Literal["tower", "projector"] | None = None
     distance: Literal["cosine", "l2"] | None = None
     apgd: APGDSettings | None = None
     ensemble: EnsembleSettings | None = None
+    line: Annotated[list[Member], Field(min_length=1)] | None = None
+    pgd: PGDSettings | None = None
+    fab_steps: Annotated[int, Field(ge=1)] | None = None
+    queries: Annotated[int, Field(ge=1)] | None = None
 
     @model_validator(mode="after")
     def _consistent(self) -> AttackConfig:
+        line = self.line or []
+        families = {member.split("-")[0] for member in line}
         wanted = {
             "norm": self.loss != "none",
             "at": self.loss == "embedding",
             "distance": self.loss == "embedding",
-            "apgd": self.loss not in ("none", "noise"),
+            "apgd": self.loss not in ("none", "noise", "classifier") or "apgd" in families,
             "ensemble": self.loss == "ensemble",
+            "line": self.loss == "classifier",
+            "pgd": "pgd" in families,
+            "fab_steps": "fab" in families,
+            "queries": "square" in families,
         }
         for field, needed in wanted.items():
             if (getattr(self, field) is not None) != needed:
-                raise ValueError(f"{field} must {'be' if needed else 'not be'} given for loss {self.loss}")
+                of = f"the line {', '.join(line)}" if line else f"loss {self.loss}"
+                raise ValueError(f"{field} must {'be' if needed else 'not be'} given for {of}")
+        if "standard" in families and len(line) > 1:
+            raise ValueError("standard is an ensemble of its own: nothing else may be in its line")
+        if {"apgd", "pgd"} <= families:
+            raise ValueError("a line has members of APGD or of PGD, not of both")
         return self
+
+    @property
+    def steps(self) -> int | None:
+        """Gradient steps of the attack; None where it has none, or none that may be changed."""
+        own = self.apgd or self.pgd
+        return own.steps if own else self.fab_steps
 
 
 class APGDOverride(_Part):
@@ -154,6 +188,16 @@ class Protocol(_Config):
     max_new_tokens: dict[str, Annotated[int, Field(ge=1)]]
     thresholds: dict[str, Threshold]
     attacks: dict[str, APGDOverride] = {}
+    templates: Annotated[list[str], Field(min_length=1)] = ["a photo of a {}."]
+    """What a zero-shot classifier asks for, {} in the place of the class name; the mean of several."""
+
+    @field_validator("templates")
+    @classmethod
+    def _have_a_place(cls, templates: list[str]) -> list[str]:
+        for template in templates:
+            if "{}" not in template:
+                raise ValueError(f"{template!r} must contain {{}}")
+        return templates
 
     @field_validator("prompts")
     @classmethod

@@ -80,6 +80,8 @@ def evaluate(
     """
     samples = load_task(settings.task, settings.data)
     task = tasks()[settings.task]
+    if task.kind == "classification":
+        raise UserError(f"--task {task.name} is for image encoders: {model.name} answers in texts")
     samples, note = select(samples, settings.samples, settings.seed)
     check_images(samples)
     for path in dict.fromkeys(s.image for s in samples):

@@ -31,7 +31,7 @@ LEGEND = (
     "Adaptive: crafted white-box on the model that is scored, through its defence. "
     "Gain: this model minus the undefended one under the adaptive attack, paired by sample."
 )
-METRICS = {"cider": "CIDEr x100", "vqa_accuracy": "VQA accuracy, %"}
+METRICS = {"cider": "CIDEr x100", "vqa_accuracy": "VQA accuracy, %", "accuracy": "accuracy, %"}
 COLUMNS = (
     "Model",
     "Task",

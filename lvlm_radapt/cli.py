@@ -230,17 +230,21 @@ def scenes(
     count: Annotated[int, typer.Option(min=2, help="How many test scenes.")] = 500,
     seed: Annotated[int, typer.Option(min=0, help="Another seed, other scenes.")] = 0,
     mixed: Annotated[bool, typer.Option("--mixed", help="Three aspect ratios instead of squares.")] = False,
+    per_class: Annotated[
+        int, typer.Option(min=0, help="Images of each of 36 classes for the task imagefolder, in OUT/classes; 0: none.")
+    ] = 8,
 ) -> None:
-    """Write procedural test scenes as COCO captions, VQAv2 and TextVQA files."""
+    """Write procedural test scenes as COCO captions, VQAv2 and TextVQA files, and a folder of classes."""
     from lvlm_radapt.tiny.dataset import write_scenes
 
     with _progress() as announce:
-        advance = announce("drawing scenes", count)
+        advance = announce("drawing scenes", count + 36 * per_class)
         written = write_scenes(
             out,
             count=count,
             seed=seed,
             mixed=mixed,
+            per_class=per_class,
             progress=lambda done, total: advance(1, f"{done} of {total}"),
         )
     console.print(f"{out}: " + ", ".join(f"{number} {name}" for name, number in written.items()), soft_wrap=True)

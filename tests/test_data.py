@@ -261,12 +261,13 @@ def test_real_photos() -> None:
 
 
 def test_the_registry() -> None:
-    assert set(tasks()) == set(MAKERS)
+    assert set(tasks()) == {*MAKERS, "imagefolder"}
     assert {name: task.metric for name, task in tasks().items()} == {
         "coco": "cider",
         "flickr30k": "cider",
         "vqav2": "vqa_accuracy",
         "textvqa": "vqa_accuracy",
+        "imagefolder": "accuracy",
     }
     with pytest.raises(UserError, match="did you mean 'flickr30k'"):
         load_task("flickr", ".")

@@ -8,12 +8,16 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
+from attacks.lines import LINES
 from attacks.losses import Distance
 from attacks.norms import Norm
 from eval_tasks import presets
 from eval_tasks.data import tasks
 from eval_tasks.presets import load_attack, load_protocol, load_task_config, names
 from lvlm_radapt.errors import UserError
+
+PGD = {"steps": 1, "random_start": True, "step_scale": 1.0}
+APGD = PGD | {"restarts": 1}
 
 
 def one_line(caught: pytest.ExceptionInfo[UserError]) -> str:
@@ -31,7 +35,7 @@ def test_every_shipped_file_loads_under_its_own_name() -> None:
     # Every task can be loaded from disk and is covered by every protocol.
     assert sorted(tasks()) == names("tasks")
     for protocol in map(load_protocol, names("protocols")):
-        for task in tasks():
+        for task in (name for name, config in tasks().items() if config.kind != "classification"):
             assert protocol.tokens(task) >= 1
             assert not protocol.threshold(task).reached(1000.0, canonical=1000.0)
         for attack in names("attacks"):
@@ -90,6 +94,14 @@ def test_attack_files_name_what_the_attacks_know() -> None:
         assert load_attack(name).norm in Norm.__args__  # type: ignore[attr-defined]
 
 
+def test_the_three_things_called_autoattack() -> None:
+    lines = {line: load_attack(f"autoattack-{line}").line for line in LINES}
+    assert lines == {line: list(members) for line, members in LINES.items()}
+    for name in ("pgd", "cw", "apgd-ce", "apgd-dlr", "apgd-t", "fab", "square"):
+        attack = load_attack(name)
+        assert (attack.loss, attack.norm, attack.steps) == ("classifier", "Linf", None if name == "square" else 100)
+
+
 @pytest.mark.parametrize(
     ("load", "wrong", "near"),
     [
@@ -139,6 +151,8 @@ def test_a_users_own_protocol(tmp_path: Path) -> None:
         ({"attacks": {"e2e": {"step_scale": 0}}}, "field attacks.e2e.step_scale"),
         ({"conversation": {"name": "x", "system": "", "template": "USER:"}}, "must contain {text}"),
         ({"name": "fare"}, "shipped preset's name"),
+        ({"templates": ["a photo"]}, "must contain {}"),
+        ({"templates": []}, "field templates"),
     ],
 )
 def test_bad_fields_are_named_on_one_line(tmp_path: Path, changes: dict[str, object], words: str) -> None:
@@ -190,6 +204,15 @@ def test_an_override_of_what_an_attack_has_not(tmp_path: Path) -> None:
         ({"loss": "none", "norm": "Linf"}, "norm must not be given"),
         ({"loss": "noise"}, "norm must be given"),
         ({"loss": "noise", "norm": "Linf", "distance": "l2"}, "distance must not be given"),
+        ({"loss": "classifier", "norm": "Linf"}, "line must be given"),
+        ({"loss": "nll", "norm": "Linf", "apgd": APGD, "line": ["apgd-ce"]}, "line must not be given"),
+        ({"loss": "classifier", "norm": "Linf", "line": []}, "at least 1 item"),
+        ({"loss": "classifier", "norm": "Linf", "line": ["apgd"], "apgd": APGD}, "line.0"),
+        ({"loss": "classifier", "norm": "Linf", "line": ["apgd-ce"]}, "apgd must be given for the line apgd-ce"),
+        ({"loss": "classifier", "norm": "Linf", "line": ["square"], "queries": 9, "apgd": APGD}, "apgd must not be"),
+        ({"loss": "classifier", "norm": "Linf", "line": ["fab", "square"], "queries": 9}, "fab_steps must be given"),
+        ({"loss": "classifier", "norm": "Linf", "line": ["standard", "fab"], "fab_steps": 9}, "nothing else may be"),
+        ({"loss": "classifier", "norm": "Linf", "line": ["pgd-ce", "apgd-t"], "apgd": APGD, "pgd": PGD}, "not of both"),
     ],
 )
 def test_attack_fields_fit_together(fields: dict[str, object], words: str) -> None:
@@ -202,6 +225,8 @@ def test_attack_fields_fit_together(fields: dict[str, object], words: str) -> No
     [
         ({"kind": "caption", "metric": "vqa_accuracy", "style": None}, "metric must be cider"),
         ({"kind": "vqa", "metric": "vqa_accuracy", "style": None}, "style must be"),
+        ({"kind": "classification", "metric": "cider", "style": None}, "metric must be accuracy"),
+        ({"kind": "classification", "metric": "accuracy", "style": "vqav2"}, "style must be"),
     ],
 )
 def test_task_fields_fit_together(fields: dict[str, object], words: str) -> None:

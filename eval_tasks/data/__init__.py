@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable
 
 from eval_tasks.data.coco import COCO_LAYOUT, FLICKR_LAYOUT, load_coco, load_flickr30k
+from eval_tasks.data.imagefolder import IMAGEFOLDER_LAYOUT, load_imagefolder
 from eval_tasks.data.images import open_image
 from eval_tasks.data.sample import Sample, natural_key
 from eval_tasks.data.selection import check_images, chunks, select
@@ -21,11 +22,12 @@ _LOADERS: dict[str, tuple[Callable[[str | os.PathLike[str]], list[Sample]], str]
     "flickr30k": (load_flickr30k, FLICKR_LAYOUT),
     "vqav2": (load_vqav2, VQAV2_LAYOUT),
     "textvqa": (load_textvqa, TEXTVQA_LAYOUT),
+    "imagefolder": (load_imagefolder, IMAGEFOLDER_LAYOUT),
 }
 
 
 def tasks() -> dict[str, TaskConfig]:
-    """Every task by name, with its description, kind ("caption" or "vqa"), metric and VQA style."""
+    """Every task by name, with its description, kind ("caption", "vqa" or "classification"), metric and VQA style."""
     return {name: load_task_config(name) for name in _LOADERS}
 
 

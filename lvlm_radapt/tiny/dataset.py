@@ -1,4 +1,4 @@
-"""Scenes on disk in the layouts of COCO captions, VQAv2 and TextVQA, for any tool that reads those."""
+"""Scenes on disk in the layouts of COCO captions, VQAv2, TextVQA and ImageFolder, for any tool that reads those."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ QUESTIONS = "v2_OpenEnded_mscoco_val2014_questions.json"
 ANNOTATIONS = "v2_mscoco_val2014_annotations.json"
 TEXTVQA = "TextVQA_0.5.1_val.json"
 SCENES = "scenes.json"
+CLASSES = "classes"
 
 _ANSWER_TYPES = {"yesno": "yes/no", "count": "number"}  # every other kind is VQAv2's "other"
 _QUESTION_TYPES = {
@@ -39,6 +40,10 @@ same files.
                                                  whether it shows a pair of colour and shape that no training
                                                  scene has (held_out), and the kind of every question
 """
+_CLASSES_README = """\
+{classes}/COLOUR_SHAPE/                           other scenes of the split, of one large thing each: {per_class} images
+                                                 for each pair of colour and shape
+"""
 
 
 def image_stem(image_id: int) -> str:
@@ -53,6 +58,7 @@ def write_scenes(
     seed: int = 0,
     mixed: bool = False,
     split: scenes.Split = "test",
+    per_class: int = 0,
     progress: Callable[[int, int], None] | None = None,
 ) -> dict[str, Any]:
     """Write `count` scenes to the new folder `out`, and say what was written.
@@ -61,17 +67,23 @@ def write_scenes(
     file holds every kind of question that a scene can answer, the TextVQA file those about the sign's word.
 
     mixed: canvases of `scenes.MIXED` in turn, else all of `scenes.SQUARE`.
-    progress: called as progress(done, count) after every image.
+    per_class: further scenes of one large thing for each pair of colour and shape, in folders of their own; the pairs
+        of `scenes.HELD_OUT` are left out of the training split.
+    progress: called as progress(done, all) after every image.
 
-    Returns {"folder", "images", "questions", "word_questions", "held_out"}: the folder and four counts.
+    Returns {"folder", "images", "questions", "word_questions", "held_out", "classified"}: the folder and five counts.
     UserError for a folder that is not empty or cannot be written, a count below 1, an unknown split.
     """
     if count < 1:
         raise UserError(f"the number of scenes must be at least 1, got {count}")
     if split not in get_args(scenes.Split):
         raise UserError(f"split {split!r} is unknown, choose one of {', '.join(get_args(scenes.Split))}")
+    if per_class < 0:
+        raise UserError(f"the number of images a class must be at least 0, got {per_class}")
     sizes = scenes.MIXED if mixed else (scenes.SQUARE,)
     files = _Files()
+    pairs = [(c, s) for c in scenes.COLOURS for s in scenes.SHAPES if split != "train" or (c, s) not in scenes.HELD_OUT]
+    total = count + per_class * len(pairs)
     with new_folder(out) as folder:
         (folder / IMAGES).mkdir()
         (folder / "annotations").mkdir()
@@ -81,13 +93,21 @@ def write_scenes(
             scenes.render(scene).save(folder / IMAGES / f"{image_stem(image_id)}.png")
             files.add(scene, image_id)
             if progress is not None:
-                progress(image_id, count)
+                progress(image_id, total)
+        for done, (colour, shape, index) in enumerate(_each(pairs, per_class), start=count + 1):
+            path = folder / CLASSES / f"{colour}_{shape}" / f"{index + 1:04d}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            scenes.render(scenes.sample_single(split, seed, index, colour, shape)).save(path)
+            if progress is not None:
+                progress(done, total)
         for name, content in files.contents(split=split, seed=seed, mixed=mixed).items():
             (folder / name).write_text(json.dumps(content) + "\n", encoding="utf-8")
         text = _README.format(
             count=count, split=split, seed=seed, sizes=", ".join(f"{h}x{w}" for h, w in sizes), images=IMAGES,
             captions=CAPTIONS, questions=QUESTIONS, annotations=ANNOTATIONS, textvqa=TEXTVQA, scenes=SCENES,
         )  # fmt: skip
+        if per_class:
+            text += _CLASSES_README.format(classes=CLASSES, per_class=per_class)
         (folder / "README.txt").write_text(text, encoding="utf-8")
     return {
         "folder": str(Path(out)),
@@ -95,7 +115,12 @@ def write_scenes(
         "questions": len(files.questions),
         "word_questions": len(files.textvqa),
         "held_out": sum(entry["held_out"] for entry in files.scenes.values()),
+        "classified": per_class * len(pairs),
     }
+
+
+def _each(pairs: list[tuple[str, str]], per_class: int) -> list[tuple[str, str, int]]:
+    return [(colour, shape, index) for colour, shape in pairs for index in range(per_class)]
 
 
 class _Files:

@@ -108,6 +108,23 @@ def sample_scene(split: Split, seed: int, index: int, size: tuple[int, int] = SQ
             return scene
 
 
+def sample_single(split: Split, seed: int, index: int, colour: str, shape: str) -> Scene:
+    """Scene number `index` of a split that shows one large thing, of this colour and shape, on a square canvas."""
+    key = hashlib.sha256(f"{split}/{seed}/{colour} {shape}/{index}".encode()).digest()
+    rng = np.random.Generator(np.random.PCG64(int.from_bytes(key[:16], "big")))
+    while True:
+        word = str(rng.choice(WORDS)) if rng.random() < 0.5 else None
+        background = str(rng.choice(list(BACKGROUNDS)))
+        layout = _draw_layout(rng, *SQUARE, ["large"], word is not None)
+        if layout is None:
+            continue
+        ((x, y, radius),), sign = layout
+        thing = Thing(shape, colour, "large", x, y, radius)
+        scene = Scene(*SQUARE, background, (thing,), word, sign, int(rng.integers(2**31)))
+        if split_of(scene) == split:
+            return scene
+
+
 def _draw_scene(rng: np.random.Generator, height: int, width: int) -> Scene:
     """One scene; what is in it is drawn before the layout is tried, so that crowded scenes are not rarer."""
     word = str(rng.choice(WORDS)) if rng.random() < 0.5 else None

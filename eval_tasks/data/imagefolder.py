@@ -1,0 +1,106 @@
+"""Classification: a folder for each class, as torchvision's `ImageFolder` lays images out."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+from eval_tasks.data.layout import data_folder
+from eval_tasks.data.sample import Sample
+from eval_tasks.validation import read_bytes
+from lvlm_radapt.errors import UserError
+
+IMAGEFOLDER_LAYOUT = (
+    "a folder of images for each class, DIR/CLASS/*.png, and if the folders' names are no class names "
+    'DIR/classnames.json {"CLASS": "name"} or DIR/classnames.txt (lines "CLASS name")'
+)
+_NAMES_JSON, _NAMES_TEXT = "classnames.json", "classnames.txt"
+_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm")
+
+
+def load_imagefolder(data_dir: str | os.PathLike[str]) -> list[Sample]:
+    """Every image, class after class in the order of the folders' names: id CLASS/FILE, without the file's suffix, and
+    the class's name as the one reference.
+
+    Hidden files and folders are passed over, and so is what is no image by its suffix. UserError for a folder
+    without classes, a class without images, two images of one id, and class names that are not right.
+    """
+    root = data_folder("imagefolder", data_dir, IMAGEFOLDER_LAYOUT)
+    names = _class_names(root)
+    samples: list[Sample] = []
+    for folder, name in names.items():
+        files = [f for f in _listed(root / folder) if f.suffix.lower() in _SUFFIXES and f.is_file()]
+        if not files:
+            raise UserError(f"class folder {root / folder} holds no images: fill it or remove it")
+        ids = [f"{folder}/{file.stem}" for file in files]
+        twice = next((i for i in ids if ids.count(i) > 1), None) if len(set(ids)) < len(ids) else None
+        if twice is not None:
+            raise UserError(f"{root}: two images are called {twice} but for their suffix: rename one")
+        samples += [
+            Sample(id=own, image=file, question=None, references=(name,), position=len(samples) + at)
+            for at, (own, file) in enumerate(zip(ids, files, strict=True))
+        ]
+    return samples
+
+
+def class_names(samples: list[Sample]) -> list[str]:
+    """The names of the classes of all samples of a data set, in order: the choices of a zero-shot classifier."""
+    return list(dict.fromkeys(s.references[0] for s in sorted(samples, key=lambda s: s.position)))
+
+
+def _class_names(root: Path) -> dict[str, str]:
+    """Folder -> class name, sorted by folder; UserError unless there are two and each has a name of its own."""
+    folders = [path.name for path in _listed(root) if path.is_dir()]
+    if len(folders) < 2:
+        raise UserError(f"{root} has {len(folders)} class folders, two are the least; wanted: {IMAGEFOLDER_LAYOUT}")
+    where, given = _given_names(root)
+    if where is None:
+        names = {folder: folder.replace("_", " ").strip() for folder in folders}
+    else:
+        without = [folder for folder in folders if not given.get(folder, "").strip()]
+        if without:
+            raise UserError(f"{where}: class folder {without[0]!r} has no name there (and {len(without) - 1} more)")
+        names = {folder: given[folder].strip() for folder in folders}
+    seen: dict[str, str] = {}
+    for folder, name in names.items():
+        if name in seen:
+            raise UserError(
+                f"{where or root}: class folders {seen[name]!r} and {folder!r} are both called {name!r}: no text tells "
+                "them apart"
+            )
+        seen[name] = folder
+    return names
+
+
+def _given_names(root: Path) -> tuple[Path | None, dict[str, str]]:
+    """(the file, folder -> name); (None, {}) where there is no file. Names of absent folders do no harm: a subset of
+    a data set is a data set."""
+    path = root / _NAMES_JSON
+    if path.is_file():
+        try:
+            content = json.loads(read_bytes(path))
+        except (ValueError, RecursionError) as error:
+            raise UserError(f"{path} is no JSON file: {error}") from error
+        if not isinstance(content, dict) or not all(isinstance(name, str) for name in content.values()):
+            raise UserError(f'{path} must be a JSON object {{"CLASS": "name"}}')
+        return path, content
+    path = root / _NAMES_TEXT
+    if not path.is_file():
+        return None, {}
+    try:
+        lines = read_bytes(path).removeprefix(b"\xef\xbb\xbf").decode("utf-8").splitlines()
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is not UTF-8 text: {error.reason} at byte {error.start}") from error
+    pairs = [line.strip().partition(" ")[::2] for line in lines if line.strip()]
+    bad = next((pair for pair in pairs if not pair[1].strip()), None)
+    if bad is not None:
+        raise UserError(f"{path}: {bad[0]!r} has no name behind it; a line is: CLASS name")
+    return path, dict(pairs)
+
+
+def _listed(folder: Path) -> list[Path]:
+    try:
+        return sorted(path for path in folder.iterdir() if not path.name.startswith("."))
+    except OSError as error:
+        raise UserError(f"cannot read {folder}: {error.strerror or error}") from error

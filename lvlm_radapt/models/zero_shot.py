@@ -1,0 +1,91 @@
+"""Zero-shot classification with an image-text encoder: an image belongs to the class whose text is nearest."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from lvlm_radapt.errors import UserError
+from lvlm_radapt.models.base import PixelBatch
+from lvlm_radapt.models.clip import CLIPEncoder
+
+TEMPLATE = "a photo of a {}."
+
+
+class ZeroShot:
+    """A classifier made of an encoder and class names (Radford et al. 2021, arXiv 2103.00020, section 3.1).
+
+    A class's embedding is the mean over the templates of the texts' unit embeddings, scaled to unit length again.
+
+    encoder: a whole CLIP or SigLIP checkpoint. texts: the encoder whose text model is asked in its place, for a vision
+        tower that comes without one (FARE, TeCoA) and goes on with the texts of the CLIP it was tuned from.
+    class_names: K >= 2 distinct names, in the order of the logits. templates: each with the place {} for the name.
+
+    UserError for an encoder without an image or a text embedding, or two that do not fit; for class names that are
+    empty, not distinct or fewer than two; for a template without {}.
+    """
+
+    def __init__(
+        self,
+        encoder: CLIPEncoder,
+        class_names: Sequence[str],
+        templates: Sequence[str] = (TEMPLATE,),
+        *,
+        texts: CLIPEncoder | None = None,
+    ) -> None:
+        self.encoder = encoder
+        self.class_names = _checked_names(class_names)
+        self.templates = _checked_templates(templates)
+        source = encoder if texts is None else texts
+        written = [template.replace("{}", name) for name in self.class_names for template in self.templates]
+        each = normalize(source.text_features(written).float(), dim=-1)
+        mean = each.view(len(self.class_names), len(self.templates), -1).mean(dim=1)
+        self._classes = normalize(mean, dim=-1).to(encoder.device)
+        scale = getattr(source.hf, "logit_scale", None)
+        if scale is None:
+            raise UserError(f"{source.name} has no logit scale, so it is no image-text model: give a whole checkpoint")
+        self._scale = scale.detach().float().exp().to(encoder.device)
+
+    def logits(self, batch: PixelBatch) -> Tensor:
+        """float32 [B, K]: the model's logit scale times the cosine of image and class; differentiable in `batch.x`.
+
+        SigLIP's bias is left out: it moves all classes alike.
+        """
+        image = normalize(self.encoder.image_features(batch).float(), dim=-1)
+        if image.shape[-1] != self._classes.shape[-1]:
+            raise UserError(
+                f"{self.encoder.name} embeds images in {image.shape[-1]} numbers and the texts have "
+                f"{self._classes.shape[-1]}: the two encoders do not belong together"
+            )
+        return self._scale * image @ self._classes.T
+
+    @torch.no_grad()
+    def predict(self, batch: PixelBatch) -> list[str]:
+        """The name of the most likely class of each image."""
+        return [self.class_names[i] for i in self.logits(batch).argmax(dim=1).tolist()]
+
+
+def _checked_names(names: Sequence[str]) -> tuple[str, ...]:
+    if isinstance(names, str) or len(names) < 2:
+        raise UserError("zero-shot classification needs at least two class names")
+    if any(not name.strip() for name in names):
+        raise UserError(
+            f"class name {[bool(name.strip()) for name in names].index(False) + 1} of {len(names)} is empty"
+        )
+    twice = [name for name, count in Counter(names).items() if count > 1]
+    if twice:
+        raise UserError(f"class name {twice[0]!r} occurs more than once: no text tells its classes apart")
+    return tuple(names)
+
+
+def _checked_templates(templates: Sequence[str]) -> tuple[str, ...]:
+    if isinstance(templates, str) or not templates:
+        raise UserError("zero-shot classification needs a list of at least one template, such as 'a photo of a {}.'")
+    without = [template for template in templates if "{}" not in template]
+    if without:
+        raise UserError(f"template {without[0]!r} has no place for the class name: write {{}} there")
+    return tuple(templates)
