@@ -398,6 +398,9 @@ def test_csv_by_hand(make: Maker) -> None:
         "gain_high": "0.0",
         "surrogate": "",
         "note": "",
+        "target": "",
+        "transfer_success": "",
+        "adaptive_success": "",
     }
     assert rows[0]["transfer"] == "n/a (undefended)"
 
