@@ -59,7 +59,9 @@ def test_stages_run_in_order_on_those_that_stand_and_the_lowest_score_is_kept():
     first, second, third = Climb(0), Climb(1), Climb(1, -1)
     parts = [Stage("first", lambda so_far: first), Stage("second", lambda so_far: second),
              Stage("third", lambda so_far: third)]  # fmt: skip
-    found, asked = run(parts, images(4), score, limit=0.5)
+    told = []
+    found, asked = run(parts, images(4), score, limit=0.5, tell=lambda *stage: told.append(stage))
+    assert told == [("first", 4), ("second", 3), ("third", 2)]
     # clean scores 1, 1, 6, 0.5; 0.5 is not below the limit, so sample 3 stands; full steps are worth 1
     assert asked == [[0, 1, 2, 3], [1, 2, 3], [2, 3]]
     assert found.score.tolist() == pytest.approx([0.0, 0.0, 6.0, 0.5], abs=1e-6)
