@@ -86,13 +86,15 @@ def ensemble(
     seed: int | Sequence[int] = 0,
     batch_size: int | None = None,
     workers: Callable[[int], int] = lambda count: 1,
+    tell: Callable[[str, int], None] = lambda name, count: None,
 ) -> EnsembleResult:
     """Run the stages in order, each on the samples that no stage before it has broken.
 
     x: [B, C, H, W] in [0, 1]. clean_score: [B], the score of x; a sample that is broken there is never attacked.
     score is asked once a stage, about the images `finish(x_adv, index)` makes of APGD's points (8-bit ones,
     say); those are what is kept.
-    workers: how many threads for so many samples. The other arguments are those of `apgd` and the same for every stage;
+    workers: how many threads for so many samples. tell: called with a stage's name and its number of samples when it
+    begins. The other arguments are those of `apgd` and the same for every stage;
     a stage that starts at the kept image has neither noise nor restarts.
 
     Raises ValueError for stages without names of their own, scores of a wrong shape or that are no number, and as
@@ -114,6 +116,7 @@ def ensemble(
         reach = torch.full_like(lowest, torch.inf)
         index = [i for i in everyone if not bool(over[i]) and (stage.rows is None or i in stage.rows)]
         if index:
+            tell(stage.name, len(index))
             from_best = stage.start == "best"
             found = apgd(
                 _of_rows(stage.loss(scores), index),

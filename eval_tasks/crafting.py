@@ -162,10 +162,12 @@ def craft(
     seeds: Sequence[int],
     surrogate: PixelModel | None = None,
     clean: Sequence[float] | None = None,
+    tell: Callable[[str, int], None] = lambda stage, count: None,
 ) -> Crafted:
     """Attack every image of `batch` (the victim's canvas); `asked` and the seeds belong to its rows.
 
-    clean: the model's own scores on the clean images, where they are known already; an ensemble begins with them.
+    clean: the model's own scores on the clean images, where they are known already; an ensemble begins with them, and
+    calls tell(stage, number of images) as each stage begins.
     """
     norm = plan.config.norm
     assert norm is not None  # presets: every attack but none has one
@@ -179,7 +181,8 @@ def craft(
     with _attackers_view(model, plan, surrogate):
         attacker = Attacker(surrogate or model, batch)
         if plan.config.loss == "ensemble":
-            return _ensemble(attacker, batch, plan, asked, rounded, seeds, clean if plan.threat == "adaptive" else None)
+            known = clean if plan.threat == "adaptive" else None
+            return _ensemble(attacker, batch, plan, asked, rounded, seeds, known, tell)
         success: SuccessFn | None = None
         if plan.config.loss == "targeted":
             success = _reads(attacker, asked, plan, rounded)
@@ -259,6 +262,7 @@ def _ensemble(
     rounded: Round,
     seeds: Sequence[int],
     clean: Sequence[float] | None,
+    tell: Callable[[str, int], None],
 ) -> Crafted:
     """All stages on one batch. Images are scored, and kept, as the 8-bit ones they will be on disk."""
     settings = plan.config.ensemble
@@ -280,6 +284,7 @@ def _ensemble(
         seed=seeds,
         batch_size=asked.batch_size,
         workers=_workers(batch),
+        tell=tell,
     )
     # the images are 8-bit levels already
     pixels = (found.x_adv * 255).round().to(torch.uint8)

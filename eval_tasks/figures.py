@@ -60,7 +60,7 @@ def eps_panels(table: Table) -> list[Panel]:
     families: dict[tuple[object, ...], list[Row]] = defaultdict(list)
     for row in table.rows:
         if row.eps is not None and row.attack != "noise":
-            families[(row.task, row.attack, row.norm, row.steps, row.variant)].append(row)
+            families[(row.task, row.attack, row.norm, row.steps, row.target, row.variant)].append(row)
     panels = []
     for family in families.values():
         models: dict[str, list[Row]] = defaultdict(list)

@@ -125,11 +125,12 @@ def _finding(row: Row) -> Finding:
     sentences = [clean, *_cost(row)]
     if row.transfer.value is not None:
         origin = f", {row.transfer.detail}," if row.transfer.detail else " crafted on the undefended model"
-        sentences.append(f"The attack{origin} leaves {_kept(row.transfer, row.clean)}.")
+        sentences.append(f"The attack{origin} leaves {_kept(row.transfer, row.clean)}{_said(row.transfer)}.")
     if row.adaptive.value is None:
         sentences.append("The adaptive attack was not run, so nothing here speaks of an attacker who knows the model.")
         return Finding(subject, "Adaptive attack not run", "neutral", (*sentences, *notes))
-    sentences.append(f"The attack crafted on this very model leaves {_kept(row.adaptive, row.clean)}.")
+    leaves = f"{_kept(row.adaptive, row.clean)}{_said(row.adaptive)}"
+    sentences.append(f"The attack crafted on this very model leaves {leaves}.")
     if not row.defended:
         return Finding(subject, "Undefended", "neutral", (*sentences, *notes))
     verdict, tone = "Undefended model not run", "neutral"
@@ -176,6 +177,11 @@ def _kept(cell: Cell, clean: Cell) -> str:
         return cell.words
     share = f", {100 * cell.value / clean.value:.0f} % of the clean score" if clean.value else ""
     return f"{_figure(cell)}{share}"
+
+
+def _said(cell: Cell) -> str:
+    """What a targeted attack reached, to follow the score it leaves."""
+    return f" and has the {cell.success} of the answers" if cell.success else ""
 
 
 def _minus(text: object) -> str:
@@ -277,10 +283,11 @@ def _gallery(runs: Sequence[Run]) -> Gallery | None:
     broken, held = _split(run)
     attack = setting(run, "attack")
     steps = f", {attack['steps']} steps" if attack.get("steps") else ""
+    target = f' "{attack["target"]}"' if attack.get("target") else ""
     return Gallery(
         model=model_label(run),
         threat=threat_of(run),
-        attack=f"{attack['name']}, {attack.get('norm')} {eps_text(attack['eps'], attack.get('norm'))}{steps}",
+        attack=f"{attack['name']}{target}, {attack.get('norm')} {eps_text(attack['eps'], attack.get('norm'))}{steps}",
         metric=METRICS.get(metric_of(run), metric_of(run)),
         broken=tuple(_picture(run, sample) for sample in broken[:SHOWN]),
         held=tuple(_picture(run, sample) for sample in held[:SHOWN]),

@@ -109,7 +109,7 @@ def evaluate(
             continue
         for group, batch in _groups(model, chunk):
             asked = Asked(group, task, settings.protocol, scores, settings.batch_size)
-            records = _evaluate_batch(model, settings, asked, folder, batch, surrogate, source, gallery)
+            records = _evaluate_batch(model, settings, asked, folder, batch, surrogate, source, gallery, advance)
             if held is not None:
                 held += records
                 if all(r.adversarial is not None and r.adversarial.failed for r in held):
@@ -236,6 +236,7 @@ def _evaluate_batch(
     surrogate: PixelModel | None,
     source: RunFolder | None,
     gallery: set[str],
+    advance: Advance,
 ) -> list[SampleRecord]:
     started = time.monotonic()
     samples, everyone = asked.samples, range(len(asked.samples))
@@ -251,7 +252,10 @@ def _evaluate_batch(
         if source is None:
             seeds = [sample_seed(settings.seed, s.id) for s in samples]
             own = [c.score for c in clean if c.score is not None]
-            crafted = craft(model, batch, plan, asked, seeds=seeds, surrogate=surrogate, clean=own)
+            crafted = craft(
+                model, batch, plan, asked, seeds=seeds, surrogate=surrogate, clean=own,
+                tell=lambda stage, count: advance(0, f"{stage}, {count} images"),
+            )  # fmt: skip
         else:
             crafted = _reuse(source, samples, batch)
         for sample, pixels in zip(samples, crafted.pixels, strict=True):

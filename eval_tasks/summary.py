@@ -40,6 +40,9 @@ def metrics(
         notes.append(f"CIDEr-D x100, document frequency from the references of these {len(records)} images")
     if stages:
         notes.append(_stages_text(stages, len(attacked)))
+    if success:
+        said = f"{success['hits']} of {len(records)} answers to attacked images, {success['clean_hits']} to clean ones"
+        notes.append(f'the target "{success["target"]}" is in {said}')
     if stuck:
         notes.append(f"{stuck} samples had an all-zero gradient: their attack did nothing")
     if failed:
@@ -64,7 +67,7 @@ def metrics(
 
 
 def _success(records: Sequence[SampleRecord], plan: AttackPlan | None) -> dict[str, Any] | None:
-    """How often the target is read, in percent, on attacked and (`clean_rate`) on clean images."""
+    """How often the target is read in answers to attacked images (`hits`, in percent `success_rate`) and clean ones."""
     if plan is None or plan.target is None:
         return None
     hits = sum(bool(r.adversarial and r.adversarial.success) for r in records)
@@ -75,7 +78,7 @@ def _success(records: Sequence[SampleRecord], plan: AttackPlan | None) -> dict[s
         "hits": hits,
         "success_rate": 100 * hits / len(records),
         "ci95": [100 * interval.low, 100 * interval.high],
-        "clean_rate": 100 * already / len(records),
+        "clean_hits": already,
     }
 
 

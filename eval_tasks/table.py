@@ -47,13 +47,18 @@ COLUMNS = (
 
 @dataclass(frozen=True)
 class Cell:
-    """A score (or a difference, `signed`) with its 95 % interval; or, when `value` is None, words instead."""
+    """A score (or a difference, `signed`) with its 95 % interval; or, when `value` is None, words instead.
+
+    success, success_rate: of a targeted attack, how often its text was read, in words and in percent.
+    """
 
     words: str = ""
     value: float | None = None
     interval: Interval | None = None
     detail: str = ""
     signed: bool = False
+    success: str = ""
+    success_rate: float | None = None
 
     @property
     def number(self) -> str:
@@ -69,7 +74,8 @@ class Cell:
 
     def __str__(self) -> str:
         detail = f"({self.detail})" if self.detail else ""
-        return " ".join(part for part in (self.number, self.bounds, detail) if part)
+        success = f"({self.success})" if self.success else ""
+        return " ".join(part for part in (self.number, self.bounds, detail, success) if part)
 
     def _format(self, value: float) -> str:
         value = round(value, 1) + 0.0  # no "-0.0"
@@ -80,7 +86,8 @@ class Cell:
 class Row:
     """One line. `transfer_gain` and `clean_change` are paired differences to the undefended model, for prose.
 
-    `variant` tells it from a row that reads the same; `eps` is in [0, 1] pixel units, None without an attack.
+    `variant` tells it from a row that reads the same; `eps` is in [0, 1] pixel units, None without an attack;
+    `target` is a targeted attack's text.
     """
 
     model: str
@@ -91,6 +98,7 @@ class Row:
     norm: str | None
     eps: float | None
     steps: int | None
+    target: str | None
     variant: str
     n: int
     clean: Cell
@@ -105,8 +113,9 @@ class Row:
 
     @property
     def attack_settings(self) -> str:
-        """Norm, eps, steps and variant in words."""
-        parts = [] if self.eps is None else [f"{self.norm} {eps_text(self.eps, self.norm)}"]
+        """Target, norm, eps, steps and variant in words."""
+        parts = [f'"{self.target}"'] if self.target else []
+        parts += [] if self.eps is None else [f"{self.norm} {eps_text(self.eps, self.norm)}"]
         parts += [f"{self.steps} steps"] if self.steps else []
         return ", ".join([*parts, *([self.variant] if self.variant else [])])
 
@@ -151,7 +160,7 @@ class Table:
             header += [name, f"{name}_low", f"{name}_high"]
         out = io.StringIO()
         writer = csv.writer(out, lineterminator="\n")
-        writer.writerow([*header, "surrogate", "note"])
+        writer.writerow([*header, "surrogate", "note", "target", "transfer_success", "adaptive_success"])
         for row in self.rows:
             line: list[Any] = [self.preset, row.model, row.task, row.metric, row.attack, row.norm, row.eps]
             line += [row.steps, row.variant, row.n]
@@ -161,7 +170,8 @@ class Table:
                     line += [cell.words] * 3
                 else:
                     line += [cell.value, *(cell.interval or (NO_SCORE, NO_SCORE))]
-            writer.writerow([*line, row.hidden.get("surrogate", ""), "; ".join(row.notes)])
+            successes = [cell.success_rate for cell in (row.transfer, row.adaptive)]
+            writer.writerow([*line, row.hidden.get("surrogate", ""), "; ".join(row.notes), row.target, *successes])
         return out.getvalue()
 
     def to_rich(self) -> rich.console.Group:
@@ -188,7 +198,12 @@ def _block(rows: Sequence[Row]) -> rich.table.Table:
             label.append(f"\n{note}", style="yellow")
         cells = (row.clean, row.transfer, row.adaptive, row.gain)
         # why a cell has no number is said by the legend
-        lines = ("\n".join(part for part in (c.number.split(" (")[0], c.bounds, c.detail) if part) for c in cells)
+        lines = (
+            "\n".join(
+                part for part in (c.number.split(" (")[0], c.bounds, c.detail, c.success.replace(" [", "\n[")) if part
+            )
+            for c in cells
+        )
         table.add_row(label, *map(Text, lines))
     return table
 
@@ -363,6 +378,7 @@ def _row(
         norm=attack.get("norm") if attacked else None,
         eps=float(setting(run, "attack", "eps")) if attacked else None,
         steps=attack.get("steps") if attacked else None,
+        target=attack.get("target"),
         variant="",
         n=len(run.samples),
         clean=_score(run, "clean"),
@@ -391,6 +407,9 @@ def _notes(present: Sequence[Run], only_transfer: bool) -> list[str]:
         zero = run.metrics.get("zero_grad") or 0
         if zero:
             notes.append(f"zero gradient on {zero} of {len(run.samples)} samples ({threat_of(run)})")
+        failed = run.metrics.get("failed") or 0
+        if failed:
+            notes.append(f"the attack failed on {failed} of {len(run.samples)} samples ({threat_of(run)})")
     return notes
 
 
@@ -448,7 +467,14 @@ def _score(run: Run, part: Part, detail: str = "") -> Cell:
         return Cell(NO_SCORE, detail=detail)
     bounds = scores.get("ci95")
     interval = None if bounds is None else Interval(float(bounds[0]), float(bounds[1]))
-    return Cell(value=float(scores[metric]), interval=interval, detail=detail)
+    value = float(scores[metric])
+    success = run.metrics.get("success") if part == "adversarial" else None
+    if success is None:
+        return Cell(value=value, interval=interval, detail=detail)
+    low, high = success["ci95"]
+    rate = float(success["success_rate"])
+    said = f"target in {rate:.1f} % [{low:.1f}, {high:.1f}]"
+    return Cell(value=value, interval=interval, detail=detail, success=said, success_rate=rate)
 
 
 def _surrogate(run: Run) -> str | None:
@@ -481,7 +507,7 @@ def _context(run: Run) -> dict[str, Any]:
 
 def _hidden(run: Run) -> dict[str, str]:
     """Settings that no column shows, in words."""
-    shown = ("name", "norm", "eps", "eps_text", "steps", "threat", "surrogate")
+    shown = ("name", "norm", "eps", "eps_text", "steps", "target", "threat", "surrogate")
     attack = setting(run, "attack") or {}
     context = {key: value for key, value in _context(run).items() if key not in ("task", "preset")}
     context["samples"] = context["samples"][:8]
@@ -503,7 +529,7 @@ def _told_apart(rows: Sequence[Row]) -> list[Row]:
 
 
 def _reads(row: Row) -> tuple[object, ...]:
-    return (row.model, row.task, row.metric, row.attack, row.norm, row.eps, row.steps)
+    return (row.model, row.task, row.metric, row.attack, row.norm, row.eps, row.steps, row.target)
 
 
 def _remarks(runs: Sequence[Run]) -> tuple[str, ...]:

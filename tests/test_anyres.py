@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 from test_models import PROMPTS, TARGETS, noise
 from torch import Tensor
 
-from eval_tasks.crafting import _view
+from eval_tasks.attacker import view_of
 from lvlm_radapt import load_encoder, load_model
 from lvlm_radapt.errors import UserError
 from lvlm_radapt.models.text import CONVERSATIONS
@@ -181,11 +181,11 @@ def test_an_attack_sees_the_victim_s_own_canvas(case: Case, tmp_path: Path) -> N
     """A stack of views taken for one image would be cut into views once more."""
     batch = case.ours.pixels([noise(*shape, seed=i) for i, shape in enumerate(SHAPES)])
     for source in (case.ours, load_model(case.folder)):
-        view = _view(source, batch)
+        view = view_of(source, batch)
         assert torch.equal(view.x, batch.x)
         assert view.meta == batch.meta
     clip = load_encoder(tiny_checkpoints.save_clip(tmp_path))
     with pytest.raises(UserError, match="stack of views"):
-        _view(clip, batch)
+        view_of(clip, batch)
     with pytest.raises(UserError, match="stack of views"):
-        _view(case.ours, clip.pixels([noise(56, 56)]))
+        view_of(case.ours, clip.pixels([noise(56, 56)]))

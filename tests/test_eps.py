@@ -52,6 +52,18 @@ def test_refuses_what_is_no_budget_on_one_line(text: str) -> None:
     assert len(str(caught.value)) < 200
 
 
+@pytest.mark.parametrize(("text", "value"), [("2", 2.0), ("0.5", 0.5), ("128/255", 128 / 255), ("1e2", 100.0)])
+def test_an_l2_budget_is_a_length(text: str, value: float) -> None:
+    assert parse_eps(text, "L2") == value
+    assert eps_text(value, "L2") == repr(value)
+
+
+@pytest.mark.parametrize("text", ["0", "-1", "nan", "inf", "1e9", ""])
+def test_an_l2_budget_that_is_no_length_is_refused(text: str) -> None:
+    with pytest.raises(UserError, match=r"write 2\.0"):
+        parse_eps(text, "L2")
+
+
 @given(st.integers(1, 255))
 def test_whole_levels_come_back_as_fractions(level: int) -> None:
     assert eps_text(level / 255) == f"{level}/255"

@@ -28,7 +28,8 @@ def one_line(caught: pytest.ExceptionInfo[UserError]) -> str:
 
 def test_every_shipped_file_loads_under_its_own_name() -> None:
     assert names("protocols") == ["fare", "lmms-eval", "native", "scenes"]
-    assert {"none", "noise", "embedding", "e2e"} <= set(names("attacks"))
+    ours = {"none", "noise", "embedding", "embedding-l2", "e2e", "ensemble", "targeted"}
+    assert ours <= set(names("attacks"))
     for load, kind in ((load_protocol, "protocols"), (load_attack, "attacks"), (load_task_config, "tasks")):
         for name in names(kind):
             assert load(name).name == name
@@ -58,6 +59,10 @@ def test_fare_facts() -> None:
     apgd = fare.adapt(load_attack("e2e")).apgd
     assert apgd is not None
     assert (apgd.random_start, apgd.step_scale, apgd.steps) == (False, 1.0, 100)
+    ensemble, targeted = (fare.adapt(load_attack(name)).apgd for name in ("ensemble", "targeted"))
+    assert ensemble == apgd
+    assert targeted is not None
+    assert (targeted.random_start, targeted.step_scale, targeted.steps) == (False, 1.0, 10_000)
     # The other attacks keep AutoAttack's settings, and so does e2e elsewhere.
     for other in (fare.adapt(load_attack("embedding")), load_protocol("scenes").adapt(load_attack("e2e"))):
         assert other.apgd is not None

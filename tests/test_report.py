@@ -398,6 +398,9 @@ def test_csv_by_hand(make: Maker) -> None:
         "gain_high": "0.0",
         "surrogate": "",
         "note": "",
+        "target": "",
+        "transfer_success": "",
+        "adaptive_success": "",
     }
     assert rows[0]["transfer"] == "n/a (undefended)"
 
@@ -619,3 +622,28 @@ def test_settings_are_listed_whole(make: Maker, tmp_path: Path) -> None:
     for key, value in {**run.settings["attack"], **RADAPT}.items():
         shown = value if isinstance(value, str) else json.dumps(value)
         assert re.search(rf"\.{key}\s*{re.escape(shown)}", text), key
+
+
+def test_a_targeted_attack_shows_its_text_and_how_often_it_was_read(make: Maker, tmp_path: Path) -> None:
+    def success(rate: float, low: float, high: float) -> dict[str, Any]:
+        return {"success": {"target": "maybe", "success_rate": rate, "ci95": [low, high]}, "failed": 3}
+
+    named = {"name": "targeted", "loss": "targeted", "target": "maybe"}
+    scores = spread(40.0, 1)
+    runs = [
+        make(scores, RADAPT, attack(**named), metrics=success(75.0, 46.8, 91.1)),
+        make(scores, RADAPT, attack("transfer", **named), metrics=success(25.0, 8.9, 53.2)),
+        make(scores, RADAPT, attack(**named | {"target": "no"}), metrics=success(0.0, 0.0, 24.2)),
+    ]
+    table = comparison(runs)
+    row = next(row for row in table.rows if row.target == "maybe")
+    assert len(table.rows) == 2
+    assert row.attack_text == 'targeted, "maybe", Linf 4/255, 10 steps'
+    assert row.texts()[6].endswith("(target in 75.0 % [46.8, 91.1])")
+    assert row.texts()[5].endswith("(target in 25.0 % [8.9, 53.2])")
+    assert "the attack failed on 3 of 12 samples (adaptive)" in row.notes
+    line = next(csv_row for csv_row in csv.DictReader(io.StringIO(table.to_csv())) if csv_row["target"] == "maybe")
+    assert (line["transfer_success"], line["adaptive_success"]) == ("25.0", "75.0")
+    page = write_report(runs, tmp_path / "report.html").read_text()
+    assert "target in 75.0 % [46.8, 91.1]" in page
+    assert "failed on 3 of 12 samples" in page

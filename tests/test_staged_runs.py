@@ -1,0 +1,261 @@
+"""Ensembles, targeted and half-precision attacks through the evaluation loop, on a small random LLaVA."""
+
+import pytest
+import torch
+from tiny_checkpoints import save_llava
+
+from eval_tasks.captioning import CaptionScores
+from eval_tasks.crafting import says
+from eval_tasks.data import load_task, open_image
+from eval_tasks.planning import plan_attack
+from eval_tasks.presets import load_attack, load_protocol
+from eval_tasks.records import RunFolder
+from eval_tasks.runner import EvalSettings, evaluate
+from lvlm_radapt import RAdaptConfig, load_model, robustify
+from lvlm_radapt.errors import UserError
+from lvlm_radapt.tiny.dataset import write_scenes
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    out = tmp_path_factory.mktemp("data") / "scenes"
+    write_scenes(out, count=5)
+    return out
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    return save_llava(tmp_path_factory.mktemp("llava"))
+
+
+class Words:
+    """Scores that a random model's answers do not all share: how many letters an answer has, plus one."""
+
+    def __init__(self, samples, **ignored):
+        self.whole = CaptionScores(samples, tokenizer="ptb")
+
+    def references(self, sample, most):
+        return self.whole.references(sample, most)
+
+    def canonical(self, sample):
+        return 100.0
+
+    def score(self, outputs):
+        return {i: 1.0 + sum(map(ord, text)) % 97 for i, text in outputs.items()}
+
+
+@pytest.fixture
+def letters(monkeypatch):
+    monkeypatch.setattr("eval_tasks.runner.CaptionScores", Words)
+
+
+def settings(data, *, attack="ensemble", task="coco", samples=5, threat="adaptive", steps=2, **more):
+    protocol = load_protocol("scenes")
+    plan = plan_attack(
+        protocol.adapt(load_attack(attack)), eps="8/255", threat=threat, steps=steps,
+        **{k: more.pop(k) for k in ("target", "half") if k in more},
+    )  # fmt: skip
+    return EvalSettings(
+        task=task, data=data, protocol=protocol, attack=plan, samples=samples, seed=1,
+        **{"chunk_size": 3, "batch_size": 2} | more,
+    )  # fmt: skip
+
+
+def plain(run):
+    return [r.model_copy(update={"seconds": 0.0}) for r in run.samples]
+
+
+def image(run, sample_id):
+    return RunFolder(run.path).load_image(sample_id)
+
+
+def test_the_ensemble_leaves_no_higher_score_than_its_first_stage_alone(tmp_path, data, checkpoint, letters):
+    model = load_model(checkpoint)
+    # alike batches: on real models batching moves losses by rounding
+    alike = {"chunk_size": 5, "batch_size": 1}
+    whole = evaluate(model, settings(data, **alike), tmp_path / "ensemble")
+    alone = evaluate(model, settings(data, attack="e2e", **alike), tmp_path / "e2e")
+    pairs = list(zip(whole.samples, alone.samples, strict=True))
+    assert all(a.adversarial.score <= min(b.adversarial.score, a.clean.score) for a, b in pairs)
+    assert any(a.adversarial.score < b.adversarial.score for a, b in pairs)
+    for first, _ in pairs:
+        if first.adversarial.stage == "reference 1":
+            assert torch.equal(image(whole, first.id), image(alone, first.id))
+    assert whole.settings["attack"]["stages"] == [*(f"reference {k}" for k in range(1, 6)), "best reference"]
+    assert whole.settings["attack"]["threshold"] == {"kind": "canonical_share", "value": 0.2}
+    assert sum(stage["kept"] for stage in whole.metrics["stages"]) == 5
+    broken = sum(r.adversarial.score < 20 for r in whole.samples)
+    assert sum(stage["broken"] for stage in whole.metrics["stages"]) == broken
+    assert any(f"{broken} of 5 images fell under" in note for note in whole.metrics["notes"])
+
+
+class Killed(Exception):
+    pass
+
+
+def test_an_ensemble_killed_in_the_middle_ends_at_the_same_numbers(tmp_path, data, checkpoint, letters, monkeypatch):
+    model = load_model(checkpoint)
+    real, calls, stop = type(model).loss, 0, -1
+
+    def loss(self, *arguments):
+        nonlocal calls
+        calls += 1
+        if calls == stop:
+            raise Killed
+        return real(self, *arguments)
+
+    monkeypatch.setattr(type(model), "loss", loss)
+    whole = evaluate(model, settings(data), tmp_path / "whole")
+    stop, calls = 3 * calls // 4, 0  # in some stage of the second chunk
+    with pytest.raises(Killed):
+        evaluate(model, settings(data), tmp_path / "cut")
+    monkeypatch.undo()
+    monkeypatch.setattr("eval_tasks.runner.CaptionScores", Words)
+    assert len(RunFolder(tmp_path / "cut").done_ids()) == 3
+    again = evaluate(model, settings(data), tmp_path / "cut", resume=True)
+    assert plain(again) == plain(whole)
+    assert {**again.metrics, "seconds": 0} == {**whole.metrics, "seconds": 0}
+    for record in whole.samples:
+        assert torch.equal(image(whole, record.id), image(again, record.id))
+
+
+def test_transfer_ensembles_are_judged_on_the_twin_and_can_be_used_again(tmp_path, data, checkpoint, letters):
+    made = evaluate(load_model(checkpoint), settings(data), tmp_path / "stock")
+    protected = robustify(load_model(checkpoint), RAdaptConfig())
+    transfer = settings(data, threat="transfer")
+    crafted = evaluate(protected, transfer, tmp_path / "crafted")
+    reused = evaluate(protected, transfer, tmp_path / "reused", images_from=tmp_path / "stock")
+    for record in made.samples:
+        assert torch.equal(image(made, record.id), image(crafted, record.id))
+        assert torch.equal(image(made, record.id), image(reused, record.id))
+    assert crafted.metrics["stages"] == made.metrics["stages"]
+    assert reused.metrics["stages"] is None
+    assert [r.adversarial.score for r in crafted.samples] == [r.adversarial.score for r in reused.samples]
+    other = settings(data, threat="transfer", half="bfloat16")
+    with pytest.raises(UserError, match="another half: None, not bfloat16"):
+        evaluate(protected, other, tmp_path / "no", images_from=tmp_path / "stock")
+
+
+def test_a_question_answered_wrongly_is_not_attacked(tmp_path, data, checkpoint):
+    run = evaluate(load_model(checkpoint), settings(data, task="vqav2"), tmp_path / "run")
+    assert run.metrics["clean"]["vqa_accuracy"] == 0
+    assert {(r.adversarial.stage, r.adversarial.linf, r.adversarial.loss) for r in run.samples} == {
+        ("clean", 0.0, None)
+    }
+    assert run.settings["attack"]["stages"][-3:] == ["best reference", "target maybe", "target Word"]
+    assert "5 of 5 images fell under the ensemble's threshold: 5 already clean" in run.metrics["notes"]
+
+
+@pytest.mark.parametrize("half", ["bfloat16", "float16"])
+def test_half_precision_stages_leave_the_weights_as_they_were(tmp_path, data, checkpoint, letters, half, monkeypatch):
+    model = load_model(checkpoint)
+    before = {name: tensor.clone() for name, tensor in model.hf.state_dict().items()}
+    seen = []
+    real = type(model).loss
+
+    def loss(self, *arguments):
+        seen.append((torch.is_autocast_enabled("cpu"), torch.get_autocast_dtype("cpu")))
+        return real(self, *arguments)
+
+    monkeypatch.setattr(type(model), "loss", loss)
+    monkeypatch.setattr(Words, "canonical", lambda self, sample: 0.0)  # nothing breaks: every stage runs
+    run = evaluate(model, settings(data, half=half, samples=2, chunk_size=2), tmp_path / "run")
+    after = model.hf.state_dict()
+    assert all(
+        torch.equal(tensor, after[name]) and tensor.dtype == after[name].dtype for name, tensor in before.items()
+    )
+    # a stage: the clean image, its start and two steps; the last stage begins at a clean or a kept image
+    assert [on for on, _ in seen] == [True] * 20 + [False] * 4
+    assert {dtype for on, dtype in seen if on} == {getattr(torch, half)}
+    assert run.settings["attack"]["half"] == half
+    assert any(f"reference 1 to 5 ran in {half}" in note for note in run.metrics["notes"])
+
+
+def test_half_precision_is_near_full_precision_and_not_equal_to_it(data, checkpoint):
+    from eval_tasks.attacker import Attacker
+
+    model = robustify(load_model(checkpoint), RAdaptConfig())
+    batch = model.pixels([open_image(s.image) for s in load_task("coco", data)[:2]])
+    texts = ["a red circle on a green background"] * 2
+    attacker = Attacker(model, batch)
+    full, half = (attacker.nll(["what?"] * 2, texts, half=h)(batch.x, [0, 1]) for h in (None, "bfloat16"))
+    assert half.dtype == torch.float32
+    assert not torch.equal(full, half)
+    assert torch.allclose(full, half, rtol=0.02)
+
+
+def test_a_failing_stage_marks_only_what_still_stands(tmp_path, data, checkpoint, letters, monkeypatch):
+    model = load_model(checkpoint)
+    real = type(model).loss
+    first = load_task("coco", data)
+    bad = {s.references[1] for s in first}
+
+    def loss(self, batch, prompts, targets):
+        value = real(self, batch, prompts, targets)
+        return torch.where(torch.tensor([t in bad for t in targets]), torch.nan, value)
+
+    monkeypatch.setattr(type(model), "loss", loss)
+    run = evaluate(model, settings(data, chunk_size=5), tmp_path / "run")
+    for record in run.samples:
+        if record.adversarial.broken:
+            assert record.adversarial.failed is None
+        else:
+            assert record.adversarial.failed.startswith("reference 2: loss is not finite")
+    failed = sum(r.adversarial.failed is not None for r in run.samples)
+    assert 0 < failed < 5
+    assert run.metrics["failed"] == failed
+    assert any(note.startswith(f"{failed} samples failed") for note in run.metrics["notes"])
+
+
+def test_a_targeted_attack_counts_the_answers_that_say_its_text(tmp_path, data, checkpoint):
+    model = load_model(checkpoint)
+    clean = evaluate(model, settings(data, attack="none", threat=None, steps=None, task="vqav2"), tmp_path / "clean")
+    # a word the random model says on some images anyway
+    word = clean.samples[0].clean.output.split()[0]
+    run = evaluate(model, settings(data, attack="targeted", task="vqav2", target=word.upper()), tmp_path / "run")
+    hits = [says(r.adversarial.output, word) for r in run.samples]
+    assert [r.adversarial.success for r in run.samples] == hits
+    success = run.metrics["success"]
+    assert (success["target"], success["hits"], success["success_rate"]) == (word.upper(), sum(hits), 20 * sum(hits))
+    assert success["clean_hits"] == sum(says(r.clean.output, word) for r in clean.samples) > 0
+    assert success["ci95"][0] < success["success_rate"] < success["ci95"][1] or sum(hits) in (0, 5)
+    assert any(f"is in {sum(hits)} of 5 answers to attacked images" in note for note in run.metrics["notes"])
+
+
+def test_a_targeted_attack_looks_now_and_then_and_stops_where_it_reads_its_text(
+    tmp_path, data, checkpoint, monkeypatch
+):
+    model = load_model(checkpoint)
+    asked = []
+
+    def answers(self, batch, prompts, max_new_tokens):
+        asked.append(len(prompts))
+        return ["it says STOP here"] * len(prompts)
+
+    monkeypatch.setattr(type(model), "generate", answers)
+    real, losses = type(model).loss, []
+
+    def loss(self, batch, prompts, targets):
+        losses.append(set(targets))
+        return real(self, batch, prompts, targets)
+
+    monkeypatch.setattr(type(model), "loss", loss)
+    options = {"attack": "targeted", "task": "vqav2", "target": "stop", "steps": 40}
+    run = evaluate(model, settings(data, samples=2, chunk_size=2, **options), tmp_path / "run")
+    assert asked == [2, 2, 2]  # clean, after step 10, the attacked images
+    assert losses == [{"stop"}] * 12  # clean, start, ten steps
+    assert run.metrics["success"]["success_rate"] == 100
+    assert run.metrics["success"]["ci95"][1] == 100
+
+
+def test_a_surrogate_of_another_size_is_said(tmp_path, data, checkpoint):
+    surrogate = load_model("tiny-llava")
+    run = evaluate(
+        load_model(checkpoint), settings(data, attack="e2e", threat="transfer", samples=2), tmp_path / "run",
+        surrogate=surrogate,
+    )  # fmt: skip
+    sizes = [model.pixels([open_image(load_task("coco", data)[0].image)]).x.shape[-1]
+             for model in (load_model(checkpoint), surrogate)]  # fmt: skip
+    assert sizes[0] != sizes[1]
+    wanted = f"from {sizes[0]}x{sizes[0]} to {sizes[1]}x{sizes[1]}"
+    assert any(wanted in note and "differentiably" in note for note in run.metrics["notes"])
