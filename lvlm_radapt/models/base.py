@@ -19,7 +19,8 @@ from PIL import Image
 from torch import Tensor, nn
 
 from lvlm_radapt.errors import UserError
-from lvlm_radapt.models.language import greedy, left_pad, right_pad, target_nll
+from lvlm_radapt.models import last_layer
+from lvlm_radapt.models.language import greedy, left_pad, right_pad, target_nll, target_positions
 
 if TYPE_CHECKING:
     from lvlm_radapt.config import RAdaptConfig
@@ -213,6 +214,7 @@ class LVLM(PixelModel):
     ) -> None:
         super().__init__(hf, tokenizer, image_processor, name=name, geometry=geometry)
         self.text = text
+        last_layer.prepare(hf.model.language_model)
 
     @abstractmethod
     def _image_embeds(self, batch: PixelBatch) -> Tensor:
@@ -240,10 +242,17 @@ class LVLM(PixelModel):
         if positions.ndim == 2:  # those of padding repeat, which without a mask would look like several packed texts
             positions = torch.arange(ids.shape[1], device=ids.device).expand_as(ids)
         # No mask: padding comes last, where causal attention never looks, and attention is faster without one.
-        hidden = self.hf.model.language_model(
-            inputs_embeds=embeds, attention_mask=None, position_ids=positions, use_cache=False, **extra
-        ).last_hidden_state
-        return target_nll(hidden, self.hf.get_output_embeddings(), [len(q) for q in questions], answers)
+        read, labels = target_positions([len(q) for q in questions], answers)
+        states = last_layer.final_states(
+            self.hf.model.language_model,
+            read,
+            inputs_embeds=embeds,
+            attention_mask=None,
+            position_ids=positions,
+            use_cache=False,
+            **extra,
+        )
+        return target_nll(states, self.hf.get_output_embeddings(), labels)
 
     @torch.no_grad()
     def generate(self, batch: PixelBatch, prompts: Sequence[str], max_new_tokens: int = 20) -> list[str]:

@@ -41,24 +41,25 @@ def text_positions(mask: Tensor) -> Tensor:
     return (mask.cumsum(-1) - 1).clamp(min=0)
 
 
-def target_nll(
-    hidden: Tensor, head: nn.Module, prompt_lengths: Sequence[int], targets: Sequence[Sequence[int]]
-) -> Tensor:
-    """[B] mean over each target's tokens of -log p(token | everything before), at least float32.
-
-    hidden: [B, L, D] final states of right-padded prompt + target rows; head: states -> logits, applied at
-    the target positions only (a 7B model's logits for whole sequences would dominate the memory).
-    """
-    width = max(len(t) for t in targets)
-    labels = torch.full((len(targets), width), -100, dtype=torch.long)
-    index = torch.zeros_like(labels)
+def target_positions(prompt_lengths: Sequence[int], targets: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
+    """(positions, labels), both long [B, longest target]: which states of right-padded prompt + target rows predict
+    the target's tokens, and these tokens; position 0 and label -100 after a shorter target's end."""
+    labels = torch.full((len(targets), max(len(t) for t in targets)), -100, dtype=torch.long)
+    positions = torch.zeros_like(labels)
     for i, (start, target) in enumerate(zip(prompt_lengths, targets, strict=True)):
         labels[i, : len(target)] = torch.tensor(target, dtype=torch.long)
         # the state before a token predicts it
-        index[i, : len(target)] = torch.arange(start - 1, start - 1 + len(target))
-    labels, index = labels.to(hidden.device), index.to(hidden.device)
-    picked = hidden.gather(1, index.unsqueeze(-1).expand(-1, -1, hidden.shape[-1]))
-    logits = head(picked)
+        positions[i, : len(target)] = torch.arange(start - 1, start - 1 + len(target))
+    return positions, labels
+
+
+def target_nll(states: Tensor, head: nn.Module, labels: Tensor) -> Tensor:
+    """[B] mean over each target's tokens of -log p(token | everything before), at least float32.
+
+    states: [B, T, D] final states at `target_positions` (a 7B model's logits for whole sequences would dominate the
+    memory); labels: [B, T], as given there; head: states -> logits.
+    """
+    logits = head(states)
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
     labels = labels.to(logits.device)
     nll = functional.cross_entropy(logits.transpose(1, 2), labels, ignore_index=-100, reduction="none")
