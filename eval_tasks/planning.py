@@ -7,6 +7,7 @@ from typing import Literal
 import torch
 
 from attacks.norms import Norm
+from eval_tasks.classification import line_settings
 from eval_tasks.crafting import AttackPlan, Threat
 from eval_tasks.eps import parse_eps
 from eval_tasks.presets import AttackConfig, Half
@@ -44,6 +45,8 @@ def plan_attack(
     budget = parse_eps(eps, norm)
     if steps is not None and steps < 1:
         raise UserError(f"--steps must be at least 1, got {steps}")
+    if config.loss == "classifier":
+        line_settings(config, steps)
     if config.loss == "noise" and threat is not None:
         raise UserError(f"--attack {config.name} knows no model, so it has no threat model: leave --threat out")
     if config.loss != "targeted" and target is not None:
