@@ -7,7 +7,6 @@ from typing import Literal
 import torch
 
 from attacks.norms import Norm
-from eval_tasks.classification import line_settings
 from eval_tasks.crafting import AttackPlan, Threat
 from eval_tasks.eps import parse_eps
 from eval_tasks.presets import AttackConfig, Half
@@ -45,10 +44,12 @@ def plan_attack(
     budget = parse_eps(eps, norm)
     if steps is not None and steps < 1:
         raise UserError(f"--steps must be at least 1, got {steps}")
-    if config.loss == "classifier":
-        line_settings(config, steps)
     if config.loss == "noise" and threat is not None:
         raise UserError(f"--attack {config.name} knows no model, so it has no threat model: leave --threat out")
+    if steps is not None and config.steps is None:
+        raise UserError(
+            f"--steps is not for --attack {config.name}: it has none, or their number is part of what it is"
+        )
     if config.loss != "targeted" and target is not None:
         raise UserError(f"--target is for --attack targeted: {config.name} has no target text")
     if config.loss == "targeted":
@@ -61,7 +62,7 @@ def plan_attack(
         config=config.model_copy(update={"norm": norm}),
         threat=None if config.loss == "noise" else (threat or "adaptive"),
         eps=budget,
-        steps=(steps or config.steps) if config.steps else None,
+        steps=steps or config.steps,
         target=target,
         half=_half(config, half, device, dtype),
     )

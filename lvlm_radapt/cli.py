@@ -205,7 +205,7 @@ def list_(
         Listing.models: {
             "models inside the package": {name: EMBEDDED[name] for name in embedded_models()},
             "families, by model_type (original LLaVA too)": read_by(FAMILIES),
-            "image encoders, for --surrogate (and open_clip files)": read_by(ENCODERS),
+            "image encoders, for imagefolder and --surrogate (and open_clip files)": read_by(ENCODERS),
         },
         Listing.tasks: {"tasks": {name: presets.load_task_config(name).description for name in presets.names("tasks")}},
         Listing.attacks: {"attacks": {name: attack_text(name) for name in presets.names("attacks")}},
@@ -369,7 +369,7 @@ def _describe(config: Any) -> str:
 @app.command("eval")
 def eval_(
     model: ModelArgument,
-    task: Annotated[str, typer.Option(help="coco, flickr30k, vqav2 or textvqa (lvlm-radapt list tasks).")],
+    task: Annotated[str, typer.Option(help="coco, flickr30k, vqav2, textvqa, imagefolder (lvlm-radapt list tasks).")],
     data: Annotated[Path, typer.Option(help="The task's data folder.")],
     out: Annotated[Path, typer.Option(help="The run folder.")],
     attack: Annotated[
@@ -493,7 +493,7 @@ def print_tables(runs: list[Any], form: TableFormat = TableFormat.table) -> None
 @app.command()
 def audit(
     model: ModelArgument,
-    task: Annotated[str, typer.Option(help="coco, flickr30k, vqav2 or textvqa (lvlm-radapt list tasks).")],
+    task: Annotated[str, typer.Option(help="coco, flickr30k, vqav2, textvqa, imagefolder (lvlm-radapt list tasks).")],
     data: Annotated[Path, typer.Option(help="The task's data folder.")],
     out: Annotated[Path, typer.Option(help="A new or empty folder for audit.json and audit.html.")],
     attack: Annotated[str, typer.Option(help="A white-box attack (lvlm-radapt list attacks).")] = "e2e",
