@@ -58,6 +58,8 @@ class Gallery:
     threat: str
     attack: str
     metric: str
+    truth: str
+    """What the true answers are called."""
     broken: tuple[Picture, ...]
     held: tuple[Picture, ...]
     broken_total: int
@@ -289,6 +291,7 @@ def _gallery(runs: Sequence[Run]) -> Gallery | None:
         threat=threat_of(run),
         attack=f"{attack['name']}{target}, {attack.get('norm')} {eps_text(attack['eps'], attack.get('norm'))}{steps}",
         metric=METRICS.get(metric_of(run), metric_of(run)),
+        truth="Class" if metric_of(run) == "accuracy" else "References",
         broken=tuple(_picture(run, sample) for sample in broken[:SHOWN]),
         held=tuple(_picture(run, sample) for sample in held[:SHOWN]),
         broken_total=len(broken),

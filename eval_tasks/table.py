@@ -502,7 +502,16 @@ def _context(run: Run) -> dict[str, Any]:
         "quantize": setting(run, "model").get("quantize"),
         "geometry": setting(run, "model").get("geometry"),
         "tokenizer": run.settings.get("tokenizer"),
+        **_classes(run),
     }
+
+
+def _classes(run: Run) -> dict[str, Any]:
+    """What a classifier chooses among, and the texts it is asked with."""
+    classes = run.settings.get("classes")
+    if classes is None:
+        return {}
+    return {"classes": classes["sha256"], "templates": " | ".join(classes["templates"])}
 
 
 def _hidden(run: Run) -> dict[str, str]:
@@ -510,7 +519,7 @@ def _hidden(run: Run) -> dict[str, str]:
     shown = ("name", "norm", "eps", "eps_text", "steps", "target", "threat", "surrogate")
     attack = setting(run, "attack") or {}
     context = {key: value for key, value in _context(run).items() if key not in ("task", "preset")}
-    context["samples"] = context["samples"][:8]
+    context |= {key: context[key][:8] for key in ("samples", "classes") if key in context}
     rest = {"seed": run.settings.get("seed"), **{k: v for k, v in attack.items() if k not in shown}}
     return {key.replace("_", " "): _plain(value) for key, value in (context | rest).items()}
 

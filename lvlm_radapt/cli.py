@@ -205,7 +205,7 @@ def list_(
         Listing.models: {
             "models inside the package": {name: EMBEDDED[name] for name in embedded_models()},
             "families, by model_type (original LLaVA too)": read_by(FAMILIES),
-            "image encoders, for --surrogate (and open_clip files)": read_by(ENCODERS),
+            "image encoders, for imagefolder and --surrogate (and open_clip files)": read_by(ENCODERS),
         },
         Listing.tasks: {"tasks": {name: presets.load_task_config(name).description for name in presets.names("tasks")}},
         Listing.attacks: {"attacks": {name: attack_text(name) for name in presets.names("attacks")}},
@@ -288,7 +288,7 @@ def robustify(
     import lvlm_radapt as package
     from lvlm_radapt.checkpoint import save_adapter
     from lvlm_radapt.folders import check_new_folder
-    from lvlm_radapt.models.load import is_robustified
+    from lvlm_radapt.models.load import is_encoder, is_robustified, load_any
 
     if export and fold:
         raise UserError("--export and --fold write different folders: choose one")
@@ -302,15 +302,21 @@ def robustify(
         given = [f"--{name}" if value is not None else "--no-filter" for name, value in chosen.items()]
         _check_robustified(model, given, written_whole=export or fold)
     check_new_folder(out)
-    loaded = package.load_model(model, tower=tower, **_place(device, dtype, quantize, device_map))
+    encoder = is_encoder(model)
+    if encoder and (export or fold):
+        raise UserError(
+            f"{model} is an image encoder: --export and --fold are for vision-language models, leave them out"
+        )
+    loaded = load_any(model, tower=tower, **_place(device, dtype, quantize, device_map))
     protected = loaded if protected_already else package.robustify(loaded, config)
     if export or fold:
         _write_model(protected, out, fold=fold)
         return
     save_adapter(protected, out)
     console.print(f"{out}: {model} protected by {_describe(config)}", soft_wrap=True)
+    task, attack = ("imagefolder", "apgd-ce") if encoder else ("coco", "e2e")
     console.print(
-        f"next: lvlm-radapt eval {out} --task coco --data DIR --attack e2e --eps 4/255 --out RUN", soft_wrap=True
+        f"next: lvlm-radapt eval {out} --task {task} --data DIR --attack {attack} --eps 4/255 --out RUN", soft_wrap=True
     )
 
 
@@ -363,7 +369,7 @@ def _describe(config: Any) -> str:
 @app.command("eval")
 def eval_(
     model: ModelArgument,
-    task: Annotated[str, typer.Option(help="coco, flickr30k, vqav2 or textvqa (lvlm-radapt list tasks).")],
+    task: Annotated[str, typer.Option(help="coco, flickr30k, vqav2, textvqa, imagefolder (lvlm-radapt list tasks).")],
     data: Annotated[Path, typer.Option(help="The task's data folder.")],
     out: Annotated[Path, typer.Option(help="The run folder.")],
     attack: Annotated[
@@ -487,7 +493,7 @@ def print_tables(runs: list[Any], form: TableFormat = TableFormat.table) -> None
 @app.command()
 def audit(
     model: ModelArgument,
-    task: Annotated[str, typer.Option(help="coco, flickr30k, vqav2 or textvqa (lvlm-radapt list tasks).")],
+    task: Annotated[str, typer.Option(help="coco, flickr30k, vqav2, textvqa, imagefolder (lvlm-radapt list tasks).")],
     data: Annotated[Path, typer.Option(help="The task's data folder.")],
     out: Annotated[Path, typer.Option(help="A new or empty folder for audit.json and audit.html.")],
     attack: Annotated[str, typer.Option(help="A white-box attack (lvlm-radapt list attacks).")] = "e2e",
