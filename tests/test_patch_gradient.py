@@ -45,6 +45,22 @@ def test_gradient_against_finite_differences():
     assert torch.autograd.gradcheck(own, torch.randn(2, 2, 7, 6, dtype=torch.float64, requires_grad=True))
 
 
+def test_under_autocast():
+    own = embedding(nn.Conv2d, 3, (7, 7)).float()
+    stock = copy.deepcopy(own)
+    patch_gradient.prepare(own)
+    x = torch.randn(2, 3, 28, 28)
+    found, expected = (x.clone().requires_grad_() for _ in range(2))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        ours, theirs = own(found), stock(expected)
+    assert torch.equal(ours, theirs)
+    slope = torch.randn(ours.shape).to(ours)
+    ours.backward(slope)
+    theirs.backward(slope)
+    assert found.grad.dtype == torch.float32
+    torch.testing.assert_close(found.grad, expected.grad, rtol=0.02, atol=0.02)
+
+
 @pytest.mark.parametrize(
     "module",
     [

@@ -48,7 +48,7 @@ class _Patches(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, pixels: Tensor, weight: Tensor, output: Tensor) -> Tensor:
         ctx.save_for_backward(weight)
-        ctx.sizes = pixels.shape[2:]
+        ctx.sizes, ctx.dtype = pixels.shape[2:], pixels.dtype
         return output.view_as(output)
 
     @staticmethod
@@ -58,12 +58,13 @@ class _Patches(torch.autograd.Function):
         channels, *kernel = weight.shape[1:]
         count, _, *grid = slopes[0].shape
         axes = range(len(grid))
-        patches = slopes[0].movedim(1, -1) @ weight.flatten(1)
+        # under autocast the convolution's result has another dtype than its weight
+        patches = slopes[0].movedim(1, -1) @ weight.flatten(1).to(slopes[0].dtype)
         # [count, grid..., channels, kernel...] -> [count, channels, grid, kernel, grid, kernel...]
         placed = patches.view(count, *grid, channels, *kernel).permute(
             0, 1 + len(grid), *chain.from_iterable((1 + axis, 2 + len(grid) + axis) for axis in axes)
         )
-        image = placed.reshape(count, channels, *(grid[axis] * kernel[axis] for axis in axes))
+        image = placed.reshape(count, channels, *(grid[axis] * kernel[axis] for axis in axes)).to(ctx.dtype)
         # pixels beyond the last whole patch are not seen
         beyond = [(0, ctx.sizes[axis] - grid[axis] * kernel[axis]) for axis in reversed(axes)]
         return functional.pad(image, list(chain.from_iterable(beyond))), None, None
