@@ -102,7 +102,7 @@ def parse(line: str) -> Command | None:
             return Reset() if name == "/reset" else Help() if name == "/help" else Quit()
     near = difflib.get_close_matches(name, _NAMES, n=1)
     hint = f"did you mean {near[0]}?" if near else "see /help"
-    raise UserError(f"there is no command {name[:40]}: {hint}")
+    raise UserError(f"there is no command {name[:40]!r}: {hint}")
 
 
 def _path(name: str, text: str, what: str) -> Path:

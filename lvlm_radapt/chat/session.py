@@ -140,10 +140,10 @@ class Session:
                 raise UserError(f"the attack failed, {found.failed[0]}: the image stays as it was")
             pixels = to_8bit(found.x_adv, clean.x, eps=order.eps, norm="Linf")
             with torch.no_grad():
-                losses = [float(nll(x)) for x in (clean.x, from_8bit(pixels))]
+                first, then = float(nll(clean.x)), float(nll(from_8bit(pixels)))
         self._attacked = pixels
         levels = (pixels.double() - clean.x.double() * 255).abs().max()
-        outcome = Attacked(side, text, *losses, linf=round(float(levels)), zero_grad=bool(found.zero_grad[0]))
+        outcome = Attacked(side, text, first, then, round(float(levels)), bool(found.zero_grad[0]))
         self._note(
             "attack",
             on=side,

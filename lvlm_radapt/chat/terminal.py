@@ -54,7 +54,7 @@ class Terminal:
                     if command is not None:
                         self._do(command)
             except KeyboardInterrupt:
-                self._note("stopped: as if it had not been asked")
+                self._note("stopped")
 
     def _lines(self) -> Iterator[str]:
         if self.talks:
