@@ -313,7 +313,7 @@ def robustify(
         _write_model(protected, out, fold=fold)
         return
     save_adapter(protected, out)
-    console.print(f"{out}: {model} protected by {_describe(config)}", soft_wrap=True)
+    console.print(f"{out}: {model} protected by {config.describe()}", soft_wrap=True)
     task, attack = ("imagefolder", "apgd-ce") if encoder else ("coco", "e2e")
     console.print(
         f"next: lvlm-radapt eval {out} --task {task} --data DIR --attack {attack} --eps 4/255 --out RUN", soft_wrap=True
@@ -348,22 +348,13 @@ def _write_model(protected: Any, out: Path, *, fold: bool) -> None:
             )
         return
     export_model(protected, out)
-    console.print(f"{out}: {protected.name} with {_describe(config)} inside", soft_wrap=True)
+    console.print(f"{out}: {protected.name} with {config.describe()} inside", soft_wrap=True)
     console.print(
         f"load: AutoModelForImageTextToText.from_pretrained({str(out)!r}, trust_remote_code=True); "
         f"every lvlm-radapt command takes it as a model too",
         soft_wrap=True,
         markup=False,
     )
-
-
-def _describe(config: Any) -> str:
-    parts = []
-    if config.cutoff is not None:
-        parts.append(f"a Gaussian filter (cutoff {config.cutoff:g})")
-    if config.alpha != 0:
-        parts.append(f"the white anchor (alpha {config.alpha:g}, {config.mix})")
-    return " and ".join(parts) or "nothing (no filter, alpha 0)"
 
 
 @app.command("eval")
@@ -605,6 +596,46 @@ def demo(
         os._exit(130)  # the other model's thread would work on for as long as its attack takes
     print_tables(runs)
     console.print(f"report: {out / 'report.html'}", soft_wrap=True)
+
+
+@app.command()
+def chat(
+    model: ModelArgument,
+    image: Annotated[Path | None, typer.Option(help="The image to talk about; /image FILE shows another.")] = None,
+    compare: Annotated[
+        bool, typer.Option("--compare", help="The model without its defence and with it, side by side.")
+    ] = False,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="The longest answer, in tokens.")] = 256,
+    device: DeviceOption = "auto",
+    device_map: DeviceMapOption = None,
+    dtype: DtypeOption = Dtype.float32,
+    quantize: QuantizeOption = None,
+) -> None:
+    """Talk with MODEL about an image, attack the image, switch the defence, and see what it says then.
+
+    Lines are said to the model, in its own chat template; /help lists the commands. In a pipe a line is a turn, and
+    stdout holds the answers alone.
+    """
+    from eval_tasks.data.images import open_image
+    from lvlm_radapt.chat.session import Session
+    from lvlm_radapt.chat.terminal import run_chat
+    from lvlm_radapt.models.load import load_model
+
+    if image is not None:
+        open_image(image)  # a mistake there shows before the model is loaded
+    loaded = load_model(model, **_place(device, dtype, quantize, device_map))
+    hint = _embedded_prompts() if default_preset(model) == "scenes" else None
+    run_chat(Session(loaded, compare=compare, max_new_tokens=max_new_tokens), image=image, hint=hint)
+
+
+def _embedded_prompts() -> str:
+    from eval_tasks.presets import load_protocol, load_task_config
+
+    protocol = load_protocol("scenes")
+    caption, question = (
+        " ".join(protocol.prompt(load_task_config(task), "QUESTION").split()) for task in ("coco", "vqav2")
+    )
+    return f"the embedded models were trained on single turns (/reset begins anew) of two kinds: {caption} | {question}"
 
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")

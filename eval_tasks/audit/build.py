@@ -16,6 +16,7 @@ from eval_tasks.audit.subject import Subject
 from eval_tasks.crafting import AttackPlan, attack_loss, craft, sample_seed, says
 from eval_tasks.data import Sample, open_image
 from lvlm_radapt.models.base import LVLM, PixelBatch, PixelModel
+from lvlm_radapt.models.text import Prompt
 
 ROUNDING = {torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 5e-2}
 """Relative error of a loss from rounding alone, by the model's precision."""
@@ -133,12 +134,12 @@ def _listening(model: LVLM) -> Iterator[list[str]]:
     encoder = model.text
     encode = encoder.prompt
 
-    def prompt(text: str, image_tokens: int) -> list[int]:
-        ids = encode(text, image_tokens)
+    def listened(prompt: Prompt, image_tokens: int) -> list[int]:
+        ids = encode(prompt, image_tokens)
         heard.append(str(ids))
         return ids
 
-    encoder.prompt = prompt  # type: ignore[method-assign]
+    encoder.prompt = listened  # type: ignore[method-assign]
     try:
         yield heard
     finally:

@@ -6,7 +6,7 @@ different roads through the library.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -76,11 +76,13 @@ def greedy(
     max_new_tokens: int,
     end_ids: Collection[int],
     first: Mapping[str, Any],
+    on_tokens: Callable[[list[list[int]]], None] | None = None,
 ) -> list[list[int]]:
     """The most likely token again and again, with a key-value cache; end tokens are cut off.
 
     ids, mask: [B, L] left-padded; embeds: [B, L, D]; positions: [B, L] or [3, B, L]; first: further keywords
-    of the language model for the pass over the prompt, empty for most. It differs from
+    of the language model for the pass over the prompt, empty for most; on_tokens: gets the answers as far as they go,
+    after every token. It differs from
     `hf.generate` in that the vision tower has already run, on unrounded pixels, as it does for the loss.
     """
     language_model, head, embed = (
@@ -116,6 +118,8 @@ def greedy(
         open_rows &= ~torch.isin(token, ends)
         for row in open_rows.nonzero().flatten().tolist():
             answers[row].append(int(token[row]))
+        if on_tokens is not None:
+            on_tokens(answers)
         if not open_rows.any():
             break
         said = torch.cat([said, token[:, None]], 1)
