@@ -11,11 +11,15 @@ import os
 import signal
 import socket
 import sys
+import time
 import traceback
 from collections.abc import Mapping, Sequence
+from multiprocessing import forkserver
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from typing import Any
+
+import pytest
 
 _CONTEXT = multiprocessing.get_context("forkserver")
 _CONTEXT.set_forkserver_preload(
@@ -34,7 +38,8 @@ _CONTEXT.set_forkserver_preload(
 
 Fault = Mapping[str, Any]
 """What goes wrong: {"signal": number, "at_fsync": k} when the process flushes a file for the k-th time,
-{"largest_file": bytes}, {"largest_batch": images}, {"not_a_number": prompts that hold this text}."""
+{"slow": seconds a flush}, {"largest_file": bytes}, {"largest_batch": images}, {"not_a_number": prompts that hold
+this text}."""
 
 
 def evaluation(model: str, data: Path, out: Path, *more: str) -> list[str]:
@@ -51,6 +56,9 @@ class Command:
 
     def __init__(self, words: Sequence[str], logs: Path, fault: Fault | None = None, **environment: str) -> None:
         logs.mkdir(exist_ok=True)
+        with pytest.MonkeyPatch.context() as patch:  # bits depend on threads, and a server's are those of its start
+            patch.setenv("OMP_NUM_THREADS", "1")
+            forkserver.ensure_running()
         Command._started += 1
         self._log = logs / f"{Command._started}"
         self._process: ForkServerProcess = _CONTEXT.Process(
@@ -79,12 +87,15 @@ class Command:
         return Path(f"{self._log}.err").read_text() if Path(f"{self._log}.err").exists() else ""
 
 
-def launch(words: Sequence[str], logs: Path, size: int, faults: Mapping[int, Fault] | None = None) -> list[Command]:
-    """`size` processes of one command, as a launcher starts them; `faults` by rank."""
+def free_port() -> str:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    common = {"WORLD_SIZE": str(size), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+        return str(free.getsockname()[1])
+
+
+def launch(words: Sequence[str], logs: Path, size: int, faults: Mapping[int, Fault] | None = None) -> list[Command]:
+    """`size` processes of one command, as a launcher starts them; `faults` by rank."""
+    common = {"WORLD_SIZE": str(size), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port()}
     return [
         Command(words, logs, (faults or {}).get(rank), RANK=str(rank), LOCAL_RANK=str(rank), **common)
         for rank in range(size)
@@ -107,7 +118,7 @@ def _work(words: list[str], log: str, fault: dict[str, Any], environment: dict[s
     for name, number in (("out", 1), ("err", 2)):
         with open(f"{log}.{name}", "wb") as file:
             os.dup2(file.fileno(), number)
-    sys.stdout, sys.stderr = (open(number, "w", buffering=1, closefd=False) for number in (1, 2))
+    sys.stdout, sys.stderr = (open(number, "w", buffering=1, closefd=False) for number in (1, 2))  # noqa: SIM115
     os.environ.update(environment)
     sys.argv = ["lvlm-radapt", *words]
 
@@ -127,17 +138,17 @@ def _work(words: list[str], log: str, fault: dict[str, Any], environment: dict[s
 
 
 def _build_in(fault: dict[str, Any]) -> None:
-    if "at_fsync" in fault:
-        flush, calls = os.fsync, 0
+    flush, calls = os.fsync, 0
 
-        def fsync(handle: int) -> None:
-            nonlocal calls
-            calls += 1
-            if calls == fault["at_fsync"]:
-                os.kill(os.getpid(), fault["signal"])
-            flush(handle)
+    def fsync(handle: int) -> None:
+        nonlocal calls
+        calls += 1
+        if calls == fault.get("at_fsync"):
+            os.kill(os.getpid(), fault["signal"])
+        time.sleep(fault.get("slow", 0))
+        flush(handle)
 
-        os.fsync = fsync
+    os.fsync = fsync
     if "largest_file" in fault:
         import resource
 
@@ -145,9 +156,9 @@ def _build_in(fault: dict[str, Any]) -> None:
     if "largest_batch" in fault or "not_a_number" in fault:
         import torch
 
-        from lvlm_radapt.models.llava import LlavaModel
+        from lvlm_radapt.models.llava import LlavaLVLM
 
-        whole = LlavaModel.loss
+        whole = LlavaLVLM.loss
 
         def loss(self: Any, batch: Any, prompts: Sequence[str], targets: Sequence[str]) -> torch.Tensor:
             if len(prompts) > fault.get("largest_batch", len(prompts)):
@@ -155,4 +166,4 @@ def _build_in(fault: dict[str, Any]) -> None:
             holes = torch.tensor([fault.get("not_a_number", "\n\n\n") in prompt for prompt in prompts])
             return torch.where(holes, torch.nan, whole(self, batch, prompts, targets))
 
-        LlavaModel.loss = loss
+        LlavaLVLM.loss = loss
