@@ -8,9 +8,11 @@ from pathlib import Path
 import torch
 
 from eval_tasks.data import load_task, select
+from eval_tasks.processes import Group
 from eval_tasks.records import Run
 from eval_tasks.report import write_report
-from eval_tasks.runner import Advance, EvalSettings, evaluate
+from eval_tasks.runner import EvalSettings, evaluate
+from eval_tasks.running import Advance, Log
 from lvlm_radapt.models.load import load_any, load_surrogate
 from lvlm_radapt.models.quantised import Quantisation
 
@@ -33,6 +35,8 @@ def run_evaluation(
     dtype: torch.dtype = torch.float32,
     quantize: Quantisation | None = None,
     device_map: str | None = None,
+    log: Log = lambda event: None,
+    group: Group | None = None,
 ) -> Run:
     """Evaluate the model of that name into the run folder `out`, report.html included.
 
@@ -61,6 +65,9 @@ def run_evaluation(
         resume=resume,
         command=command,
         advance=announce(f"{Path(model).name} · {settings.task} · {settings.describe()}", len(chosen)),
+        log=log,
+        group=group,
     )
-    write_report([run], out / "report.html")
+    if group is None or group.first:
+        write_report([run], out / "report.html")
     return run

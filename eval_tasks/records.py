@@ -11,6 +11,7 @@ clean/ID.png    the first samples' clean images on the same canvas, for the repo
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import io
 import json
@@ -34,7 +35,7 @@ from lvlm_radapt.errors import UserError
 
 SCHEMA = 1
 # Top-level entries of run.json that may differ when a run is resumed; all others must be equal.
-INFORMATIONAL = frozenset({"command", "created", "data", "environment", "resumed", "workers"})
+INFORMATIONAL = frozenset({"command", "created", "data", "determinism", "environment", "processes", "resumed"})
 
 
 class _Model(BaseModel):
@@ -110,10 +111,14 @@ def image_name(sample_id: str) -> str:
 
 
 class RunFolder:
-    """The writer of a run folder. Every process of a run opens its own; one calls `create` and `finish`."""
+    """The writer of a run folder. Every process of a run opens its own; one calls `create` and `finish`.
 
-    def __init__(self, path: str | os.PathLike[str]) -> None:
+    rank: the process's number in its run; process ids alone may be equal on two machines.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], rank: int = 0) -> None:
         self.path = Path(path)
+        self._rank = rank
         self._ids: list[str] | None = None
         self._part: int | None = None
         self._owner: int | None = None
@@ -187,6 +192,11 @@ class RunFolder:
         """Ids that have a whole record; a line torn by a kill does not count."""
         return set(self._records())
 
+    def unsound_images(self) -> list[str]:
+        """Ids that have a record of an attacked image which is missing or damaged, by its own checksums."""
+        attacked = [record.id for record in self._records().values() if record.adversarial is not None]
+        return [one for one in attacked if not _is_sound(self.path / "images" / image_name(one))]
+
     def records(self) -> list[SampleRecord]:
         """The records there are, in the order of the selected ids."""
         records = self._records()
@@ -253,7 +263,7 @@ class RunFolder:
         return self._ids
 
     def _open_part(self) -> int:
-        path = self.path / "parts" / f"part-{os.getpid()}.jsonl"
+        path = self.path / "parts" / f"part-{self._rank}-{os.getpid()}.jsonl"
         with _writing(path):
             if path.exists():  # an earlier process with the same number, perhaps killed while writing
                 os.truncate(path, path.read_bytes().rfind(b"\n") + 1)
@@ -346,6 +356,15 @@ def _pretty(content: Mapping[str, Any]) -> bytes:
     return (json.dumps(content, indent=2, allow_nan=False) + "\n").encode()
 
 
+def _is_sound(path: Path) -> bool:
+    try:
+        with Image.open(path, formats=["PNG"]) as image:
+            image.verify()
+    except Exception:  # Pillow's decoders raise many kinds, from OSError to struct.error
+        return False
+    return True
+
+
 def _is_leftover(path: Path) -> bool:
     return path.name.startswith(".") and path.name.endswith(".tmp")
 
@@ -377,4 +396,6 @@ def _writing(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror or error}") from error
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+        advice = "; make room, then continue with --resume" if full else ""
+        raise UserError(f"cannot write {path}: {error.strerror or error}{advice}") from error

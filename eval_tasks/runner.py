@@ -1,7 +1,7 @@
 """The evaluation loop: clean answers, attack, 8-bit PNG on disk, answers to it, scores, run folder.
 
-The unit of work is a chunk of sample ids, a pure function of the selected ids and the chunk size. A run that
-was killed redoes at most the chunks that were in flight.
+The unit of work is a chunk of sample ids, a pure function of the selected ids and the chunk size, and so is what is
+made of it, whichever process does it. A run that was killed redoes at most the chunks that were in flight.
 """
 
 from __future__ import annotations
@@ -21,10 +21,12 @@ from eval_tasks.data import Sample, check_images, chunks, load_task, open_image,
 from eval_tasks.exams import Exam, exam_of
 from eval_tasks.metrics.tokenizers import TokenizerName
 from eval_tasks.presets import Protocol
+from eval_tasks.processes import Group, Work
 from eval_tasks.quantise import from_8bit
 from eval_tasks.records import Attacked, Run, RunFolder, SampleRecord, Scored, ids_digest, read_run
+from eval_tasks.running import Advance, Log, Running, tally
 from eval_tasks.summary import metrics
-from lvlm_radapt.errors import UserError
+from lvlm_radapt.errors import Unfinished, UserError
 from lvlm_radapt.models.base import PixelBatch, PixelModel
 from lvlm_radapt.models.quantised import quantisation_of
 
@@ -53,10 +55,6 @@ class EvalSettings:
         return " ".join(filter(None, (self.attack.config.name, self.attack.threat)))
 
 
-Advance = Callable[[int, str], None]
-"""Called with (samples done since the last call, a remark or "")."""
-
-
 def evaluate(
     model: PixelModel,
     settings: EvalSettings,
@@ -67,14 +65,20 @@ def evaluate(
     resume: bool = False,
     command: str = "",
     advance: Advance = lambda done, text: None,
+    log: Log = lambda event: None,
+    group: Group | None = None,
 ) -> Run:
     """Score `model` and leave a complete run folder at `out`.
 
+    group: the processes that do it together, each calling this with the same arguments; the first merges what all
+        have made, and audits it. Its run is what every one of them returns.
     images_from: a finished run whose attacked images are scored instead of crafting new ones; refused unless
         attack, budget, samples and canvas are this run's. Only for threat model transfer.
 
-    Raises UserError before anything is written when data, attack and models do not fit together.
+    Raises UserError before anything is written when data, attack and models do not fit together, and Unfinished when
+    a process of the group died and left samples undone.
     """
+    group = group or Group()
     everything = load_task(settings.task, settings.data)
     task = tasks()[settings.task]
     samples, note = select(everything, settings.samples, settings.seed)
@@ -90,37 +94,90 @@ def evaluate(
     if plan is not None:
         exam.check(plan, samples[0])
         remarks += _remarks(model, surrogate, plan, samples[0])
-    document = _document(model, settings, exam, surrogate, command)
+    document = _document(model, settings, exam, surrogate, command) | {"processes": group.size}
     source = _image_source(images_from, document, samples)
-    folder = RunFolder(out).create(document, [s.id for s in samples], resume=resume)
-    if folder.finished:
-        advance(len(samples), "finished already")
+    folder = RunFolder(out, group.rank)
+    pieces = chunks(samples, settings.chunk_size)
+    running = Running(len(samples), len(pieces), advance, log)
+    work = group.work(str(out))
+    before = work.lead("begin", lambda: _begin(folder.create(document, [s.id for s in samples], resume=resume), pieces))
+    done = {int(number): one for number, one in before["done"].items()}
+    running.begin(done)
+    if before["finished"]:
         return read_run(out)
-    done = folder.done_ids()
+    remarks += before["remarks"]
     gallery = {s.id for s in samples[:GALLERY]}
     started = time.monotonic()
-    held: list[SampleRecord] | None = None if done else []  # while nothing but failures was seen
-    for chunk in chunks(samples, settings.chunk_size):
-        if all(s.id in done for s in chunk):
-            advance(len(chunk), "done before")
-            continue
-        for group, batch in _groups(model, chunk):
-            records = _evaluate_batch(exam, settings, group, folder, batch, source, gallery, advance)
-            if held is not None:
-                held += records
-                if all(r.adversarial is not None and r.adversarial.failed for r in held):
-                    continue
-                records, held = held, None
-            for record in records:
+
+    def chunk_records(number: int) -> list[SampleRecord]:
+        kept: list[SampleRecord] = []
+        # as long as the first chunk has nothing but failures, nothing of it is kept
+        held: list[SampleRecord] = []
+        for asked_of, batch in _groups(model, pieces[number]):
+            held += _evaluate_batch(exam, settings, asked_of, folder, batch, source, gallery, running.stage)
+            if number == 0 and not kept and all(r.adversarial is not None and r.adversarial.failed for r in held):
+                continue
+            for record in held:
                 folder.append(record)
-            advance(len(records), "")
+            kept, held = kept + held, []
         if held:
             raise _all_failed(surrogate or model, plan, held)
-    found = metrics(folder.records(), task, plan, remarks, time.monotonic() - started)
-    if plan is not None and plan.threat == "adaptive":
-        found["audit"] = audit_of_run(model, folder, exam, samples, plan, seed=settings.seed).to_dict()
-    folder.finish(found)
+        return kept
+
+    todo = [number for number in range(len(pieces)) if number not in done]
+    try:
+        for number in todo:
+            if work.claim(number):
+                work.done(number, tally(chunk_records(number)))
+                running.take(work.results(running.chunks if group.first else 0))
+    except UserError as error:
+        group.fail(error)  # the others would meet it too; any other error leaves this chunk alone to be resumed
+        raise
+    finally:
+        folder.close()
+
+    def end() -> None:
+        _wait(work, todo, running, folder)
+        found = metrics(folder.records(), task, plan, remarks, time.monotonic() - started)
+        if plan is not None and plan.threat == "adaptive":
+            running.stage("audit")
+            found["audit"] = audit_of_run(model, folder, exam, samples, plan, seed=settings.seed).to_dict()
+        folder.finish(found)
+
+    work.lead("end", end)
     return read_run(out)
+
+
+def _begin(folder: RunFolder, pieces: Sequence[Sequence[Sample]]) -> dict[str, Any]:
+    """What was done before, as JSON for all processes: whether everything, and the tallies of whole chunks by number.
+
+    A sample whose attacked image was damaged since is not done, and so neither is its chunk.
+    """
+    records = {record.id: record for record in folder.records()}
+    unsound = set() if folder.finished else set(folder.unsound_images())
+    sound = records.keys() - unsound
+    done = {
+        number: tally([records[s.id] for s in chunk])
+        for number, chunk in enumerate(pieces)
+        if all(s.id in sound for s in chunk)
+    }
+    remarks = []
+    if unsound:
+        first = min(unsound, key=[*records].index)
+        remarks.append(f"{len(unsound)} saved images were damaged or missing, and made again (first: sample {first})")
+    return {"finished": folder.finished, "done": done, "remarks": remarks}
+
+
+def _wait(work: Work, todo: list[int], running: Running, folder: RunFolder) -> None:
+    """Wait until all processes have done their chunks; Unfinished when one died over its own."""
+    missing = work.wait(todo, lambda: running.take(work.results(running.chunks)))
+    if missing:
+        numbers = ", ".join(map(str, sorted(missing)[:5])) + (", ..." if len(missing) > 5 else "")
+        ranks = ", ".join(map(str, sorted(set(missing.values()))))
+        raise Unfinished(
+            f"process {ranks} is gone and left chunk {numbers} undone; {running.done} of {running.total} samples are "
+            f"in {folder.path}: continue it with --resume"
+        )
 
 
 def _remarks(model: PixelModel, surrogate: PixelModel | None, plan: AttackPlan, sample: Sample) -> list[str]:
@@ -183,6 +240,7 @@ def _document(
         }
     return {
         "command": command,
+        "determinism": _determinism(model),
         "model": {
             "name": model.label,
             "tower": model.tower_name,
@@ -207,6 +265,20 @@ def _document(
     }
 
 
+def _determinism(model: PixelModel) -> str:
+    """What another run with these settings gives, and what nobody promises."""
+    if model.device.type == "cpu" and model.dtype == torch.float32:
+        return (
+            "equal settings, versions and threads on one machine give the same samples, images, texts and scores, "
+            "bit for bit, whatever the number of processes or interruptions"
+        )
+    return (
+        f"samples, seeds and starting noise are the same for equal settings; images, texts and scores are not "
+        f"guaranteed on {model.device.type} in {str(model.dtype).removeprefix('torch.')}: kernels chosen at run time "
+        "and sums in no fixed order may differ in the last bits, which an attack amplifies"
+    )
+
+
 def _groups(model: PixelModel, chunk: Sequence[Sample]) -> Iterator[tuple[list[Sample], PixelBatch]]:
     """The chunk's samples in groups of one canvas shape."""
     images = [open_image(s.image) for s in chunk]
@@ -225,7 +297,7 @@ def _evaluate_batch(
     batch: PixelBatch,
     source: RunFolder | None,
     gallery: set[str],
-    advance: Advance,
+    tell: Callable[[str], None],
 ) -> list[SampleRecord]:
     started = time.monotonic()
 
@@ -233,16 +305,18 @@ def _evaluate_batch(
         said = exam.answers(of, samples)
         return [Scored(output=o, score=v) for o, v in zip(said, exam.grade(said, samples), strict=True)]
 
+    tell("clean answers")
     clean = answer(batch)
     attacked: list[Attacked | None] = [None] * len(samples)
     plan = settings.attack
     if plan is not None:
         if source is None:
+            tell(plan.config.name)
             seeds = [sample_seed(settings.seed, s.id) for s in samples]
             own = [c.score for c in clean if c.score is not None]
             crafted = exam.craft(
                 batch, samples, plan, seeds=seeds, clean=own,
-                tell=lambda stage, count: advance(0, f"{stage}, {count} images"),
+                tell=lambda stage, count: tell(f"{stage}, {count} images"),
             )  # fmt: skip
         else:
             crafted = _reuse(source, samples, batch)
@@ -251,6 +325,7 @@ def _evaluate_batch(
         # what is scored is what lies on the disk
         read = [from_8bit(folder.load_image(s.id)).to(batch.x.device) for s in samples]
         scored_batch = batch.replace(torch.stack(read))
+        tell("answers to attacked images")
         distance = (scored_batch.x - batch.x).flatten(1)
         attacked = [
             Attacked(

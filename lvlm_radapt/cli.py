@@ -2,28 +2,26 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shlex
 import sys
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    SpinnerColumn,
-    TextColumn,
-    TimeElapsedColumn,
-)
 from rich.table import Table
 
-from lvlm_radapt.errors import UserError
+from lvlm_radapt.errors import Stopped, Unfinished, UserError
+from lvlm_radapt.progress import Announce, JsonLines, bars
+from lvlm_radapt.stopping import stoppable
+
+if TYPE_CHECKING:
+    from eval_tasks.processes import Group
 
 app = typer.Typer(
     name="lvlm-radapt",
@@ -111,18 +109,81 @@ TowerOption = Annotated[
 QuantizeOption = Annotated[
     Bits | None, typer.Option(help="Language model in 4 or 8 bits (bitsandbytes); the vision tower stays.")
 ]
+LogJsonOption = Annotated[
+    str | None,
+    typer.Option(metavar="FILE", help="Append a JSON line an event, with rate and score; - is stdout, without tables."),
+]
 DeviceMapOption = Annotated[
     Spread | None, typer.Option(help="Spread the model over GPUs and memory (accelerate), in place of --device.")
 ]
 
 
+class _Processes:
+    """The group of processes this command runs in, joined when `main` begins."""
+
+    group: Group | None = None
+
+
 def main() -> None:
-    """Entry point of the `lvlm-radapt` command."""
+    """Entry point of the `lvlm-radapt` command. Of several launched processes the first alone prints results."""
+    code = 0
     try:
-        app()
+        with stoppable():
+            _Processes.group = _join()
+            _of_the_first_only(console, progress_console)
+            app()
     except UserError as error:
-        Console(stderr=True, soft_wrap=True).print(f"[red]error:[/red] {_plain(str(error))}", highlight=False)
-        sys.exit(2)
+        code = 2
+        _fail(error)
+    except Unfinished as error:
+        code = 1
+        _fail(error)
+    except Stopped as stop:
+        code = 128 + stop.signal_number
+        _say(f"stopped; {stop.advice}" if stop.advice else "stopped", once="stopped")
+    finally:
+        if _Processes.group is not None:
+            _Processes.group.leave()
+            _Processes.group = None
+    if code:
+        sys.exit(code)
+
+
+def _join() -> Group | None:
+    """The launched group, None for a process alone: `--help` then need not wait for torch."""
+    if "RANK" not in os.environ:
+        return None
+    from eval_tasks.processes import join
+
+    joined = join()
+    return joined if joined.size > 1 else None
+
+
+def _is_first() -> bool:
+    return _Processes.group is None or _Processes.group.first
+
+
+def _of_the_first_only(*consoles: Console) -> None:
+    for one in consoles:
+        one.quiet = not _is_first()
+
+
+def _leave_it_to_the_first() -> None:
+    """End this command in all launched processes but one: there is nothing in it to share."""
+    if not _is_first():
+        raise typer.Exit
+
+
+def _fail(error: Exception) -> None:
+    if _Processes.group is not None and isinstance(error, UserError):
+        _Processes.group.fail(error)  # the others would meet it too
+    _say(f"[red]error:[/red] {_plain(str(error))}", once=str(error), markup=True)
+
+
+def _say(text: str, *, once: str, markup: bool = False) -> None:
+    """A line on stderr, by one process alone of all that have one to say under the name `once`."""
+    if _Processes.group is None or _Processes.group.once(once):
+        Console(stderr=True, soft_wrap=True).print(text, highlight=False, markup=markup)
 
 
 def _plain(text: str) -> str:
@@ -132,40 +193,39 @@ def _plain(text: str) -> str:
 
 
 @contextmanager
-def _progress() -> Iterator[Callable[[str, int], Callable[[int, str], None]]]:
-    """Progress bars on stderr; yields announce(title, total), which adds a bar and returns its advance(done, what)."""
-    columns = (
-        SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
-    )  # fmt: skip
-    bars = Progress(*columns, console=progress_console)
-
-    def announce(title: str, total: int) -> Callable[[int, str], None]:
-        task = bars.add_task(title, total=total)
-
-        def advance(done: int, what: str) -> None:
-            bars.start()  # not before there is progress: a mistake found on the way leaves one line and no bar
-            bars.update(task, advance=done, description=" · ".join(filter(None, (title, what))))
-
-        return advance
+def _resumable(again: str, saved: Callable[[], str] = lambda: "what is done is saved") -> Iterator[None]:
+    """Inside, Ctrl-C and SIGTERM tell how to go on; so does memory that does not suffice for one image."""
+    import torch
 
     try:
-        yield announce
-    finally:
-        if bars.live.is_started:
-            bars.stop()
+        yield
+    except Stopped as stop:
+        stop.advice = f"{saved()}; go on with: {again}"
+        raise
+    except torch.OutOfMemoryError as error:
+        raise Unfinished(f"out of memory, even for one image; {saved()}; free some and go on with: {again}") from error
+
+
+def _progress(log: JsonLines | None = None) -> AbstractContextManager[Announce]:
+    return bars(progress_console, log)
 
 
 def _device(name: str) -> str:
     import torch
 
     if name == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
+        name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         device = torch.device(name)
     except RuntimeError as error:
         raise UserError(f"--device {name!r} is no device: use auto, cpu, cuda or cuda:N") from error
     if device.type == "cuda" and not torch.cuda.is_available():
         raise UserError(f"--device {name}: no CUDA device is available here, use --device cpu")
+    if _Processes.group is not None and name == "cuda":
+        from eval_tasks.processes import local_rank
+
+        # a launcher may show every process one GPU alone
+        return f"cuda:{local_rank() % torch.cuda.device_count()}"
     return name
 
 
@@ -175,6 +235,8 @@ def _place(device: str, dtype: Dtype, quantize: Bits | None, device_map: Spread 
 
     if device_map is not None and device != "auto":
         raise UserError("--device and --device-map exclude each other: leave one out")
+    if device_map is not None and _Processes.group is not None:
+        raise UserError("--device-map spreads one model over all GPUs: run it as a single process, without a launcher")
     return {
         "device": "cpu" if device_map is not None else _device(device),
         "dtype": getattr(torch, dtype.value),
@@ -183,8 +245,24 @@ def _place(device: str, dtype: Dtype, quantize: Bits | None, device_map: Spread 
     }
 
 
-def _command_line() -> str:
-    return shlex.join(["lvlm-radapt", *sys.argv[1:]])
+def _command_line(*more: str) -> str:
+    arguments = sys.argv[1:]
+    return shlex.join(["lvlm-radapt", *arguments, *(one for one in more if one not in arguments)])
+
+
+def _saved_in(out: Path) -> Callable[[], str]:
+    """Says how many samples a run folder holds."""
+
+    def saved() -> str:
+        from eval_tasks.records import RunFolder
+
+        try:
+            total = json.loads((out / "run.json").read_bytes())["ids"]["n"]
+            return f"{len(RunFolder(out).done_ids())} of {total} samples are saved in {out}"
+        except (OSError, ValueError, KeyError, TypeError):  # stopped before the folder was there
+            return "nothing was begun"
+
+    return saved
 
 
 @app.command("list")
@@ -192,6 +270,7 @@ def list_(
     what: Annotated[Listing | None, typer.Argument(help="What to list; everything when left out.")] = None,
 ) -> None:
     """List the embedded models, tasks, attacks and presets."""
+    _leave_it_to_the_first()
     from eval_tasks import presets
     from lvlm_radapt.models.load import EMBEDDED, ENCODERS, FAMILIES, embedded_models
 
@@ -235,6 +314,7 @@ def scenes(
     ] = 8,
 ) -> None:
     """Write procedural test scenes as COCO captions, VQAv2 and TextVQA files, and a folder of classes."""
+    _leave_it_to_the_first()
     from lvlm_radapt.tiny.dataset import write_scenes
 
     with _progress() as announce:
@@ -285,6 +365,7 @@ def robustify(
 
     The anchor is the training-free one: the encoder's own first attention output on a white image.
     """
+    _leave_it_to_the_first()
     import lvlm_radapt as package
     from lvlm_radapt.checkpoint import save_adapter
     from lvlm_radapt.folders import check_new_folder
@@ -398,14 +479,17 @@ def eval_(
     ] = HalfChoice.auto,
     quantize: QuantizeOption = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue a run that was stopped.")] = False,
+    log_json: LogJsonOption = None,
 ) -> None:
     """Score MODEL on a task, clean and under attack, into a run folder with a report.
 
     The attacked images lie in the run folder as PNG files and can be scored again on another model: --images-from.
+    Under `accelerate launch` or torchrun, all processes share the work. Ctrl-C keeps what is done: --resume goes on.
     """
     from eval_tasks.evaluation import run_evaluation
     from eval_tasks.planning import plan_attack
     from eval_tasks.presets import load_attack, load_protocol, load_task_config
+    from eval_tasks.processes import restarted
     from eval_tasks.runner import EvalSettings
 
     task_config = load_task_config(task)
@@ -435,7 +519,12 @@ def eval_(
         batch_size=batch_size,
         tokenizer=tokenizer.value,
     )
-    with _progress() as announce:
+    with (
+        JsonLines.to(log_json if _is_first() else None) as log,
+        _resumable(_command_line("--resume"), _saved_in(out)),
+        log.ended(),
+        _progress() as announce,
+    ):
         run = run_evaluation(
             model,
             settings,
@@ -444,10 +533,14 @@ def eval_(
             tower=tower,
             surrogate=surrogate,
             images_from=images_from,
-            resume=resume,
+            resume=resume or restarted(),
             command=_command_line(),
+            log=log.write,
+            group=_Processes.group,
             **place,
         )
+    if log_json == "-":
+        return
     print_tables([run])
     for note in run.metrics["notes"]:
         console.print(f"note: {_plain(note)}", soft_wrap=True)
@@ -507,12 +600,14 @@ def audit(
     device_map: DeviceMapOption = None,
     dtype: DtypeOption = Dtype.float32,
     quantize: QuantizeOption = None,
+    log_json: LogJsonOption = None,
 ) -> None:
     """Check that an attack on MODEL measures what it says: some 20 checks, each pass, warn or fail.
 
     Among them: gradients against finite differences, black-box and transfer attacks against the white-box one,
     larger eps, more steps, restarts, half precision, a low-frequency attack, one through the undefended model.
     """
+    _leave_it_to_the_first()
     from eval_tasks.audit.page import audit_table
     from eval_tasks.audit.run import run_audit
     from eval_tasks.planning import plan_attack
@@ -541,7 +636,7 @@ def audit(
         batch_size=batch_size,
         tokenizer=tokenizer.value,
     )
-    with _progress() as announce:
+    with JsonLines.to(log_json) as log, log.ended(), _progress(log) as announce:
         found = run_audit(
             model,
             settings,
@@ -551,6 +646,8 @@ def audit(
             command=_command_line(),
             **place,
         )
+    if log_json == "-":
+        return
     console.print(audit_table(found))
     console.print(f"report: {out / 'audit.html'}", soft_wrap=True)
     console.print(f"verdict: {found.line()}", soft_wrap=True, markup=False)
@@ -563,6 +660,7 @@ def report(
     form: Annotated[TableFormat, typer.Option("--format", help="Of the table on stdout.")] = TableFormat.table,
 ) -> None:
     """Compare finished runs: one table (transfer and adaptive side by side) and one HTML report."""
+    _leave_it_to_the_first()
     from eval_tasks.records import read_run
     from eval_tasks.report import write_report
 
@@ -580,6 +678,7 @@ def demo(
     samples: Annotated[int, typer.Option(min=2, help="Scenes a model is scored on, each task.")] = 64,
     steps: Annotated[int, typer.Option(min=1, help="APGD steps.")] = 20,
     device: DeviceOption = "auto",
+    log_json: LogJsonOption = None,
 ) -> None:
     """Protect the embedded models and attack them, with and without knowledge of the defence.
 
@@ -587,13 +686,23 @@ def demo(
     """
     from lvlm_radapt.demo import run_demo
 
+    again = f"lvlm-radapt demo --out {shlex.quote(str(out))} --samples {samples} --steps {steps}"
     try:
-        with _progress() as announce:
-            runs = run_demo(out, samples=samples, steps=steps, announce=announce, device=_device(device))
-    except KeyboardInterrupt:
-        console.print(f"stopped; what is done is kept: run it again with --out {out} to go on", soft_wrap=True)
+        with (
+            JsonLines.to(log_json if _is_first() else None) as log,
+            _resumable(again),
+            log.ended(),
+            _progress(log) as announce,
+        ):
+            runs = run_demo(
+                out, samples=samples, steps=steps, announce=announce, device=_device(device), group=_Processes.group
+            )
+    except Stopped as stop:
+        _say(f"stopped; {stop.advice}", once="stopped")
         sys.stdout.flush()
-        os._exit(130)  # the other model's thread would work on for as long as its attack takes
+        os._exit(128 + stop.signal_number)  # the other model's thread would work on for as long as its attack takes
+    if log_json == "-":
+        return
     print_tables(runs)
     console.print(f"report: {out / 'report.html'}", soft_wrap=True)
 

@@ -16,9 +16,11 @@ import torch
 from eval_tasks.crafting import AttackPlan, Threat
 from eval_tasks.evaluation import Announce, run_evaluation
 from eval_tasks.presets import load_attack, load_protocol
+from eval_tasks.processes import Group
 from eval_tasks.records import Run
 from eval_tasks.report import write_report
-from eval_tasks.runner import Advance, EvalSettings
+from eval_tasks.runner import EvalSettings
+from eval_tasks.running import Advance
 from lvlm_radapt.checkpoint import is_adapter, save_adapter
 from lvlm_radapt.config import RAdaptConfig
 from lvlm_radapt.errors import UserError
@@ -43,30 +45,37 @@ class Settings:
     steps: int
     device: str
     stop: Event
+    group: Group
 
     def protected(self, model: str) -> Path:
         """The adapter folder of an embedded model."""
         return self.out / "models" / f"{model}-radapt"
 
 
-def run_demo(out: Path, *, samples: int, steps: int, announce: Announce, device: str = "cpu") -> list[Run]:
+def run_demo(
+    out: Path, *, samples: int, steps: int, announce: Announce, device: str = "cpu", group: Group | None = None
+) -> list[Run]:
     """Write scenes, adapters, runs and report.html under `out`; what is there already is not done again.
 
     Stock and protected model see the same samples under the same settings. The transfer images are those of
     the stock model's own white-box run. Where there are cores for it, two pieces of work go on side by side.
     """
-    _check_folder(out)
-    settings = Settings(out, samples, steps, device, Event())
+    group = group or Group()
+    group.work(str(out)).lead("check", lambda: _check_folder(out))
+    settings = Settings(out, samples, steps, device, Event(), group)
     per_task = 1 + 3 * len(BUDGETS)  # noise; then stock, transfer and adaptive at each budget
     told = {model: announce(model, len(TASKS) * per_task * samples) for model in MODELS}
     # the longest first and the controls last, so that both threads end at about the same time
     pieces = [*product(TASKS, reversed(MODELS), BUDGETS), *product(TASKS, MODELS, (None,))]
     with _side_by_side(settings.stop) as pool:
-        _results([pool.submit(_prepare, model, settings) for model in MODELS])
+        group.work(str(out)).lead(
+            "prepare", lambda: [*_results([pool.submit(_prepare, model, settings) for model in MODELS])]
+        )
         done = _results([pool.submit(_score, model, task, eps, settings, told[model]) for task, model, eps in pieces])
     by_piece = dict(zip(pieces, done, strict=True))
     runs = [run for model in MODELS for task in TASKS for eps in (None, *BUDGETS) for run in by_piece[task, model, eps]]
-    write_report(runs, out / "report.html")
+    if group.first:
+        write_report(runs, out / "report.html")
     return runs
 
 
@@ -110,6 +119,7 @@ def _score(model: str, task: str, eps: int | None, settings: Settings, advance: 
             device=settings.device,
             resume=True,
             command=f"lvlm-radapt demo --samples {settings.samples} --steps {settings.steps}",
+            group=settings.group,
         )
 
     if eps is None:

@@ -1,7 +1,21 @@
-"""The one exception type that the command line turns into one line and exit code 2."""
+"""What the command line turns into one line and an exit code."""
 
 from __future__ import annotations
 
 
 class UserError(ValueError):
     """Something the user can mend: the message is ONE line that says what, where and what to do."""
+
+
+class Unfinished(Exception):
+    """Work that ended early through no mistake of the user's, as when a process died: the message is ONE line that
+    says what is missing and how to go on; the exit code is 1."""
+
+
+class Stopped(BaseException):
+    """Ctrl-C or SIGTERM: not an Exception, so that only the outermost level, which prints `advice`, handles it."""
+
+    def __init__(self, signal_number: int) -> None:
+        super().__init__(f"signal {signal_number}")
+        self.signal_number = signal_number
+        self.advice = ""

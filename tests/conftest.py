@@ -1,6 +1,8 @@
 """Settings every test shares."""
 
 import os
+from collections import Counter
+from collections.abc import Callable
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -14,7 +16,26 @@ settings.register_profile("same", derandomize=True)
 settings.register_profile("random", derandomize=False)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "same"))
 
+_survived: Counter[str] = Counter()
+
 
 @pytest.fixture(autouse=True)
 def _seed() -> None:
     torch.manual_seed(0)
+
+
+@pytest.fixture
+def survived() -> Callable[[str, int], None]:
+    """survived(what, how many): counted up over all tests and printed at the end."""
+
+    def count(what: str, number: int = 1) -> None:
+        _survived[what] += number
+
+    return count
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    if _survived:
+        terminalreporter.section("faults")
+        for what, number in sorted(_survived.items()):
+            terminalreporter.write_line(f"{what:<44} {number:>6}")

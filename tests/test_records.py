@@ -66,7 +66,7 @@ def finished(path: Path) -> RunFolder:
 
 
 def part_file(path: Path) -> Path:
-    return path / "parts" / f"part-{os.getpid()}.jsonl"
+    return path / "parts" / f"part-0-{os.getpid()}.jsonl"
 
 
 def one_line(caught: pytest.ExceptionInfo[UserError]) -> str:
@@ -277,7 +277,7 @@ def test_damage_inside_a_part_is_named(tmp_path: Path) -> None:
     folder.close()
     with part_file(tmp_path).open("ab") as file:
         file.write(b'{"id": 3}\n')
-    with pytest.raises(UserError, match=r"part-\d+\.jsonl, line 2: field ") as caught:
+    with pytest.raises(UserError, match=r"part-0-\d+\.jsonl, line 2: field ") as caught:
         folder.done_ids()
     one_line(caught)
 
@@ -344,7 +344,7 @@ def test_another_process_number_opens_another_part(tmp_path: Path, monkeypatch: 
     folder.append(record("9"))
     monkeypatch.setattr(records.os, "getpid", lambda: 12345)
     folder.append(record("100"))
-    assert (tmp_path / "parts" / "part-12345.jsonl").read_bytes().count(b"\n") == 1
+    assert (tmp_path / "parts" / "part-0-12345.jsonl").read_bytes().count(b"\n") == 1
     assert folder.done_ids() == {"9", "100"}
 
 
