@@ -34,7 +34,7 @@ from lvlm_radapt.errors import UserError
 
 SCHEMA = 1
 # Top-level entries of run.json that may differ when a run is resumed; all others must be equal.
-INFORMATIONAL = frozenset({"command", "created", "data", "environment", "resumed", "workers"})
+INFORMATIONAL = frozenset({"command", "created", "data", "environment", "left_out", "resumed", "workers"})
 
 
 class _Model(BaseModel):

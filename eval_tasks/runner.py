@@ -17,16 +17,15 @@ import torch
 from eval_tasks.asked import Asked
 from eval_tasks.attacker import view_of
 from eval_tasks.audit.of_run import audit_of_run
-from eval_tasks.captioning import CaptionScores
 from eval_tasks.crafting import AttackPlan, Crafted, check_plan, craft, sample_seed, says
-from eval_tasks.data import Sample, check_images, chunks, load_task, open_image, select, tasks
+from eval_tasks.data import Sample, check_images, chunks, load_task, open_image, select, skip_missing, tasks
 from eval_tasks.metrics.tokenizers import TokenizerName
 from eval_tasks.presets import Protocol, TaskConfig
 from eval_tasks.quantise import from_8bit
 from eval_tasks.records import Attacked, Run, RunFolder, SampleRecord, Scored, ids_digest, read_run
+from eval_tasks.scores import text_scores
 from eval_tasks.stages import stage_plans
 from eval_tasks.summary import metrics
-from eval_tasks.vqa import VqaScores
 from lvlm_radapt.errors import UserError
 from lvlm_radapt.models.base import LVLM, PixelBatch, PixelModel
 from lvlm_radapt.models.quantised import quantisation_of
@@ -48,6 +47,8 @@ class EvalSettings:
     chunk_size: int = 64
     batch_size: int = 32
     tokenizer: TokenizerName = "ptb"
+    skip_missing: bool = False
+    """Leave samples without an image out, in place of stopping."""
 
     def describe(self) -> str:
         """The attack in a few words, for progress bars."""
@@ -83,17 +84,20 @@ def evaluate(
     if task.kind == "classification":
         raise UserError(f"--task {task.name} is for image encoders: {model.name} answers in texts")
     samples, note = select(samples, settings.samples, settings.seed)
+    left_out = None
+    if settings.skip_missing:
+        samples, left_out = skip_missing(samples)
     check_images(samples)
     for path in dict.fromkeys(s.image for s in samples):
         open_image(path)  # a damaged file is named now, not hours into the run
     plan = settings.attack
-    remarks = [note] if note else []
+    remarks = [said for said in (note, left_out) if said]
     if plan is not None:
         prompt = settings.protocol.prompt(task, samples[0].question)
         check_plan(plan, model, surrogate, prompt=prompt, tokens=settings.protocol.tokens(task.name))
         remarks += _remarks(model, surrogate, plan, samples[0])
-    scores = _scores(task, samples, settings)
-    document = _document(model, settings, task, surrogate, command)
+    scores = text_scores(task, samples, tokenizer=settings.tokenizer)
+    document = _document(model, settings, task, surrogate, command) | {"left_out": left_out}
     source = _image_source(images_from, document, samples)
     folder = RunFolder(out).create(document, [s.id for s in samples], resume=resume)
     if folder.finished:
@@ -172,13 +176,6 @@ def _all_failed(source: PixelModel, plan: AttackPlan | None, records: Sequence[S
         f"{source.name} in {dtype}: the attack failed on all {len(records)} samples of the first chunk "
         f"({records[0].id}: {reason}): {advice}"
     )
-
-
-def _scores(task: TaskConfig, samples: Sequence[Sample], settings: EvalSettings) -> CaptionScores | VqaScores:
-    if task.kind == "caption":
-        return CaptionScores(samples, tokenizer=settings.tokenizer)
-    assert task.style is not None
-    return VqaScores(samples, style=task.style)
 
 
 def _document(

@@ -13,14 +13,13 @@ from eval_tasks.audit.build import lvlm_subject, on_one_canvas
 from eval_tasks.audit.findings import Audit
 from eval_tasks.audit.page import audit_page
 from eval_tasks.audit.suite import CHECKS, Advance, full_audit
-from eval_tasks.captioning import CaptionScores
 from eval_tasks.crafting import check_plan
 from eval_tasks.data import check_images, load_task, select
 from eval_tasks.environment import environment
 from eval_tasks.eps import eps_text
 from eval_tasks.presets import load_task_config
 from eval_tasks.runner import EvalSettings
-from eval_tasks.vqa import VqaScores
+from eval_tasks.scores import text_scores
 from lvlm_radapt.errors import UserError
 from lvlm_radapt.folders import check_new_folder
 from lvlm_radapt.models.load import load_model
@@ -49,12 +48,7 @@ def run_audit(
     samples, _ = select(load_task(settings.task, settings.data), settings.samples, settings.seed)
     check_images(samples)
     task = load_task_config(settings.task)
-    scores: CaptionScores | VqaScores
-    if task.kind == "caption":
-        scores = CaptionScores(samples, tokenizer=settings.tokenizer)
-    else:
-        assert task.style is not None
-        scores = VqaScores(samples, style=task.style)
+    scores = text_scores(task, samples, tokenizer=settings.tokenizer)
     conversation = settings.protocol.conversation
     victim = load_model(
         model,
