@@ -6,7 +6,7 @@ import os
 import shlex
 import sys
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
@@ -263,7 +263,8 @@ def check(
     """
     from eval_tasks.data.checking import check_data
 
-    with _progress() as announce:
+    shown = _progress() if progress_console.is_terminal else nullcontext(None)
+    with shown as announce:
         found = check_data(task, data, samples=samples, seed=seed, announce=announce)
     for line in found.lines():
         console.print(_plain(line), soft_wrap=True, highlight=False)

@@ -128,7 +128,7 @@ def test_wrong_values_name_the_row(tmp_path: Path, task: str, changed: dict[str,
 def test_missing_columns_duplicates_and_damage_are_told(tmp_path: Path) -> None:
     path = tmp_path / "val-00000-of-00001.parquet"
     write(path, [{"question_id": 1, "answers": TEN}])
-    with pytest.raises(UserError, match="have no column question; task okvqa wants .* columns image, question_id"):
+    with pytest.raises(UserError, match=r"have no column question; task okvqa wants .* columns image, question_id"):
         load_task("okvqa", tmp_path)
     write(path, ROWS["textvqa"] * 2)
     open_rows.cache_clear()

@@ -68,7 +68,7 @@ def check_data(
     *,
     samples: int | None = None,
     seed: int = 42,
-    announce: Callable[[str, int], Callable[[int, str], None]] = lambda title, total: lambda done, what: None,
+    announce: Callable[[str, int], Callable[[int, str], None]] | None = None,
 ) -> DataCheck:
     """Read the annotations and open every image that a run with these settings would use (samples None: all).
 
@@ -85,12 +85,13 @@ def check_data(
     chosen, note = select(everything, samples, seed)
     images = list(dict.fromkeys(sample.image for sample in chosen))
     missing = missing_images(chosen)
-    damaged = _damaged(images, set(missing), announce(f"opening the images of {task}", len(images)))
+    advance = announce(f"opening the images of {task}", len(images)) if announce else None
+    damaged = _damaged(images, set(missing), advance)
     return DataCheck(task, folder, wanted, holds, None, note, len(chosen), len(images), missing, damaged)
 
 
 def _damaged(
-    images: Sequence[Path | RowImage], missing: set[Path | RowImage], advance: Callable[[int, str], None]
+    images: Sequence[Path | RowImage], missing: set[Path | RowImage], advance: Callable[[int, str], None] | None
 ) -> list[str]:
     found = []
     for image in images:
@@ -99,7 +100,8 @@ def _damaged(
                 open_image(image)
             except UserError as error:
                 found.append(str(error))
-        advance(1, f"{len(found)} damaged" if found else "")
+        if advance is not None:
+            advance(1, f"{len(found)} damaged" if found else "")
     return found
 
 
