@@ -19,6 +19,7 @@ from eval_tasks.attacker import view_of
 from eval_tasks.audit.of_run import audit_of_run
 from eval_tasks.crafting import AttackPlan, Crafted, check_plan, craft, sample_seed, says
 from eval_tasks.data import Sample, check_images, chunks, load_task, open_image, select, skip_missing, tasks
+from eval_tasks.data.rows import RowImage
 from eval_tasks.metrics.tokenizers import TokenizerName
 from eval_tasks.presets import Protocol, TaskConfig
 from eval_tasks.quantise import from_8bit
@@ -88,13 +89,13 @@ def evaluate(
     if settings.skip_missing:
         samples, left_out = skip_missing(samples)
     check_images(samples)
-    for path in dict.fromkeys(s.image for s in samples):
-        open_image(path)  # a damaged file is named now, not hours into the run
+    for source in dict.fromkeys(s.image for s in samples):
+        _check_image(model, source)
     plan = settings.attack
     remarks = [said for said in (note, left_out) if said]
+    prompt, tokens = settings.protocol.prompt(task, samples[0].question), settings.protocol.tokens(task.name)
     if plan is not None:
-        prompt = settings.protocol.prompt(task, samples[0].question)
-        check_plan(plan, model, surrogate, prompt=prompt, tokens=settings.protocol.tokens(task.name))
+        check_plan(plan, model, surrogate, prompt=prompt, tokens=tokens)
         remarks += _remarks(model, surrogate, plan, samples[0])
     scores = text_scores(task, samples, tokenizer=settings.tokenizer)
     document = _document(model, settings, task, surrogate, command) | {"left_out": left_out}
@@ -130,6 +131,15 @@ def evaluate(
         found["audit"] = audit_of_run(model, folder, everything, plan, seed=settings.seed).to_dict()
     folder.finish(found)
     return read_run(out)
+
+
+def _check_image(model: LVLM, source: Path | RowImage) -> None:
+    """A damaged image, or one that has no place on the model's canvas, is named now, not hours into the run."""
+    image = open_image(source)
+    try:
+        model.canvas(image)
+    except UserError as error:
+        raise UserError(f"image {source}: {error}") from error
 
 
 def _remarks(model: LVLM, surrogate: PixelModel | None, plan: AttackPlan, sample: Sample) -> list[str]:

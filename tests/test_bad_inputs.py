@@ -7,6 +7,7 @@ import pickle
 import re
 import shutil
 import struct
+import subprocess
 import sys
 import zlib
 from collections.abc import Callable, Iterator
@@ -22,7 +23,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from test_data import ANNOTATIONS, MAKERS, QUESTIONS, change, write
 from test_records import finished, record, started
-from tiny_checkpoints import save_llava
+from tiny_checkpoints import save_llava, save_qwen
 
 from eval_tasks.data import load_task, open_image
 from eval_tasks.data.checking import check_data
@@ -80,13 +81,18 @@ def data_check(task: str, name: str | None, content: Callable[[Any], Any] | byte
     """`data check` of a task whose file `name` (None: its annotations) is changed or replaced."""
 
     def arrange(at: Place) -> Words:
-        make, usual = MAKERS[task]
-        make(at.tmp / "set")
-        path = at.tmp / "set" / (name or usual)
+        folder = made_folder(task, at)
+        path = folder / (name or MAKERS[task][1])
         write(path, content if isinstance(content, bytes) else content(json.loads(path.read_bytes())))
-        return ["data", "check", task, "--data", at.tmp / "set"]
+        return ["data", "check", task, "--data", folder]
 
     return arrange, words
+
+
+def made_folder(task: str, at: Place) -> Path:
+    make, _ = MAKERS[task]
+    make(at.tmp / "set")
+    return at.tmp / "set"
 
 
 def field(task: str, where: list[Any], value: Any, words: str) -> Case:
@@ -320,7 +326,7 @@ CASES: dict[str, Case] = {
             at.out,
             *image(lambda path: None, "")[0](at)[3:],
         ],
-        "1 of 2 images are missing: .*000000000009.jpg; put them there or leave them out with --skip-missing",
+        "1 of 2 images are missing: .*000000000009.jpg; put them there .eval can leave them out: --skip-missing",
     ),
     # flags
     **{
@@ -370,6 +376,13 @@ CASES: dict[str, Case] = {
     ),
     "a preset under a shipped name": preset({"name": "fare"}, "shipped preset's name"),
     "a preset without the task": preset({"max_new_tokens": {"vqav2": 5}}, "has no max_new_tokens for task coco"),
+    "a preset without the task's prompt": (
+        lambda at: [
+            *preset({"prompts": {"caption": "c", "vqa": "{question}"}}, "")[0](at),
+            *("--task", "pope", "--data", made_folder("pope", at)),
+        ],
+        "has no prompt for task pope: add it to prompts",
+    ),
     # run folders
     "no run folder": simple("report", "{at.data}", "--out", "{at.out}", expected="it has no run.json"),
     "run.json that is no JSON": run_folder(file("run.json", b"{"), "run.json is not valid JSON"),
@@ -613,6 +626,28 @@ def test_skipped_images_are_counted_in_the_run(shared: Path, tmp_path: Path) -> 
     assert [sample.id for sample in run.samples] == ["9", "100"]
     assert run.settings["left_out"].startswith("1 samples were left out (--skip-missing): 1 images missing: ")
     assert run.settings["left_out"] in run.metrics["notes"]
+
+
+def test_an_image_without_a_place_on_the_canvas_is_named(shared: Path, tmp_path: Path) -> None:
+    shutil.copytree(shared / "data", tmp_path / "set")
+    narrow = tmp_path / "set" / "val2014" / "COCO_val2014_000000000009.jpg"
+    Image.new("RGB", (250, 1)).save(narrow)
+    eval_settings = EvalSettings("coco", tmp_path / "set", load_protocol("scenes"), attack=None, samples=None, seed=42)
+    with pytest.raises(UserError, match=f"image {narrow}: an image of 250x1 px cannot be used"):
+        evaluate(load_model(str(save_qwen(tmp_path / "qwen"))), eval_settings, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_data_folder_is_checked_without_torch(shared: Path) -> None:
+    code = (
+        "import sys; from lvlm_radapt import cli\n"
+        f"sys.argv = ['lvlm-radapt', 'data', 'check', 'coco', '--data', {str(shared / 'data')!r}]\n"
+        "try: cli.main()\nexcept SystemExit as stop: assert not stop.code\n"
+        "print(sorted({'torch', 'transformers', 'datasets', 'matplotlib'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "[]"
+    assert done.stderr == ""
 
 
 def test_a_good_folder_can_run(shared: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:

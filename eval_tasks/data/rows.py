@@ -45,10 +45,11 @@ def open_rows(files: tuple[str, ...]) -> Any:
     files that are none."""
     try:
         import datasets
+        from datasets.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
     except ImportError as error:
         raise UserError("parquet files need the library datasets: pip install 'lvlm-radapt[hf]'") from error
-    shown = datasets.utils.logging.is_progress_bar_enabled()
-    datasets.utils.logging.disable_progress_bar()
+    hidden = are_progress_bars_disabled()
+    disable_progress_bars()
     try:
         found = datasets.Dataset.from_parquet(list(files))
         if "image" in found.column_names:
@@ -58,5 +59,5 @@ def open_rows(files: tuple[str, ...]) -> Any:
         cause = error.__cause__ or error
         raise UserError(f"cannot read the parquet files from {files[0]} on: {' '.join(str(cause).split())}") from error
     finally:
-        if shown:
-            datasets.utils.logging.enable_progress_bar()
+        if not hidden:
+            enable_progress_bars()

@@ -51,8 +51,8 @@ def check_images(samples: Sequence[Sample]) -> None:
     missing = missing_images(samples)
     if missing:
         raise UserError(
-            f"{len(missing)} of {len(images)} images are missing: {first_names(missing)}; put them there or leave them "
-            "out with --skip-missing"
+            f"{len(missing)} of {len(images)} images are missing: {first_names(missing)}; put them there (eval can "
+            "leave them out: --skip-missing)"
         )
 
 
