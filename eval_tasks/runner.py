@@ -89,8 +89,8 @@ def evaluate(
     if settings.skip_missing:
         samples, left_out = skip_missing(samples)
     check_images(samples)
-    for source in dict.fromkeys(s.image for s in samples):
-        _check_image(model, source)
+    for image in dict.fromkeys(s.image for s in samples):
+        _check_image(model, image)
     plan = settings.attack
     remarks = [said for said in (note, left_out) if said]
     prompt, tokens = settings.protocol.prompt(task, samples[0].question), settings.protocol.tokens(task.name)
