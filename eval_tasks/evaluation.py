@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from eval_tasks.data import load_task, select
+from eval_tasks.data import check_images, load_task, select, skip_missing
 from eval_tasks.processes import Group
 from eval_tasks.records import Run
 from eval_tasks.report import write_report
@@ -44,6 +44,9 @@ def run_evaluation(
     opened on the victim's device in its dtype, whole.
     """
     chosen, _ = select(load_task(settings.task, settings.data), settings.samples, settings.seed)
+    if settings.skip_missing:
+        chosen, _ = skip_missing(chosen)
+    check_images(chosen)  # before a model is loaded for nothing
     conversation = settings.protocol.conversation
     victim = load_any(
         model,

@@ -20,7 +20,6 @@ from eval_tasks.asked import Asked, TextScores
 from eval_tasks.audit.build import lvlm_subject
 from eval_tasks.audit.classifier import classifier_subject
 from eval_tasks.audit.subject import Subject
-from eval_tasks.captioning import CaptionScores
 from eval_tasks.classification import ClassScores, attack_classifier, check_classes
 from eval_tasks.crafting import AttackPlan, Crafted, check_plan, check_source, craft, craft_unasked
 from eval_tasks.data import Sample, chunks
@@ -28,8 +27,8 @@ from eval_tasks.data.imagefolder import class_names
 from eval_tasks.metrics.tokenizers import TokenizerName
 from eval_tasks.presets import Protocol, TaskConfig
 from eval_tasks.records import ids_digest
+from eval_tasks.scores import text_scores
 from eval_tasks.stages import stage_plans
-from eval_tasks.vqa import VqaScores
 from lvlm_radapt.errors import UserError
 from lvlm_radapt.models.base import LVLM, PixelBatch, PixelModel
 from lvlm_radapt.models.clip import CLIPEncoder
@@ -259,10 +258,5 @@ def exam_of(
         return ClassExam(classifier, surrogate, task, ClassScores(samples), batch_size)
     if not isinstance(model, LVLM):
         raise UserError(f"--task {task.name} needs answers in texts: {model.name} is an image encoder, for imagefolder")
-    scores: TextScores
-    if task.kind == "caption":
-        scores = CaptionScores(samples, tokenizer=tokenizer)
-    else:
-        assert task.style is not None
-        scores = VqaScores(samples, style=task.style)
-    return SpokenExam(model, surrogate, task, protocol, scores, batch_size)
+    protocol.prompt(task, samples[0].question), protocol.tokens(task.name)  # what is missing there is told now
+    return SpokenExam(model, surrogate, task, protocol, text_scores(task, samples, tokenizer=tokenizer), batch_size)

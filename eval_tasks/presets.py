@@ -29,20 +29,21 @@ class _Config(_Part):
 
 
 class TaskConfig(_Config):
-    """A task: what is asked ("caption", "vqa" or, of an encoder, "classification"), its metric, and which VQA answer
-    normalisation it uses."""
+    """A task: what is asked ("caption", "vqa", "choice" of closed answers or, of an encoder, "classification"), its
+    metric, and in which style answers are normalised (vqa) or read (choice)."""
 
-    kind: Literal["caption", "vqa", "classification"]
+    kind: Literal["caption", "vqa", "choice", "classification"]
     metric: Literal["cider", "vqa_accuracy", "accuracy"]
-    style: Literal["vqav2", "textvqa"] | None
+    style: Literal["vqav2", "textvqa", "yes_no", "letter"] | None
 
     @model_validator(mode="after")
     def _consistent(self) -> TaskConfig:
-        expected = {"caption": "cider", "vqa": "vqa_accuracy", "classification": "accuracy"}[self.kind]
+        expected = {"caption": "cider", "vqa": "vqa_accuracy"}.get(self.kind, "accuracy")
         if self.metric != expected:
             raise ValueError(f"metric must be {expected} for kind {self.kind}")
-        if (self.style is not None) != (self.kind == "vqa"):
-            raise ValueError("style must be vqav2 or textvqa for kind vqa, and null for the others")
+        styles = {"vqa": ("vqav2", "textvqa"), "choice": ("yes_no", "letter")}.get(self.kind, (None,))
+        if self.style not in styles:
+            raise ValueError(f"style must be {' or '.join(style or 'null' for style in styles)} for kind {self.kind}")
         return self
 
 
@@ -184,7 +185,7 @@ class Protocol(_Config):
     samples: Annotated[int, Field(ge=1)] | None
     """None: the whole set."""
     prompts: dict[str, str]
-    """By task name or, for the others, by kind ("caption", "vqa")."""
+    """By task name or, for the others, by kind ("caption", "vqa", "choice")."""
     max_new_tokens: dict[str, Annotated[int, Field(ge=1)]]
     thresholds: dict[str, Threshold]
     attacks: dict[str, APGDOverride] = {}
@@ -214,7 +215,9 @@ class Protocol(_Config):
 
         {question_capitalised} is the question after Python's `str.capitalize`. Braces in questions stay.
         """
-        text = self.prompts.get(task.name) or self.prompts[task.kind]
+        text = self.prompts.get(task.name) or self.prompts.get(task.kind)
+        if text is None:
+            raise UserError(f"preset {self.name} has no prompt for task {task.name}: add it to prompts")
         if task.kind == "caption":
             return text
         if question is None:

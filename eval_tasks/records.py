@@ -35,7 +35,9 @@ from lvlm_radapt.errors import UserError
 
 SCHEMA = 1
 # Top-level entries of run.json that may differ when a run is resumed; all others must be equal.
-INFORMATIONAL = frozenset({"command", "created", "data", "determinism", "environment", "processes", "resumed"})
+INFORMATIONAL = frozenset(
+    {"command", "created", "data", "determinism", "environment", "left_out", "processes", "resumed"}
+)
 
 
 class _Model(BaseModel):

@@ -17,7 +17,8 @@ import torch
 from eval_tasks.attacker import view_of
 from eval_tasks.audit.of_run import audit_of_run
 from eval_tasks.crafting import AttackPlan, Crafted, sample_seed, says
-from eval_tasks.data import Sample, check_images, chunks, load_task, open_image, select, tasks
+from eval_tasks.data import Sample, check_images, chunks, load_task, open_image, select, skip_missing, tasks
+from eval_tasks.data.rows import RowImage
 from eval_tasks.exams import Exam, exam_of
 from eval_tasks.metrics.tokenizers import TokenizerName
 from eval_tasks.presets import Protocol
@@ -47,6 +48,8 @@ class EvalSettings:
     chunk_size: int = 64
     batch_size: int = 32
     tokenizer: TokenizerName = "ptb"
+    skip_missing: bool = False
+    """Leave samples without an image out, in place of stopping."""
 
     def describe(self) -> str:
         """The attack in a few words, for progress bars."""
@@ -82,19 +85,22 @@ def evaluate(
     everything = load_task(settings.task, settings.data)
     task = tasks()[settings.task]
     samples, note = select(everything, settings.samples, settings.seed)
+    left_out = None
+    if settings.skip_missing:
+        samples, left_out = skip_missing(samples)
     check_images(samples)
-    for path in dict.fromkeys(s.image for s in samples):
-        open_image(path)  # a damaged file is named now, not hours into the run
+    for image in dict.fromkeys(s.image for s in samples):
+        _check_image(model, image)
     plan = settings.attack
     exam = exam_of(
         model, task, everything=everything, samples=samples, protocol=settings.protocol,
         batch_size=settings.batch_size, tokenizer=settings.tokenizer, surrogate=surrogate,
     )  # fmt: skip
-    remarks = [*([note] if note else []), *exam.remarks()]
+    remarks = [*(said for said in (note, left_out) if said), *exam.remarks()]
     if plan is not None:
         exam.check(plan, samples[0])
         remarks += _remarks(model, surrogate, plan, samples[0])
-    document = _document(model, settings, exam, surrogate, command) | {"processes": group.size}
+    document = _document(model, settings, exam, surrogate, command) | {"processes": group.size, "left_out": left_out}
     source = _image_source(images_from, document, samples)
     folder = RunFolder(out, group.rank)
     pieces = chunks(samples, settings.chunk_size)
@@ -178,6 +184,15 @@ def _wait(work: Work, todo: list[int], running: Running, folder: RunFolder) -> N
             f"process {ranks} is gone and left chunk {numbers} undone; {running.done} of {running.total} samples are "
             f"in {folder.path}: continue it with --resume"
         )
+
+
+def _check_image(model: PixelModel, source: Path | RowImage) -> None:
+    """A damaged image, or one that has no place on the model's canvas, is named now, not hours into the run."""
+    image = open_image(source)
+    try:
+        model.canvas(image)
+    except UserError as error:
+        raise UserError(f"image {source}: {error}") from error
 
 
 def _remarks(model: PixelModel, surrogate: PixelModel | None, plan: AttackPlan, sample: Sample) -> list[str]:

@@ -9,6 +9,7 @@ from typing import Any
 from attacks.ensemble import CLEAN
 from eval_tasks.crafting import AttackPlan, says
 from eval_tasks.metrics import bootstrap_ci
+from eval_tasks.metrics.choice import f1_over_parts
 from eval_tasks.metrics.wilson import wilson_ci
 from eval_tasks.presets import TaskConfig
 from eval_tasks.records import Attacked, SampleRecord
@@ -34,10 +35,14 @@ def metrics(
     # at which step it happened is in samples.jsonl
     failed = Counter(a.failed.split(" at ")[0] for a in attacked if a.failed is not None)
     stages = _stages(attacked, task, plan)
+    f1 = _f1(records, task)
     success = _success(records, plan)
     notes = list(remarks)
     if task.metric == "cider":
         notes.append(f"CIDEr-D x100, document frequency from the references of these {len(records)} images")
+    if f1:
+        shown = ", ".join(f"{value:.1f} {name}" for name, value in f1.items() if value is not None)
+        notes.append(f"F1 of yes, averaged over the parts of the set: {shown}")
     if stages:
         notes.append(_stages_text(stages, len(attacked), task))
     if success:
@@ -62,12 +67,24 @@ def metrics(
         "steps": plan.steps if plan else None,
         "clean": summary([r.clean.score for r in records]),
         "adversarial": summary([a.score for a in attacked]) if attacked else None,
+        "f1": f1,
         "success": success,
         "stages": stages,
         "zero_grad": stuck,
         "failed": failed.total(),
         "seconds": seconds,
         "notes": notes,
+    }
+
+
+def _f1(records: Sequence[SampleRecord], task: TaskConfig) -> dict[str, float | None] | None:
+    """POPE's score on clean and attacked images, in percent; None for tasks that ask for no yes or no."""
+    if task.style != "yes_no":
+        return None
+    attacked = {r.id: (r.adversarial.output, r.references[0]) for r in records if r.adversarial}
+    return {
+        "clean": f1_over_parts({r.id: (r.clean.output, r.references[0]) for r in records}),
+        "adversarial": f1_over_parts(attacked) if attacked else None,
     }
 
 

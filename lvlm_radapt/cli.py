@@ -7,7 +7,7 @@ import os
 import shlex
 import sys
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -330,6 +330,29 @@ def scenes(
     console.print(f"{out}: " + ", ".join(f"{number} {name}" for name, number in written.items()), soft_wrap=True)
 
 
+@data_app.command("check")
+def check(
+    task: Annotated[str, typer.Argument(metavar="TASK", help="lvlm-radapt list tasks names them.")],
+    data: Annotated[Path, typer.Option(help="The task's data folder.")],
+    samples: Annotated[int | None, typer.Option(help="Only what eval with that many would draw.")] = None,
+    seed: Annotated[int, typer.Option(help="Draws the samples.")] = 42,
+) -> None:
+    """Tell what is in a data folder, what is missing or damaged, and the layout wanted; no model is loaded.
+
+    Exit code 0 when the task can run, 2 when it cannot.
+    """
+    from eval_tasks.data.checking import check_data
+
+    shown = _progress() if progress_console.is_terminal else nullcontext(None)
+    with shown as announce:
+        found = check_data(task, data, samples=samples, seed=seed, announce=announce)
+    for line in found.lines():
+        console.print(_plain(line), soft_wrap=True, highlight=False)
+    if not found.ok:
+        raise UserError(found.verdict())
+    console.print(_plain(found.verdict()), soft_wrap=True, highlight=False)
+
+
 @app.command()
 def robustify(
     model: ModelArgument,
@@ -478,6 +501,9 @@ def eval_(
         HalfChoice, typer.Option(help="Of an ensemble's first stages; auto: the attack's own on a GPU, none on a CPU.")
     ] = HalfChoice.auto,
     quantize: QuantizeOption = None,
+    skip_missing: Annotated[
+        bool, typer.Option("--skip-missing", help="Leave samples without an image out; the run says how many.")
+    ] = False,
     resume: Annotated[bool, typer.Option("--resume", help="Continue a run that was stopped.")] = False,
     log_json: LogJsonOption = None,
 ) -> None:
@@ -518,6 +544,7 @@ def eval_(
         chunk_size=chunk_size,
         batch_size=batch_size,
         tokenizer=tokenizer.value,
+        skip_missing=skip_missing,
     )
     with (
         JsonLines.to(log_json if _is_first() else None) as log,

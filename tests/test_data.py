@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from eval_tasks import data
-from eval_tasks.data import check_images, chunks, images, layout, load_task, open_image, select, tasks
+from eval_tasks.data import check_images, chunks, images, layout, load_task, open_image, select, skip_missing, tasks
 from eval_tasks.data.sample import Sample, natural_key
 from lvlm_radapt.errors import UserError
 
@@ -23,6 +23,8 @@ ANSWERS = ["red"] * 7 + ["dark red", "Red", "maroon"]
 QUESTIONS = "v2_OpenEnded_mscoco_val2014_questions.json"
 ANNOTATIONS = "v2_mscoco_val2014_annotations.json"
 TEXTVQA = "TextVQA_0.5.1_val.json"
+OKVQA_QUESTIONS = "OpenEnded_mscoco_val2014_questions.json"
+OKVQA_ANNOTATIONS = "mscoco_val2014_annotations.json"
 
 
 def write(path: Path, content: Any) -> None:
@@ -122,11 +124,74 @@ def make_textvqa(root: Path) -> None:
     picture(root / "train_images" / "003a8ae2ef43b901.jpg")
 
 
+def make_okvqa(root: Path) -> None:
+    questions, annotations = vqa_files()
+    write(root / OKVQA_QUESTIONS, questions)
+    write(root / OKVQA_ANNOTATIONS, annotations)
+    picture(root / "val2014" / "COCO_val2014_000000000042.jpg")
+
+
+def vizwiz_file() -> list[dict[str, Any]]:
+    answers = [{"answer": text, "answer_confidence": "yes"} for text in ["unanswerable"] * 8 + ["soup", "can"]]
+    common = {"answers": answers, "answer_type": "unanswerable", "answerable": 0}
+    return [
+        common | {"image": "VizWiz_val_00000007.jpg", "question": "What is this?"},
+        common | {"image": "VizWiz_val_00000002.jpg", "question": "Is it {red}?"},
+    ]
+
+
+def make_vizwiz(root: Path) -> None:
+    write(root / "val.json", vizwiz_file())
+    for row in vizwiz_file():
+        picture(root / "val" / row["image"])
+
+
+def pope_rows(part: str) -> list[dict[str, Any]]:
+    image = "COCO_val2014_000000000042.jpg"
+    return [
+        {"question_id": 1, "image": image, "text": f"Is there a {part} dog in the image?", "label": "yes"},
+        {"question_id": 2, "image": image, "text": f"Is there a {part} cat in the image?", "label": "no"},
+    ]
+
+
+def json_lines(rows: list[dict[str, Any]]) -> bytes:
+    return b"".join(json.dumps(row).encode() + b"\n" for row in rows)
+
+
+def make_pope(root: Path) -> None:
+    for part, suffix in (("random", "json"), ("popular", "jsonl"), ("adversarial", "json")):
+        write(root / f"coco_pope_{part}.{suffix}", json_lines(pope_rows(part)))
+    picture(root / "val2014" / "COCO_val2014_000000000042.jpg")
+
+
+def scienceqa_files() -> tuple[dict[str, Any], dict[str, Any]]:
+    problem = {"question": "Which is it?", "choices": ["a", "b", "c"], "answer": 1, "hint": "", "image": "image.png"}
+    problems = {
+        "12": problem,
+        "4": problem | {"hint": "Look at {it}.", "answer": 2},
+        "5": problem | {"image": None},
+        "6": problem,
+    }
+    return problems, {"train": ["6"], "test": ["12", "4", "5"]}
+
+
+def make_scienceqa(root: Path) -> None:
+    problems, splits = scienceqa_files()
+    write(root / "problems.json", problems)
+    write(root / "pid_splits.json", splits)
+    for own in ("12", "4"):
+        picture(root / "images" / "test" / own / "image.png")
+
+
 MAKERS: dict[str, tuple[Callable[[Path], None], str]] = {
     "coco": (make_coco, "annotations/captions_val2014.json"),
     "flickr30k": (make_flickr, "dataset_flickr30k.json"),
     "vqav2": (make_vqav2, ANNOTATIONS),
     "textvqa": (make_textvqa, TEXTVQA),
+    "okvqa": (make_okvqa, OKVQA_ANNOTATIONS),
+    "vizwiz": (make_vizwiz, "val.json"),
+    "pope": (make_pope, "coco_pope_random.json"),
+    "scienceqa": (make_scienceqa, "problems.json"),
 }
 
 
@@ -245,6 +310,56 @@ def test_textvqa(tmp_path: Path, image_id: str | int, name: str) -> None:
     assert sample.image == tmp_path / name
 
 
+def test_okvqa_is_read_as_vqav2_is(tmp_path: Path) -> None:
+    make_okvqa(tmp_path / "okvqa")
+    make_vqav2(tmp_path / "vqav2")
+    ours, theirs = load_task("okvqa", tmp_path / "okvqa"), load_task("vqav2", tmp_path / "vqav2")
+    assert [(s.id, s.question, s.references) for s in ours] == [(s.id, s.question, s.references) for s in theirs]
+    check_images(ours)
+
+
+@pytest.mark.parametrize("folder", ["val", "images", "."])
+@pytest.mark.parametrize("place", ["val.json", "Annotations/val.json"])
+def test_vizwiz(tmp_path: Path, folder: str, place: str) -> None:
+    write(tmp_path / place, vizwiz_file())
+    for row in vizwiz_file():
+        picture(tmp_path / folder / row["image"])
+    first, second = load_task("vizwiz", tmp_path)
+    assert (first.id, first.question, first.position) == ("VizWiz_val_00000002", "Is it {red}?", 1)
+    assert second.references == ("unanswerable",) * 8 + ("soup", "can")
+    check_images([first, second])
+
+
+def test_pope_joins_its_three_files(tmp_path: Path) -> None:
+    make_pope(tmp_path)
+    samples = load_task("pope", tmp_path)
+    assert {s.id: (s.position, s.references) for s in samples} == {
+        "random/1": (0, ("yes",)),
+        "random/2": (1, ("no",)),
+        "popular/1": (2, ("yes",)),
+        "popular/2": (3, ("no",)),
+        "adversarial/1": (4, ("yes",)),
+        "adversarial/2": (5, ("no",)),
+    }
+    assert samples[0].question == "Is there a adversarial dog in the image?"
+    check_images(samples)
+    (tmp_path / "coco_pope_popular.jsonl").unlink()
+    assert "coco_pope_popular.json is not in" in complaint("pope", tmp_path)
+
+
+def test_scienceqa_asks_about_images_and_letters_its_options(tmp_path: Path) -> None:
+    make_scienceqa(tmp_path)
+    first, second = load_task("scienceqa", tmp_path)
+    assert (first.id, first.question, first.references) == (
+        "4",
+        "Context: Look at {it}.\nWhich is it?\nA. a\nB. b\nC. c",
+        ("C",),
+    )
+    assert (second.id, second.question, second.references) == ("12", "Which is it?\nA. a\nB. b\nC. c", ("B",))
+    assert second.image == tmp_path / "images" / "test" / "12" / "image.png"
+    check_images([first, second])
+
+
 def test_a_byte_order_mark_is_no_obstacle(tmp_path: Path) -> None:
     make_coco(tmp_path)
     write(tmp_path / "annotations" / "captions_val2014.json", b"\xef\xbb\xbf" + json.dumps(coco_file()).encode())
@@ -267,6 +382,10 @@ def test_the_registry() -> None:
         "flickr30k": "cider",
         "vqav2": "vqa_accuracy",
         "textvqa": "vqa_accuracy",
+        "okvqa": "vqa_accuracy",
+        "vizwiz": "vqa_accuracy",
+        "pope": "accuracy",
+        "scienceqa": "accuracy",
         "imagefolder": "accuracy",
     }
     with pytest.raises(UserError, match="did you mean 'flickr30k'"):
@@ -362,6 +481,19 @@ def change(content: Any, where: list[Any], value: Any) -> Any:
         ("textvqa", ["data", 0, "image_id"], "../../x", "stay inside"),
         ("textvqa", ["data", 0, "image_id"], -1, "field data.0.image_id"),
         ("textvqa", ["data"], [], "questions is empty"),
+        ("textvqa", ["data", 0, "image_id"], 10**18, "field data.0.image_id"),
+        ("textvqa", ["data", 0, "image_id"], "x" * 300, "it is too long"),
+        ("coco", ["images", 0, "file_name"], "a\nb.jpg", "control characters"),
+        ("coco", ["images", 0, "file_name"], "a\x1b[31m.jpg", "control characters"),
+        ("okvqa", ["annotations", 0, "answers", 3, "answer"], None, "field annotations.0.answers.3.answer"),
+        ("vizwiz", [0, "answers", 2, "answer"], 1, "field 0.answers.2.answer"),
+        ("vizwiz", [1, "image"], "VizWiz_val_00000007.png", "'VizWiz_val_00000007' occurs more than once"),
+        ("vizwiz", [1, "image"], "../val/x.png", "stay inside"),
+        ("scienceqa", ["12", "answer"], 3, "problem '12': answer 3 is none of its 3 choices"),
+        ("scienceqa", ["12", "answer"], -1, "field 12.answer"),
+        ("scienceqa", ["12", "choices"], ["a"], "field 12.choices"),
+        ("scienceqa", ["12", "image"], "../../image.png", "stay inside"),
+        ("scienceqa", ["4"], ..., "not there, but in pid_splits.json: problem '4'"),
     ],
 )
 def test_wrong_values_name_file_and_field(tmp_path: Path, task: str, where: list[Any], value: Any, words: str) -> None:
@@ -371,6 +503,29 @@ def test_wrong_values_name_file_and_field(tmp_path: Path, task: str, where: list
     text = complaint(task, tmp_path)
     assert words in text
     assert str(tmp_path / name) in text
+
+
+@pytest.mark.parametrize(
+    ("changed", "words"),
+    [
+        ({"label": "maybe"}, "line 2: field label"),
+        ({"text": ""}, "line 2: field text"),
+        ({"question_id": "2"}, "line 2: field question_id"),
+        ({"question_id": 1}, "question_id 1 occurs more than once"),
+        ({"image": "/etc/passwd"}, "stay inside"),
+    ],
+)
+def test_a_wrong_line_of_pope_is_named(tmp_path: Path, changed: dict[str, Any], words: str) -> None:
+    make_pope(tmp_path)
+    first, second = pope_rows("random")
+    write(tmp_path / "coco_pope_random.json", json_lines([first, second | changed]))
+    assert words in complaint("pope", tmp_path)
+
+
+def test_scienceqa_without_images(tmp_path: Path) -> None:
+    make_scienceqa(tmp_path)
+    write(tmp_path / "pid_splits.json", {"test": ["5"]})
+    assert "none of the 1 test problems has an image" in complaint("scienceqa", tmp_path)
 
 
 def test_several_problems_are_counted(tmp_path: Path) -> None:
@@ -416,12 +571,29 @@ def test_missing_images_are_named_and_counted_for_the_selected_only(tmp_path: Pa
         check_images(many)
 
 
+def test_samples_without_an_image_can_be_left_out(tmp_path: Path) -> None:
+    make_coco(tmp_path)
+    samples = load_task("coco", tmp_path)
+    assert skip_missing(samples) == (samples, None)
+    absent = tmp_path / "val2014" / "COCO_val2014_000000000009.jpg"
+    absent.unlink()
+    kept, note = skip_missing(samples)
+    assert [sample.id for sample in kept] == ["100"]
+    assert note == f"1 samples were left out (--skip-missing): 1 images missing: {absent}"
+    # one image, two questions: both go
+    make_vqav2(tmp_path / "vqa")
+    (tmp_path / "vqa" / "val2014" / "COCO_val2014_000000000042.jpg").unlink()
+    with pytest.raises(UserError, match="all 1 images are missing"):
+        skip_missing(load_task("vqav2", tmp_path / "vqa"))
+
+
 JSON_VALUES = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
     lambda inner: (
         st.lists(inner, max_size=3)
         | st.dictionaries(
-            st.sampled_from(["images", "annotations", "data", "id", "image_id", "file_name", "caption", "answers"]),
+            st.sampled_from(["images", "annotations", "data", "id", "image_id", "file_name", "caption", "answers"])
+            | st.sampled_from(["question_id", "image", "text", "label", "question", "choices", "answer", "test"]),
             inner,
             max_size=4,
         )
@@ -583,6 +755,8 @@ def encoded(suffix: str) -> bytes:
     [
         (b"", "is empty (0 bytes)"),
         (b"<html>404 Not Found</html>", "is not an image"),
+        (b'<svg xmlns="http://www.w3.org/2000/svg" width="9" height="9"/>', "is not an image"),
+        (b"%PDF-1.4\n%%EOF\n", "is not an image"),
         (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "is not an image"),
         (encoded("PNG")[:1000], "is damaged"),
         (encoded("JPEG")[:-600], "is damaged"),
@@ -611,6 +785,44 @@ def test_depths_without_a_range_are_refused(tmp_path: Path) -> None:
     Image.fromarray(np.zeros((2, 2), dtype=np.float32)).save(tmp_path / "f.tiff")
     with pytest.raises(UserError, match="32-bit pixels"):
         open_image(tmp_path / "f.tiff")
+
+
+def test_tiny_images_open_and_strips_do_not(tmp_path: Path) -> None:
+    Image.new("RGB", (1, 1), (1, 2, 3)).save(tmp_path / "one.png")
+    assert open_image(tmp_path / "one.png").getpixel((0, 0)) == (1, 2, 3)
+    for size in ((20_000, 20), (20, 20_000), (301, 1), (16_400, 100)):
+        Image.new("1", size).save(tmp_path / "strip.png")
+        with pytest.raises(UserError, match=f"strip.png has {size[0]}x{size[1]} pixels"):
+            open_image(tmp_path / "strip.png")
+
+
+def test_of_an_animation_the_first_frame(tmp_path: Path) -> None:
+    frames = [Image.new("RGB", (4, 4), colour) for colour in ((250, 0, 0), (0, 250, 0))]
+    for suffix in ("gif", "png", "webp"):
+        path = tmp_path / f"moving.{suffix}"
+        frames[0].save(path, save_all=True, append_images=frames[1:])
+        red, green, _ = open_image(path).getpixel((1, 1))
+        assert (red > 200, green < 50) == (True, True)
+
+
+def test_nothing_is_read_from_pipes_and_devices(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.png")  # opening it would wait for a writer
+    (tmp_path / "zero.png").symlink_to("/dev/zero")
+    (tmp_path / "folder.png").mkdir()
+    for name in ("pipe.png", "zero.png", "folder.png"):
+        with pytest.raises(UserError, match=f"{name} is no regular file"):
+            open_image(tmp_path / name)
+        with pytest.raises(UserError, match="1 of 1 images are missing"):
+            check_images([Sample("1", tmp_path / name, None, ("x",))])
+    (tmp_path / "loop.png").symlink_to("loop.png")
+    with pytest.raises(UserError, match="cannot read image"):
+        open_image(tmp_path / "loop.png")
+
+
+def test_links_to_images_are_followed(tmp_path: Path) -> None:
+    picture(tmp_path / "elsewhere" / "x.png")
+    (tmp_path / "link.png").symlink_to(tmp_path / "elsewhere" / "x.png")
+    assert open_image(tmp_path / "link.png").size == (3, 2)
 
 
 @pytest.mark.parametrize("side", [9600, 14000])

@@ -4,30 +4,56 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from eval_tasks.data.coco import COCO_LAYOUT, FLICKR_LAYOUT, load_coco, load_flickr30k
 from eval_tasks.data.imagefolder import IMAGEFOLDER_LAYOUT, load_imagefolder
 from eval_tasks.data.images import open_image
+from eval_tasks.data.okvqa import OKVQA_LAYOUT, load_okvqa
+from eval_tasks.data.parquet import load_parquet, parquet_files
+from eval_tasks.data.pope import POPE_LAYOUT, load_pope
 from eval_tasks.data.sample import Sample, natural_key
-from eval_tasks.data.selection import check_images, chunks, select
+from eval_tasks.data.scienceqa import SCIENCEQA_LAYOUT, load_scienceqa
+from eval_tasks.data.selection import check_images, chunks, select, skip_missing
 from eval_tasks.data.textvqa import TEXTVQA_LAYOUT, load_textvqa
+from eval_tasks.data.vizwiz import VIZWIZ_LAYOUT, load_vizwiz
 from eval_tasks.data.vqav2 import VQAV2_LAYOUT, load_vqav2
-from eval_tasks.presets import TaskConfig, load_task_config
 from eval_tasks.validation import unknown_name
 
-__all__ = ["Sample", "check_images", "chunks", "layout", "load_task", "open_image", "select", "tasks"]
+if TYPE_CHECKING:
+    from eval_tasks.presets import TaskConfig
+
+__all__ = [
+    "Sample",
+    "check_images",
+    "chunks",
+    "layout",
+    "load_task",
+    "open_image",
+    "select",
+    "skip_missing",
+    "tasks",
+]
 
 _LOADERS: dict[str, tuple[Callable[[str | os.PathLike[str]], list[Sample]], str]] = {
     "coco": (load_coco, COCO_LAYOUT),
     "flickr30k": (load_flickr30k, FLICKR_LAYOUT),
     "vqav2": (load_vqav2, VQAV2_LAYOUT),
     "textvqa": (load_textvqa, TEXTVQA_LAYOUT),
+    "okvqa": (load_okvqa, OKVQA_LAYOUT),
+    "vizwiz": (load_vizwiz, VIZWIZ_LAYOUT),
+    "pope": (load_pope, POPE_LAYOUT),
+    "scienceqa": (load_scienceqa, SCIENCEQA_LAYOUT),
     "imagefolder": (load_imagefolder, IMAGEFOLDER_LAYOUT),
 }
 
 
 def tasks() -> dict[str, TaskConfig]:
-    """Every task by name, with its description, kind ("caption", "vqa" or "classification"), metric and VQA style."""
+    """Every task by name, with its description, kind ("caption", "vqa", "choice" or "classification"), metric and
+    style."""
+    from eval_tasks.presets import load_task_config  # brings torch, which data sets do without
+
     return {name: load_task_config(name) for name in _LOADERS}
 
 
@@ -43,7 +69,9 @@ def load_task(task: str, data_dir: str | os.PathLike[str]) -> list[Sample]:
     Raises UserError (one line) for an unknown task or a data folder that is missing, incomplete or wrong.
     """
     load, _ = _entry(task)
-    return sorted(load(data_dir), key=lambda sample: natural_key(sample.id))
+    rows = parquet_files(Path(data_dir))
+    samples = load_parquet(task, rows) if rows else load(data_dir)
+    return sorted(samples, key=lambda sample: natural_key(sample.id))
 
 
 def _entry(task: str) -> tuple[Callable[[str | os.PathLike[str]], list[Sample]], str]:

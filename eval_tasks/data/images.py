@@ -2,40 +2,47 @@
 
 from __future__ import annotations
 
+import stat
 import warnings
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from eval_tasks.data.rows import RowImage
 from lvlm_radapt.errors import UserError
 
 # Pillow's own default limit, kept here so that a program that lifts Pillow's does not lift ours.
 MAX_PIXELS = 89_478_485
+# Padded to a square, or with its short side scaled up to a canvas, a strip would fill the memory.
+MAX_SIDE = 16_384
+MAX_ASPECT = 300
 # Raster formats only: some others of Pillow's start external programs.
 _FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
 
 
-def open_image(path: Path) -> Image.Image:
+def open_image(path: Path | RowImage) -> Image.Image:
     """The image as RGB, turned upright by its EXIF orientation; of an animation, the first frame.
+
+    Links are followed, as data folders and caches are made of them, to regular files only: nothing is read from a
+    pipe or a device.
 
     Transparency is dropped, not blended: the colours stored under it stay, as with Pillow's `convert("RGB")`
     and so with the stock image processors. 16-bit grey is scaled to 8 bits. Raises UserError naming the file
-    when it is missing, empty, truncated, no image, larger than MAX_PIXELS or of 32 bits a channel.
+    when it is missing, empty, truncated, no image, larger than MAX_PIXELS, longer than MAX_SIDE, more than MAX_ASPECT
+    times as long as wide, or of 32 bits a channel.
     """
-    try:
-        if path.stat().st_size == 0:
-            raise UserError(f"image {path} is empty (0 bytes): fetch it again")
-    except OSError as error:
-        raise UserError(f"cannot read image {path}: {error.strerror or error}") from error
+    content = _content(path)
     too_large = f"image {path} has more than {MAX_PIXELS} pixels: too large to be opened safely"
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            image = Image.open(path, formats=_FORMATS)
+            image = Image.open(content, formats=_FORMATS)
         with image:
             if image.width * image.height > MAX_PIXELS:
                 raise UserError(too_large)
+            _refuse_strip(image, path)
             image.load()
             return _rgb(_upright(image), path)
     except UserError:
@@ -48,6 +55,34 @@ def open_image(path: Path) -> Image.Image:
         raise UserError(f"image {path} is damaged: {' '.join(str(error).split())}") from error
 
 
+def _content(source: Path | RowImage) -> Path | BytesIO:
+    """What Pillow can open, known to hold something."""
+    if isinstance(source, RowImage):
+        content = source.read()
+        size = len(content)
+    else:
+        try:
+            found = source.stat()
+        except (OSError, ValueError) as error:
+            reason = error.strerror if isinstance(error, OSError) else None
+            raise UserError(f"cannot read image {source}: {reason or error}") from error
+        if not stat.S_ISREG(found.st_mode):
+            raise UserError(f"image {source} is no regular file: put the image itself there")
+        size = found.st_size
+    if size == 0:
+        raise UserError(f"image {source} is empty (0 bytes): fetch it again")
+    return source if isinstance(source, Path) else BytesIO(content)
+
+
+def _refuse_strip(image: Image.Image, path: Path | RowImage) -> None:
+    short, long = sorted(image.size)
+    if long > MAX_SIDE or long > MAX_ASPECT * short:
+        raise UserError(
+            f"image {path} has {image.width}x{image.height} pixels: at most {MAX_SIDE} a side and {MAX_ASPECT} times "
+            "as long as wide can be used"
+        )
+
+
 def _upright(image: Image.Image) -> Image.Image:
     try:
         return ImageOps.exif_transpose(image)
@@ -55,7 +90,7 @@ def _upright(image: Image.Image) -> Image.Image:
         return image
 
 
-def _rgb(image: Image.Image, path: Path) -> Image.Image:
+def _rgb(image: Image.Image, path: Path | RowImage) -> Image.Image:
     if image.mode.startswith("I;16"):
         # convert("RGB") would clip at 255 and leave a white image.
         levels = np.asarray(image).astype(np.uint32)

@@ -19,7 +19,7 @@ class Row(BaseModel):
     model_config = ConfigDict(strict=True, extra="ignore")
 
 
-RowT = TypeVar("RowT", bound=Row)
+RowT = TypeVar("RowT", bound=BaseModel)
 
 
 def data_folder(task: str, data_dir: str | os.PathLike[str], layout: str) -> Path:
@@ -38,9 +38,9 @@ def data_folder(task: str, data_dir: str | os.PathLike[str], layout: str) -> Pat
     return root
 
 
-def required_file(task: str, root: Path, name: str, layout: str) -> Path:
-    """`root/name` or `root/annotations/name`; UserError with the layout wanted when neither is there."""
-    for path in (root / name, root / "annotations" / name):
+def required_file(task: str, root: Path, name: str, layout: str, *, folders: Sequence[str] = ("annotations",)) -> Path:
+    """`root/name` or the same in one of `folders`; UserError with the layout wanted when it is nowhere."""
+    for path in (root / name, *(root / folder / name for folder in folders)):
         if path.is_file():
             return path
     raise UserError(f"{name} is not in {root}; task {task} wants {layout}")
@@ -53,6 +53,19 @@ def read_rows(path: Path, model: type[RowT]) -> RowT:
         return model.model_validate_json(content)
     except ValidationError as error:
         raise UserError(f"{path}: {first_problem(error)}") from error
+
+
+def read_lines(path: Path, model: type[RowT]) -> list[RowT]:
+    """The file's lines, a JSON object each; UserError naming file, line and field for one that is wrong."""
+    rows = []
+    for number, line in enumerate(read_bytes(path).removeprefix(b"\xef\xbb\xbf").split(b"\n"), start=1):
+        if not line.strip():
+            continue
+        try:
+            rows.append(model.model_validate_json(line))
+        except ValidationError as error:
+            raise UserError(f"{path}, line {number}: {first_problem(error)}") from error
+    return rows
 
 
 def refuse_duplicates(path: Path, what: str, ids: Iterable[object]) -> None:
@@ -83,8 +96,21 @@ def safe_name(path: Path, name: str) -> str:
     """A file name an annotation gives, refused when it could point outside the data folder."""
     parts = name.replace("\\", "/").split("/")
     if not name or "\0" in name or parts[0] == "" or ".." in parts or PureWindowsPath(name).drive:
-        raise UserError(f"{path}: image name {name!r} does not stay inside the data folder; use relative names")
+        raise UserError(f"{path}: image name {_short(name)} does not stay inside the data folder; use relative names")
+    if max(map(len, parts)) > _LONGEST_NAME or any(
+        ord(c) < 32 or 0xD7FF < ord(c) < 0xE000 or ord(c) == 127 for c in name
+    ):
+        raise UserError(
+            f"{path}: image name {_short(name)} can be no file's: it is too long or holds control characters"
+        )
     return name
+
+
+def _short(name: str) -> str:
+    return repr(name if len(name) <= 80 else name[:77] + "...")
+
+
+_LONGEST_NAME = 200  # file systems take 255 bytes, suffix included
 
 
 class ImageFolders:

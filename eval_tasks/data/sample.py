@@ -5,18 +5,21 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from eval_tasks.data.rows import RowImage
+
 
 @dataclass(frozen=True)
 class Sample:
     """One image with its question, if any, and what people wrote about it.
 
-    `references` are captions, or the 10 answers of a question. `position` is the sample's row in the
+    `image` is a file, or lies in a data set's row. `references` are captions, the 10 answers of a question, or the one
+    right answer where there is a choice. `position` is the sample's row in the
     annotation file: samples are kept sorted by id, but seeded subsets are drawn over the file's order, as
     FARE's tools do.
     """
 
     id: str
-    image: Path
+    image: Path | RowImage
     question: str | None
     references: tuple[str, ...]
     position: int = 0

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
 
+from eval_tasks.data.rows import RowImage
 from eval_tasks.data.sample import Sample
 from lvlm_radapt.errors import UserError
 
@@ -44,9 +46,37 @@ def chunks(ids: Sequence[T], size: int) -> list[list[T]]:
 
 
 def check_images(samples: Sequence[Sample]) -> None:
-    """UserError naming and counting the image files that are not there: asked before any model works."""
-    paths = list(dict.fromkeys(sample.image for sample in samples))
-    missing = [path for path in paths if not path.is_file()]
+    """UserError naming and counting the images that are not there: asked before any model works."""
+    images = {sample.image for sample in samples}
+    missing = missing_images(samples)
     if missing:
-        named = ", ".join(str(path) for path in missing[:3]) + (", ..." if len(missing) > 3 else "")
-        raise UserError(f"{len(missing)} of {len(paths)} images are missing: {named}; put them there")
+        raise UserError(
+            f"{len(missing)} of {len(images)} images are missing: {first_names(missing)}; put them there (eval can "
+            "leave them out: --skip-missing)"
+        )
+
+
+def missing_images(samples: Sequence[Sample]) -> list[Path | RowImage]:
+    """The images that are not there, each once, in the order of the samples. A folder or a pipe is no image."""
+    return [image for image in dict.fromkeys(sample.image for sample in samples) if not image.is_file()]
+
+
+def skip_missing(samples: Sequence[Sample]) -> tuple[list[Sample], str | None]:
+    """The samples whose image is there, and a note that counts and names the others (None: there are none).
+
+    They are left out of what was drawn, so the others are those of a whole data set. UserError when nothing is left.
+    """
+    missing = missing_images(samples)
+    absent = set(missing)
+    kept = [sample for sample in samples if sample.image not in absent]
+    if not kept:
+        raise UserError(f"all {len(missing)} images are missing: {first_names(missing)}; put them there")
+    if not missing:
+        return kept, None
+    left = len(samples) - len(kept)
+    return kept, f"{left} samples were left out (--skip-missing): {len(missing)} images missing: {first_names(missing)}"
+
+
+def first_names(images: Sequence[Path | RowImage], most: int = 3) -> str:
+    """The first few, and dots where there are more."""
+    return ", ".join(str(image) for image in images[:most]) + (", ..." if len(images) > most else "")

@@ -28,7 +28,7 @@ VQAV2_LAYOUT = (
 )
 _FOLDERS = ("val2014", "images", "")
 
-ImageNumber = Annotated[int, Field(ge=0)]
+ImageNumber = Annotated[int, Field(ge=0, lt=10**18)]
 
 
 class _Question(Row):
@@ -64,13 +64,20 @@ def coco_names(image_id: int) -> list[str]:
 
 
 def load_vqav2(data_dir: str | os.PathLike[str]) -> list[Sample]:
-    """All questions in file order, id = question_id, with their 10 answers as written.
+    """All questions in file order, id = question_id, with their 10 answers as written."""
+    return load_questions("vqav2", data_dir, QUESTIONS, ANNOTATIONS, VQAV2_LAYOUT)
+
+
+def load_questions(
+    task: str, data_dir: str | os.PathLike[str], questions_file: str, annotations_file: str, layout: str
+) -> list[Sample]:
+    """The questions of two files of VQAv2's shape, on COCO images.
 
     Raises UserError (one line) for a missing or malformed file, or when the two files do not fit together.
     """
-    root = data_folder("vqav2", data_dir, VQAV2_LAYOUT)
-    asked = required_file("vqav2", root, QUESTIONS, VQAV2_LAYOUT)
-    answered = required_file("vqav2", root, ANNOTATIONS, VQAV2_LAYOUT)
+    root = data_folder(task, data_dir, layout)
+    asked = required_file(task, root, questions_file, layout)
+    answered = required_file(task, root, annotations_file, layout)
     questions = read_rows(asked, _QuestionFile).questions
     annotations = read_rows(answered, _AnnotationFile).annotations
     if not questions:
