@@ -9,7 +9,6 @@ import logging
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -44,7 +43,7 @@ def fab(
     found where it lies within `eps`, else x itself. Raises ValueError for bad images or budget and
     LibraryMissingError.
     """
-    _library()
+    require_library()
     from pyautoattack.fab_pt import FABAttack_PT
 
     with _run(logits, x, eps, norm, seed, least=2) as (own, start, number, classes):
@@ -67,7 +66,7 @@ def square(
 ) -> Tensor:
     """Square Attack (Andriushchenko et al. 2020, arXiv 1912.00049): random search without gradients, with the settings
     of AutoAttack. Arguments and errors as for `fab`; returns x where it found nothing."""
-    _library()
+    require_library()
     from pyautoattack.square import SquareAttack
 
     with _run(logits, x, eps, norm, seed, least=2) as (own, start, number, _), torch.no_grad():
@@ -94,7 +93,7 @@ def standard(
     logits: [b, K >= 4]; the rest as for `fab`, `batch_size` at a time (None: all at once). Returns the images, x where
     nothing was found, and what the library says of an evaluation that looks broken.
     """
-    _library()
+    require_library()
     from pyautoattack import AutoAttack
 
     remarks = _Remarks()
@@ -107,15 +106,15 @@ def standard(
         return project(found.to(x), x, eps, norm), remarks.texts
 
 
-def _library() -> Any:
+def require_library() -> None:
+    """LibraryMissingError unless the official code can be imported."""
     try:
-        import pyautoattack
+        import pyautoattack  # noqa: F401
     except ImportError as error:
         raise LibraryMissingError(
             "FAB, Square and the standard AutoAttack come from a library that is not installed: "
             "pip install 'lvlm-radapt[autoattack]'"
         ) from error
-    return pyautoattack
 
 
 @contextmanager

@@ -43,7 +43,8 @@ LINES: dict[str, tuple[Member, ...]] = {
 CLEAN = "clean"
 
 _LEAST_CLASSES: dict[Member, int] = {"apgd-dlr": 3, "apgd-t": 4, "standard": 4}
-_LIBRARY = ("fab", "square", "standard")
+LIBRARY: tuple[Member, ...] = ("fab", "square", "standard")
+"""Members that are the library's."""
 
 Judge = Callable[[Tensor, list[int]], Tensor]
 """`judge(x_adv, index) -> bool [len(index)]`: whether points that fool the classifier count, e.g. still do so after
@@ -112,6 +113,7 @@ def attack_line(
     seed: int | Sequence[int] = 0,
     judge: Judge | None = None,
     stop_early: bool = True,
+    batch_size: int | None = None,
     workers: int = 1,
 ) -> LineResult:
     """Attack the classifier `logits` with every member of a line, in order, on the samples not broken so far.
@@ -122,6 +124,7 @@ def attack_line(
     judge: asked about points that fool the classifier; only those it accepts break a sample. None accepts all.
     stop_early: False runs every gradient attack to its end and takes its highest loss, and attacks the samples that
         are misclassified as they are too: for images that are meant for another classifier.
+    batch_size: how many samples `logits` gets at most; None for all. What the library's members find depends on it.
     workers: as for `apgd`.
 
     Raises ValueError for a bad line, bad images or budget, fewer classes than a member needs, and
@@ -130,8 +133,11 @@ def attack_line(
     settings = settings or LineSettings()
     seeds = sample_seeds(seed, len(x))
     x, labels = x.detach(), labels.to(x.device)
+    batch_size = len(x) if batch_size is None else batch_size
+    if batch_size < 1:
+        raise ValueError(f"batch_size must be an integer >= 1, got {batch_size!r}")
     with torch.no_grad():
-        clean = full_precision(logits(x, list(range(len(x)))))
+        clean = torch.cat([full_precision(logits(x[rows], rows)) for rows in _pieces(list(range(len(x))), batch_size)])
     check_members(members, clean.shape[1])
     own = margin(clean, labels)
     out = LineResult(
@@ -143,30 +149,41 @@ def attack_line(
         remarks=[],
     )
     if stop_early:
-        for i in _accepted(fooled(clean, labels), x, list(range(len(x))), judge).nonzero().flatten().tolist():
-            out.broken_by[i] = CLEAN
+        for rows in _pieces(list(range(len(x))), batch_size):
+            accepted = _accepted(fooled(clean[rows], labels[rows]), x[rows], rows, judge)
+            for i, done in zip(rows, accepted.tolist(), strict=True):
+                out.broken_by[i] = CLEAN if done else None
     attacked = [False] * len(x)
-    for place, (member, rank) in enumerate(_stages(members, clean.shape[1])):
+    for number, (member, rank) in enumerate(_stages(members, clean.shape[1])):
         standing = [i for i, by in enumerate(out.broken_by) if by is None]
         if not standing:
             break
-        stage = _Stage(logits, x[standing], labels[standing], standing, judge, stop_early, eps, norm, workers)
         # a stage's noise is its own, and a function of the sample's seed and the stage
-        noise = [(seeds[i] << 8) + place for i in standing]
-        target = None if rank is None else likely_wrong(clean, labels)[standing, rank]
-        found = stage.run(member, target, settings, noise, out.remarks)
-        points, margins, broken = stage.choose(member, found.x_adv)
-        for row, i in enumerate(standing):
-            out.zero_grad[i] |= found.zero_grad[row]
-            out.failed[i] = out.failed[i] or found.failed[row]
-            if bool(broken[row]):
-                out.broken_by[i] = member
-            # where nothing is finished the clean image is no candidate: it was made for nobody
-            first = not stop_early and not attacked[i]
-            if bool(broken[row]) or first or bool(margins[row] > out.margin[i]):
-                out.x_adv[i], out.margin[i] = points[row], margins[row]
-            attacked[i] = True
+        noise = [(s << 8) + number for s in seeds]
+        targets = None if rank is None else likely_wrong(clean, labels)[:, rank]
+        # APGD keeps its batch full by itself: the next sample takes the place of one that has finished
+        for rows in _pieces(standing, len(standing) if member.startswith("apgd") else batch_size):
+            stage = _Stage(logits, x[rows], labels[rows], rows, judge, stop_early, eps, norm, batch_size, workers)
+            target = None if targets is None else targets[rows]
+            found = stage.run(member, target, settings, [noise[i] for i in rows], out.remarks)
+            for places in _pieces(list(range(len(rows))), batch_size):
+                points, margins, broken = stage.choose(member, found.x_adv[places], places)
+                for at, place in enumerate(places):
+                    i = rows[place]
+                    out.zero_grad[i] |= found.zero_grad[place]
+                    out.failed[i] = out.failed[i] or found.failed[place]
+                    if bool(broken[at]):
+                        out.broken_by[i] = member
+                    # where nothing is finished the clean image is no candidate: it was made for nobody
+                    first = not stop_early and not attacked[i]
+                    if bool(broken[at]) or first or bool(margins[at] > out.margin[i]):
+                        out.x_adv[i], out.margin[i] = points[at], margins[at]
+                    attacked[i] = True
     return out
+
+
+def _pieces(rows: list[int], size: int) -> list[list[int]]:
+    return [rows[first : first + size] for first in range(0, len(rows), size)]
 
 
 def _stages(members: Sequence[Member], classes: int) -> list[tuple[Member, int | None]]:
@@ -206,10 +223,12 @@ class _Stage:
         stop_early: bool,
         eps: float,
         norm: Norm,
+        batch_size: int,
         workers: int,
     ) -> None:
         self._classify, self._x, self._labels, self._index, self._judge = logits, x, labels, index, judge
-        self._stop_early, self._eps, self._norm, self._workers = stop_early, eps, norm, workers
+        self._stop_early, self._eps, self._norm = stop_early, eps, norm
+        self._batch_size, self._workers = batch_size, workers
         self._memory = threading.local()
 
     def logits(self, x: Tensor, rows: list[int]) -> Tensor:
@@ -231,7 +250,7 @@ class _Stage:
     def run(
         self, member: Member, target: Tensor | None, settings: LineSettings, seeds: list[int], remarks: list[str]
     ) -> _Found:
-        if member in _LIBRARY:
+        if member in LIBRARY:
             return self._run_library(member, settings, seeds, remarks)
         loss_fn = self._loss(member, target)
         success = self.success if self._stop_early else None
@@ -244,7 +263,7 @@ class _Stage:
         found = apgd(
             loss_fn, self._x, eps=self._eps, norm=self._norm, steps=settings.steps, seed=seeds, success=success,
             step_scale=settings.step_scale, random_start=settings.random_start, restarts=settings.restarts,
-            workers=self._workers,
+            batch_size=self._batch_size, workers=self._workers,
         )  # fmt: skip
         return _Found(found.x_adv, found.zero_grad.tolist(), found.failed)
 
@@ -273,22 +292,23 @@ class _Stage:
         return (dlr_loss if member == "apgd-dlr" else margin_loss)(self.logits, self._labels)
 
     @torch.no_grad()
-    def choose(self, member: Member, x_adv: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """The stage's points, their margins, and which of them break their samples.
+    def choose(self, member: Member, x_adv: Tensor, rows: list[int]) -> tuple[Tensor, Tensor, Tensor]:
+        """Of the stage's points for these rows: the points, their margins, and which of them break their samples.
 
         The library knows no judge, and FAB's points lie on the decision boundary: where one is refused, the point in
         the same direction at the rim of the ball is tried.
         """
-        rows = list(range(len(x_adv)))
+        labels = self._labels[rows]
         z = self.logits(x_adv, rows)
-        broken, margins, points = self._count(z, x_adv, rows), margin(z, self._labels), x_adv.clone()
-        again = [i for i in (fooled(z, self._labels) & ~broken).nonzero().flatten().tolist() if member in _LIBRARY]
+        broken, margins, points = self._count(z, x_adv, rows), margin(z, labels), x_adv.clone()
+        again = [at for at in (fooled(z, labels) & ~broken).nonzero().flatten().tolist() if member in LIBRARY]
         if again:
-            further = at_rim(x_adv[again], self._x[again], self._eps, self._norm)
-            z = self.logits(further, again)
-            better = self._count(z, further, again)
-            for place, i in enumerate(again):
+            over = [rows[at] for at in again]
+            further = at_rim(x_adv[again], self._x[over], self._eps, self._norm)
+            z = self.logits(further, over)
+            better = self._count(z, further, over)
+            for place, at in enumerate(again):
                 if bool(better[place]):
-                    points[i], broken[i] = further[place], True
-                    margins[i] = margin(z[place : place + 1], self._labels[i : i + 1])[0]
+                    points[at], broken[at] = further[place], True
+                    margins[at] = margin(z[place : place + 1], labels[at : at + 1])[0]
         return points, margins, broken

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -36,18 +35,6 @@ class ClassScores:
         return {i: 100.0 * (name == self._true[i]) for i, name in outputs.items()}
 
 
-@dataclass(frozen=True)
-class CraftedClasses(Crafted):
-    """As `Crafted`, where the loss is the attacked classifier's margin before rounding (largest wrong logit less the
-    true one), and `stage` the line's member that made it wrong about the rounded image ("clean": nothing was needed).
-
-    rounded_back: by sample, fooled before rounding only. remarks: signs that the evaluation is broken.
-    """
-
-    rounded_back: list[bool]
-    remarks: list[str]
-
-
 def check_classes(config: AttackConfig, count: int) -> None:
     """UserError when `count` classes are too few for a member of the attack's line."""
     assert config.line is not None  # presets: every classifier attack has one
@@ -68,13 +55,17 @@ def attack_classifier(
     seeds: Sequence[int],
     threat: Threat = "adaptive",
     surrogate: ZeroShot | None = None,
-) -> CraftedClasses:
+    batch_size: int | None = None,
+) -> Crafted:
     """Attack every image of `batch`, the victim's canvas; true class names and seeds belong to its rows.
+
+    The loss of what is crafted is the attacked classifier's margin before rounding (largest wrong logit less the true
+    one), its stage the line's member that made it wrong about the rounded image ("clean": nothing was needed).
 
     steps: None for the attack's own. threat "adaptive" attacks the victim itself; "transfer" the `surrogate` (of the
     same classes), or the victim with its defence asleep, and then runs every gradient attack to its end: an image
     that just fools one classifier fools no other. A sample counts as broken, and is left alone from then on, when
-    the 8-bit image of the point is misclassified: that one is scored.
+    the 8-bit image of the point is misclassified: that one is scored. batch_size: images at a time; None for all.
 
     UserError for too few classes, a missing library, or a surrogate of other classes.
     """
@@ -111,6 +102,7 @@ def attack_classifier(
                 seed=list(seeds),
                 judge=on_disk,
                 stop_early=threat == "adaptive",
+                batch_size=batch_size,
                 workers=cpu_workers(len(batch)) if batch.x.device.type == "cpu" else 1,
             )
         except LibraryMissingError as error:
@@ -134,9 +126,9 @@ def line_settings(config: AttackConfig, steps: int | None = None) -> LineSetting
     )
 
 
-def _crafted(found: LineResult, pixels: Tensor) -> CraftedClasses:
+def _crafted(found: LineResult, pixels: Tensor) -> Crafted:
     broken: list[bool | None] = [by is not None for by in found.broken_by]
-    return CraftedClasses(
+    return Crafted(
         pixels=pixels,
         loss=[float(v) if v.isfinite() else None for v in found.margin],
         zero_grad=found.zero_grad.tolist(),

@@ -6,7 +6,7 @@ import hashlib
 import math
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
@@ -46,7 +46,7 @@ class AttackPlan:
 
     def settings(self) -> dict[str, object]:
         """What run.json says of it (the runner adds the surrogate, and an ensemble's stages and threshold)."""
-        apgd_settings = self.config.apgd
+        made = self.config.apgd or self.config.pgd
         return {
             "name": self.config.name,
             "threat": self.threat,
@@ -58,9 +58,11 @@ class AttackPlan:
             "target": self.target,
             "half": self.half,
             "steps": self.steps,
-            "restarts": apgd_settings.restarts if apgd_settings else None,
-            "random_start": apgd_settings.random_start if apgd_settings else None,
-            "step_scale": apgd_settings.step_scale if apgd_settings else None,
+            "restarts": self.config.apgd.restarts if self.config.apgd else None,
+            "random_start": made.random_start if made else None,
+            "step_scale": made.step_scale if made else None,
+            "line": self.config.line,
+            "queries": self.config.queries,
         }
 
     def apgd_arguments(self) -> dict[str, Any]:
@@ -83,7 +85,10 @@ class Crafted:
 
     loss: the attack's, None where it has none (noise, the clean image). zero_grad: the gradient was zero throughout.
     failed: why the attack was not run to its end; the image is the best one found before.
-    stage, broken: of an ensemble, what made the image, and whether it is under the threshold.
+    stage, broken: of an ensemble or a line of attacks on a classifier, what made the image, and whether it is under
+        the threshold, or the classifier wrong about it.
+    rounded_back: the classifier was wrong about the image before it was rounded to 8 bits, and no longer is.
+    remarks: signs that the whole evaluation is broken, from a library that watches for them.
     """
 
     pixels: Tensor
@@ -92,6 +97,8 @@ class Crafted:
     failed: list[str | None]
     stage: list[str | None]
     broken: list[bool | None]
+    rounded_back: list[bool]
+    remarks: list[str]
 
     @classmethod
     def plain(
@@ -102,16 +109,31 @@ class Crafted:
         failed: Sequence[str | None] | None = None,
     ) -> Crafted:
         """Of an attack without stages; what is left out is None or false for all."""
-        none = [None] * len(pixels)
-        return cls(
-            pixels, list(loss or none), list(zero_grad or [False] * len(pixels)), list(failed or none), [*none], [*none]
-        )
+        none, no = [None] * len(pixels), [False] * len(pixels)
+        return cls(pixels, list(loss or none), list(zero_grad or no), list(failed or none), [*none], [*none], [*no], [])
 
 
 def sample_seed(seed: int, sample_id: str) -> int:
     """One seed a sample, so that a resumed or resharded sample draws the same noise."""
     digest = hashlib.sha256(f"{seed}/{sample_id}".encode()).digest()
     return int.from_bytes(digest[:8], "big") >> 1
+
+
+def check_source(plan: AttackPlan, model: PixelModel, surrogate: PixelModel | None) -> None:
+    """UserError where what the attack is crafted on does not fit its threat model or precision."""
+    if plan.threat == "transfer" and surrogate is None and model.radapt is None:
+        raise UserError(
+            f"{model.name} has no defence, so it has no undefended twin to craft transfer images on: "
+            "name a --surrogate, or use --threat adaptive"
+        )
+    if plan.threat != "transfer" and surrogate is not None:
+        raise UserError("--surrogate is for --threat transfer: an adaptive attack is crafted on the model itself")
+    source = surrogate or model
+    if plan.half is not None and source.dtype != torch.float32:
+        raise UserError(
+            f"--half {plan.half} is for models in float32, {source.name} is in "
+            f"{str(source.dtype).removeprefix('torch.')}: use --dtype float32, or --half none"
+        )
 
 
 def check_plan(plan: AttackPlan, model: LVLM, surrogate: PixelModel | None, *, prompt: str, tokens: int) -> None:
@@ -121,23 +143,11 @@ def check_plan(plan: AttackPlan, model: LVLM, surrogate: PixelModel | None, *, p
         raise UserError(
             f"--attack {plan.config.name} is for image encoders and --task imagefolder: {model.name} is none"
         )
-    if plan.threat == "transfer" and surrogate is None and model.radapt is None:
-        raise UserError(
-            f"{model.name} has no defence, so it has no undefended twin to craft transfer images on: "
-            "name a --surrogate, or use --threat adaptive"
-        )
-    if plan.threat != "transfer" and surrogate is not None:
-        raise UserError("--surrogate is for --threat transfer: an adaptive attack is crafted on the model itself")
+    check_source(plan, model, surrogate)
     speaks = plan.config.loss in ("nll", "targeted", "ensemble")
     if speaks and surrogate is not None and not isinstance(surrogate, LVLM):
         raise UserError(
             f"{surrogate.name} is an image encoder without a language model: use --attack embedding with it"
-        )
-    source = surrogate or model
-    if plan.half is not None and source.dtype != torch.float32:
-        raise UserError(
-            f"--half {plan.half} is for models in float32, {source.name} is in "
-            f"{str(source.dtype).removeprefix('torch.')}: use --dtype float32, or --half none"
         )
     if plan.target is not None:
         needed = len(model.text.target(prompt, plan.target)) - 1  # its end token need not be said
@@ -169,37 +179,62 @@ def craft(
     clean: the model's own scores on the clean images, where they are known already; an ensemble begins with them, and
     calls tell(stage, number of images) as each stage begins.
     """
-    norm = plan.config.norm
-    assert norm is not None  # presets: every attack but none has one
-
-    def rounded(x_adv: Tensor, index: Sequence[int]) -> Tensor:
-        return to_8bit(x_adv, batch.x[list(index)], eps=plan.eps, norm=norm)
-
-    everyone = range(len(batch))
-    if plan.config.loss == "noise":
-        return Crafted.plain(rounded(random_noise(batch.x, eps=plan.eps, norm=norm, seed=seeds), everyone))
-    with _attackers_view(model, plan, surrogate):
+    if plan.config.loss in ("noise", "embedding"):
+        return craft_unasked(model, batch, plan, seeds=seeds, batch_size=asked.batch_size, surrogate=surrogate)
+    with attackers_view(model, plan, surrogate):
         attacker = Attacker(surrogate or model, batch)
         if plan.config.loss == "ensemble":
             known = clean if plan.threat == "adaptive" else None
-            return _ensemble(attacker, batch, plan, asked, rounded, seeds, known, tell)
-        success: SuccessFn | None = None
-        if plan.config.loss == "targeted":
-            success = _reads(attacker, asked, plan, rounded)
-        found = apgd(
-            attack_loss(attacker, plan, asked),
-            batch.x,
-            **plan.apgd_arguments(),
-            seed=seeds,
-            success=success,
-            batch_size=asked.batch_size,
-            workers=_workers(batch)(len(batch)),
-        )
-    pixels = rounded(found.x_adv, everyone)
+            return _ensemble(attacker, batch, plan, asked, seeds, known, tell)
+        success = _reads(attacker, asked, plan, _rounding(batch, plan)) if plan.config.loss == "targeted" else None
+        loss = attack_loss(attacker, plan, asked)
+        return _climbed(batch, plan, loss, seeds=seeds, batch_size=asked.batch_size, success=success)
+
+
+def craft_unasked(
+    model: PixelModel,
+    batch: PixelBatch,
+    plan: AttackPlan,
+    *,
+    seeds: Sequence[int],
+    batch_size: int,
+    surrogate: PixelModel | None = None,
+) -> Crafted:
+    """`craft` for the attacks to which the model need not say anything: noise, and those on image tokens."""
+    if plan.config.loss == "noise":
+        assert plan.config.norm is not None
+        noisy = random_noise(batch.x, eps=plan.eps, norm=plan.config.norm, seed=seeds)
+        return Crafted.plain(_rounding(batch, plan)(noisy, range(len(batch))))
+    with attackers_view(model, plan, surrogate):
+        loss = embedding_distance(Attacker(surrogate or model, batch), plan, batch_size)
+        return _climbed(batch, plan, loss, seeds=seeds, batch_size=batch_size)
+
+
+def _climbed(
+    batch: PixelBatch,
+    plan: AttackPlan,
+    loss: LossFn,
+    *,
+    seeds: Sequence[int],
+    batch_size: int,
+    success: SuccessFn | None = None,
+) -> Crafted:
+    """What APGD on that loss makes of the batch."""
+    found = apgd(
+        loss, batch.x, **plan.apgd_arguments(), seed=seeds, success=success, batch_size=batch_size,
+        workers=_workers(batch)(len(batch)),
+    )  # fmt: skip
+    pixels = _rounding(batch, plan)(found.x_adv, range(len(batch)))
     return Crafted.plain(pixels, _finite(found.loss.tolist()), found.zero_grad.tolist(), found.failed)
 
 
-def _attackers_view(model: LVLM, plan: AttackPlan, surrogate: PixelModel | None) -> AbstractContextManager[object]:
+def _rounding(batch: PixelBatch, plan: AttackPlan) -> Round:
+    norm = plan.config.norm
+    assert norm is not None  # presets: every attack but none has one
+    return lambda x_adv, index: to_8bit(x_adv, batch.x[list(index)], eps=plan.eps, norm=norm)
+
+
+def attackers_view(model: PixelModel, plan: AttackPlan, surrogate: PixelModel | None) -> AbstractContextManager[object]:
     """`transfer` without a surrogate is crafted on the undefended twin: the same weights, hooks asleep."""
     return model.undefended() if plan.threat == "transfer" and surrogate is None else nullcontext()
 
@@ -208,14 +243,15 @@ def attack_loss(attacker: Attacker, plan: AttackPlan, asked: Asked) -> LossFn:
     """What the attack raises: distance of image tokens, likelihood of the target, or NLL of the first reference (of an
     ensemble, its first stage's)."""
     if plan.config.loss == "embedding":
-        return _embedding(attacker, plan, asked.batch_size)
+        return embedding_distance(attacker, plan, asked.batch_size)
     if plan.config.loss == "targeted":
         assert plan.target is not None
         return attacker.nll(asked.prompts, [plan.target] * len(asked.samples), sign=-1)
     return attacker.nll(asked.prompts, [asked.scores.references(s, 1)[0] for s in asked.samples])
 
 
-def _embedding(attacker: Attacker, plan: AttackPlan, batch_size: int) -> LossFn:
+def embedding_distance(attacker: Attacker, plan: AttackPlan, batch_size: int) -> LossFn:
+    """How far the image tokens are from the clean ones."""
     at, distance = plan.config.at, plan.config.distance
     assert at is not None
     assert distance is not None
@@ -259,12 +295,12 @@ def _ensemble(
     batch: PixelBatch,
     plan: AttackPlan,
     asked: Asked,
-    rounded: Round,
     seeds: Sequence[int],
     clean: Sequence[float] | None,
     tell: Callable[[str, int], None],
 ) -> Crafted:
     """All stages on one batch. Images are scored, and kept, as the 8-bit ones they will be on disk."""
+    rounded = _rounding(batch, plan)
     settings = plan.config.ensemble
     assert settings is not None
 
@@ -288,8 +324,10 @@ def _ensemble(
     )
     # the images are 8-bit levels already
     pixels = (found.x_adv * 255).round().to(torch.uint8)
-    return Crafted(
-        pixels, _finite(found.loss), found.zero_grad.tolist(), found.failed, [*found.stage], found.broken.tolist()
+    return replace(
+        Crafted.plain(pixels, _finite(found.loss), found.zero_grad.tolist(), found.failed),
+        stage=[*found.stage],
+        broken=found.broken.tolist(),
     )
 
 

@@ -13,7 +13,7 @@ from eval_tasks.records import Run
 from eval_tasks.report import write_report
 from eval_tasks.runner import EvalSettings, evaluate
 from eval_tasks.running import Advance, Log
-from lvlm_radapt.models.load import load_model, load_surrogate
+from lvlm_radapt.models.load import load_any, load_surrogate
 from lvlm_radapt.models.quantised import Quantisation
 
 Announce = Callable[[str, int], Advance]
@@ -40,12 +40,12 @@ def run_evaluation(
 ) -> Run:
     """Evaluate the model of that name into the run folder `out`, report.html included.
 
-    Arguments and errors as for `eval_tasks.runner.evaluate` and `lvlm_radapt.load_model`; a surrogate is opened
-    on the victim's device in its dtype, whole.
+    Arguments and errors as for `eval_tasks.runner.evaluate` and `lvlm_radapt.models.load.load_any`; a surrogate is
+    opened on the victim's device in its dtype, whole.
     """
     chosen, _ = select(load_task(settings.task, settings.data), settings.samples, settings.seed)
     conversation = settings.protocol.conversation
-    victim = load_model(
+    victim = load_any(
         model,
         device=device,
         dtype=dtype,

@@ -1,11 +1,11 @@
-"""Pictures of a report, as data URIs: score against eps, and what an attack changed in an image."""
+"""Pictures of a report, as data URIs: score and loss against eps, and what an attack changed in an image."""
 
 from __future__ import annotations
 
 import base64
 import io
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import matplotlib
@@ -56,30 +56,70 @@ def png_uri(pixels: NDArray[np.uint8]) -> str:
 
 
 def eps_panels(table: Table) -> list[Panel]:
-    """A panel for each model, task and attack that was run at two eps or more; eps 0 is the clean score."""
+    """Score against eps: a panel for each model, task and attack; eps 0 is the clean score."""
+    panels = []
+    for model, rows, stock, family in _curves(table):
+        if all(cell.value is None for row in rows for cell in (row.transfer, row.adaptive)):
+            continue
+        top = max([1.0, *(_high(cell) for row in family for cell in (row.clean, row.transfer, row.adaptive))])
+        axis = _Axis(rows[0].metric_text, top, from_clean=True)
+        curves = (("transfer", "transfer"), ("adaptive", "adaptive"))
+        panels.append(_panel(model, rows, stock, curves, axis))
+    return panels
+
+
+def loss_panels(table: Table) -> list[Panel]:
+    """The adaptive attack's mean loss against eps, for each model, task and attack that was run at two eps or more."""
+    panels = []
+    for model, rows, stock, family in _curves(table):
+        losses = [row.adaptive_loss for row in family if row.adaptive_loss is not None]
+        if len({row.eps for row in rows if row.adaptive_loss is not None}) >= 2:
+            axis = _Axis("attack's loss", max(map(_high, losses)), from_clean=False)
+            panels.append(_panel(model, rows, stock, (("adaptive_loss", "adaptive"),), axis))
+    return panels
+
+
+@dataclass(frozen=True)
+class _Axis:
+    """The y axis: its words, its end, and whether eps 0 is the clean score."""
+
+    label: str
+    top: float
+    from_clean: bool
+
+
+def _curves(table: Table) -> Iterator[tuple[str, list[Row], list[Row], list[Row]]]:
+    """(model, its rows, the undefended model's where it is another, all models' rows) for each task and attack."""
     families: dict[tuple[object, ...], list[Row]] = defaultdict(list)
     for row in table.rows:
         if row.eps is not None and row.attack != "noise":
             families[(row.task, row.attack, row.norm, row.steps, row.target, row.variant)].append(row)
-    panels = []
     for family in families.values():
         models: dict[str, list[Row]] = defaultdict(list)
         for row in family:
             models[row.model].append(row)
         stock = next((rows for rows in models.values() if not rows[0].defended), [])
-        top = max([1.0, *(_high(cell) for row in family for cell in (row.clean, row.transfer, row.adaptive))])
         for model, rows in models.items():
-            if len({row.eps for row in rows}) >= 2:
-                steps = f", {rows[0].steps} steps" if rows[0].steps else ""
-                caption = f"{rows[0].task}, {rows[0].attack} {rows[0].norm}{steps}"
-                reference = stock if rows[0].defended else []
-                drawn = [_draw(rows, reference, top, palette) for palette in (_LIGHT, _DARK)]
-                panels.append(Panel(model, caption, *drawn))
-    return panels
+            yield model, rows, stock if rows[0].defended else [], family
 
 
-def _draw(rows: Sequence[Row], stock: Sequence[Row], top: float, palette: tuple[str, ...]) -> str:
+def _panel(
+    model: str, rows: Sequence[Row], stock: Sequence[Row], curves: Sequence[tuple[str, str]], axis: _Axis
+) -> Panel:
+    steps = f", {rows[0].steps} steps" if rows[0].steps else ""
+    caption = f"{rows[0].task}, {rows[0].attack} {rows[0].norm}{steps}"
+    return Panel(model, caption, *(_draw(rows, stock, curves, axis, palette) for palette in (_LIGHT, _DARK)))
+
+
+def _draw(
+    rows: Sequence[Row],
+    stock: Sequence[Row],
+    curves: Sequence[tuple[str, str]],
+    axis: _Axis,
+    palette: tuple[str, ...],
+) -> str:
     text, line, transfer, adaptive, undefended = palette
+    looks = {"transfer": (transfer, "--"), "adaptive": (adaptive, "-")}
     # Text as outlines: the picture needs no font of the reader's machine. The salt keeps ids repeatable.
     style = {"svg.fonttype": "path", "svg.hashsalt": "lvlm-radapt", "font.size": 9.5}
     with matplotlib.rc_context(style):
@@ -87,38 +127,42 @@ def _draw(rows: Sequence[Row], stock: Sequence[Row], top: float, palette: tuple[
         figure.patch.set_alpha(0)
         axes = figure.add_subplot()
         axes.patch.set_alpha(0)
-        _curve(axes, stock, "adaptive", undefended, "undefended, adaptive", ":")
-        _curve(axes, rows, "transfer", transfer, "transfer", "--")
-        _curve(axes, rows, "adaptive", adaptive, "adaptive", "-")
+        _curve(axes, stock, curves[-1][0], undefended, "undefended, adaptive", ":", from_clean=axis.from_clean)
+        for column, label in curves:
+            _curve(axes, rows, column, looks[label][0], label, looks[label][1], from_clean=axis.from_clean)
         levels = sorted({0.0, *(row.eps for row in (*rows, *stock) if row.eps is not None)})
         axes.set_xticks(levels, ["0", *(eps_text(eps, rows[0].norm) for eps in levels[1:])])
-        axes.set_ylim(min(0.0, axes.get_ylim()[0]), top * 1.05)
+        axes.set_xlim(-0.05 * levels[-1], 1.05 * levels[-1])
+        axes.set_ylim(min(0.0, axes.get_ylim()[0]), axis.top * 1.05 if axis.top > 0 else None)
         axes.yaxis.set_major_locator(MaxNLocator(5))
         axes.set_xlabel("eps", color=text)
-        axes.set_ylabel(rows[0].metric_text, color=text)
+        axes.set_ylabel(axis.label, color=text)
         axes.tick_params(colors=text, length=0)
         axes.grid(axis="y", color=line, linewidth=0.8)
         axes.set_axisbelow(True)
         for name, spine in axes.spines.items():
             spine.set_visible(name == "bottom")
             spine.set_color(line)
-        axes.legend(frameon=False, labelcolor=text, fontsize=8.5, loc="upper right", handlelength=2.4)
+        place = "upper right" if axis.from_clean else "upper left"  # scores fall, losses rise
+        axes.legend(frameon=False, labelcolor=text, fontsize=8.5, loc=place, handlelength=2.4)
         out = io.BytesIO()
         figure.savefig(out, format="svg", transparent=True, metadata={"Date": None})
     return _uri("image/svg+xml", out.getvalue())
 
 
-def _curve(axes: Axes, rows: Sequence[Row], column: str, colour: str, label: str, style: str) -> None:
+def _curve(
+    axes: Axes, rows: Sequence[Row], column: str, colour: str, label: str, style: str, *, from_clean: bool
+) -> None:
     points: list[tuple[float, float, float, float]] = []
     for row in rows:
-        cell: Cell = getattr(row, column)
-        if cell.value is not None and row.eps is not None:
+        cell: Cell | None = getattr(row, column)
+        if cell is not None and cell.value is not None and row.eps is not None:
             low, high = cell.interval or (cell.value, cell.value)
             points.append((row.eps, cell.value, low, high))
     if not points:
         return
     clean = next((row.clean for row in rows if row.clean.value is not None), None)
-    if clean is not None and clean.value is not None:
+    if from_clean and clean is not None and clean.value is not None:
         low, high = clean.interval or (clean.value, clean.value)
         points.append((0.0, clean.value, low, high))
     points.sort()
@@ -131,6 +175,11 @@ def _high(cell: Cell) -> float:
     if cell.value is None:
         return 0.0
     return max(cell.value, cell.interval.high) if cell.interval else cell.value
+
+
+def text_uri(kind: str, text: str) -> str:
+    """A text as a data URI; kind: text/csv or text/markdown."""
+    return _uri(f"{kind};charset=utf-8", text.encode())
 
 
 def _uri(kind: str, content: bytes) -> str:

@@ -46,6 +46,10 @@ def plan_attack(
         raise UserError(f"--steps must be at least 1, got {steps}")
     if config.loss == "noise" and threat is not None:
         raise UserError(f"--attack {config.name} knows no model, so it has no threat model: leave --threat out")
+    if steps is not None and config.steps is None:
+        raise UserError(
+            f"--steps is not for --attack {config.name}: it has none, or their number is part of what it is"
+        )
     if config.loss != "targeted" and target is not None:
         raise UserError(f"--target is for --attack targeted: {config.name} has no target text")
     if config.loss == "targeted":
@@ -58,7 +62,7 @@ def plan_attack(
         config=config.model_copy(update={"norm": norm}),
         threat=None if config.loss == "noise" else (threat or "adaptive"),
         eps=budget,
-        steps=(steps or config.steps) if config.steps else None,
+        steps=steps or config.steps,
         target=target,
         half=_half(config, half, device, dtype),
     )

@@ -55,7 +55,9 @@ class Attacked(Scored):
 
     failed: why the attack ended early; the image is then the best one it had. success: of a targeted attack, whether
     the answer contains the target. stage, broken: of an ensemble, the stage that made the image ("clean": none), and
-    whether it brought the score, on the model it was made on, under the threshold.
+    whether it brought the score, on the model it was made on, under the threshold; of attacks on classifiers, the one
+    that made that model wrong about the image, and whether one did. rounded_back: it was wrong before the rounding to
+    8 bits only. remarks: signs of a broken evaluation, said of the sample's batch.
     """
 
     loss: float | None
@@ -66,6 +68,8 @@ class Attacked(Scored):
     success: bool | None = None
     stage: str | None = None
     broken: bool | None = None
+    rounded_back: bool = False
+    remarks: Annotated[tuple[str, ...], Field(strict=False)] = ()
 
 
 class SampleRecord(_Model):

@@ -19,7 +19,7 @@ from eval_tasks.audit.across import adaptive_against_transfer
 from eval_tasks.audit.page import TONES, numbers_text
 from eval_tasks.data.images import open_image
 from eval_tasks.eps import eps_text
-from eval_tasks.figures import DIFFERENCE_GAIN, difference_image, eps_panels, png_uri
+from eval_tasks.figures import DIFFERENCE_GAIN, difference_image, eps_panels, loss_panels, png_uri, text_uri
 from eval_tasks.records import Run, SampleRecord, image_name
 from eval_tasks.table import METRICS, Cell, Row, Table, metric_of, model_label, setting, tables, threat_of
 from lvlm_radapt.errors import UserError
@@ -58,6 +58,8 @@ class Gallery:
     threat: str
     attack: str
     metric: str
+    truth: str
+    """What the true answers are called."""
     broken: tuple[Picture, ...]
     held: tuple[Picture, ...]
     broken_total: int
@@ -90,6 +92,8 @@ def write_report(runs: Sequence[Run], out_html: Path) -> Path:
         findings={preset: reading(table) for preset, table in made.items()},
         bars={preset: _bars(table) for preset, table in made.items()},
         panels=[panel for table in made.values() for panel in eps_panels(table)],
+        losses=[panel for table in made.values() for panel in loss_panels(table)],
+        files={preset: _files(table) for preset, table in made.items()},
         gallery=_gallery(runs),
         audits=_audits(runs),
         across=adaptive_against_transfer(runs),
@@ -214,6 +218,15 @@ def _bars(table: Table) -> list[dict[str, tuple[float, float, float] | None]]:
     return [{name: bar(getattr(row, name), tops.get(row.metric, 0.0)) for name in _CELLS} for row in table.rows]
 
 
+def _files(table: Table) -> list[tuple[str, str, str]]:
+    """(label, file name, data URI) of the table as CSV and as Markdown."""
+    stem = "scores-" + re.sub(r"[^\w.-]+", "-", table.preset)[:40]
+    return [
+        ("CSV", f"{stem}.csv", text_uri("text/csv", table.to_csv())),
+        ("Markdown", f"{stem}.md", text_uri("text/markdown", table.to_markdown())),
+    ]
+
+
 def _described(run: Run) -> dict[str, Any]:
     attack = setting(run, "attack")
     apart = ("command", "environment", "schema", "created", "resumed")
@@ -289,6 +302,7 @@ def _gallery(runs: Sequence[Run]) -> Gallery | None:
         threat=threat_of(run),
         attack=f"{attack['name']}{target}, {attack.get('norm')} {eps_text(attack['eps'], attack.get('norm'))}{steps}",
         metric=METRICS.get(metric_of(run), metric_of(run)),
+        truth="Class" if metric_of(run) == "accuracy" else "References",
         broken=tuple(_picture(run, sample) for sample in broken[:SHOWN]),
         held=tuple(_picture(run, sample) for sample in held[:SHOWN]),
         broken_total=len(broken),

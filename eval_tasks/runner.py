@@ -14,23 +14,20 @@ from typing import Any
 
 import torch
 
-from eval_tasks.asked import Asked
 from eval_tasks.attacker import view_of
 from eval_tasks.audit.of_run import audit_of_run
-from eval_tasks.captioning import CaptionScores
-from eval_tasks.crafting import AttackPlan, Crafted, check_plan, craft, sample_seed, says
+from eval_tasks.crafting import AttackPlan, Crafted, sample_seed, says
 from eval_tasks.data import Sample, check_images, chunks, load_task, open_image, select, tasks
+from eval_tasks.exams import Exam, exam_of
 from eval_tasks.metrics.tokenizers import TokenizerName
-from eval_tasks.presets import Protocol, TaskConfig
+from eval_tasks.presets import Protocol
 from eval_tasks.processes import Group, Work
 from eval_tasks.quantise import from_8bit
 from eval_tasks.records import Attacked, Run, RunFolder, SampleRecord, Scored, ids_digest, read_run
 from eval_tasks.running import Advance, Log, Running, tally
-from eval_tasks.stages import stage_plans
 from eval_tasks.summary import metrics
-from eval_tasks.vqa import VqaScores
 from lvlm_radapt.errors import Unfinished, UserError
-from lvlm_radapt.models.base import LVLM, PixelBatch, PixelModel
+from lvlm_radapt.models.base import PixelBatch, PixelModel
 from lvlm_radapt.models.quantised import quantisation_of
 
 GALLERY = 24  # samples whose clean canvas is kept too, for the report
@@ -59,7 +56,7 @@ class EvalSettings:
 
 
 def evaluate(
-    model: LVLM,
+    model: PixelModel,
     settings: EvalSettings,
     out: Path,
     *,
@@ -82,22 +79,22 @@ def evaluate(
     a process of the group died and left samples undone.
     """
     group = group or Group()
-    samples = load_task(settings.task, settings.data)
+    everything = load_task(settings.task, settings.data)
     task = tasks()[settings.task]
-    if task.kind == "classification":
-        raise UserError(f"--task {task.name} is for image encoders: {model.name} answers in texts")
-    samples, note = select(samples, settings.samples, settings.seed)
+    samples, note = select(everything, settings.samples, settings.seed)
     check_images(samples)
     for path in dict.fromkeys(s.image for s in samples):
         open_image(path)  # a damaged file is named now, not hours into the run
     plan = settings.attack
-    remarks = [note] if note else []
+    exam = exam_of(
+        model, task, everything=everything, samples=samples, protocol=settings.protocol,
+        batch_size=settings.batch_size, tokenizer=settings.tokenizer, surrogate=surrogate,
+    )  # fmt: skip
+    remarks = [*([note] if note else []), *exam.remarks()]
     if plan is not None:
-        prompt = settings.protocol.prompt(task, samples[0].question)
-        check_plan(plan, model, surrogate, prompt=prompt, tokens=settings.protocol.tokens(task.name))
+        exam.check(plan, samples[0])
         remarks += _remarks(model, surrogate, plan, samples[0])
-    scores = _scores(task, samples, settings)
-    document = _document(model, settings, task, surrogate, command) | {"processes": group.size}
+    document = _document(model, settings, exam, surrogate, command) | {"processes": group.size}
     source = _image_source(images_from, document, samples)
     folder = RunFolder(out, group.rank)
     pieces = chunks(samples, settings.chunk_size)
@@ -117,8 +114,7 @@ def evaluate(
         # as long as the first chunk has nothing but failures, nothing of it is kept
         held: list[SampleRecord] = []
         for asked_of, batch in _groups(model, pieces[number]):
-            asked = Asked(asked_of, task, settings.protocol, scores, settings.batch_size)
-            held += _evaluate_batch(model, settings, asked, folder, batch, surrogate, source, gallery, running.stage)
+            held += _evaluate_batch(exam, settings, asked_of, folder, batch, source, gallery, running.stage)
             if number == 0 and not kept and all(r.adversarial is not None and r.adversarial.failed for r in held):
                 continue
             for record in held:
@@ -145,8 +141,7 @@ def evaluate(
         found = metrics(folder.records(), task, plan, remarks, time.monotonic() - started)
         if plan is not None and plan.threat == "adaptive":
             running.stage("audit")
-            everything = Asked(samples, task, settings.protocol, scores, settings.batch_size)
-            found["audit"] = audit_of_run(model, folder, everything, plan, seed=settings.seed).to_dict()
+            found["audit"] = audit_of_run(model, folder, exam, samples, plan, seed=settings.seed).to_dict()
         folder.finish(found)
 
     work.lead("end", end)
@@ -185,7 +180,7 @@ def _wait(work: Work, todo: list[int], running: Running, folder: RunFolder) -> N
         )
 
 
-def _remarks(model: LVLM, surrogate: PixelModel | None, plan: AttackPlan, sample: Sample) -> list[str]:
+def _remarks(model: PixelModel, surrogate: PixelModel | None, plan: AttackPlan, sample: Sample) -> list[str]:
     """What a reader of the attack's numbers has to know of the models."""
     said = []
     if model.views_apart:
@@ -231,24 +226,18 @@ def _all_failed(source: PixelModel, plan: AttackPlan | None, records: Sequence[S
     )
 
 
-def _scores(task: TaskConfig, samples: Sequence[Sample], settings: EvalSettings) -> CaptionScores | VqaScores:
-    if task.kind == "caption":
-        return CaptionScores(samples, tokenizer=settings.tokenizer)
-    assert task.style is not None
-    return VqaScores(samples, style=task.style)
-
-
 def _document(
-    model: LVLM, settings: EvalSettings, task: TaskConfig, surrogate: PixelModel | None, command: str
+    model: PixelModel, settings: EvalSettings, exam: Exam, surrogate: PixelModel | None, command: str
 ) -> dict[str, Any]:
     """The settings as run.json keeps them; what is in here must be equal for a run to be resumed."""
     plan = settings.attack
     attack: dict[str, Any] | None = None
     if plan is not None:
-        attack = {**plan.settings(), "surrogate": surrogate.name if surrogate else None}
-        if plan.config.ensemble is not None:
-            attack["stages"] = [stage.name for stage in stage_plans(plan.config.ensemble, task.kind)]
-            attack["threshold"] = settings.protocol.threshold(task.name).model_dump()
+        attack = {
+            **plan.settings(),
+            "surrogate": surrogate.name if surrogate else None,
+            **exam.attack_settings(plan),
+        }
     return {
         "command": command,
         "determinism": _determinism(model),
@@ -267,6 +256,7 @@ def _document(
         "task": settings.task,
         "data": str(settings.data),
         "preset": settings.protocol.name,
+        **exam.settings(),
         "attack": attack,
         "seed": settings.seed,
         "chunk_size": settings.chunk_size,
@@ -275,7 +265,7 @@ def _document(
     }
 
 
-def _determinism(model: LVLM) -> str:
+def _determinism(model: PixelModel) -> str:
     """What another run with these settings gives, and what nobody promises."""
     if model.device.type == "cpu" and model.dtype == torch.float32:
         return (
@@ -289,7 +279,7 @@ def _determinism(model: LVLM) -> str:
     )
 
 
-def _groups(model: LVLM, chunk: Sequence[Sample]) -> Iterator[tuple[list[Sample], PixelBatch]]:
+def _groups(model: PixelModel, chunk: Sequence[Sample]) -> Iterator[tuple[list[Sample], PixelBatch]]:
     """The chunk's samples in groups of one canvas shape."""
     images = [open_image(s.image) for s in chunk]
     groups: dict[tuple[int, int], list[int]] = {}
@@ -300,22 +290,20 @@ def _groups(model: LVLM, chunk: Sequence[Sample]) -> Iterator[tuple[list[Sample]
 
 
 def _evaluate_batch(
-    model: LVLM,
+    exam: Exam,
     settings: EvalSettings,
-    asked: Asked,
+    samples: Sequence[Sample],
     folder: RunFolder,
     batch: PixelBatch,
-    surrogate: PixelModel | None,
     source: RunFolder | None,
     gallery: set[str],
     tell: Callable[[str], None],
 ) -> list[SampleRecord]:
     started = time.monotonic()
-    samples, everyone = asked.samples, range(len(asked.samples))
 
     def answer(of: PixelBatch) -> list[Scored]:
-        said = asked.answers(model, of, everyone)
-        return [Scored(output=o, score=v) for o, v in zip(said, asked.grade(said, everyone), strict=True)]
+        said = exam.answers(of, samples)
+        return [Scored(output=o, score=v) for o, v in zip(said, exam.grade(said, samples), strict=True)]
 
     tell("clean answers")
     clean = answer(batch)
@@ -326,8 +314,8 @@ def _evaluate_batch(
             tell(plan.config.name)
             seeds = [sample_seed(settings.seed, s.id) for s in samples]
             own = [c.score for c in clean if c.score is not None]
-            crafted = craft(
-                model, batch, plan, asked, seeds=seeds, surrogate=surrogate, clean=own,
+            crafted = exam.craft(
+                batch, samples, plan, seeds=seeds, clean=own,
                 tell=lambda stage, count: tell(f"{stage}, {count} images"),
             )  # fmt: skip
         else:
@@ -351,6 +339,8 @@ def _evaluate_batch(
                 success=None if plan.target is None else says(a.output, plan.target),
                 stage=crafted.stage[i],
                 broken=crafted.broken[i],
+                rounded_back=crafted.rounded_back[i],
+                remarks=tuple(crafted.remarks),
             )
             for i, a in enumerate(answer(scored_batch))
         ]
@@ -400,12 +390,16 @@ def _image_source(images_from: Path | None, document: dict[str, Any], samples: l
             "half",
             "stages",
             "threshold",
+            "line",
+            "queries",
         )
         if made.get(key) != attack.get(key)
     ]
     if differs:
         was, wanted = made.get(differs[0]), attack.get(differs[0])
         raise UserError(f"run {images_from} was made with another {differs[0]}: {was}, not {wanted}")
+    if run.settings.get("classes") != document.get("classes"):
+        raise UserError(f"run {images_from} was made among other classes, or asked for by other templates")
     victim = run.settings["model"]
     twin = victim["name"] == document["model"]["name"] and victim["radapt"] is None
     # None is the undefended twin, as when the images are crafted anew

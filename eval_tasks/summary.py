@@ -39,10 +39,15 @@ def metrics(
     if task.metric == "cider":
         notes.append(f"CIDEr-D x100, document frequency from the references of these {len(records)} images")
     if stages:
-        notes.append(_stages_text(stages, len(attacked)))
+        notes.append(_stages_text(stages, len(attacked), task))
     if success:
         said = f"{success['hits']} of {len(records)} answers to attacked images, {success['clean_hits']} to clean ones"
         notes.append(f'the target "{success["target"]}" is in {said}')
+    rounded = sum(a.rounded_back for a in attacked)
+    if rounded:
+        notes.append(f"{rounded} images were misclassified before they were rounded to 8 bits, and not after")
+    # a library's own words, once each
+    notes += dict.fromkeys(f"the attack's library remarks: {text}" for a in attacked for text in a.remarks)
     if stuck:
         notes.append(f"{stuck} samples had an all-zero gradient: their attack did nothing")
     if failed:
@@ -83,22 +88,28 @@ def _success(records: Sequence[SampleRecord], plan: AttackPlan | None) -> dict[s
 
 
 def _stages(attacked: Sequence[Attacked], task: TaskConfig, plan: AttackPlan | None) -> list[dict[str, Any]] | None:
-    """By stage of an ensemble, the clean image first: how many kept images it made, how many of them under the
-    threshold. None for images made by another run."""
-    settings = plan.config.ensemble if plan else None
-    if settings is None or any(a.stage is None for a in attacked):
+    """By stage of an ensemble or member of a line, the clean image first: how many kept images it made, how many of
+    them under the threshold, or misclassified. None for images made by another run."""
+    if plan is None or any(a.broken is None for a in attacked):
         return None
+    if plan.config.ensemble is not None:
+        later = [stage.name for stage in stage_plans(plan.config.ensemble, task.kind)]
+    else:
+        later = [*(plan.config.line or [])]
     kept = Counter(a.stage for a in attacked)
     broken = Counter(a.stage for a in attacked if a.broken)
-    names = [CLEAN, *(stage.name for stage in stage_plans(settings, task.kind))]
-    return [{"name": name, "kept": kept[name], "broken": broken[name]} for name in names]
+    return [{"name": name, "kept": kept[name], "broken": broken[name]} for name in [CLEAN, *later]]
 
 
-def _stages_text(stages: Sequence[dict[str, Any]], n: int) -> str:
+def _stages_text(stages: Sequence[dict[str, Any]], n: int, task: TaskConfig) -> str:
     broken = sum(stage["broken"] for stage in stages)
     by = ", ".join(
         f"{stage['broken']} {'already clean' if stage['name'] == CLEAN else 'by ' + stage['name']}"
         for stage in stages
         if stage["broken"]
     )
-    return f"{broken} of {n} images fell under the ensemble's threshold{': ' + by if by else ''}"
+    if task.kind == "classification":
+        what = "are misclassified by the model that was attacked"
+    else:
+        what = "fell under the ensemble's threshold"
+    return f"{broken} of {n} images {what}{': ' + by if by else ''}"

@@ -16,7 +16,7 @@ import rich.table
 from rich.text import Text
 
 from eval_tasks.eps import eps_text
-from eval_tasks.metrics.bootstrap import Interval, paired_difference_ci
+from eval_tasks.metrics.bootstrap import Interval, bootstrap_ci, paired_difference_ci
 from eval_tasks.records import Run, SampleRecord
 from lvlm_radapt.errors import UserError
 
@@ -86,6 +86,8 @@ class Cell:
 class Row:
     """One line. `transfer_gain` and `clean_change` are paired differences to the undefended model, for prose.
 
+    `adaptive_loss` is the mean of the adaptive attack's loss over the samples, for curves.
+
     `variant` tells it from a row that reads the same; `eps` is in [0, 1] pixel units, None without an attack;
     `target` is a targeted attack's text.
     """
@@ -107,6 +109,7 @@ class Row:
     gain: Cell
     transfer_gain: Cell | None
     clean_change: Cell | None
+    adaptive_loss: Cell | None
     only_transfer: bool
     notes: tuple[str, ...]
     hidden: Mapping[str, str]
@@ -387,6 +390,7 @@ def _row(
         gain=gain,
         transfer_gain=transfer_gain,
         clean_change=None if stock is None else _difference(run, stock, "clean"),
+        adaptive_loss=next((_loss(one) for one in present if threat_of(one) == "adaptive"), None),
         only_transfer=only_transfer,
         notes=tuple(_notes(present, only_transfer)),
         hidden={**_hidden(run), **hidden},
@@ -451,6 +455,12 @@ def _difference(first: Run, second: Run, part: Part) -> Cell | None:
     return Cell(value=mean, interval=interval, signed=True)
 
 
+def _loss(run: Run) -> Cell | None:
+    """Mean of the attack's loss over the samples that have one; None where there is none."""
+    losses = [s.adversarial.loss for s in run.samples if s.adversarial is not None and s.adversarial.loss is not None]
+    return Cell(value=sum(losses) / len(losses), interval=bootstrap_ci(losses)) if losses else None
+
+
 def _clean_score(sample: SampleRecord) -> float | None:
     return sample.clean.score
 
@@ -502,7 +512,16 @@ def _context(run: Run) -> dict[str, Any]:
         "quantize": setting(run, "model").get("quantize"),
         "geometry": setting(run, "model").get("geometry"),
         "tokenizer": run.settings.get("tokenizer"),
+        **_classes(run),
     }
+
+
+def _classes(run: Run) -> dict[str, Any]:
+    """What a classifier chooses among, and the texts it is asked with."""
+    classes = run.settings.get("classes")
+    if classes is None:
+        return {}
+    return {"classes": classes["sha256"], "templates": " | ".join(classes["templates"])}
 
 
 def _hidden(run: Run) -> dict[str, str]:
@@ -510,7 +529,7 @@ def _hidden(run: Run) -> dict[str, str]:
     shown = ("name", "norm", "eps", "eps_text", "steps", "target", "threat", "surrogate")
     attack = setting(run, "attack") or {}
     context = {key: value for key, value in _context(run).items() if key not in ("task", "preset")}
-    context["samples"] = context["samples"][:8]
+    context |= {key: context[key][:8] for key in ("samples", "classes") if key in context}
     rest = {"seed": run.settings.get("seed"), **{k: v for k, v in attack.items() if k not in shown}}
     return {key.replace("_", " "): _plain(value) for key, value in (context | rest).items()}
 

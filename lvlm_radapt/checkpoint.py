@@ -11,9 +11,10 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 import torch
 from accelerate.utils import align_module_device
@@ -28,7 +29,8 @@ from lvlm_radapt.documents import read_bytes, read_own
 from lvlm_radapt.errors import UserError
 from lvlm_radapt.folders import new_folder
 from lvlm_radapt.inject import inject, injected_anchor, injected_config, injected_white
-from lvlm_radapt.models.base import LVLM, Geometry
+from lvlm_radapt.models.base import LVLM, Geometry, PixelModel
+from lvlm_radapt.models.clip import CLIPEncoder
 from lvlm_radapt.models.load import embedded_models, load_base
 from lvlm_radapt.models.opening import Opening
 from lvlm_radapt.models.swap import load_tower
@@ -79,8 +81,11 @@ class _Settings(_Part):
     geometry: Geometry
 
 
-def save_adapter(model: LVLM, out: str | os.PathLike[str]) -> None:
-    """Write the defence in `model` to the new folder `out`; `load_adapter` and `load_model` open it.
+Model = TypeVar("Model", bound=PixelModel)
+
+
+def save_adapter(model: PixelModel, out: str | os.PathLike[str]) -> None:
+    """Write the defence in `model` to the new folder `out`; `load_model` opens it, and `load_encoder` an encoder's.
 
     A model in half precision gives an adapter that opens in that precision and in float32; one in float32
     opens in every precision. UserError when no defence is in the model, or `out` is not empty or cannot be
@@ -136,17 +141,32 @@ def load_adapter(
     than the one the adapter was made for.
     """
     opening = opening or Opening()
-    root = Path(folder).expanduser()
+
+    def base(settings: _Base, geometry: Geometry) -> LVLM:
+        model = load_base(settings.name, geometry=geometry, opening=opening)
+        return model if settings.other_tower is None else load_tower(model, settings.other_tower, attn=opening.attn)
+
+    return _defended(Path(folder).expanduser(), base, geometry)
+
+
+def load_encoder_adapter(
+    folder: str | os.PathLike[str],
+    open_base: Callable[[str, Geometry], CLIPEncoder],
+    *,
+    geometry: Geometry | None = None,
+) -> CLIPEncoder:
+    """`load_adapter` of an image encoder, which `open_base(name, geometry)` opens undefended."""
+    return _defended(Path(folder).expanduser(), lambda base, geometry: open_base(base.name, geometry), geometry)
+
+
+def _defended(root: Path, open_base: Callable[[_Base, Geometry], Model], geometry: Geometry | None) -> Model:
     settings = _read(root)
     config, anchor = _config(root, settings), _anchor(root, settings)
     if config.alpha != 0 and (anchor is None) == (settings.white is None):
         there = "no anchor" if anchor is None else "an anchor and a white pixel to take one from"
         raise UserError(f"{root / SETTINGS} is damaged: alpha is {config.alpha:g} and there is {there}")
     try:
-        geometry = settings.geometry if geometry is None else geometry
-        model = load_base(settings.base.name, geometry=geometry, opening=opening)
-        if settings.base.other_tower is not None:
-            model = load_tower(model, settings.base.other_tower, attn=opening.attn)
+        model = open_base(settings.base, settings.geometry if geometry is None else geometry)
     except UserError as error:
         raise UserError(f"cannot open the base model of the adapter {root}: {error}") from error
     _check_tower(root, settings.base, model)
@@ -172,7 +192,7 @@ def tower_fingerprints(tower: nn.Module, dtypes: list[str]) -> dict[str, str]:
     return {name: digest.hexdigest() for name, digest in digests.items()}
 
 
-def _check_tower(root: Path, base: _Base, model: LVLM) -> None:
+def _check_tower(root: Path, base: _Base, model: PixelModel) -> None:
     own = next((name for name, dtype in _DTYPES.items() if dtype == model.dtype), "")
     # a float32 tower can be rounded to what was saved; a rounded one cannot be widened
     compared = own if own in base.tower else next(iter(base.tower)) if own == "float32" else None

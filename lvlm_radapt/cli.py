@@ -284,7 +284,7 @@ def list_(
         Listing.models: {
             "models inside the package": {name: EMBEDDED[name] for name in embedded_models()},
             "families, by model_type (original LLaVA too)": read_by(FAMILIES),
-            "image encoders, for --surrogate (and open_clip files)": read_by(ENCODERS),
+            "image encoders, for imagefolder and --surrogate (and open_clip files)": read_by(ENCODERS),
         },
         Listing.tasks: {"tasks": {name: presets.load_task_config(name).description for name in presets.names("tasks")}},
         Listing.attacks: {"attacks": {name: attack_text(name) for name in presets.names("attacks")}},
@@ -369,7 +369,7 @@ def robustify(
     import lvlm_radapt as package
     from lvlm_radapt.checkpoint import save_adapter
     from lvlm_radapt.folders import check_new_folder
-    from lvlm_radapt.models.load import is_robustified
+    from lvlm_radapt.models.load import is_encoder, is_robustified, load_any
 
     if export and fold:
         raise UserError("--export and --fold write different folders: choose one")
@@ -383,15 +383,21 @@ def robustify(
         given = [f"--{name}" if value is not None else "--no-filter" for name, value in chosen.items()]
         _check_robustified(model, given, written_whole=export or fold)
     check_new_folder(out)
-    loaded = package.load_model(model, tower=tower, **_place(device, dtype, quantize, device_map))
+    encoder = is_encoder(model)
+    if encoder and (export or fold):
+        raise UserError(
+            f"{model} is an image encoder: --export and --fold are for vision-language models, leave them out"
+        )
+    loaded = load_any(model, tower=tower, **_place(device, dtype, quantize, device_map))
     protected = loaded if protected_already else package.robustify(loaded, config)
     if export or fold:
         _write_model(protected, out, fold=fold)
         return
     save_adapter(protected, out)
-    console.print(f"{out}: {model} protected by {_describe(config)}", soft_wrap=True)
+    console.print(f"{out}: {model} protected by {config.describe()}", soft_wrap=True)
+    task, attack = ("imagefolder", "apgd-ce") if encoder else ("coco", "e2e")
     console.print(
-        f"next: lvlm-radapt eval {out} --task coco --data DIR --attack e2e --eps 4/255 --out RUN", soft_wrap=True
+        f"next: lvlm-radapt eval {out} --task {task} --data DIR --attack {attack} --eps 4/255 --out RUN", soft_wrap=True
     )
 
 
@@ -423,7 +429,7 @@ def _write_model(protected: Any, out: Path, *, fold: bool) -> None:
             )
         return
     export_model(protected, out)
-    console.print(f"{out}: {protected.name} with {_describe(config)} inside", soft_wrap=True)
+    console.print(f"{out}: {protected.name} with {config.describe()} inside", soft_wrap=True)
     console.print(
         f"load: AutoModelForImageTextToText.from_pretrained({str(out)!r}, trust_remote_code=True); "
         f"every lvlm-radapt command takes it as a model too",
@@ -432,19 +438,10 @@ def _write_model(protected: Any, out: Path, *, fold: bool) -> None:
     )
 
 
-def _describe(config: Any) -> str:
-    parts = []
-    if config.cutoff is not None:
-        parts.append(f"a Gaussian filter (cutoff {config.cutoff:g})")
-    if config.alpha != 0:
-        parts.append(f"the white anchor (alpha {config.alpha:g}, {config.mix})")
-    return " and ".join(parts) or "nothing (no filter, alpha 0)"
-
-
 @app.command("eval")
 def eval_(
     model: ModelArgument,
-    task: Annotated[str, typer.Option(help="coco, flickr30k, vqav2 or textvqa (lvlm-radapt list tasks).")],
+    task: Annotated[str, typer.Option(help="coco, flickr30k, vqav2, textvqa, imagefolder (lvlm-radapt list tasks).")],
     data: Annotated[Path, typer.Option(help="The task's data folder.")],
     out: Annotated[Path, typer.Option(help="The run folder.")],
     attack: Annotated[
@@ -580,7 +577,7 @@ def print_tables(runs: list[Any], form: TableFormat = TableFormat.table) -> None
 @app.command()
 def audit(
     model: ModelArgument,
-    task: Annotated[str, typer.Option(help="coco, flickr30k, vqav2 or textvqa (lvlm-radapt list tasks).")],
+    task: Annotated[str, typer.Option(help="coco, flickr30k, vqav2, textvqa, imagefolder (lvlm-radapt list tasks).")],
     data: Annotated[Path, typer.Option(help="The task's data folder.")],
     out: Annotated[Path, typer.Option(help="A new or empty folder for audit.json and audit.html.")],
     attack: Annotated[str, typer.Option(help="A white-box attack (lvlm-radapt list attacks).")] = "e2e",
@@ -710,6 +707,46 @@ def demo(
         return
     print_tables(runs)
     console.print(f"report: {out / 'report.html'}", soft_wrap=True)
+
+
+@app.command()
+def chat(
+    model: ModelArgument,
+    image: Annotated[Path | None, typer.Option(help="The image to talk about; /image FILE shows another.")] = None,
+    compare: Annotated[
+        bool, typer.Option("--compare", help="The model without its defence and with it, side by side.")
+    ] = False,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="The longest answer, in tokens.")] = 256,
+    device: DeviceOption = "auto",
+    device_map: DeviceMapOption = None,
+    dtype: DtypeOption = Dtype.float32,
+    quantize: QuantizeOption = None,
+) -> None:
+    """Talk with MODEL about an image, attack the image, switch the defence, and see what it says then.
+
+    Lines are said to the model, in its own chat template; /help lists the commands. In a pipe a line is a turn, and
+    stdout holds the answers alone.
+    """
+    from eval_tasks.data.images import open_image
+    from lvlm_radapt.chat.session import Session
+    from lvlm_radapt.chat.terminal import run_chat
+    from lvlm_radapt.models.load import load_model
+
+    if image is not None:
+        open_image(image)  # a mistake there shows before the model is loaded
+    loaded = load_model(model, **_place(device, dtype, quantize, device_map))
+    hint = _embedded_prompts() if default_preset(model) == "scenes" else None
+    run_chat(Session(loaded, compare=compare, max_new_tokens=max_new_tokens), image=image, hint=hint)
+
+
+def _embedded_prompts() -> str:
+    from eval_tasks.presets import load_protocol, load_task_config
+
+    protocol = load_protocol("scenes")
+    caption, question = (
+        " ".join(protocol.prompt(load_task_config(task), "QUESTION").split()) for task in ("coco", "vqav2")
+    )
+    return f"the embedded models were trained on single turns (/reset begins anew) of two kinds: {caption} | {question}"
 
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")

@@ -55,6 +55,15 @@ class RAdaptConfig:
         """The settings as plain JSON values; `from_dict` takes them back."""
         return asdict(self)
 
+    def describe(self) -> str:
+        """The settings in words."""
+        parts = []
+        if self.cutoff is not None:
+            parts.append(f"a Gaussian filter (cutoff {self.cutoff:g})")
+        if self.alpha != 0:
+            parts.append(f"the white anchor (alpha {self.alpha:g}, {self.mix})")
+        return " and ".join(parts) or "nothing (no filter, alpha 0)"
+
     @classmethod
     def from_dict(cls, settings: Mapping[str, Any]) -> RAdaptConfig:
         """A config from plain values. Missing keys keep their defaults, an unknown one is a `UserError`."""

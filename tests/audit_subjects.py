@@ -61,6 +61,8 @@ def sound(logits=None, undefended="same") -> Subject:
         half=lambda x, index: loss(x.bfloat16().float(), index),
         answers=answers,
         score=score,
+        logits=lambda x, index: logits(x),
+        labels=labels,
         craft=craft,
         prompts=lambda: (["what is it?"] * B, ["what is it?"] * B),
         batch_size=B,

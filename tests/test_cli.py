@@ -264,7 +264,7 @@ def test_list_names_everything(what, monkeypatch, capsys):
     assert "None" not in out
 
 
-@pytest.mark.parametrize("command", ["", "robustify", "eval", "report", "list", "demo", "data"])
+@pytest.mark.parametrize("command", ["", "robustify", "eval", "report", "list", "demo", "data", "chat"])
 def test_help_is_there(command, monkeypatch, capsys):
     code, out, _ = call(monkeypatch, capsys, *([command] if command else []), "--help")
     assert code == 0

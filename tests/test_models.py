@@ -24,9 +24,9 @@ from lvlm_radapt import RAdaptConfig, load_encoder, load_model, robustify
 from lvlm_radapt.anchor import white_anchor
 from lvlm_radapt.errors import UserError
 from lvlm_radapt.inject import inject, injected_anchor
-from lvlm_radapt.models import embedded_models
+from lvlm_radapt.models import embedded_models, last_layer
 from lvlm_radapt.models import load as load_module
-from lvlm_radapt.models.language import left_pad, right_pad, target_nll
+from lvlm_radapt.models.language import left_pad, right_pad, target_nll, target_positions
 
 NAMES = list(FAMILIES)
 PROMPTS = ["What is this?", "describe the small red circle on the left with a word", "how many"]
@@ -253,18 +253,41 @@ def test_llava_with_other_feature_settings(cases: dict[str, Case], layers: int |
     torch.testing.assert_close(model.loss(batch, ["what"], ["a pig"])[0], expected)
 
 
+def test_the_last_mlp_sees_the_answer_alone(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = case.ours.hf.model.language_model
+    generator = torch.Generator().manual_seed(0)
+    embeds = torch.randn(2, 11, model.config.hidden_size, generator=generator)
+    read = torch.tensor([[6, 7, 8], [9, 10, 0]])
+    inputs = {"inputs_embeds": embeds, "attention_mask": None, "use_cache": False}
+    whole = model(**inputs).last_hidden_state
+    seen: list[int] = []
+    handle = model.layers[-1].mlp.register_forward_pre_hook(lambda _module, args: seen.append(args[0].shape[1]))
+    try:
+        states = last_layer.final_states(model, read, **inputs)
+        expected = torch.stack([whole[0, read[0]], whole[1, read[1]]])
+        torch.testing.assert_close(states, expected, rtol=1e-5, atol=1e-5)
+        monkeypatch.setattr(last_layer, "PLAIN", frozenset())  # a layer of another build is run whole
+        torch.testing.assert_close(last_layer.final_states(model, read, **inputs), expected, rtol=1e-5, atol=1e-5)
+    finally:
+        handle.remove()
+    assert seen == [3, 11]
+    torch.testing.assert_close(model(**inputs).last_hidden_state, whole)  # the model itself stays whole
+
+
 @torch.no_grad()
 def test_target_likelihood_against_a_naive_loop() -> None:
     hidden = torch.randn(3, 9, 8)
     head = torch.nn.Linear(8, 20, bias=False)
     starts, targets = [2, 5, 4], [[3, 4, 5, 6], [7], [1, 2]]
+    positions, labels = target_positions(starts, targets)
+    states = hidden.gather(1, positions.unsqueeze(-1).expand(-1, -1, 8))
     for row, (start, target) in enumerate(zip(starts, targets, strict=True)):
         total = 0.0
         for offset, token in enumerate(target):
             total -= float(torch.log_softmax(head(hidden[row, start + offset - 1]), -1)[token])
-        value = target_nll(hidden, head, starts, targets)[row]
+        value = target_nll(states, head, labels)[row]
         assert float(value) == pytest.approx(total / len(target), rel=1e-5)
-    halves = target_nll(hidden.bfloat16(), head.bfloat16(), starts, targets)
+    halves = target_nll(states.bfloat16(), head.bfloat16(), labels)
     assert halves.dtype == torch.float32
 
 

@@ -6,6 +6,7 @@ import io
 import json
 import os
 import re
+from collections.abc import Sequence
 from html.parser import HTMLParser
 from importlib import resources
 from pathlib import Path
@@ -18,7 +19,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from rich.console import Console
 
-from eval_tasks.figures import DIFFERENCE_GAIN, difference_image, eps_panels, png_uri
+from eval_tasks.figures import DIFFERENCE_GAIN, difference_image, eps_panels, loss_panels, png_uri
 from eval_tasks.metrics import bootstrap_ci, paired_difference_ci
 from eval_tasks.records import Attacked, Run, RunFolder, SampleRecord, Scored, image_name, read_run
 from eval_tasks.report import reading, write_report
@@ -60,7 +61,7 @@ class Maker:
 
     def __call__(
         self,
-        scores: list[float] | None = None,
+        scores: Sequence[float | None] | None = None,
         radapt: dict[str, Any] | None = None,
         attacked: dict[str, Any] | None = None,
         *,
@@ -70,6 +71,7 @@ class Maker:
         metric: str = "cider",
         images: bool = False,
         prefix: str = "s",
+        losses: list[float | None] | None = None,
         metrics: dict[str, Any] | None = None,
         model: dict[str, Any] | None = None,
         **settings: Any,
@@ -100,7 +102,8 @@ class Maker:
         for index, sample_id in enumerate(ids):
             adversarial = None
             if scores is not None:
-                adversarial = Attacked(output="a cat", score=scores[index], loss=1.0, linf=4 / 255, l2=0.5)
+                loss = 1.0 if losses is None else losses[index]
+                adversarial = Attacked(output="a cat", score=scores[index], loss=loss, linf=4 / 255, l2=0.5)
             folder.append(
                 SampleRecord(
                     id=sample_id,
@@ -118,7 +121,8 @@ class Maker:
                 Image.fromarray(pixels.transpose(1, 2, 0)).save(folder.path / "clean" / image_name(sample_id))
         part = None
         if scores is not None:
-            part = {metric: float(np.mean(scores)), "ci95": list(bootstrap_ci(scores))}
+            known = [score for score in scores if score is not None] or [0.0]
+            part = {metric: float(np.mean(known)), "ci95": list(bootstrap_ci(known))}
         folder.finish(
             {
                 "n": len(ids),
@@ -469,16 +473,44 @@ def test_small_pictures_are_embedded_exactly() -> None:
     assert decoded(png_uri(np.zeros((300, 2048, 3), np.uint8))).shape == (75, 512, 3)
 
 
-def test_panels_need_two_eps(make: Maker) -> None:
+def test_score_panels(make: Maker) -> None:
     one = [make(spread(9, 1), None, attack()), make(spread(30, 1), RADAPT, attack())]
-    assert eps_panels(comparison(one)) == []
+    assert [panel.title for panel in eps_panels(comparison(one))] == [
+        "tiny-llava",
+        DEFENDED,
+    ]  # eps 0 is the clean score
     two = [*one, make(spread(5, 1), RADAPT, attack(levels=8)), make(spread(4, 1), RADAPT, attack("transfer"))]
-    (panel,) = eps_panels(comparison(two))
+    panels = eps_panels(comparison(two))
+    for panel in panels:
+        for uri in (panel.light, panel.dark):
+            assert b"<svg" in base64.b64decode(uri.removeprefix("data:image/svg+xml;base64,"), validate=True)
+        assert panel.light != panel.dark
+    assert eps_panels(comparison(two)) == panels, "the same numbers give the same picture"
+    assert eps_panels(comparison([make(), make(spread(9, 1), None, attack(name="noise", steps=None))])) == []
+    nothing = make([None] * N, None, attack(), metrics={"adversarial": {"cider": None, "ci95": None}})
+    assert eps_panels(comparison([nothing])) == []
+
+
+def test_loss_panels_need_two_eps_of_an_adaptive_attack(make: Maker) -> None:
+    one = [make(spread(9, 1), None, attack()), make(spread(30, 1), RADAPT, attack())]
+    assert loss_panels(comparison(one)) == []
+    transfer = [make(spread(30, 1), RADAPT, attack("transfer", levels=levels)) for levels in (4, 8)]
+    assert loss_panels(comparison([*one, *transfer])) == []
+    two = [*one, make(spread(5, 1), RADAPT, attack(levels=8))]
+    (panel,) = loss_panels(comparison(two))
     assert panel.title == DEFENDED
-    for uri in (panel.light, panel.dark):
-        assert b"<svg" in base64.b64decode(uri.removeprefix("data:image/svg+xml;base64,"), validate=True)
-    assert panel.light != panel.dark
-    assert eps_panels(comparison(two)) == [panel], "the same numbers give the same picture"
+    assert panel not in eps_panels(comparison(two))
+
+
+def test_the_loss_of_a_row_is_the_adaptive_attack_s(make: Maker) -> None:
+    adaptive = make(spread(9, 1), RADAPT, attack(), losses=[float(i) for i in range(N - 1)] + [None])
+    transfer = make(spread(9, 1), RADAPT, attack("transfer"), losses=[100.0] * N)
+    (row,) = comparison([adaptive, transfer]).rows
+    assert row.adaptive_loss is not None
+    assert row.adaptive_loss.value == pytest.approx((N - 2) / 2)
+    assert row.adaptive_loss.interval == bootstrap_ci([float(i) for i in range(N - 1)])
+    (row,) = comparison([make(spread(9, 1), None, attack(), losses=[None] * N)]).rows
+    assert row.adaptive_loss is None
 
 
 # The page
@@ -492,6 +524,8 @@ class Page(HTMLParser):
         self.tags: list[str] = []
         self.loads: list[str] = []
         self.pictures: dict[str, list[str]] = {}
+        self.charts: list[str] = []
+        self.links: list[tuple[str, str]] = []
         self.text = ""
         self.feed(html)
 
@@ -501,7 +535,11 @@ class Page(HTMLParser):
         loads = ("src", "srcset", "href", "data", "poster", "action", "background")
         self.loads += [values[name] for name in loads if name in values]
         assert not any(name.startswith("on") for name in values)
-        if tag == "img":
+        if tag == "a":
+            self.links.append((values["download"], values["href"]))
+        if tag == "img" and values["src"].startswith("data:image/svg"):
+            self.charts.append(values["alt"])
+        elif tag == "img":
             self.pictures.setdefault(values["alt"], []).append(values["src"])
 
     def handle_data(self, data: str) -> None:
@@ -513,7 +551,9 @@ def page(runs: list[Run], out: Path) -> Page:
     html = out.read_text(encoding="utf-8")
     assert not re.search(r"url\(|@import|<script|<link|<iframe", html)
     found = Page(html)
-    assert all(load.startswith("data:image/") for load in found.loads)
+    links = [uri for _, uri in found.links]
+    assert all(load.startswith("data:image/") for load in found.loads if load not in links)
+    assert all(uri.startswith(("data:text/csv", "data:text/markdown")) for uri in links)
     return found
 
 
@@ -539,6 +579,7 @@ def test_report_of_one_run(make: Maker) -> None:
     ):
         assert part in found.text
     assert "VQA accuracy is" not in found.text
+    assert found.charts == [f"Score against eps for {DEFENDED}"]
     assert {what: len(uris) for what, uris in found.pictures.items()} == {
         "clean": 12,
         "attacked": 12,
@@ -560,11 +601,28 @@ def test_report_of_many_runs(make: Maker, tmp_path: Path) -> None:
     ]
     found = page([*runs, runs[0]], tmp_path / "all.html")
     assert "6 runs, presets scenes, fare" in found.text
-    for part in ("Preset scenes", "Preset fare", "Score against eps", "VQA accuracy is", "folder run-6"):
+    for part in (
+        "Preset scenes",
+        "Preset fare",
+        "Score against eps",
+        "Loss against eps",
+        "VQA accuracy is",
+        "folder run-6",
+    ):
         assert part in found.text
     # The adaptive run of the defended model is the one whose samples are shown.
     assert re.search(r"left \(4\)", found.text)
     assert re.search(r"left \(8, 6 shown\)", found.text)
+
+
+def test_the_tables_can_be_taken_away(make: Maker, tmp_path: Path) -> None:
+    runs = [*flat(make), make(preset="a/b c")]
+    found = page(runs, tmp_path / "report.html")
+    names = [name for name, _ in found.links]
+    assert names == ["scores-scenes.csv", "scores-scenes.md", "scores-a-b-c.csv", "scores-a-b-c.md"]
+    texts = [base64.b64decode(uri.partition(";base64,")[2], validate=True).decode() for _, uri in found.links]
+    made = tables(runs)
+    assert texts == [text for table in made.values() for text in (table.to_csv(), table.to_markdown())]
 
 
 def test_texts_from_data_are_escaped(make: Maker, tmp_path: Path) -> None:
@@ -583,7 +641,8 @@ def test_texts_from_data_are_escaped(make: Maker, tmp_path: Path) -> None:
     )
     found = page([run], tmp_path / "report.html")
     assert "script" not in found.tags
-    assert "img" not in found.tags, "no image was saved, so any would be the data's"
+    assert found.pictures == {}, "no image was saved, so any would be the data's"
+    assert found.tags.count("img") == len(found.charts) == 1
     assert found.text.count(evil) > 20
 
 

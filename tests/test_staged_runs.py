@@ -46,7 +46,7 @@ class Words:
 
 @pytest.fixture
 def letters(monkeypatch):
-    monkeypatch.setattr("eval_tasks.runner.CaptionScores", Words)
+    monkeypatch.setattr("eval_tasks.exams.CaptionScores", Words)
 
 
 def settings(data, *, attack="ensemble", task="coco", samples=5, threat="adaptive", steps=2, **more):
@@ -110,7 +110,7 @@ def test_an_ensemble_killed_in_the_middle_ends_at_the_same_numbers(tmp_path, dat
     with pytest.raises(Killed):
         evaluate(model, settings(data), tmp_path / "cut")
     monkeypatch.undo()
-    monkeypatch.setattr("eval_tasks.runner.CaptionScores", Words)
+    monkeypatch.setattr("eval_tasks.exams.CaptionScores", Words)
     assert len(RunFolder(tmp_path / "cut").done_ids()) == 3
     again = evaluate(model, settings(data), tmp_path / "cut", resume=True)
     assert plain(again) == plain(whole)

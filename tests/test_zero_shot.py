@@ -269,7 +269,7 @@ def test_our_apgd_ce_is_no_weaker_than_the_library_s(shown: tuple[ZeroShot, Pixe
     from attacks.lines import LineSettings, attack_line
 
     victim, whole, names = shown
-    batch, y = whole[:16], torch.tensor([victim.class_names.index(name) for name in names[:16]])
+    batch, y = whole[:8], torch.tensor([victim.class_names.index(name) for name in names[:8]])
 
     def logits(x: torch.Tensor, index: object = None) -> torch.Tensor:
         return victim.logits(PixelBatch(x, batch.meta[:1] * len(x)))
@@ -277,9 +277,9 @@ def test_our_apgd_ce_is_no_weaker_than_the_library_s(shown: tuple[ZeroShot, Pixe
     attack = APGDAttack(logits, n_iter=10, eps=2 / 255, seed=0, loss="ce", device="cpu")
     theirs = ~fooled(logits(attack.perturb(batch.x, y)), y)
     ours = attack_line(["apgd-ce"], logits, batch.x, y, eps=2 / 255, settings=LineSettings(steps=10), seed=0)
-    # 16 images, other noise: the long form is benchmarks/apgd_parity.py
+    # 8 images, other noise: the long form is benchmarks/apgd_parity.py
     assert ours.broken_by.count(None) <= int(theirs.sum()) + 1
-    assert 0 < int(theirs.sum()) < 16
+    assert 0 < int(theirs.sum()) < 8
 
 
 def test_models_that_answer_in_texts_are_no_classifiers(folder: Path, tmp_path: Path) -> None:

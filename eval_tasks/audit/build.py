@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 
@@ -14,8 +14,9 @@ from eval_tasks.asked import Asked
 from eval_tasks.attacker import Attacker
 from eval_tasks.audit.subject import Subject
 from eval_tasks.crafting import AttackPlan, attack_loss, craft, sample_seed, says
-from eval_tasks.data import open_image
-from lvlm_radapt.models.base import LVLM, PixelBatch
+from eval_tasks.data import Sample, open_image
+from lvlm_radapt.models.base import LVLM, PixelBatch, PixelModel
+from lvlm_radapt.models.text import Prompt
 
 ROUNDING = {torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 5e-2}
 """Relative error of a loss from rounding alone, by the model's precision."""
@@ -23,13 +24,13 @@ TARGETS = ("maybe", "Word")
 """Answers that the targeted stages of FARE's ensembles pull towards."""
 
 
-def on_one_canvas(model: LVLM, asked: Asked) -> tuple[Asked, PixelBatch]:
+def on_one_canvas(model: PixelModel, samples: Sequence[Sample]) -> tuple[list[Sample], PixelBatch]:
     """Those samples that share the most frequent canvas shape, in their order, and their pixels."""
-    images = [open_image(s.image) for s in asked.samples]
+    images = [open_image(s.image) for s in samples]
     canvases = [model.canvas(image) for image in images]
     usual = max(canvases, key=canvases.count)
     rows = [i for i, canvas in enumerate(canvases) if canvas == usual]
-    return replace(asked, samples=[asked.samples[i] for i in rows]), model.pixels([images[i] for i in rows])
+    return [samples[i] for i in rows], model.pixels([images[i] for i in rows])
 
 
 def lvlm_subject(
@@ -77,18 +78,18 @@ def lvlm_subject(
         eps=plan.eps,
         steps=plan.steps,
         norm=plan.config.norm,
-        undefended=None if model.radapt is None else _twin(model, attacker, plan, asked),
+        undefended=None if model.radapt is None else twin_of(model, lambda: attack_loss(attacker, plan, asked)),
         targeted={t: attacker.nll(asked.prompts, [t] * len(batch), sign=-1) for t in TARGETS}
         if plan.config.loss == "nll"
         else {},
-        half=_in_half(loss, model) if model.dtype == torch.float32 else None,
+        half=in_half(loss, model) if model.dtype == torch.float32 else None,
         answers=answers,
         score=score,
         craft=crafted,
         spares=plan.config.ensemble is not None,
         made=made,
         prompts=prompts if reads else None,
-        rounding=ROUNDING.get(model.dtype, max(ROUNDING.values())),
+        rounding=rounding_of(model),
         random_start=plan.config.apgd.random_start,
         step_scale=plan.config.apgd.step_scale,
         restarts=plan.config.apgd.restarts,
@@ -97,10 +98,15 @@ def lvlm_subject(
     )
 
 
-def _twin(model: LVLM, attacker: Attacker, plan: AttackPlan, asked: Asked) -> LossFn:
-    """The attack's loss on the undefended twin: the same weights, hooks asleep."""
+def rounding_of(model: PixelModel) -> float:
+    """Relative error of a loss from rounding alone."""
+    return ROUNDING.get(model.dtype, max(ROUNDING.values()))
+
+
+def twin_of(model: PixelModel, make: Callable[[], LossFn]) -> LossFn:
+    """The attack's loss, as `make` makes it, on the undefended twin: the same weights, hooks asleep."""
     with model.undefended():
-        stock = attack_loss(attacker, plan, asked)
+        stock = make()
 
     def loss(x: Tensor, index: list[int]) -> Tensor:
         with model.undefended():
@@ -109,16 +115,16 @@ def _twin(model: LVLM, attacker: Attacker, plan: AttackPlan, asked: Asked) -> Lo
     return loss
 
 
-def _in_half(loss: LossFn, model: LVLM) -> LossFn:
+def in_half(loss: LossFn, model: PixelModel) -> LossFn:
     """The same loss with the model's large products in half precision (autocast): no second copy of the weights."""
     device = model.device.type
     dtype = torch.bfloat16 if device == "cpu" else torch.float16
 
-    def in_half(x: Tensor, index: list[int]) -> Tensor:
+    def rounded(x: Tensor, index: list[int]) -> Tensor:
         with torch.autocast(device, dtype=dtype):
             return loss(x, index).float()
 
-    return in_half
+    return rounded
 
 
 @contextmanager
@@ -128,12 +134,12 @@ def _listening(model: LVLM) -> Iterator[list[str]]:
     encoder = model.text
     encode = encoder.prompt
 
-    def prompt(text: str, image_tokens: int) -> list[int]:
-        ids = encode(text, image_tokens)
+    def listened(prompt: Prompt, image_tokens: int) -> list[int]:
+        ids = encode(prompt, image_tokens)
         heard.append(str(ids))
         return ids
 
-    encoder.prompt = prompt  # type: ignore[method-assign]
+    encoder.prompt = listened  # type: ignore[method-assign]
     try:
         yield heard
     finally:

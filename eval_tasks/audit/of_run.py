@@ -2,55 +2,76 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Sequence
 
 import torch
 
 from attacks.ensemble import CLEAN
-from eval_tasks.asked import Asked
-from eval_tasks.audit.build import lvlm_subject, on_one_canvas
+from attacks.lines import LineSettings
+from eval_tasks.audit.bench import FORWARD
+from eval_tasks.audit.build import on_one_canvas
+from eval_tasks.audit.classifier import keeps_near
 from eval_tasks.audit.findings import Audit
 from eval_tasks.audit.short import short_audit
 from eval_tasks.audit.subject import Subject
 from eval_tasks.crafting import AttackPlan
+from eval_tasks.data import Sample
+from eval_tasks.exams import Exam
 from eval_tasks.records import Attacked, RunFolder
-from lvlm_radapt.models.base import LVLM
+from lvlm_radapt.models.base import PixelModel
+
+# Gradient steps of an attack on a classifier, in its number of steps, where there are the fewest classes it takes;
+# of `standard`, APGD, and APGD-T and FAB-T with three targets each.
+_TIMES = {"apgd-t": 3, "standard": 7}
 
 
-def audit_of_run(model: LVLM, folder: RunFolder, asked: Asked, plan: AttackPlan, *, seed: int) -> Audit:
-    """Audit the images in `folder`, which `plan` made on `model` for all of `asked`'s samples.
+def audit_of_run(
+    model: PixelModel, folder: RunFolder, exam: Exam, samples: Sequence[Sample], plan: AttackPlan, *, seed: int
+) -> Audit:
+    """Audit the images in `folder`, which `plan` made on `model` for all of these samples.
 
-    An ensemble leaves an image alone when its score is low, and a targeted attack when its text is read, so that
-    their losses say little: such runs are audited with a short climb of the audit's own.
+    An ensemble leaves an image alone when its score is low, a targeted attack when its text is read, and a line on a
+    classifier when that is wrong, so that their losses say little: such runs are audited with a short climb of the
+    audit's own.
     """
     assert plan.config.norm is not None
-    assert plan.config.apgd is not None
-    assert plan.steps is not None
-    norm, steps = plan.config.norm, plan.steps * plan.config.apgd.restarts
+    norm, steps = plan.config.norm, plan.steps or LineSettings().steps
+    if plan.config.apgd is not None:
+        steps *= plan.config.apgd.restarts
     attacked = {r.id: r.adversarial for r in folder.records() if r.adversarial is not None}
     climbed = {i: a for i, a in attacked.items() if a.stage != CLEAN or not a.broken}
-    stops_early = plan.config.loss in ("ensemble", "targeted")
-    sound = [s for s in asked.samples if s.id in attacked and attacked[s.id].failed is None]
+    stops_early = plan.config.loss in ("ensemble", "targeted", "classifier")
+    sound = [s for s in samples if s.id in attacked and attacked[s.id].failed is None]
 
     def subject_of(count: int) -> Subject:
-        chosen, batch = on_one_canvas(model, replace(asked, samples=sound[:count]))
+        chosen, batch = on_one_canvas(model, sound[:count])
         made = None
         if not stops_early:
-            made = torch.stack([folder.load_image(s.id) for s in chosen.samples])
-        return lvlm_subject(model, batch, chosen, plan, seed=seed, made=made)
+            made = torch.stack([folder.load_image(s.id) for s in chosen])
+        return exam.subject(batch, chosen, plan, seed=seed, made=made)
 
     return short_audit(
         subject_of,
         samples=len(sound),
         steps=steps,
-        work=sum(_least_steps(a, steps) for a in climbed.values()),
+        work=sum(_least_work(a, plan, steps) for a in climbed.values()),
         own_climb=stops_early,
         eps=plan.eps,
         norm=norm,
         distances=[a.linf if norm == "Linf" else a.l2 for a in climbed.values()],
+        nearest=keeps_near(plan),
     )
 
 
-def _least_steps(attacked: Attacked, steps: int) -> int:
-    """Gradient steps that were surely spent on an image: a whole stage, or up to where a target may be read first."""
-    return min(steps, 10) if attacked.success else steps
+def _least_work(attacked: Attacked, plan: AttackPlan, steps: int) -> float:
+    """Gradient evaluations that were surely spent on an image: a whole stage, or up to where a target may be read
+    first; of a line every member's, up to the first step of the one that broke it."""
+    if plan.config.line is None:
+        return min(steps, 10) if attacked.success else steps
+    work = 0.0
+    for member in plan.config.line:
+        if attacked.broken and member == attacked.stage:
+            return work + 1
+        work += FORWARD * plan.config.queries if member == "square" and plan.config.queries else 0
+        work += 0 if member == "square" else _TIMES.get(member, 1) * steps
+    return work

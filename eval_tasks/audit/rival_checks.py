@@ -7,6 +7,9 @@ the adaptive one (transfer) and other losses are held against its score too.
 
 from __future__ import annotations
 
+import torch
+
+from attacks.autoattack import square as library_square
 from attacks.blackbox import random_search, spsa
 from attacks.lowfrequency import low_frequency_apgd
 from attacks.noise import random_noise
@@ -40,6 +43,29 @@ def search(bench: Bench) -> Finding:
         )
         losses += found.loss.double().tolist()
     return _rival(bench, "random search", f"A random search of {bench.queries} losses", losses)
+
+
+def square(bench: Bench) -> Finding:
+    """Square from the official code, which sees logits and no gradient. It leaves alone what it cannot break, so that
+    scores are compared."""
+    s = bench.subject
+    assert s.logits is not None
+    assert s.labels is not None
+    classify = s.logits
+    bench.cost += FORWARD * bench.queries * len(s)
+    found = [
+        library_square(
+            lambda x: classify(x, [0] * len(x)), s.x[rows], s.labels[rows], eps=s.eps, norm=s.norm,
+            queries=bench.queries, seed=[bench.seeds[i] for i in rows],
+        )
+        for rows in bench.pieces()
+    ]  # fmt: skip
+    scores = bench.scores(Made(torch.cat(found), []))
+    said = (
+        f"Square with {bench.queries} queries leaves a score of {mean(scores):.3g}, "
+        f"the adaptive attack {mean(bench.adaptive_scores):.3g}."
+    )
+    return _compared(bench, Finding("square", "pass", said), scores, f"Square, with {bench.queries} queries,")
 
 
 def estimated(bench: Bench) -> Finding:

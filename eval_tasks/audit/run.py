@@ -8,22 +8,19 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from eval_tasks.asked import Asked
-from eval_tasks.audit.build import lvlm_subject, on_one_canvas
+from eval_tasks.audit.build import on_one_canvas
 from eval_tasks.audit.findings import Audit
 from eval_tasks.audit.page import audit_page
 from eval_tasks.audit.suite import CHECKS, Advance, full_audit
-from eval_tasks.captioning import CaptionScores
-from eval_tasks.crafting import check_plan
 from eval_tasks.data import check_images, load_task, select
 from eval_tasks.environment import environment
 from eval_tasks.eps import eps_text
+from eval_tasks.exams import exam_of
 from eval_tasks.presets import load_task_config
 from eval_tasks.runner import EvalSettings
-from eval_tasks.vqa import VqaScores
 from lvlm_radapt.errors import UserError
 from lvlm_radapt.folders import check_new_folder
-from lvlm_radapt.models.load import load_model
+from lvlm_radapt.models.load import load_any
 
 
 def run_audit(
@@ -39,34 +36,32 @@ def run_audit(
     """Audit the model of that name under `settings.attack`, and write audit.json and audit.html into `out`.
 
     The attack is adaptive, with its own or the given number of steps; of the selected samples, those of the most
-    frequent canvas shape are used. `place`: keywords of `load_model`. Raises UserError, before anything is
+    frequent canvas shape are used. `place`: keywords of `load_any`. Raises UserError, before anything is
     written, for what does not fit together.
     """
     plan = settings.attack
     if plan is None or plan.threat != "adaptive" or plan.steps is None:
-        raise UserError("an audit needs a white-box attack with gradient steps: use --attack e2e or embedding")
+        raise UserError("an audit needs a white-box attack with gradient steps: use --attack e2e, embedding or apgd-ce")
     check_new_folder(out)
-    samples, _ = select(load_task(settings.task, settings.data), settings.samples, settings.seed)
+    everything = load_task(settings.task, settings.data)
+    samples, _ = select(everything, settings.samples, settings.seed)
     check_images(samples)
     task = load_task_config(settings.task)
-    scores: CaptionScores | VqaScores
-    if task.kind == "caption":
-        scores = CaptionScores(samples, tokenizer=settings.tokenizer)
-    else:
-        assert task.style is not None
-        scores = VqaScores(samples, style=task.style)
     conversation = settings.protocol.conversation
-    victim = load_model(
+    victim = load_any(
         model,
         geometry=settings.protocol.geometry,
         conversation=conversation.name if conversation else None,
         tower=tower,
         **place,
     )
-    prompt = settings.protocol.prompt(task, samples[0].question)
-    check_plan(plan, victim, None, prompt=prompt, tokens=settings.protocol.tokens(task.name))
-    asked, batch = on_one_canvas(victim, Asked(samples, task, settings.protocol, scores, settings.batch_size))
-    subject = lvlm_subject(victim, batch, asked, plan, seed=settings.seed)
+    exam = exam_of(
+        victim, task, everything=everything, samples=samples, protocol=settings.protocol,
+        batch_size=settings.batch_size, tokenizer=settings.tokenizer,
+    )  # fmt: skip
+    exam.check(plan, samples[0])
+    chosen, batch = on_one_canvas(victim, samples)
+    subject = exam.subject(batch, chosen, plan, seed=settings.seed)
     advance = announce(f"{Path(model).name} · {settings.task} · audit", len(CHECKS))
     audit = full_audit(subject, advance=advance)
     document = {
@@ -75,6 +70,7 @@ def run_audit(
         "model": {"name": victim.label, "radapt": victim.radapt.to_dict() if victim.radapt else None},
         "task": settings.task,
         "preset": settings.protocol.name,
+        **exam.settings(),
         "attack": plan.settings() | {"eps_text": eps_text(plan.eps, plan.config.norm)},
         "seed": settings.seed,
         "audit": audit.to_dict(),

@@ -85,15 +85,16 @@ def short_audit(
     norm: Norm,
     distances: Sequence[float],
     own_climb: bool = False,
+    nearest: bool = False,
 ) -> Audit:
     """The audit of a run that has just attacked `samples` images; `work`, `steps`, `own_climb` as in `short_budget`.
 
     subject_of: `subject_of(count)` gives the subject for at most `count` of them, with the run's own images in
     `made` (None where own_climb); not called when a tenth of the run pays for no check. distances: of every image
-    that the run attacked from its clean one, in `norm`, as it lies on disk.
+    that the run attacked from its clean one, in `norm`, as it lies on disk; nearest: as in `Subject`.
     """
     budget = short_budget(samples, work, steps=steps, own_climb=own_climb)
-    findings = [distances_in_ball(distances, eps=eps, norm=norm)]
+    findings = [distances_in_ball(distances, eps=eps, norm=norm, nearest=nearest)]
     costly = {name for name, _ in _COSTS}
     skipped = {c.name: "left to the full audit" for c in CHECKS if c.name not in costly and c.name != "ball"}
     skipped |= {

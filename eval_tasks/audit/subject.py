@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
+from attacks.classification import LogitsFn
 from attacks.losses import LossFn
 from attacks.norms import Norm
 
@@ -24,8 +25,11 @@ class Subject:
         undefended twin. targeted: by name, other losses whose success would lower the score too. half: the loss
         computed in half precision.
     answers: `answers(x, index) -> list[str]`, what is scored; score: the score of such answers.
+    logits, labels: of a classifier, for attacks that need them: `logits(x, index) -> [len(index), K]`, whatever the
+        index, and the true classes, int64 [B].
     craft: `craft(eps, steps) -> uint8 [B, 3, H, W]`, the evaluation's own way to its images, rounding included.
     spares: whether craft leaves images alone whose score is low already.
+    nearest: whether craft's images may use as little of the budget as they can.
     made: uint8 [B, 3, H, W], images the evaluation has made already under `eps` and `steps`.
     prompts: (texts the loss has put to the model, texts the answers come from), after one call of each.
     rounding: relative error of a loss that is rounding alone, from the precision of the model.
@@ -42,8 +46,11 @@ class Subject:
     half: LossFn | None = None
     answers: Callable[[Tensor, list[int]], list[str]] | None = None
     score: Score | None = None
+    logits: LogitsFn | None = None
+    labels: Tensor | None = None
     craft: Callable[[float, int], Tensor] | None = None
     spares: bool = False
+    nearest: bool = False
     made: Tensor | None = None
     prompts: Callable[[], tuple[list[str], list[str]]] | None = None
     rounding: float = 1e-4

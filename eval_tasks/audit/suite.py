@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from attacks.autoattack import LibraryMissingError, require_library
 from eval_tasks.audit import budget_checks, effort_checks, gradient_checks, rival_checks, stability_checks
 from eval_tasks.audit.bench import Bench
 from eval_tasks.audit.findings import Audit, Finding
@@ -43,6 +44,16 @@ def _no_target(s: Subject) -> str | None:
     return None if s.answers is not None and s.score is not None else "no answers are scored"
 
 
+def _no_square(s: Subject) -> str | None:
+    if s.logits is None or s.labels is None or s.answers is None or s.score is None:
+        return "the model is no classifier"
+    try:
+        require_library()
+    except LibraryMissingError as error:
+        return str(error)
+    return None
+
+
 def _no_half(s: Subject) -> str | None:
     return None if s.half is not None else "no loss in half precision at hand"
 
@@ -60,6 +71,7 @@ CHECKS = (
     Check("8-bit round trip", budget_checks.round_trip, after=_SOUND),
     Check("noise", rival_checks.noise, after=_SOUND),
     Check("random search", rival_checks.search, after=_SOUND),
+    Check("square", rival_checks.square, _no_square, _SOUND),
     Check("spsa", rival_checks.estimated, after=_SOUND),
     Check("transfer", rival_checks.transfer, _no_twin, _SOUND),
     Check("bpda", rival_checks.bpda, _no_twin, _SOUND),

@@ -7,7 +7,7 @@ images the network's input is bit-equal to what transformers' PIL image processo
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from dataclasses import replace as dataclass_replace
@@ -19,11 +19,12 @@ from PIL import Image
 from torch import Tensor, nn
 
 from lvlm_radapt.errors import UserError
-from lvlm_radapt.models.language import greedy, left_pad, right_pad, target_nll
+from lvlm_radapt.models import last_layer, patch_gradient
+from lvlm_radapt.models.language import greedy, left_pad, right_pad, target_nll, target_positions
 
 if TYPE_CHECKING:
     from lvlm_radapt.config import RAdaptConfig
-    from lvlm_radapt.models.text import PromptEncoder
+    from lvlm_radapt.models.text import Prompt, PromptEncoder
 
 Geometry = Literal["stock", "pad"]
 FeaturePoint = Literal["tower", "projector"]
@@ -90,6 +91,7 @@ class PixelModel(ABC):
             raise UserError(f"{name}: geometry {geometry!r} is unknown, choose stock or pad")
         if not image_processor.do_rescale or abs(image_processor.rescale_factor * 255 - 1) > 1e-6:
             raise UserError(f"{name}: the image processor does not rescale 8-bit values by 1/255")
+        patch_gradient.prepare(self.tower)
 
     @property
     @abstractmethod
@@ -195,7 +197,8 @@ class PixelModel(ABC):
 
 
 class LVLM(PixelModel):
-    """A frozen vision-language model. Prompts are the user's raw text: the model adds its own template.
+    """A frozen vision-language model. Prompts are the user's raw text: the model adds its own template. Given as a
+    tuple, a prompt is a conversation: the user's words and the model's in turn, the user's first and last.
 
     A prompt or target that spells one of the model's image or video placeholders is refused with a UserError,
     so that no text can pose as an image.
@@ -213,6 +216,7 @@ class LVLM(PixelModel):
     ) -> None:
         super().__init__(hf, tokenizer, image_processor, name=name, geometry=geometry)
         self.text = text
+        last_layer.prepare(hf.model.language_model)
 
     @abstractmethod
     def _image_embeds(self, batch: PixelBatch) -> Tensor:
@@ -226,7 +230,7 @@ class LVLM(PixelModel):
     def _positions(self, ids: Tensor, mask: Tensor, batch: PixelBatch) -> Tensor:
         """Position ids of padded token ids [B, L]: [B, L], or [3, B, L] for multi-axis rotary embeddings."""
 
-    def loss(self, batch: PixelBatch, prompts: Sequence[str], targets: Sequence[str]) -> Tensor:
+    def loss(self, batch: PixelBatch, prompts: Sequence[Prompt], targets: Sequence[str]) -> Tensor:
         """[B] mean negative log-likelihood (nats a token) of each target with its end token, in float32.
 
         Differentiable in `batch.x`. The i-th prompt and target belong to the i-th image; the result does not
@@ -240,14 +244,29 @@ class LVLM(PixelModel):
         if positions.ndim == 2:  # those of padding repeat, which without a mask would look like several packed texts
             positions = torch.arange(ids.shape[1], device=ids.device).expand_as(ids)
         # No mask: padding comes last, where causal attention never looks, and attention is faster without one.
-        hidden = self.hf.model.language_model(
-            inputs_embeds=embeds, attention_mask=None, position_ids=positions, use_cache=False, **extra
-        ).last_hidden_state
-        return target_nll(hidden, self.hf.get_output_embeddings(), [len(q) for q in questions], answers)
+        read, labels = target_positions([len(q) for q in questions], answers)
+        states = last_layer.final_states(
+            self.hf.model.language_model,
+            read,
+            inputs_embeds=embeds,
+            attention_mask=None,
+            position_ids=positions,
+            use_cache=False,
+            **extra,
+        )
+        return target_nll(states, self.hf.get_output_embeddings(), labels)
 
     @torch.no_grad()
-    def generate(self, batch: PixelBatch, prompts: Sequence[str], max_new_tokens: int = 20) -> list[str]:
+    def generate(
+        self,
+        batch: PixelBatch,
+        prompts: Sequence[Prompt],
+        max_new_tokens: int = 20,
+        on_text: Callable[[list[str]], None] | None = None,
+    ) -> list[str]:
         """Greedy answers, special tokens and outer whitespace removed.
+
+        on_text: gets the answers as far as they go, after every token; the last time, those returned.
 
         A checkpoint's own `repetition_penalty` (Qwen2.5-VL ships 1.05) is applied, as transformers' greedy
         search does; every other sampling setting of its generation config is ignored.
@@ -266,10 +285,14 @@ class LVLM(PixelModel):
             max_new_tokens=max_new_tokens,
             end_ids=self.text.end_ids(self.hf.generation_config),
             first=extra,
+            on_tokens=None if on_text is None else lambda so_far: on_text(self._texts(so_far)),
         )
+        return self._texts(answers)
+
+    def _texts(self, answers: Sequence[Sequence[int]]) -> list[str]:
         return [t.strip() for t in self.tokenizer.batch_decode(answers, skip_special_tokens=True)]
 
-    def _questions(self, batch: PixelBatch, prompts: Sequence[str]) -> list[list[int]]:
+    def _questions(self, batch: PixelBatch, prompts: Sequence[Prompt]) -> list[list[int]]:
         counts = self._image_tokens(batch)
         return [self.text.prompt(prompt, count) for prompt, count in zip(prompts, counts, strict=True)]
 
@@ -292,7 +315,7 @@ class LVLM(PixelModel):
         return ids, mask, embeds, positions, extra
 
     @staticmethod
-    def _check_count(batch: PixelBatch, **texts: Sequence[str]) -> None:
+    def _check_count(batch: PixelBatch, **texts: Sequence[Prompt]) -> None:
         for what, values in texts.items():
             if isinstance(values, str) or len(values) != len(batch):
                 got = "one string" if isinstance(values, str) else str(len(values))

@@ -6,7 +6,7 @@ different roads through the library.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -41,24 +41,25 @@ def text_positions(mask: Tensor) -> Tensor:
     return (mask.cumsum(-1) - 1).clamp(min=0)
 
 
-def target_nll(
-    hidden: Tensor, head: nn.Module, prompt_lengths: Sequence[int], targets: Sequence[Sequence[int]]
-) -> Tensor:
-    """[B] mean over each target's tokens of -log p(token | everything before), at least float32.
-
-    hidden: [B, L, D] final states of right-padded prompt + target rows; head: states -> logits, applied at
-    the target positions only (a 7B model's logits for whole sequences would dominate the memory).
-    """
-    width = max(len(t) for t in targets)
-    labels = torch.full((len(targets), width), -100, dtype=torch.long)
-    index = torch.zeros_like(labels)
+def target_positions(prompt_lengths: Sequence[int], targets: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
+    """(positions, labels), both long [B, longest target]: which states of right-padded prompt + target rows predict
+    the target's tokens, and these tokens; position 0 and label -100 after a shorter target's end."""
+    labels = torch.full((len(targets), max(len(t) for t in targets)), -100, dtype=torch.long)
+    positions = torch.zeros_like(labels)
     for i, (start, target) in enumerate(zip(prompt_lengths, targets, strict=True)):
         labels[i, : len(target)] = torch.tensor(target, dtype=torch.long)
         # the state before a token predicts it
-        index[i, : len(target)] = torch.arange(start - 1, start - 1 + len(target))
-    labels, index = labels.to(hidden.device), index.to(hidden.device)
-    picked = hidden.gather(1, index.unsqueeze(-1).expand(-1, -1, hidden.shape[-1]))
-    logits = head(picked)
+        positions[i, : len(target)] = torch.arange(start - 1, start - 1 + len(target))
+    return positions, labels
+
+
+def target_nll(states: Tensor, head: nn.Module, labels: Tensor) -> Tensor:
+    """[B] mean over each target's tokens of -log p(token | everything before), at least float32.
+
+    states: [B, T, D] final states at `target_positions` (a 7B model's logits for whole sequences would dominate the
+    memory); labels: [B, T], as given there; head: states -> logits.
+    """
+    logits = head(states)
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
     labels = labels.to(logits.device)
     nll = functional.cross_entropy(logits.transpose(1, 2), labels, ignore_index=-100, reduction="none")
@@ -75,11 +76,13 @@ def greedy(
     max_new_tokens: int,
     end_ids: Collection[int],
     first: Mapping[str, Any],
+    on_tokens: Callable[[list[list[int]]], None] | None = None,
 ) -> list[list[int]]:
     """The most likely token again and again, with a key-value cache; end tokens are cut off.
 
     ids, mask: [B, L] left-padded; embeds: [B, L, D]; positions: [B, L] or [3, B, L]; first: further keywords
-    of the language model for the pass over the prompt, empty for most. It differs from
+    of the language model for the pass over the prompt, empty for most; on_tokens: gets the answers as far as they go,
+    after every token. It differs from
     `hf.generate` in that the vision tower has already run, on unrounded pixels, as it does for the loss.
     """
     language_model, head, embed = (
@@ -115,6 +118,8 @@ def greedy(
         open_rows &= ~torch.isin(token, ends)
         for row in open_rows.nonzero().flatten().tolist():
             answers[row].append(int(token[row]))
+        if on_tokens is not None:
+            on_tokens(answers)
         if not open_rows.any():
             break
         said = torch.cat([said, token[:, None]], 1)

@@ -207,7 +207,7 @@ def load_encoder(
     *,
     device: str | torch.device = "cpu",
     dtype: torch.dtype = torch.float32,
-    geometry: Geometry = "stock",
+    geometry: Geometry | None = None,
     attn: Attention = "auto",
     feature_layer: int = -2,
     activation: Activation | None = None,
@@ -215,16 +215,28 @@ def load_encoder(
     """A frozen image encoder, eval mode; arguments and errors as for `load_model`.
 
     A `CLIPModel` or `SiglipModel` checkpoint (a `SiglipEncoder` then), or a bare `CLIPVisionModel` (with its
-    projection or not) or `SiglipVisionModel`, which has no texts; or a weight file in open_clip's layout (FARE,
-    TeCoA), as `lvlm_radapt.models.open_clip` reads it.
+    projection or not) or `SiglipVisionModel`, which has no texts; a weight file in open_clip's layout (FARE,
+    TeCoA), as `lvlm_radapt.models.open_clip` reads it; or the adapter folder of one of these.
 
+    geometry: None for what an adapter folder was saved with, `stock` elsewhere.
     feature_layer: the hidden layer that `features` reads.
     activation: of an open_clip file that does not tell.
     """
+    from lvlm_radapt.checkpoint import is_adapter, load_encoder_adapter
     from lvlm_radapt.models.open_clip import is_open_clip, load_open_clip
 
-    if os.fspath(name_or_path) not in embedded_models() and is_open_clip(name_or_path):
-        shared: Any = {"device": device, "dtype": dtype, "geometry": geometry, "attn": attn}
+    embedded = os.fspath(name_or_path) in embedded_models()
+    shared: Any = {"device": device, "dtype": dtype, "attn": attn}
+    if not embedded and is_adapter(name_or_path):
+
+        def base(name: str, geometry: Geometry) -> CLIPEncoder:
+            if is_adapter(name):  # what no adapter of ours says of its base
+                raise UserError(f"{name} is an adapter folder itself")
+            return load_encoder(name, geometry=geometry, feature_layer=feature_layer, activation=activation, **shared)
+
+        return load_encoder_adapter(name_or_path, base, geometry=geometry)
+    shared["geometry"] = geometry = geometry or "stock"
+    if not embedded and is_open_clip(name_or_path):
         return load_open_clip(name_or_path, activation=activation, feature_layer=feature_layer, **shared)
     if activation is not None:
         raise UserError(f"{os.fspath(name_or_path)}: its config.json tells the activation, leave it out")
@@ -252,21 +264,63 @@ def encoder_class(config: Mapping[str, Any]) -> Any:
     return getattr(transformers, _PROJECTED if projected else ENCODERS[config["model_type"]][1])
 
 
+def load_any(
+    name_or_path: str | os.PathLike[str],
+    *,
+    device: str | torch.device = "cpu",
+    dtype: torch.dtype = torch.float32,
+    geometry: Geometry | None = None,
+    conversation: str | None = None,
+    tower: str | os.PathLike[str] | None = None,
+    quantize: Quantisation | None = None,
+    device_map: DeviceMap | None = None,
+) -> PixelModel:
+    """Whatever that name stands for, with its defence if it has one: `load_encoder` or `load_model`.
+
+    An encoder holds no conversation, whatever its template. UserError for a tower, quantisation or device map in an
+    encoder, and as for the two.
+    """
+    if not is_encoder(name_or_path):
+        return load_model(
+            name_or_path, device=device, dtype=dtype, geometry=geometry, conversation=conversation, tower=tower,
+            quantize=quantize, device_map=device_map,
+        )  # fmt: skip
+    for what, given in (("another tower", tower), ("quantisation", quantize), ("a device map", device_map)):
+        if given is not None:
+            raise UserError(f"{os.fspath(name_or_path)} is an image encoder, opened whole: leave {what} out")
+    return load_encoder(name_or_path, device=device, dtype=dtype, geometry=geometry)
+
+
+def is_encoder(name_or_path: str | os.PathLike[str]) -> bool:
+    """Whether `load_encoder` is who opens it, an adapter folder by its base; UserError where nothing is to open."""
+    from lvlm_radapt.checkpoint import base_name, is_adapter
+    from lvlm_radapt.models.open_clip import is_open_clip
+
+    text = os.fspath(name_or_path)
+    embedded = text in embedded_models()
+    if not embedded and is_adapter(text):
+        base = base_name(text)
+        try:
+            return not is_adapter(base) and is_encoder(base)
+        except UserError as error:
+            raise UserError(f"cannot open the base model of the adapter {text}: {error}") from error
+    if not embedded and is_open_clip(text):
+        return True
+    source, name = _locate(text)
+    return str(_config(source, name).get("model_type", "missing")) in ENCODERS
+
+
 def load_surrogate(
     name_or_path: str | os.PathLike[str],
     *,
     device: str | torch.device = "cpu",
     dtype: torch.dtype = torch.float32,
 ) -> PixelModel:
-    """A model to craft transfer images on: an LVLM, or an image encoder (for embedding attacks)."""
-    from lvlm_radapt.models.open_clip import is_open_clip
-
-    if os.fspath(name_or_path) not in embedded_models() and is_open_clip(name_or_path):
-        return load_encoder(name_or_path, device=device, dtype=dtype)
-    source, name = _locate(name_or_path)
-    if _model_type(source, name) in ENCODERS:
-        return load_encoder(name_or_path, device=device, dtype=dtype)
-    return load_model(name_or_path, device=device, dtype=dtype)
+    """A model to craft transfer images on: an LVLM, or an image encoder. UserError for a robustified folder: what
+    transfers from an undefended model is asked."""
+    if is_robustified(name_or_path):
+        raise UserError(f"{os.fspath(name_or_path)} is robustified: a surrogate is an undefended model, name its base")
+    return load_any(name_or_path, device=device, dtype=dtype)
 
 
 def _locate(name_or_path: str | os.PathLike[str]) -> tuple[str, str]:
@@ -287,10 +341,6 @@ def _locate(name_or_path: str | os.PathLike[str]) -> tuple[str, str]:
         raise UserError(f"{text}: no such folder (a Hugging Face id looks like owner/name)")
     near = difflib.get_close_matches(text, EMBEDDED, n=1, cutoff=0.0)
     raise UserError(f"model {text!r} is unknown, did you mean {near[0]}? (or give a folder, or owner/name)")
-
-
-def _model_type(source: str, name: str) -> str:
-    return str(_config(source, name).get("model_type", "missing"))
 
 
 def _config(source: str, name: str) -> dict[str, Any]:

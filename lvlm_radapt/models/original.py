@@ -32,7 +32,7 @@ from lvlm_radapt.models.load import (
     read_generation_config,
 )
 from lvlm_radapt.models.opening import Opening, OpeningError, opening_errors
-from lvlm_radapt.models.text import CONVERSATIONS
+from lvlm_radapt.models.text import CONVERSATIONS, FOLLOW_UPS
 from lvlm_radapt.models.weights import checkpoint_file, read_tensors, weight_files
 
 IMAGE_TOKEN = "<image>"
@@ -109,7 +109,7 @@ def load_original(
     if geometry is None:
         geometry = "pad" if config.get("image_aspect_ratio") == "pad" else "stock"
     # the tokenizer's own template, if any, knows no images; with this one the model can be saved and exported
-    tokenizer.chat_template = _jinja(CONVERSATIONS[_usual_conversation(language, tokenizer)])
+    tokenizer.chat_template = _jinja(_usual_conversation(language, tokenizer))
     return (LlavaNextLVLM if views else LlavaLVLM)(
         hf,
         tokenizer,
@@ -278,12 +278,18 @@ def _usual_conversation(language: Any, tokenizer: Any) -> str:
     return "mistral_instruct" if language.model_type == "mistral" else "vicuna_v1"
 
 
-def _jinja(conversation: str) -> str:
-    """The chat template of one user turn, image first, that writes what the named conversation does."""
-    before, rest = conversation.split("{image}")
+def _jinja(name: str) -> str:
+    """The chat template, image first, that writes what the named conversation does."""
+    before, rest = CONVERSATIONS[name].split("{image}")
     between, after = rest.split("{text}")
+    answering, rest = FOLLOW_UPS[name].split("{answer}")
+    asking, after_later = rest.split("{text}")
+    image = f"{{% if part['type'] == 'image' %}}{{{{ {json.dumps(IMAGE_TOKEN + between)} }}}}{{% else %}}"
+    words = f"{{% for part in message['content'] %}}{image}{{{{ part['text'] }}}}{{% endif %}}{{% endfor %}}"
     return (
-        f"{{{{ {json.dumps(before)} }}}}{{% for part in messages[0]['content'] %}}{{% if part['type'] == 'image' %}}"
-        f"{{{{ {json.dumps(IMAGE_TOKEN + between)} }}}}{{% else %}}{{{{ part['text'] }}}}{{% endif %}}{{% endfor %}}"
-        f"{{{{ {json.dumps(after)} }}}}"
+        "{% for message in messages %}"
+        f"{{% if message['role'] == 'assistant' %}}{{{{ {json.dumps(answering)} }}}}{words}"
+        f"{{% elif loop.first %}}{{{{ {json.dumps(before)} }}}}{words}{{{{ {json.dumps(after)} }}}}"
+        f"{{% else %}}{{{{ {json.dumps(asking)} }}}}{words}{{{{ {json.dumps(after_later)} }}}}{{% endif %}}"
+        "{% endfor %}"
     )

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection
 from functools import lru_cache
-from typing import Any
+from typing import Any, TypeAlias
 
 from lvlm_radapt.errors import UserError
+
+Prompt: TypeAlias = str | tuple[str, ...]
+"""The user's words; or those of a conversation, user and model in turn, the user's first and last. The image belongs
+to the first turn."""
 
 CONVERSATIONS: dict[str, str] = {
     "vicuna_v1": (
@@ -30,21 +34,42 @@ CONVERSATIONS: dict[str, str] = {
 }
 """Named templates: `{image}` is one image placeholder, `{text}` the user's words."""
 
+_CHATML_TURN = "{answer}<|im_end|>\n<|im_start|>user\n{text}<|im_end|>\n<|im_start|>assistant\n"
+FOLLOW_UPS: dict[str, str] = {
+    "vicuna_v1": " {answer}</s>USER: {text} ASSISTANT:",
+    "qwen": _CHATML_TURN,
+    "qwen3": _CHATML_TURN,
+    "chatml": _CHATML_TURN,
+    "mistral_instruct": " {answer} </s>[INST] {text} [/INST]",
+    "chatml_direct": "{answer}<|im_end|><|im_start|>user\n{text}<|im_end|><|im_start|>assistant\n",
+}
+"""How the named templates go on: `{answer}` is what the model said, `{text}` the user's next words."""
+
+
+def messages(prompt: Prompt) -> list[dict[str, Any]]:
+    """The prompt as chat messages, the image in front of the first turn's words."""
+    turns = _turns(prompt)
+    listed: list[dict[str, Any]] = [
+        {"role": ("user", "assistant")[i % 2], "content": [{"type": "text", "text": text}]}
+        for i, text in enumerate(turns)
+    ]
+    listed[0]["content"].insert(0, {"type": "image"})
+    return listed
+
 
 def conversation(
     tokenizer: Any, *, image_token: str, name: str | None, chat_template: Any, default: str
-) -> Callable[[str], str]:
-    """A function from the user's text to the whole prompt with one image placeholder.
+) -> Callable[[Prompt], str]:
+    """A function from a prompt to its whole text with one image placeholder.
 
-    `name` picks one of CONVERSATIONS; without it the checkpoint's chat template is used (one user turn:
-    image, then text), and the conversation `default` where there is none. UserError for an unknown name.
+    `name` picks one of CONVERSATIONS; without it the checkpoint's chat template is used, and the conversation
+    `default` where there is none. UserError for an unknown name.
     """
     if name is None and chat_template is not None:
 
-        def render(text: str) -> str:
-            content = [{"type": "image"}, {"type": "text", "text": text}]
+        def render(prompt: Prompt) -> str:
             return tokenizer.apply_chat_template(
-                [{"role": "user", "content": content}],
+                messages(prompt),
                 chat_template=chat_template,
                 tokenize=False,
                 add_generation_prompt=True,
@@ -53,8 +78,22 @@ def conversation(
         return render
     if (name or default) not in CONVERSATIONS:
         raise UserError(f"conversation {name!r} is unknown, choose one of {', '.join(CONVERSATIONS)}")
-    template = CONVERSATIONS[name or default]
-    return lambda text: template.format(image=image_token, text=text)
+    template, follow_up = CONVERSATIONS[name or default], FOLLOW_UPS[name or default]
+
+    def fill(prompt: Prompt) -> str:
+        first, *later = _turns(prompt)
+        parts = [template.format(image=image_token, text=first)]
+        parts += [follow_up.format(answer=a, text=t) for a, t in zip(later[::2], later[1::2], strict=True)]
+        return "".join(parts)
+
+    return fill
+
+
+def _turns(prompt: Prompt) -> tuple[str, ...]:
+    turns = (prompt,) if isinstance(prompt, str) else prompt
+    if len(turns) % 2 == 0:
+        raise ValueError(f"a conversation begins and ends with the user's words, so {len(turns)} turns are none")
+    return turns
 
 
 class PromptEncoder:
@@ -68,7 +107,7 @@ class PromptEncoder:
     def __init__(
         self,
         tokenizer: Any,
-        render: Callable[[str], str],
+        render: Callable[[Prompt], str],
         *,
         image_id: int,
         end_id: int,
@@ -86,13 +125,13 @@ class PromptEncoder:
         self._prompt_ids = lru_cache(maxsize=4096)(self._encode_prompt)
         self._target_ids = lru_cache(maxsize=4096)(self._encode_target)
 
-    def prompt(self, text: str, image_tokens: int) -> list[int]:
+    def prompt(self, prompt: Prompt, image_tokens: int) -> list[int]:
         """The whole prompt, the image placeholder repeated `image_tokens` times."""
-        ids = self._prompt_ids(text)
+        ids = self._prompt_ids(prompt)
         at = ids.index(self.image_id)
         return [*ids[:at], *[self.image_id] * image_tokens, *ids[at + 1 :]]
 
-    def target(self, prompt: str, text: str) -> list[int]:
+    def target(self, prompt: Prompt, text: str) -> list[int]:
         """The answer's tokens after that prompt, end token last; outer whitespace of `text` is dropped."""
         return list(self._target_ids(prompt, text))
 
@@ -102,9 +141,10 @@ class PromptEncoder:
         extra = [] if extra is None else extra if isinstance(extra, list) else [extra]
         return {self.end_id, *(int(i) for i in extra)}
 
-    def _encode_prompt(self, text: str) -> tuple[int, ...]:
-        self._refuse_placeholders(text)
-        ids = self._tokens(self._render(text))
+    def _encode_prompt(self, prompt: Prompt) -> tuple[int, ...]:
+        for text in _turns(prompt):
+            self._refuse_placeholders(text)
+        ids = self._tokens(self._render(prompt))
         if ids.count(self.image_id) != 1:
             raise UserError(
                 f"the conversation template places {ids.count(self.image_id)} images in a prompt with one: "
@@ -112,7 +152,7 @@ class PromptEncoder:
             )
         return ids
 
-    def _encode_target(self, prompt: str, text: str) -> tuple[int, ...]:
+    def _encode_target(self, prompt: Prompt, text: str) -> tuple[int, ...]:
         self._refuse_placeholders(text)
         before = self._prompt_ids(prompt)
         answer = self._prefix + text.strip()

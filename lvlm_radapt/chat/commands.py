@@ -1,0 +1,161 @@
+"""What a line of the chat asks for."""
+
+from __future__ import annotations
+
+import difflib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, TypeAlias
+
+from eval_tasks.eps import parse_eps
+from lvlm_radapt.errors import UserError
+
+Side = Literal["plain", "defended"]
+"""The model without its defence, and with it."""
+
+HELP = """\
+/image FILE             talk about this image; begins a new conversation
+/attack [eps=4/255] [steps=20] [on=plain|defended] [target=TEXT]
+                        change the image within eps (Linf) so that the last answer gets as unlikely as can be, or
+                        TEXT as likely; the model that speaks is attacked, with --compare the defended one
+/defend on|off          switch the defence
+/save DIR               write both images and the transcript into a new folder
+/reset                  forget the conversation and the attack
+/help, /quit            this text; end (Ctrl-D too). Ctrl-C stops an answer or an attack
+Anything else is said to the model."""
+
+
+@dataclass(frozen=True)
+class Ask:
+    text: str
+
+
+@dataclass(frozen=True)
+class ShowImage:
+    path: Path
+
+
+@dataclass(frozen=True)
+class Attack:
+    """eps: in units of the [0, 1] pixel range (Linf). on: None for the model that speaks. target: None to make the
+    answer at hand unlikely."""
+
+    eps: float
+    steps: int
+    on: Side | None
+    target: str | None
+
+
+@dataclass(frozen=True)
+class Defend:
+    on: bool
+
+
+@dataclass(frozen=True)
+class Save:
+    folder: Path
+
+
+@dataclass(frozen=True)
+class Reset:
+    pass
+
+
+@dataclass(frozen=True)
+class Help:
+    pass
+
+
+@dataclass(frozen=True)
+class Quit:
+    pass
+
+
+Command: TypeAlias = Ask | ShowImage | Attack | Defend | Save | Reset | Help | Quit
+
+_NAMES = ("/image", "/attack", "/defend", "/save", "/reset", "/help", "/quit")
+
+
+def parse(line: str) -> Command | None:
+    """The command in a line; None for a blank one. UserError, one line, for what cannot be understood."""
+    line = line.strip()
+    if not line:
+        return None
+    if not line.startswith("/"):
+        return Ask(line)
+    name, _, rest = line.partition(" ")
+    rest = rest.strip()
+    match name:
+        case "/image":
+            return ShowImage(_path(name, rest, "FILE"))
+        case "/attack":
+            return _attack(rest)
+        case "/defend":
+            if rest not in ("on", "off"):
+                raise UserError(f"/defend takes on or off, got {rest!r}")
+            return Defend(rest == "on")
+        case "/save":
+            return Save(_path(name, rest, "DIR"))
+        case "/reset" | "/help" | "/quit":
+            if rest:
+                raise UserError(f"{name} takes nothing more, got {rest[:40]!r}")
+            return Reset() if name == "/reset" else Help() if name == "/help" else Quit()
+    near = difflib.get_close_matches(name, _NAMES, n=1)
+    hint = f"did you mean {near[0]}?" if near else "see /help"
+    raise UserError(f"there is no command {name[:40]!r}: {hint}")
+
+
+def _path(name: str, text: str, what: str) -> Path:
+    text = _unquoted(text)
+    if not text:
+        raise UserError(f"{name} needs a path: {name} {what}")
+    try:
+        return Path(text).expanduser()
+    except RuntimeError as error:  # ~nobody
+        raise UserError(f"{name}: there is no folder {text[:60]!r}") from error
+
+
+def _attack(rest: str) -> Attack:
+    """`target=` takes the rest of the line, so that a text needs no quotes."""
+    head, has_target, target = f" {rest}".partition(" target=")
+    given: dict[str, str] = {}
+    for word in head.split():
+        key, equals, value = word.partition("=")
+        if not equals or key not in ("eps", "steps", "on"):
+            raise UserError(f"/attack does not take {word[:40]!r}: give eps=, steps=, on= or, last, target=TEXT")
+        if key in given:
+            raise UserError(f"/attack: {key} is given twice")
+        given[key] = value
+    if has_target:
+        given["target"] = _unquoted(target.strip())
+    return Attack(
+        eps=parse_eps(given.get("eps", "4/255")),
+        steps=_steps(given.get("steps", "20")),
+        on=_side(given["on"]) if "on" in given else None,
+        target=_target(given["target"]) if "target" in given else None,
+    )
+
+
+def _steps(text: str) -> int:
+    if not (text.isascii() and text.isdigit() and len(text) < 7 and int(text) >= 1):
+        raise UserError(f"/attack: steps must be a whole number from 1, got {text[:40]!r}")
+    return int(text)
+
+
+def _side(text: str) -> Side:
+    if text == "plain":
+        return "plain"
+    if text == "defended":
+        return "defended"
+    raise UserError(f"/attack: on must be plain or defended, got {text[:40]!r}")
+
+
+def _target(text: str) -> str:
+    if not text.strip():
+        raise UserError("/attack: target= needs the text that the model is to say")
+    return text
+
+
+def _unquoted(text: str) -> str:
+    quoted = len(text) >= 2 and text[0] == text[-1] and text[0] in "\"'"
+    return text[1:-1] if quoted else text

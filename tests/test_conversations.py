@@ -1,0 +1,183 @@
+"""Prompts of several turns: the text every family makes of them, its loss and its streamed answer."""
+
+from __future__ import annotations
+
+import json
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tiny_checkpoints
+import torch
+from families import FAMILIES, Case, open_case
+from PIL import Image
+
+from lvlm_radapt import load_model
+from lvlm_radapt.errors import UserError
+from lvlm_radapt.models.original import _jinja
+from lvlm_radapt.models.text import CONVERSATIONS, FOLLOW_UPS, conversation
+
+TALK = ("what is this", "a red circle", "how many", "two", "what color is the circle?")
+# By role, as the templates of released checkpoints are; the families' own test templates know users alone.
+BY_ROLE = {
+    "<image>": (
+        "{% for m in messages %}{{ m['role'] | upper }}: {% for c in m['content'] %}{% if c['type'] == 'image' %}"
+        "<image>\n{% else %}{{ c['text'] }} {% endif %}{% endfor %}{% endfor %}"
+        "{% if add_generation_prompt %}ASSISTANT:{% endif %}"
+    ),
+    "<|image_pad|>": tiny_checkpoints.QWEN_TEMPLATE,
+}
+
+
+@pytest.fixture(scope="module", params=list(FAMILIES))
+def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Case:
+    return open_case(request.param, tmp_path_factory.mktemp("checkpoint") / request.param)
+
+
+def noise(seed: int = 0) -> Image.Image:
+    return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (112, 84, 3), dtype=np.uint8))
+
+
+def listed(talk: tuple[str, ...]) -> list[dict[str, Any]]:
+    turns: list[dict[str, Any]] = []
+    for place, text in enumerate(talk):
+        role = "user" if place % 2 == 0 else "assistant"
+        turns.append({"role": role, "content": [{"type": "text", "text": text}]})
+    turns[0]["content"] = [{"type": "image"}, *turns[0]["content"]]
+    return turns
+
+
+def rendered(tokenizer: Any, talk: tuple[str, ...], **template: str) -> list[int]:
+    text = tokenizer.apply_chat_template(listed(talk), tokenize=False, add_generation_prompt=True, **template)
+    opened = tokenizer.bos_token is not None and text.startswith(tokenizer.bos_token)
+    return tokenizer(text, add_special_tokens=not opened)["input_ids"]
+
+
+@pytest.mark.parametrize("length", [1, 3, 5])
+def test_every_family_writes_what_its_chat_template_does(case: Case, length: int, tmp_path: Path) -> None:
+    model, talk = case.ours, TALK[:length]
+    assert model.text.prompt(talk, 1) == rendered(model.tokenizer, talk)
+    template = BY_ROLE[case.family.image_token]
+    for file in case.folder.iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    (tmp_path / "chat_template.jinja").write_text(template)
+    by_role = load_model(tmp_path)
+    assert by_role.text.prompt(talk, 1) == rendered(model.tokenizer, talk, chat_template=template)
+    assert model.text.prompt(talk[:1], 1) == model.text.prompt(talk[0], 1)
+
+
+@pytest.mark.parametrize("name", ["tiny-llava", "tiny-qwen"])
+def test_so_do_the_embedded_models(name: str) -> None:
+    model = load_model(name)
+    assert model.text.prompt(TALK, 1) == rendered(model.tokenizer, TALK)
+    assert rendered(model.tokenizer, TALK).count(model.text.image_id) == 1
+
+
+BY_HAND = {
+    "vicuna_v1": (
+        "A chat between a curious user and an artificial intelligence assistant. The assistant gives helpful, "
+        "detailed, and polite answers to the user's questions. USER: <image>\nQ1 ASSISTANT: A1</s>USER: Q2 ASSISTANT:"
+    ),
+    "mistral_instruct": "[INST] <image>\nQ1 [/INST] A1 </s>[INST] Q2 [/INST]",
+    "qwen": (
+        "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n<|im_start|>user\n<|vision_start|><image>"
+        "<|vision_end|>Q1<|im_end|>\n<|im_start|>assistant\nA1<|im_end|>\n<|im_start|>user\nQ2<|im_end|>\n"
+        "<|im_start|>assistant\n"
+    ),
+    "qwen3": (
+        "<|im_start|>user\n<|vision_start|><image><|vision_end|>Q1<|im_end|>\n<|im_start|>assistant\nA1<|im_end|>\n"
+        "<|im_start|>user\nQ2<|im_end|>\n<|im_start|>assistant\n"
+    ),
+    "chatml": (
+        "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n<|im_start|>user\n<image>\nQ1<|im_end|>\n"
+        "<|im_start|>assistant\nA1<|im_end|>\n<|im_start|>user\nQ2<|im_end|>\n<|im_start|>assistant\n"
+    ),
+    "chatml_direct": (
+        "<|im_start|>system\nAnswer the questions.<|im_end|><|im_start|>user\n<image>\nQ1<|im_end|>"
+        "<|im_start|>assistant\nA1<|im_end|><|im_start|>user\nQ2<|im_end|><|im_start|>assistant\n"
+    ),
+}
+
+
+def test_every_named_conversation_is_written_by_hand_here() -> None:
+    assert set(BY_HAND) == set(CONVERSATIONS) == set(FOLLOW_UPS)
+
+
+@pytest.mark.parametrize("name", BY_HAND)
+def test_named_conversations_go_on(name: str) -> None:
+    render = conversation(None, image_token="<image>", name=name, chat_template=None, default="vicuna_v1")
+    assert render(("Q1", "A1", "Q2")) == BY_HAND[name]
+    assert render("{text} {answer}") == CONVERSATIONS[name].format(image="<image>", text="{text} {answer}")
+
+
+@pytest.mark.parametrize("name", BY_HAND)
+def test_the_template_given_to_original_checkpoints_writes_the_same(name: str) -> None:
+    render = conversation(None, image_token="<image>", name=name, chat_template=None, default="vicuna_v1")
+    tokenizer = tiny_checkpoints.word_tokenizer({}, bos=True, eos="</s>")
+    talk = ('a "red" {pig}\\n', "an 'answer'", "Q2", "A2", "Q3")
+    made = tokenizer.apply_chat_template(listed(talk), chat_template=_jinja(name), tokenize=False)
+    assert made == render(talk)
+
+
+def test_the_loss_of_a_later_answer_is_the_library_s(case: Case) -> None:
+    model, image = case.ours, noise()
+    batch = model.pixels([image])
+    talk, target = TALK[:3], "two large blue squares"
+    (count,) = model._image_tokens(batch)
+    ids = torch.tensor([model.text.prompt(talk, count)])
+    answer = torch.tensor([model.text.target(talk, target)])
+    inputs = case.inputs(image, TALK[0])
+    inputs["input_ids"] = torch.cat([ids, answer], 1)
+    inputs["attention_mask"] = torch.ones_like(inputs["input_ids"])
+    if "mm_token_type_ids" in inputs:
+        inputs["mm_token_type_ids"] = (inputs["input_ids"] == model.text.image_id).int()
+    labels = torch.cat([torch.full_like(ids, -100), answer], 1)
+    with torch.no_grad():
+        expected = case.stock(**inputs, labels=labels).loss
+        torch.testing.assert_close(model.loss(batch, [talk], [target])[0], expected, rtol=1e-5, atol=1e-5)
+        assert float(model.loss(batch, [talk[0]], [target])) != pytest.approx(float(expected), rel=1e-4)
+
+
+def test_what_is_streamed_is_what_is_answered(case: Case) -> None:
+    model = case.ours
+    batch = model.pixels([noise(0), noise(1)])
+    prompts = [TALK[:3], "what"]
+    seen: list[list[str]] = []
+    answers = model.generate(batch, prompts, 8, on_text=seen.append)
+    assert answers == model.generate(batch, prompts, 8) == seen[-1]
+    assert answers == [model.generate(batch[i], [prompts[i]], 8)[0] for i in range(2)]
+    assert 1 <= len(seen) <= 8
+    for before, after in pairwise(seen):
+        assert all(b.startswith(a) for a, b in zip(before, after, strict=True))
+
+
+def test_streaming_stops_with_an_error_of_the_listener(case: Case) -> None:
+    def listener(_: list[str]) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        case.ours.generate(case.ours.pixels([noise()]), ["what"], 8, on_text=listener)
+
+
+@pytest.mark.parametrize("place", [0, 1, 2])
+def test_no_turn_can_pose_as_an_image(case: Case, place: int) -> None:
+    talk = list(TALK[:3])
+    talk[place] = f"what {case.family.image_token} is"
+    with pytest.raises(UserError, match="reserved token"):
+        case.ours.text.prompt(tuple(talk), 1)
+
+
+@pytest.mark.parametrize("talk", [(), ("what", "a pig")])
+def test_a_conversation_ends_with_the_user(case: Case, talk: tuple[str, ...]) -> None:
+    with pytest.raises(ValueError, match="begins and ends with the user"):
+        case.ours.text.prompt(talk, 1)
+
+
+def test_a_template_in_the_processor_s_file_goes_on_too(tmp_path: Path) -> None:
+    folder = tiny_checkpoints.save_llava(tmp_path, chat_template=None)
+    (folder / "chat_template.json").write_text(json.dumps({"chat_template": BY_ROLE["<image>"]}))
+    model = load_model(folder)
+    text = "USER: <image>\nwhat is this ASSISTANT: a red circle USER: how many ASSISTANT:"
+    assert model.text.prompt(TALK[:3], 1) == model.tokenizer(text)["input_ids"]
