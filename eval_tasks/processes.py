@@ -50,6 +50,8 @@ def join() -> Group:
     missing = [name for name in _NEEDED if name not in os.environ]
     if missing:
         raise UserError(f"RANK is set but not {', '.join(missing)}: start with accelerate launch or torchrun")
+    # read when torch is first imported: of a lost store it logs, in pages, what Unfinished says in a line
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     from torch.distributed import PrefixStore
     from torch.distributed.rendezvous import rendezvous
 

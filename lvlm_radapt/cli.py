@@ -727,6 +727,8 @@ def demo(
     except Stopped as stop:
         _say(f"stopped; {stop.advice}", once="stopped")
         sys.stdout.flush()
+        if _Processes.group is not None:
+            _Processes.group.leave()
         os._exit(128 + stop.signal_number)  # the other model's thread would work on for as long as its attack takes
     if log_json == "-":
         return

@@ -58,6 +58,7 @@ class Command:
         logs.mkdir(exist_ok=True)
         with pytest.MonkeyPatch.context() as patch:  # bits depend on threads, and a server's are those of its start
             patch.setenv("OMP_NUM_THREADS", "1")
+            patch.setenv("TORCH_CPP_LOG_LEVEL", "ERROR")  # as `join` has it, before torch is imported
             forkserver.ensure_running()
         Command._started += 1
         self._log = logs / f"{Command._started}"
