@@ -23,8 +23,11 @@ demo: setup
 results: setup
 	$(BIN)/lvlm-radapt demo --samples 500 --steps 100 --out results
 
+# A test file a process, one thread each.
+SIDE_BY_SIDE := -n auto --maxprocesses 4 --dist loadfile
+
 test: setup
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(SIDE_BY_SIDE)
 
 torture: setup
 	HYPOTHESIS_PROFILE=random $(BIN)/python -m pytest -m 'torture or not gpu' --timeout 3600
@@ -47,7 +50,7 @@ compat-one:
 	test -x $(ENV)/bin/python || $(PYTHON) -m venv $(ENV)
 	$(ENV)/bin/python -m pip install --quiet --disable-pip-version-check torch==2.13.0
 	$(ENV)/bin/python -m pip install --quiet --disable-pip-version-check --upgrade '$(TRANSFORMERS)' --editable '.[test]'
-	$(ENV)/bin/python -m pytest
+	OMP_NUM_THREADS=1 $(ENV)/bin/python -m pytest $(SIDE_BY_SIDE)
 
 bench: setup
 	$(BIN)/python benchmarks/overhead.py

@@ -5,6 +5,7 @@ They are forked from a server that has everything imported, so that one costs a 
 
 from __future__ import annotations
 
+import contextlib
 import json
 import multiprocessing
 import os
@@ -77,7 +78,8 @@ class Command:
 
     def kill(self, number: int = signal.SIGKILL) -> None:
         assert self._process.pid is not None
-        os.kill(self._process.pid, number)
+        with contextlib.suppress(ProcessLookupError):  # it has ended by itself
+            os.kill(self._process.pid, number)
 
     @property
     def out(self) -> str:

@@ -9,10 +9,13 @@ from torch import Generator
 
 from eval_tasks.audit.bench import Bench, mean
 from eval_tasks.audit.findings import Finding, Verdict
+from eval_tasks.quantise import from_8bit, to_8bit
 
 # A perturbation of a quarter of an 8-bit level is lost in any rounding to 8 bits or fewer, and moves every other loss.
 _SMALL = 0.25 / 255
 _LARGE = 16 / 255  # felt through a rounding to 4 bits
+# A smaller loss, the NLL of a confident answer, moves in steps of its own float precision, or not at all.
+_NOTHING = 0.01
 # Steps of the finite differences. A true gradient agrees at one of them at least: the smaller one is best where the
 # loss is curved, the larger where its rounding is coarse.
 _REACHES = (0.25 / 255, 1 / 255)
@@ -42,20 +45,31 @@ def gradients(bench: Bench) -> Finding:
 
 
 def resolution(bench: Bench) -> Finding:
-    """Whether the loss feels a quarter of an 8-bit level: a model that rounds its input does not."""
+    """Whether the loss feels a quarter of an 8-bit level: a model that rounds its input does not.
+
+    Asked at the attacked images where there are some: at clean ones the loss of a confident answer may be too small
+    to move at all.
+    """
+    s = bench.subject
+    images = to_8bit(bench.start, s.x, eps=s.eps, norm=s.norm) if s.made is None else s.made
+    base = from_8bit(images).to(s.x)
     noise = torch.stack([_signs(bench, seed, 0) for seed in bench.seeds])
+    at = bench.losses(base)
     # inside [0, 1], which a model may clamp to
-    moved = bench.losses((bench.subject.x + _SMALL * noise).clamp(0, 1))
-    far = bench.losses((bench.subject.x + _LARGE * noise).clamp(0, 1))  # a loss that nothing moves is another flaw
-    deaf = sum(a == b != c for a, b, c in zip(moved, bench.clean_loss, far, strict=True))
-    numbers = {"samples": len(moved), "unchanged": deaf}
+    moved = bench.losses((base + _SMALL * noise).clamp(0, 1))
+    far = bench.losses((base + _LARGE * noise).clamp(0, 1))  # a loss that nothing moves is another flaw
+    heard = [abs(loss) > _NOTHING for loss in at]
+    deaf = sum(ears and a == b != c for ears, a, b, c in zip(heard, at, moved, far, strict=True))
+    numbers = {"samples": sum(heard), "unchanged": deaf}
     if deaf:
-        verdict: Verdict = "fail" if deaf * 2 >= len(moved) else "warn"
+        verdict: Verdict = "fail" if deaf * 2 >= sum(heard) else "warn"
         said = (
-            f"On {deaf} of {len(moved)} images a change of a quarter of an 8-bit level leaves the loss exactly as it "
+            f"On {deaf} of {sum(heard)} images a change of a quarter of an 8-bit level leaves the loss exactly as it "
             "was: the input is rounded, and no gradient can see through that."
         )
         return Finding("input resolution", verdict, said, numbers)
+    if not any(heard):
+        return Finding("input resolution", "pass", "Not asked: the loss is next to nothing at these images.", numbers)
     return Finding("input resolution", "pass", "The loss feels a quarter of an 8-bit level.", numbers)
 
 
