@@ -103,6 +103,8 @@ def short_audit(
     cost, count = 0.0, 0
     if budget.checks:
         subject = replace(subject_of(budget.samples), restarts=1)
+        never = {c.name: c.lacks(subject) for c in CHECKS if c.name in skipped}
+        skipped |= {name: reason for name, reason in never.items() if reason is not None}
         count = len(subject)
         bench = Bench(subject, steps=budget.steps, queries=budget.queries, directions=_DIRECTIONS)
         found, more = run_checks(bench, _chosen(budget.checks))
