@@ -55,6 +55,8 @@ compat-one:
 bench: setup
 	$(BIN)/python benchmarks/overhead.py
 	$(BIN)/python benchmarks/batching.py
+	$(BIN)/python benchmarks/attack_speed.py
+	$(BIN)/python benchmarks/attack_speed.py --attack ensemble
 	$(BIN)/python benchmarks/full_size.py
 
 wheel: setup

@@ -7,6 +7,7 @@ import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -75,32 +76,27 @@ def write_report(runs: Sequence[Run], out_html: Path) -> Path:
     """
     made = tables(runs)
     runs = list({run.path.resolve(): run for run in runs}.values())
-    environment = Environment(
-        loader=PackageLoader("eval_tasks", "templates"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters["minus"] = _minus
-    environment.filters["numbers"] = numbers_text
-    page = environment.get_template("report.html.j2").render(
-        title=_title(runs),
-        created=max(str(run.settings.get("created", "")) for run in runs),
-        runs=[_described(run) for run in runs],
-        tables=list(made.values()),
-        findings={preset: reading(table) for preset, table in made.items()},
-        bars={preset: _bars(table) for preset, table in made.items()},
-        panels=[panel for table in made.values() for panel in eps_panels(table)],
-        losses=[panel for table in made.values() for panel in loss_panels(table)],
-        files={preset: _files(table) for preset, table in made.items()},
-        gallery=_gallery(runs),
-        audits=_audits(runs),
-        across=adaptive_against_transfer(runs),
-        tones=TONES,
-        metrics=sorted({metric_of(run) for run in runs}),
-        gain=DIFFERENCE_GAIN,
-        cells=_CELLS,
+    page = (
+        _templates()
+        .get_template("report.html.j2")
+        .render(
+            title=_title(runs),
+            created=max(str(run.settings.get("created", "")) for run in runs),
+            runs=[_described(run) for run in runs],
+            tables=list(made.values()),
+            findings={preset: reading(table) for preset, table in made.items()},
+            bars={preset: _bars(table) for preset, table in made.items()},
+            panels=[panel for table in made.values() for panel in eps_panels(table)],
+            losses=[panel for table in made.values() for panel in loss_panels(table)],
+            files={preset: _files(table) for preset, table in made.items()},
+            gallery=_gallery(runs),
+            audits=_audits(runs),
+            across=adaptive_against_transfer(runs),
+            tones=TONES,
+            metrics=sorted({metric_of(run) for run in runs}),
+            gain=DIFFERENCE_GAIN,
+            cells=_CELLS,
+        )
     )
     temporary = out_html.with_name(f".{os.getpid()}.{out_html.name}.tmp")
     try:
@@ -191,6 +187,21 @@ def _said(cell: Cell) -> str:
 def _minus(text: object) -> str:
     """Hyphens before numbers as minus signs."""
     return re.sub(r"(?<![\w-])-(?=\d)", "\u2212", str(text))
+
+
+@cache
+def _templates() -> Environment:
+    """Once a process: compiling the templates takes longer than filling them."""
+    environment = Environment(
+        loader=PackageLoader("eval_tasks", "templates"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["minus"] = _minus
+    environment.filters["numbers"] = numbers_text
+    return environment
 
 
 def _title(runs: Sequence[Run]) -> str:
