@@ -13,6 +13,7 @@ from eval_tasks.records import Run
 from eval_tasks.report import write_report
 from eval_tasks.runner import EvalSettings, evaluate
 from eval_tasks.running import Advance, Log
+from lvlm_radapt.models.base import PixelModel
 from lvlm_radapt.models.load import load_any, load_surrogate
 from lvlm_radapt.models.quantised import Quantisation
 
@@ -37,18 +38,19 @@ def run_evaluation(
     device_map: str | None = None,
     log: Log = lambda event: None,
     group: Group | None = None,
+    open_model: Callable[..., PixelModel] = load_any,
 ) -> Run:
     """Evaluate the model of that name into the run folder `out`, report.html included.
 
     Arguments and errors as for `eval_tasks.runner.evaluate` and `lvlm_radapt.models.load.load_any`; a surrogate is
-    opened on the victim's device in its dtype, whole.
+    opened on the victim's device in its dtype, whole. open_model: in place of `load_any`, one that keeps models open.
     """
     chosen, _ = select(load_task(settings.task, settings.data), settings.samples, settings.seed)
     if settings.skip_missing:
         chosen, _ = skip_missing(chosen)
     check_images(chosen)  # before a model is loaded for nothing
     conversation = settings.protocol.conversation
-    victim = load_any(
+    victim = open_model(
         model,
         device=device,
         dtype=dtype,
