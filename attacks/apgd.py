@@ -146,7 +146,7 @@ def apgd(
         # No step follows a last point: its gradient would be a backward pass for nothing.
         more = any(done < steps for done in climb.done)
         loss, gradient = loss_and_gradient(loss_fn, climb.x_adv, climb.index, gradient=more, pieces=pieces)
-        broken = _broken(loss, gradient)
+        broken = not_finite(loss, gradient)
         climb.record(loss, gradient)
         finished = torch.zeros_like(climb.halved) if success is None else _ask(success, climb.x_adv, climb.index)
         spent = torch.tensor([done == steps for done in climb.done], device=x.device)
@@ -182,7 +182,7 @@ class _Best:
     def clean(self, loss_fn: LossFn, index: list[int], pieces: Pieces) -> None:
         """Let these samples' clean images compete."""
         loss, slope = loss_and_gradient(loss_fn, self.x[index], index, gradient=False, pieces=pieces)
-        for sample, reason, value in zip(index, _broken(loss, slope), loss, strict=True):
+        for sample, reason, value in zip(index, not_finite(loss, slope), loss, strict=True):
             if reason is None:
                 self.loss[sample] = value
             else:
@@ -248,8 +248,8 @@ def _loss_and_gradient(loss_fn: LossFn, x: Tensor, index: list[int], *, gradient
     return loss.detach().to(x), slope
 
 
-def _broken(loss: Tensor, gradient: Tensor) -> list[str | None]:
-    """By sample None, or what of it is not finite."""
+def not_finite(loss: Tensor, gradient: Tensor) -> list[str | None]:
+    """By sample None, or what of it is not finite: its loss [b] or its gradient [b, C, H, W]."""
     fine_loss = loss.isfinite().tolist()
     fine_slope = gradient.isfinite().flatten(1).all(dim=1).tolist()
     return [

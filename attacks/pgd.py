@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from attacks.apgd import APGDResult, SuccessFn, loss_and_gradient
+from attacks.apgd import APGDResult, SuccessFn, loss_and_gradient, not_finite
 from attacks.losses import LossFn
 from attacks.memory import Pieces
 from attacks.noise import random_start as start_points
@@ -56,9 +56,10 @@ def pgd(
     pieces = Pieces()
     for done in range(steps + 1):
         loss, gradient = loss_and_gradient(loss_fn, here[rows], rows.tolist(), gradient=done < steps, pieces=pieces)
-        sound = loss.isfinite() & gradient.isfinite().flatten(1).all(dim=1)
-        for i, fine in zip(rows[~sound].tolist(), loss.isfinite()[~sound].tolist(), strict=True):
-            out.failed[i] = f"{'gradient' if fine else 'loss'} is not finite at step {done}"
+        broken = not_finite(loss, gradient)
+        for i, reason in zip(rows.tolist(), broken, strict=True):
+            out.failed[i] = reason and f"{reason} at step {done}"
+        sound = torch.tensor([reason is None for reason in broken], device=x.device)
         rows, loss, gradient = rows[sound], loss[sound], gradient[sound]
         finished = torch.zeros_like(rows, dtype=torch.bool)
         if success is not None and len(rows):

@@ -31,6 +31,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from eval_tasks.data.images import open_image
 from eval_tasks.environment import environment
 from eval_tasks.validation import first_problem, read_bytes
+from lvlm_radapt.documents import read_json
 from lvlm_radapt.errors import UserError
 
 SCHEMA = 1
@@ -292,7 +293,7 @@ def read_run(path: str | os.PathLike[str]) -> Run:
         done = len(RunFolder(folder).done_ids())
         total = settings["ids"]["n"]
         raise UserError(f"run {folder} is not finished ({done} of {total} samples): continue it with --resume")
-    metrics = _read_object(folder / "metrics.json")
+    metrics = read_json(folder / "metrics.json")
     samples = _read_lines(folder / "samples.jsonl", torn_tail=False)
     if ids_digest(record.id for record in samples) != settings["ids"]["sha256"]:
         raise UserError(f"{folder / 'samples.jsonl'} does not hold the samples that run.json names: run it again")
@@ -303,23 +304,13 @@ def _read_settings(folder: Path) -> dict[str, Any]:
     path = folder / "run.json"
     if not path.is_file():
         raise UserError(f"{folder} is not a run folder: it has no run.json")
-    settings = _read_object(path)
+    settings = read_json(path)
     if settings.get("schema") != SCHEMA:
         raise UserError(f"{path} has schema {_short(settings.get('schema'))}, this version reads {SCHEMA}")
     ids = settings.get("ids")
     if not isinstance(ids, dict) or not isinstance(ids.get("n"), int) or not isinstance(ids.get("sha256"), str):
         raise UserError(f"{path}: field ids: must hold n and sha256")
     return settings
-
-
-def _read_object(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(read_bytes(path))
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{path} is not valid JSON: {' '.join(str(error).split())}") from error
-    if not isinstance(content, dict):
-        raise UserError(f"{path} must hold a JSON object")
-    return content
 
 
 def _read_lines(path: Path, *, torn_tail: bool) -> list[SampleRecord]:

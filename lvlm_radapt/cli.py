@@ -117,6 +117,16 @@ DeviceMapOption = Annotated[
     Spread | None, typer.Option(help="Spread the model over GPUs and memory (accelerate), in place of --device.")
 ]
 
+TargetOption = Annotated[str | None, typer.Option(help="The text --attack targeted wants the model to say.")]
+EpsOption = Annotated[str, typer.Option(help="Budget in [0, 1] pixel units: 4/255, 0.0157; under L2 a length: 2.0.")]
+NormOption = Annotated[NormName | None, typer.Option(help="Of the budget; the attack's own if left out.")]
+StepsOption = Annotated[int | None, typer.Option(help="Gradient steps; the attack's own number if left out.")]
+SeedOption = Annotated[int | None, typer.Option(help="Draws the samples and the noise; the preset's if left out.")]
+PresetOption = Annotated[
+    str | None, typer.Option(help="Protocol, by name or YAML file; scenes for embedded models, native for others.")
+]
+TokenizerOption = Annotated[TokenizerChoice, typer.Option(help="For CIDEr.")]
+
 
 class _Processes:
     """The group of processes this command runs in, joined when `main` begins."""
@@ -478,21 +488,16 @@ def eval_(
     images_from: Annotated[
         Path | None, typer.Option(help="Score the attacked images of this finished run (transfer only).")
     ] = None,
-    target: Annotated[str | None, typer.Option(help="The text --attack targeted wants the model to say.")] = None,
-    eps: Annotated[
-        str, typer.Option(help="Budget in [0, 1] pixel units: 4/255, 0.0157; under L2 a length: 2.0.")
-    ] = "4/255",
-    norm: Annotated[NormName | None, typer.Option(help="Of the budget; the attack's own if left out.")] = None,
-    steps: Annotated[int | None, typer.Option(help="Gradient steps; the attack's own number if left out.")] = None,
+    target: TargetOption = None,
+    eps: EpsOption = "4/255",
+    norm: NormOption = None,
+    steps: StepsOption = None,
     samples: Annotated[int | None, typer.Option(help="How many samples; the preset's number if left out.")] = None,
-    seed: Annotated[int | None, typer.Option(help="Draws the samples and the noise; the preset's if left out.")] = None,
-    preset: Annotated[
-        str | None,
-        typer.Option(help="Protocol, by name or YAML file; scenes for embedded models, native for others."),
-    ] = None,
+    seed: SeedOption = None,
+    preset: PresetOption = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Images at a time.")] = 32,
     chunk_size: Annotated[int, typer.Option(min=1, help="Samples of a unit of work; a kill costs at most one.")] = 64,
-    tokenizer: Annotated[TokenizerChoice, typer.Option(help="For CIDEr.")] = TokenizerChoice.ptb,
+    tokenizer: TokenizerOption = TokenizerChoice.ptb,
     tower: TowerOption = None,
     device: DeviceOption = "auto",
     device_map: DeviceMapOption = None,
@@ -608,20 +613,15 @@ def audit(
     data: Annotated[Path, typer.Option(help="The task's data folder.")],
     out: Annotated[Path, typer.Option(help="A new or empty folder for audit.json and audit.html.")],
     attack: Annotated[str, typer.Option(help="A white-box attack (lvlm-radapt list attacks).")] = "e2e",
-    target: Annotated[str | None, typer.Option(help="The text --attack targeted wants the model to say.")] = None,
-    eps: Annotated[
-        str, typer.Option(help="Budget in [0, 1] pixel units: 4/255, 0.0157; under L2 a length: 2.0.")
-    ] = "4/255",
-    norm: Annotated[NormName | None, typer.Option(help="Of the budget; the attack's own if left out.")] = None,
-    steps: Annotated[int | None, typer.Option(help="Gradient steps; the attack's own number if left out.")] = None,
+    target: TargetOption = None,
+    eps: EpsOption = "4/255",
+    norm: NormOption = None,
+    steps: StepsOption = None,
     samples: Annotated[int, typer.Option(min=2, help="How many samples; more of them prove more.")] = 16,
-    seed: Annotated[int | None, typer.Option(help="Draws the samples and the noise; the preset's if left out.")] = None,
-    preset: Annotated[
-        str | None,
-        typer.Option(help="Protocol, by name or YAML file; scenes for embedded models, native for others."),
-    ] = None,
+    seed: SeedOption = None,
+    preset: PresetOption = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Images at a time.")] = 16,
-    tokenizer: Annotated[TokenizerChoice, typer.Option(help="For CIDEr.")] = TokenizerChoice.ptb,
+    tokenizer: TokenizerOption = TokenizerChoice.ptb,
     tower: TowerOption = None,
     device: DeviceOption = "auto",
     device_map: DeviceMapOption = None,

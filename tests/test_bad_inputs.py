@@ -385,9 +385,9 @@ CASES: dict[str, Case] = {
     ),
     # run folders
     "no run folder": simple("report", "{at.data}", "--out", "{at.out}", expected="it has no run.json"),
-    "run.json that is no JSON": run_folder(file("run.json", b"{"), "run.json is not valid JSON"),
-    "run.json nested without end": run_folder(file("run.json", DEEP), "run.json is not valid JSON"),
-    "run.json that is a list": run_folder(file("run.json", b"[]"), "must hold a JSON object"),
+    "run.json that is no JSON": run_folder(file("run.json", b"{"), "run.json is damaged: it is no JSON file"),
+    "run.json nested without end": run_folder(file("run.json", DEEP), "run.json is damaged: it is no JSON file"),
+    "run.json that is a list": run_folder(file("run.json", b"[]"), "run.json is damaged: it is no JSON object"),
     "a run of another schema": run_folder(json_file("run.json", lambda d: d | {"schema": 99}), "has schema 99"),
     "a run without ids": run_folder(json_file("run.json", lambda d: d | {"ids": None}), "field ids"),
     "a run of other samples": run_folder(
@@ -408,7 +408,9 @@ CASES: dict[str, Case] = {
     "a run with a record twice": run_folder(
         lambda f: lines_of(f, lambda lines: [lines[0], *lines]), "does not hold the samples"
     ),
-    "metrics.json that is a list": run_folder(file("metrics.json", b"[]"), "metrics.json must hold a JSON object"),
+    "metrics.json that is a list": run_folder(
+        file("metrics.json", b"[]"), "metrics.json is damaged: it is no JSON object"
+    ),
     "an --out that is another run": (
         lambda at: [finished(at.out).close(), *evaluated({}, "")[0](at)][1:],
         "already holds a run",
