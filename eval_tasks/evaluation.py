@@ -9,7 +9,7 @@ import torch
 
 from eval_tasks.data import check_images, load_task, select, skip_missing
 from eval_tasks.processes import Group
-from eval_tasks.records import Run
+from eval_tasks.records import Run, Scored
 from eval_tasks.report import write_report
 from eval_tasks.runner import EvalSettings, evaluate
 from eval_tasks.running import Advance, Log
@@ -39,6 +39,7 @@ def run_evaluation(
     log: Log = lambda event: None,
     group: Group | None = None,
     open_model: Callable[..., PixelModel] = load_any,
+    clean: dict[str, Scored] | None = None,
 ) -> Run:
     """Evaluate the model of that name into the run folder `out`, report.html included.
 
@@ -72,6 +73,7 @@ def run_evaluation(
         advance=announce(f"{Path(model).name} · {settings.task} · {settings.describe()}", len(chosen)),
         log=log,
         group=group,
+        clean=clean,
     )
     if group is None or group.first:
         write_report([run], out / "report.html")

@@ -70,6 +70,7 @@ def evaluate(
     advance: Advance = lambda done, text: None,
     log: Log = lambda event: None,
     group: Group | None = None,
+    clean: dict[str, Scored] | None = None,
 ) -> Run:
     """Score `model` and leave a complete run folder at `out`.
 
@@ -77,6 +78,9 @@ def evaluate(
         have made, and audits it. Its run is what every one of them returns.
     images_from: a finished run whose attacked images are scored instead of crafting new ones; refused unless
         attack, budget, samples and canvas are this run's. Only for threat model transfer.
+
+    clean: clean answers of this model by sample id, from runs of the same task, samples and chunks; those that are
+        missing are asked for and put in.
 
     Raises UserError before anything is written when data, attack and models do not fit together, and Unfinished when
     a process of the group died and left samples undone.
@@ -113,6 +117,7 @@ def evaluate(
         return read_run(out)
     remarks += before["remarks"]
     gallery = {s.id for s in samples[:GALLERY]}
+    clean = {} if clean is None else clean
     started = time.monotonic()
 
     def chunk_records(number: int) -> list[SampleRecord]:
@@ -120,7 +125,7 @@ def evaluate(
         # as long as the first chunk has nothing but failures, nothing of it is kept
         held: list[SampleRecord] = []
         for asked_of, batch in _groups(model, pieces[number]):
-            held += _evaluate_batch(exam, settings, asked_of, folder, batch, source, gallery, running.stage)
+            held += _evaluate_batch(exam, settings, asked_of, folder, batch, source, gallery, clean, running.stage)
             if number == 0 and not kept and all(r.adversarial is not None and r.adversarial.failed for r in held):
                 continue
             for record in held:
@@ -312,6 +317,7 @@ def _evaluate_batch(
     batch: PixelBatch,
     source: RunFolder | None,
     gallery: set[str],
+    known: dict[str, Scored],
     tell: Callable[[str], None],
 ) -> list[SampleRecord]:
     started = time.monotonic()
@@ -320,8 +326,10 @@ def _evaluate_batch(
         said = exam.answers(of, samples)
         return [Scored(output=o, score=v) for o, v in zip(said, exam.grade(said, samples), strict=True)]
 
-    tell("clean answers")
-    clean = answer(batch)
+    if any(s.id not in known for s in samples):
+        tell("clean answers")
+        known.update(zip((s.id for s in samples), answer(batch), strict=True))
+    clean = [known[s.id] for s in samples]
     attacked: list[Attacked | None] = [None] * len(samples)
     plan = settings.attack
     if plan is not None:

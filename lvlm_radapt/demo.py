@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_EXCEPTION, CancelledError, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
@@ -17,7 +18,7 @@ from eval_tasks.crafting import AttackPlan, Threat
 from eval_tasks.evaluation import Announce, run_evaluation
 from eval_tasks.presets import load_attack, load_protocol
 from eval_tasks.processes import Group
-from eval_tasks.records import Run
+from eval_tasks.records import Run, Scored
 from eval_tasks.report import write_report
 from eval_tasks.runner import EvalSettings
 from eval_tasks.running import Advance
@@ -48,6 +49,8 @@ class Settings:
     stop: Event
     group: Group
     open_model: Callable[..., PixelModel]
+    clean: defaultdict[tuple[str, str], dict[str, Scored]]
+    """By model and task: its clean answers, the same in all runs."""
 
     def protected(self, model: str) -> Path:
         """The adapter folder of an embedded model."""
@@ -64,7 +67,7 @@ def run_demo(
     """
     group = group or Group()
     group.work(str(out)).lead("check", lambda: _check_folder(out))
-    settings = Settings(out, samples, steps, device, Event(), group, _keeping_open())
+    settings = Settings(out, samples, steps, device, Event(), group, _keeping_open(), defaultdict(dict))
     per_task = 1 + 3 * len(BUDGETS)  # noise; then stock, transfer and adaptive at each budget
     told = {model: announce(model, len(TASKS) * per_task * samples) for model in MODELS}
     # the longest first and the controls last, so that both threads end at about the same time
@@ -136,6 +139,7 @@ def _score(model: str, task: str, eps: int | None, settings: Settings, advance: 
             command=f"lvlm-radapt demo --samples {settings.samples} --steps {settings.steps}",
             group=settings.group,
             open_model=settings.open_model,
+            clean=settings.clean[name, task],
         )
 
     if eps is None:

@@ -73,6 +73,29 @@ def test_captions_share_one_document_frequency(tmp_path, data, checkpoint):
     assert run.metrics["adversarial"] is None
 
 
+def test_clean_answers_of_an_earlier_run_are_not_asked_for_again(tmp_path, data, checkpoint, monkeypatch):
+    model = load_model(checkpoint)
+    asked = []
+    whole = type(model).generate
+
+    def generate(self, batch, prompts, **more):
+        asked.append(len(batch))
+        return whole(self, batch, prompts, **more)
+
+    monkeypatch.setattr(type(model), "generate", generate)
+    alone = evaluate(model, settings(data, attack="noise", threat=None), tmp_path / "alone")
+    assert sum(asked) == 14  # clean and attacked
+    known = {}
+    evaluate(model, settings(data, attack=None), tmp_path / "clean", clean=known)
+    assert {i: one.output for i, one in known.items()} == {r.id: r.clean.output for r in alone.samples}
+    asked.clear()
+    after = evaluate(model, settings(data, attack="noise", threat=None), tmp_path / "after", clean=known)
+    assert sum(asked) == 7
+    assert [r.model_dump(exclude={"seconds"}) for r in after.samples] == [
+        r.model_dump(exclude={"seconds"}) for r in alone.samples
+    ]
+
+
 class Killed(Exception):
     pass
 
