@@ -141,10 +141,13 @@ def main() -> None:
         with stoppable():
             _Processes.group = _join()
             _of_the_first_only(console, progress_console)
-            app()
+            code = app(standalone_mode=False) or 0  # of --help and the like
     except UserError as error:
         code = 2
         _fail(error)
+    except _UsageError as error:
+        code = 2
+        _misused(error)
     except Unfinished as error:
         code = 1
         _fail(error)
@@ -155,8 +158,19 @@ def main() -> None:
         if _Processes.group is not None:
             _Processes.group.leave()
             _Processes.group = None
-    if code:
-        sys.exit(code)
+    sys.exit(code)
+
+
+# A flag or an argument that does not fit: the base of typer's own public error, in whichever package it has it.
+_UsageError: type[Exception] = typer.BadParameter.__mro__[1]
+
+
+def _misused(error: Any) -> None:
+    """One line, and where to read more, in place of typer's box; the help itself where nothing was asked."""
+    if error.ctx is None or type(error).__name__ == "NoArgsIsHelpError":
+        error.show()
+        return
+    _fail(UserError(f"{error.format_message().rstrip('.')} (see {error.ctx.command_path} --help)"))
 
 
 def _join() -> Group | None:

@@ -334,6 +334,12 @@ CASES: dict[str, Case] = {
         for text in ("4", "0", "1.01", "nan", "inf", "-0", "4/0", "4/255/1", "", "٤/255", "1e999", "9" * 500)
     },
     "eps of no length": evaluated({"--norm": "L2", "--eps": "1e5"}, "eps under L2"),
+    "steps that are no number": evaluated({"--steps": "many"}, r"Invalid value for '--steps'.*\(see .* --help\)"),
+    "a dtype that is none": evaluated({"--dtype": "int8"}, "Invalid value for '--dtype'"),
+    "a batch of nothing": evaluated({"--batch-size": "0"}, "Invalid value for '--batch-size'"),
+    "a flag that is none": evaluated({"--tusk": "coco"}, "No such option: --tusk"),
+    "a command that is none": simple("evaluate", expected="No such command 'evaluate'"),
+    "no model": simple("audit", expected="Missing"),
     "no steps": evaluated({"--steps": "0"}, "--steps must be at least 1"),
     "no samples": evaluated({"--samples": "0"}, "number of samples must be at least 1"),
     "a seed beyond numpy's": evaluated({"--seed": str(2**32)}, "seed must be between"),
