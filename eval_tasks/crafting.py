@@ -266,8 +266,8 @@ def embedding_distance(attacker: Attacker, plan: AttackPlan, batch_size: int) ->
 
 
 def _reads(attacker: Attacker, asked: Asked, plan: AttackPlan, rounded: Round) -> SuccessFn:
-    """Whether the target is read in the answer to the 8-bit image: asked now and then, as an answer costs about what
-    two steps do."""
+    """Whether the target is read in the answer to the 8-bit image: asked now and then, since each answer takes
+    passes of its own."""
     assert plan.steps is not None
     assert plan.target is not None
     target, every, a_run = plan.target, max(10, plan.steps // 50), plan.steps + 1

@@ -51,7 +51,7 @@ def png_uri(pixels: NDArray[np.uint8]) -> str:
     if max(image.size) > LARGEST_SIDE:
         image.thumbnail((LARGEST_SIDE, LARGEST_SIDE), Image.Resampling.BOX)
     out = io.BytesIO()
-    image.save(out, format="PNG", compress_level=6)  # optimising takes five times as long, for a few percent
+    image.save(out, format="PNG")
     return _uri("image/png", out.getvalue())
 
 

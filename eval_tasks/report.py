@@ -191,7 +191,7 @@ def _minus(text: object) -> str:
 
 @cache
 def _templates() -> Environment:
-    """Once a process: compiling the templates takes longer than filling them."""
+    """Compiled once a process, not for every report."""
     environment = Environment(
         loader=PackageLoader("eval_tasks", "templates"),
         autoescape=True,

@@ -19,7 +19,7 @@ _NOTHING = 0.01
 # Steps of the finite differences. A true gradient agrees at one of them at least: the smaller one is best where the
 # loss is curved, the larger where its rounding is coarse.
 _REACHES = (0.25 / 255, 1 / 255)
-_AGREES, _DIFFERS = 0.1, 0.3  # relative error; tiny and large models in float32 stay below 0.02
+_AGREES, _DIFFERS = 0.1, 0.3  # relative error; tiny-llava in float32 has 0.0006
 
 
 def gradients(bench: Bench) -> Finding:

@@ -243,7 +243,7 @@ class LVLM(PixelModel):
         ids, mask, embeds, positions, extra = self._inputs(batch, ids, mask)
         if positions.ndim == 2:  # those of padding repeat, which without a mask would look like several packed texts
             positions = torch.arange(ids.shape[1], device=ids.device).expand_as(ids)
-        # No mask: padding comes last, where causal attention never looks, and attention is faster without one.
+        # No mask: padding comes last, where causal attention never looks, and kernels that take none can be used.
         read, labels = target_positions([len(q) for q in questions], answers)
         states = last_layer.final_states(
             self.hf.model.language_model,

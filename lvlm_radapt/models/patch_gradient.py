@@ -1,8 +1,8 @@
 """The gradient of a patch embedding as one matrix product.
 
 A convolution whose kernel is as large as its step cuts an image into patches and multiplies each by a matrix. The
-libraries' backward pass does not see that: on a CPU it takes a third of an attack step on a Qwen-VL. The forward pass
-stays the library's, to the bit.
+library's backward pass does not see that: on a CPU it was 39 % of an attack step on tiny-qwen. The forward pass stays
+the library's, to the bit.
 """
 
 from __future__ import annotations
