@@ -1,16 +1,16 @@
 """The last decoder layer where only the answer is read: its MLP and the final norm run at those positions alone.
 
-Attention needs every position up to the last layer; what comes after it there, two thirds of that layer's work, is
-read at the answer's positions and thrown away at all others, image tokens most of all.
+Attention needs every position up to the last layer; what comes after it there, two thirds of a LLaMA layer's weights,
+is read at the answer's positions and thrown away at all others, image tokens most of all.
 """
 
 from __future__ import annotations
 
-from contextvars import ContextVar
-from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor, nn
+
+from lvlm_radapt.models import partial_pass
 
 PLAIN = frozenset(
     {
@@ -25,24 +25,14 @@ PLAIN = frozenset(
 )
 """Layers that end in x + mlp(post_attention_layernorm(x)), x being what attention leaves; others are run whole."""
 
-
-@dataclass
-class _Wanted:
-    after_attention: Tensor | None = None
-
-
-class _FarEnough(Exception):
-    """No error: how the pass ends."""
-
-
-_wanted: ContextVar[_Wanted | None] = ContextVar("wanted_final_states", default=None)
+_ATTENDED = "after the last attention"
 
 
 def prepare(language_model: nn.Module) -> None:
     """Lets `final_states` read `language_model`; before threads share it."""
     layer = _last_layer(language_model)
-    if layer is not None and _note not in layer.post_attention_layernorm._forward_pre_hooks.values():
-        layer.post_attention_layernorm.register_forward_pre_hook(_note)
+    if layer is not None:
+        partial_pass.watch(layer.post_attention_layernorm, _ATTENDED, before=True)
 
 
 def final_states(language_model: nn.Module, index: Tensor, **inputs: Any) -> Tensor:
@@ -54,16 +44,7 @@ def final_states(language_model: nn.Module, index: Tensor, **inputs: Any) -> Ten
     layer = _last_layer(model)
     if layer is None:
         return _picked(model(**inputs).last_hidden_state, index)
-    wanted = _Wanted()
-    token = _wanted.set(wanted)
-    try:
-        model(**inputs)
-    except _FarEnough:
-        pass
-    finally:
-        _wanted.reset(token)
-    assert wanted.after_attention is not None
-    states = _picked(wanted.after_attention, index)
+    states = _picked(partial_pass.run(lambda: model(**inputs), last=_ATTENDED)[_ATTENDED], index)
     return model.norm(states + layer.mlp(layer.post_attention_layernorm(states)))
 
 
@@ -76,10 +57,3 @@ def _last_layer(language_model: nn.Module) -> Any:
 
 def _picked(states: Tensor, index: Tensor) -> Tensor:
     return states.gather(1, index.to(states.device).unsqueeze(-1).expand(-1, -1, states.shape[-1]))
-
-
-def _note(module: nn.Module, args: tuple[Tensor, ...]) -> None:
-    wanted = _wanted.get()
-    if wanted is not None:
-        wanted.after_attention = args[0]
-        raise _FarEnough
