@@ -1,0 +1,13 @@
+"""The command line: reads flags, calls the rest. A file a command; `main` is what the console script runs."""
+
+import os
+
+# in this order the commands stand in --help
+from lvlm_radapt.cli import audit, chat, data, demo, evaluate, list_command, report, robustify  # noqa: F401
+from lvlm_radapt.cli.app import app
+from lvlm_radapt.cli.entry import main
+from lvlm_radapt.cli.placing import default_preset
+
+__all__ = ["app", "default_preset", "main"]
+
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")

@@ -1,0 +1,106 @@
+"""`lvlm-radapt audit`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from lvlm_radapt.cli.app import app, console
+from lvlm_radapt.cli.group import leave_it_to_the_first
+from lvlm_radapt.cli.options import (
+    DeviceMapOption,
+    DeviceOption,
+    Dtype,
+    DtypeOption,
+    EpsOption,
+    LogJsonOption,
+    ModelArgument,
+    NormOption,
+    PresetOption,
+    QuantizeOption,
+    SeedOption,
+    StepsOption,
+    TargetOption,
+    TokenizerChoice,
+    TokenizerOption,
+    TowerOption,
+)
+from lvlm_radapt.cli.placing import default_preset, device_named, place_of
+from lvlm_radapt.cli.resuming import command_line, progress
+from lvlm_radapt.progress import JsonLines
+
+
+@app.command()
+def audit(
+    model: ModelArgument,
+    task: Annotated[str, typer.Option(help="coco, flickr30k, vqav2, textvqa, imagefolder (lvlm-radapt list tasks).")],
+    data: Annotated[Path, typer.Option(help="The task's data folder.")],
+    out: Annotated[Path, typer.Option(help="A new or empty folder for audit.json and audit.html.")],
+    attack: Annotated[str, typer.Option(help="A white-box attack (lvlm-radapt list attacks).")] = "e2e",
+    target: TargetOption = None,
+    eps: EpsOption = "4/255",
+    norm: NormOption = None,
+    steps: StepsOption = None,
+    samples: Annotated[int, typer.Option(min=2, help="How many samples; more of them prove more.")] = 16,
+    seed: SeedOption = None,
+    preset: PresetOption = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="Images at a time.")] = 16,
+    tokenizer: TokenizerOption = TokenizerChoice.ptb,
+    tower: TowerOption = None,
+    device: DeviceOption = "auto",
+    device_map: DeviceMapOption = None,
+    dtype: DtypeOption = Dtype.float32,
+    quantize: QuantizeOption = None,
+    log_json: LogJsonOption = None,
+) -> None:
+    """Check that an attack on MODEL measures what it says: some 20 checks, each pass, warn or fail.
+
+    Among them: gradients against finite differences, black-box and transfer attacks against the white-box one,
+    larger eps, more steps, restarts, half precision, a low-frequency attack, one through the undefended model.
+    """
+    leave_it_to_the_first()
+    from eval_tasks.audit.page import audit_table
+    from eval_tasks.audit.run import run_audit
+    from eval_tasks.planning import plan_attack
+    from eval_tasks.presets import load_attack, load_protocol, load_task_config
+    from eval_tasks.runner import EvalSettings
+
+    task_config = load_task_config(task)
+    protocol = load_protocol(preset or default_preset(model))
+    place = place_of(device, dtype, quantize, device_map)
+    plan = plan_attack(
+        protocol.adapt(load_attack(attack)),
+        eps=eps,
+        norm=norm.value if norm else None,
+        steps=steps,
+        target=target,
+        device=device_named("auto") if device_map else place["device"],
+        dtype=place["dtype"],
+    )
+    settings = EvalSettings(
+        task=task_config.name,
+        data=data,
+        protocol=protocol,
+        attack=plan,
+        samples=samples,
+        seed=protocol.seed if seed is None else seed,
+        batch_size=batch_size,
+        tokenizer=tokenizer.value,
+    )
+    with JsonLines.to(log_json) as log, log.ended(), progress(log) as announce:
+        found = run_audit(
+            model,
+            settings,
+            out,
+            announce=announce,
+            tower=tower,
+            command=command_line(),
+            **place,
+        )
+    if log_json == "-":
+        return
+    console.print(audit_table(found))
+    console.print(f"report: {out / 'audit.html'}", soft_wrap=True)
+    console.print(f"verdict: {found.line()}", soft_wrap=True, markup=False)

@@ -1,0 +1,64 @@
+"""`lvlm-radapt data`."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from lvlm_radapt.cli.app import console, data_app, progress_console
+from lvlm_radapt.cli.group import leave_it_to_the_first, plain
+from lvlm_radapt.cli.resuming import progress
+from lvlm_radapt.errors import UserError
+
+
+@data_app.command("scenes")
+def scenes(
+    out: Annotated[Path, typer.Option(help="A new or empty folder.")],
+    count: Annotated[int, typer.Option(min=2, help="How many test scenes.")] = 500,
+    seed: Annotated[int, typer.Option(min=0, help="Another seed, other scenes.")] = 0,
+    mixed: Annotated[bool, typer.Option("--mixed", help="Three aspect ratios instead of squares.")] = False,
+    per_class: Annotated[
+        int, typer.Option(min=0, help="Images of each of 36 classes for the task imagefolder, in OUT/classes; 0: none.")
+    ] = 8,
+) -> None:
+    """Write procedural test scenes as COCO captions, VQAv2 and TextVQA files, and a folder of classes."""
+    leave_it_to_the_first()
+    from lvlm_radapt.tiny.dataset import write_scenes
+
+    with progress() as announce:
+        advance = announce("drawing scenes", count + 36 * per_class)
+        written = write_scenes(
+            out,
+            count=count,
+            seed=seed,
+            mixed=mixed,
+            per_class=per_class,
+            progress=lambda done, total: advance(1, f"{done} of {total}"),
+        )
+    console.print(f"{out}: " + ", ".join(f"{number} {name}" for name, number in written.items()), soft_wrap=True)
+
+
+@data_app.command("check")
+def check(
+    task: Annotated[str, typer.Argument(metavar="TASK", help="lvlm-radapt list tasks names them.")],
+    data: Annotated[Path, typer.Option(help="The task's data folder.")],
+    samples: Annotated[int | None, typer.Option(help="Only what eval with that many would draw.")] = None,
+    seed: Annotated[int, typer.Option(help="Draws the samples.")] = 42,
+) -> None:
+    """Tell what is in a data folder, what is missing or damaged, and the layout wanted; no model is loaded.
+
+    Exit code 0 when the task can run, 2 when it cannot.
+    """
+    from eval_tasks.data.checking import check_data
+
+    shown = progress() if progress_console.is_terminal else nullcontext(None)
+    with shown as announce:
+        found = check_data(task, data, samples=samples, seed=seed, announce=announce)
+    for line in found.lines():
+        console.print(plain(line), soft_wrap=True, highlight=False)
+    if not found.ok:
+        raise UserError(found.verdict())
+    console.print(plain(found.verdict()), soft_wrap=True, highlight=False)

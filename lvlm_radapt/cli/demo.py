@@ -1,0 +1,59 @@
+"""`lvlm-radapt demo`."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from lvlm_radapt.cli.app import app, console
+from lvlm_radapt.cli.group import Processes, is_first, say
+from lvlm_radapt.cli.options import DeviceOption, LogJsonOption
+from lvlm_radapt.cli.placing import device_named
+from lvlm_radapt.cli.resuming import progress, resumable
+from lvlm_radapt.cli.tables import print_tables
+from lvlm_radapt.errors import Stopped
+from lvlm_radapt.progress import JsonLines
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option(help="Where everything is written; run again to continue.")] = Path(
+        "lvlm-radapt-demo"
+    ),
+    samples: Annotated[int, typer.Option(min=2, help="Scenes a model is scored on, each task.")] = 64,
+    steps: Annotated[int, typer.Option(min=1, help="APGD steps.")] = 20,
+    device: DeviceOption = "auto",
+    log_json: LogJsonOption = None,
+) -> None:
+    """Protect the embedded models and attack them, with and without knowledge of the defence.
+
+    Ends with one table and a report; nothing is downloaded.
+    """
+    from lvlm_radapt.demo import run_demo
+
+    again = f"lvlm-radapt demo --out {shlex.quote(str(out))} --samples {samples} --steps {steps}"
+    try:
+        with (
+            JsonLines.to(log_json if is_first() else None) as log,
+            resumable(again),
+            log.ended(),
+            progress(log) as announce,
+        ):
+            runs = run_demo(
+                out, samples=samples, steps=steps, announce=announce, device=device_named(device), group=Processes.group
+            )
+    except Stopped as stop:
+        say(f"stopped; {stop.advice}", once="stopped")
+        sys.stdout.flush()
+        if Processes.group is not None:
+            Processes.group.leave()
+        os._exit(128 + stop.signal_number)  # the other model's thread would work on for as long as its attack takes
+    if log_json == "-":
+        return
+    print_tables(runs)
+    console.print(f"report: {out / 'report.html'}", soft_wrap=True)

@@ -1,0 +1,52 @@
+"""Entry point: runs a command, turns a user's mistake into one line and exit code 2."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import typer
+
+from lvlm_radapt.cli.app import app, console, progress_console
+from lvlm_radapt.cli.group import Processes, fail, join_group, of_the_first_only, say
+from lvlm_radapt.errors import Stopped, Unfinished, UserError
+from lvlm_radapt.stopping import stoppable
+
+
+def main() -> None:
+    """Entry point of the `lvlm-radapt` command. Of several launched processes the first alone prints results."""
+    code = 0
+    try:
+        with stoppable():
+            Processes.group = join_group()
+            of_the_first_only(console, progress_console)
+            code = app(standalone_mode=False) or 0  # of --help and the like
+    except UserError as error:
+        code = 2
+        fail(error)
+    except _UsageError as error:
+        code = 2
+        _misused(error)
+    except Unfinished as error:
+        code = 1
+        fail(error)
+    except Stopped as stop:
+        code = 128 + stop.signal_number
+        say(f"stopped; {stop.advice}" if stop.advice else "stopped", once="stopped")
+    finally:
+        if Processes.group is not None:
+            Processes.group.leave()
+            Processes.group = None
+    sys.exit(code)
+
+
+# A flag or an argument that does not fit: the base of typer's own public error, in whichever package it has it.
+_UsageError: type[Exception] = typer.BadParameter.__mro__[1]
+
+
+def _misused(error: Any) -> None:
+    """One line, and where to read more, in place of typer's box; the help itself where nothing was asked."""
+    if error.ctx is None or type(error).__name__ == "NoArgsIsHelpError":
+        error.show()
+        return
+    fail(UserError(f"{error.format_message().rstrip('.')} (see {error.ctx.command_path} --help)"))

@@ -1,0 +1,149 @@
+"""`lvlm-radapt eval`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from lvlm_radapt.cli.app import app, console
+from lvlm_radapt.cli.group import Processes, is_first, plain
+from lvlm_radapt.cli.options import (
+    DeviceMapOption,
+    DeviceOption,
+    Dtype,
+    DtypeOption,
+    EpsOption,
+    HalfChoice,
+    LogJsonOption,
+    ModelArgument,
+    NormOption,
+    PresetOption,
+    QuantizeOption,
+    SeedOption,
+    StepsOption,
+    TargetOption,
+    ThreatName,
+    TokenizerChoice,
+    TokenizerOption,
+    TowerOption,
+)
+from lvlm_radapt.cli.placing import default_preset, device_named, place_of
+from lvlm_radapt.cli.resuming import command_line, progress, resumable, saved_in
+from lvlm_radapt.cli.tables import print_tables
+from lvlm_radapt.errors import UserError
+from lvlm_radapt.progress import JsonLines
+
+
+@app.command("eval")
+def eval_(
+    model: ModelArgument,
+    task: Annotated[str, typer.Option(help="coco, flickr30k, vqav2, textvqa, imagefolder (lvlm-radapt list tasks).")],
+    data: Annotated[Path, typer.Option(help="The task's data folder.")],
+    out: Annotated[Path, typer.Option(help="The run folder.")],
+    attack: Annotated[
+        str, typer.Option(help="none, noise, embedding, e2e, ensemble, targeted ... (lvlm-radapt list attacks).")
+    ] = "none",
+    threat: Annotated[
+        ThreatName | None,
+        typer.Option(help="adaptive: made through the defence; transfer: on the undefended twin or --surrogate."),
+    ] = None,
+    surrogate: Annotated[str | None, typer.Option(help="Craft transfer images on this model.")] = None,
+    images_from: Annotated[
+        Path | None, typer.Option(help="Score the attacked images of this finished run (transfer only).")
+    ] = None,
+    target: TargetOption = None,
+    eps: EpsOption = "4/255",
+    norm: NormOption = None,
+    steps: StepsOption = None,
+    samples: Annotated[int | None, typer.Option(help="How many samples; the preset's number if left out.")] = None,
+    seed: SeedOption = None,
+    preset: PresetOption = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="Images at a time.")] = 32,
+    chunk_size: Annotated[int, typer.Option(min=1, help="Samples of a unit of work; a kill costs at most one.")] = 64,
+    tokenizer: TokenizerOption = TokenizerChoice.ptb,
+    tower: TowerOption = None,
+    device: DeviceOption = "auto",
+    device_map: DeviceMapOption = None,
+    dtype: DtypeOption = Dtype.float32,
+    half: Annotated[
+        HalfChoice, typer.Option(help="Of an ensemble's first stages; auto: the attack's own on a GPU, none on a CPU.")
+    ] = HalfChoice.auto,
+    quantize: QuantizeOption = None,
+    skip_missing: Annotated[
+        bool, typer.Option("--skip-missing", help="Leave samples without an image out; the run says how many.")
+    ] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue a run that was stopped.")] = False,
+    log_json: LogJsonOption = None,
+) -> None:
+    """Score MODEL on a task, clean and under attack, into a run folder with a report.
+
+    The attacked images lie in the run folder as PNG files and can be scored again on another model: --images-from.
+    Under `accelerate launch` or torchrun, all processes share the work. Ctrl-C keeps what is done: --resume goes on.
+    """
+    from eval_tasks.evaluation import run_evaluation
+    from eval_tasks.planning import plan_attack
+    from eval_tasks.presets import load_attack, load_protocol, load_task_config
+    from eval_tasks.processes import restarted
+    from eval_tasks.runner import EvalSettings
+
+    task_config = load_task_config(task)
+    protocol = load_protocol(preset or default_preset(model))
+    place = place_of(device, dtype, quantize, device_map)
+    plan = plan_attack(
+        protocol.adapt(load_attack(attack)),
+        eps=eps,
+        threat=threat.value if threat else None,
+        norm=norm.value if norm else None,
+        steps=steps,
+        target=target,
+        half=half.value,
+        device=device_named("auto") if device_map else place["device"],
+        dtype=place["dtype"],
+    )
+    if plan is None and (surrogate is not None or images_from is not None):
+        raise UserError("--surrogate and --images-from need an attack: choose one with --attack")
+    settings = EvalSettings(
+        task=task_config.name,
+        data=data,
+        protocol=protocol,
+        attack=plan,
+        samples=samples if samples is not None else protocol.samples,
+        seed=protocol.seed if seed is None else seed,
+        chunk_size=chunk_size,
+        batch_size=batch_size,
+        tokenizer=tokenizer.value,
+        skip_missing=skip_missing,
+    )
+    with (
+        JsonLines.to(log_json if is_first() else None) as log,
+        resumable(command_line("--resume"), saved_in(out)),
+        log.ended(),
+        progress() as announce,
+    ):
+        run = run_evaluation(
+            model,
+            settings,
+            out,
+            announce=announce,
+            tower=tower,
+            surrogate=surrogate,
+            images_from=images_from,
+            resume=resume or restarted(),
+            command=command_line(),
+            log=log.write,
+            group=Processes.group,
+            **place,
+        )
+    if log_json == "-":
+        return
+    print_tables([run])
+    for note in run.metrics["notes"]:
+        console.print(f"note: {plain(note)}", soft_wrap=True)
+    if "audit" in run.metrics:
+        from eval_tasks.audit import Audit
+
+        found = Audit.from_dict(run.metrics["audit"])
+        console.print(f"audit, short form: {found.line()}", soft_wrap=True, markup=False)
+    console.print(f"report: {out / 'report.html'}", soft_wrap=True)

@@ -1,0 +1,63 @@
+"""The processes one command runs in: which of them speaks, and what the others leave to it."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+import typer
+from rich.console import Console
+
+from lvlm_radapt.errors import UserError
+
+if TYPE_CHECKING:
+    from eval_tasks.processes import Group
+
+
+class Processes:
+    """The group of processes this command runs in, joined when `main` begins."""
+
+    group: Group | None = None
+
+
+def join_group() -> Group | None:
+    """The launched group, None for a process alone: `--help` then need not wait for torch."""
+    if "RANK" not in os.environ:
+        return None
+    from eval_tasks.processes import join
+
+    joined = join()
+    return joined if joined.size > 1 else None
+
+
+def is_first() -> bool:
+    return Processes.group is None or Processes.group.first
+
+
+def of_the_first_only(*consoles: Console) -> None:
+    for one in consoles:
+        one.quiet = not is_first()
+
+
+def leave_it_to_the_first() -> None:
+    """End this command in all launched processes but one: there is nothing in it to share."""
+    if not is_first():
+        raise typer.Exit
+
+
+def fail(error: Exception) -> None:
+    if Processes.group is not None and isinstance(error, UserError):
+        Processes.group.fail(error)  # the others would meet it too
+    say(f"[red]error:[/red] {plain(str(error))}", once=str(error), markup=True)
+
+
+def say(text: str, *, once: str, markup: bool = False) -> None:
+    """A line on stderr, by one process alone of all that have one to say under the name `once`."""
+    if Processes.group is None or Processes.group.once(once):
+        Console(stderr=True, soft_wrap=True).print(text, highlight=False, markup=markup)
+
+
+def plain(text: str) -> str:
+    from rich.markup import escape
+
+    return escape(" ".join(text.split()))

@@ -1,0 +1,51 @@
+"""`lvlm-radapt list`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any
+
+import typer
+from rich.table import Table
+
+from lvlm_radapt.cli.app import app, console
+from lvlm_radapt.cli.group import leave_it_to_the_first
+from lvlm_radapt.cli.options import Listing
+
+
+@app.command("list")
+def list_(
+    what: Annotated[Listing | None, typer.Argument(help="What to list; everything when left out.")] = None,
+) -> None:
+    """List the embedded models, tasks, attacks and presets."""
+    leave_it_to_the_first()
+    from eval_tasks import presets
+    from lvlm_radapt.models.load import EMBEDDED, ENCODERS, FAMILIES, embedded_models
+
+    def attack_text(name: str) -> str:
+        return presets.load_attack(name).description
+
+    def read_by(table: Mapping[str, tuple[Any, str]]) -> dict[str, str]:
+        return {model_type: f"checkpoints of {hf_class}" for model_type, (_, hf_class) in table.items()}
+
+    sections: dict[Listing, dict[str, dict[str, str]]] = {
+        Listing.models: {
+            "models inside the package": {name: EMBEDDED[name] for name in embedded_models()},
+            "families, by model_type (original LLaVA too)": read_by(FAMILIES),
+            "image encoders, for imagefolder and --surrogate (and open_clip files)": read_by(ENCODERS),
+        },
+        Listing.tasks: {"tasks": {name: presets.load_task_config(name).description for name in presets.names("tasks")}},
+        Listing.attacks: {"attacks": {name: attack_text(name) for name in presets.names("attacks")}},
+        Listing.presets: {
+            "presets": {name: presets.load_protocol(name).description for name in presets.names("protocols")}
+        },
+    }
+    for section, parts in sections.items():
+        for title, entries in parts.items() if what in (None, section) else ():
+            table = Table(title=title, title_justify="left", box=None, pad_edge=False, show_header=False)
+            table.add_column(style="bold", no_wrap=True)
+            table.add_column()
+            for name, text in entries.items():
+                table.add_row(name, text)
+            console.print(table)
+            console.print()

@@ -1,0 +1,98 @@
+"""The flags that several commands share, and the choices they offer."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Annotated
+
+import typer
+
+
+class ThreatName(StrEnum):
+    adaptive = "adaptive"
+    transfer = "transfer"
+
+
+class NormName(StrEnum):
+    linf = "Linf"
+    l2 = "L2"
+
+
+class HalfChoice(StrEnum):
+    auto = "auto"
+    none = "none"
+    bfloat16 = "bfloat16"
+    float16 = "float16"
+
+
+class TokenizerChoice(StrEnum):
+    ptb = "ptb"
+    java = "java"
+
+
+class Dtype(StrEnum):
+    float32 = "float32"
+    bfloat16 = "bfloat16"
+    float16 = "float16"
+
+
+class MixName(StrEnum):
+    interpolate = "interpolate"
+    add = "add"
+
+
+class Bits(StrEnum):
+    four = "4bit"
+    eight = "8bit"
+
+
+class Spread(StrEnum):
+    auto = "auto"
+    balanced = "balanced"
+    sequential = "sequential"
+
+
+class Listing(StrEnum):
+    models = "models"
+    tasks = "tasks"
+    attacks = "attacks"
+    presets = "presets"
+
+
+class TableFormat(StrEnum):
+    table = "table"
+    markdown = "markdown"
+    csv = "csv"
+
+
+ModelArgument = Annotated[
+    str,
+    typer.Argument(metavar="MODEL", help="An embedded name, a checkpoint or robustified folder, or a Hugging Face id."),
+]
+DeviceOption = Annotated[str, typer.Option(help="cpu, cuda, cuda:1 ...; auto takes a GPU where there is one.")]
+DtypeOption = Annotated[Dtype, typer.Option(help="What the weights are computed in.")]
+TowerOption = Annotated[
+    str | None,
+    typer.Option(help="Another vision tower in its place: an open_clip/FARE/TeCoA file or a Hugging Face folder."),
+]
+
+QuantizeOption = Annotated[
+    Bits | None, typer.Option(help="Language model in 4 or 8 bits (bitsandbytes); the vision tower stays.")
+]
+LogJsonOption = Annotated[
+    str | None,
+    typer.Option(metavar="FILE", help="Append a JSON line an event, with rate and score; - is stdout, without tables."),
+]
+DeviceMapOption = Annotated[
+    Spread | None, typer.Option(help="Spread the model over GPUs and memory (accelerate), in place of --device.")
+]
+
+TargetOption = Annotated[str | None, typer.Option(help="The text --attack targeted wants the model to say.")]
+EpsOption = Annotated[str, typer.Option(help="Budget in [0, 1] pixel units: 4/255, 0.0157; under L2 a length: 2.0.")]
+NormOption = Annotated[NormName | None, typer.Option(help="Of the budget; the attack's own if left out.")]
+StepsOption = Annotated[int | None, typer.Option(help="Gradient steps; the attack's own number if left out.")]
+SeedOption = Annotated[int | None, typer.Option(help="Draws the samples and the noise; the preset's if left out.")]
+PresetOption = Annotated[
+    str | None, typer.Option(help="Protocol, by name or YAML file; scenes for embedded models, native for others.")
+]
+TokenizerOption = Annotated[TokenizerChoice, typer.Option(help="For CIDEr.")]

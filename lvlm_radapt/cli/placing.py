@@ -1,0 +1,53 @@
+"""Where and in what precision a model is loaded, and the protocol that fits it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from lvlm_radapt.cli.group import Processes
+from lvlm_radapt.cli.options import Bits, Dtype, Spread
+from lvlm_radapt.errors import UserError
+
+
+def device_named(name: str) -> str:
+    import torch
+
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise UserError(f"--device {name!r} is no device: use auto, cpu, cuda or cuda:N") from error
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise UserError(f"--device {name}: no CUDA device is available here, use --device cpu")
+    if Processes.group is not None and name == "cuda":
+        from eval_tasks.processes import local_rank
+
+        # a launcher may show every process one GPU alone
+        return f"cuda:{local_rank() % torch.cuda.device_count()}"
+    return name
+
+
+def place_of(device: str, dtype: Dtype, quantize: Bits | None, device_map: Spread | None) -> dict[str, Any]:
+    """The keywords of `load_model` behind these flags."""
+    import torch
+
+    if device_map is not None and device != "auto":
+        raise UserError("--device and --device-map exclude each other: leave one out")
+    if device_map is not None and Processes.group is not None:
+        raise UserError("--device-map spreads one model over all GPUs: run it as a single process, without a launcher")
+    return {
+        "device": "cpu" if device_map is not None else device_named(device),
+        "dtype": getattr(torch, dtype.value),
+        "quantize": quantize.value if quantize else None,
+        "device_map": device_map.value if device_map else None,
+    }
+
+
+def default_preset(model: str) -> str:
+    """`scenes` for the embedded models, their adapters and exports, `native` for everything else."""
+    from lvlm_radapt.checkpoint import base_name
+    from lvlm_radapt.export import exported_from
+    from lvlm_radapt.models.load import EMBEDDED
+
+    return "scenes" if exported_from(base_name(model)) in EMBEDDED else "native"

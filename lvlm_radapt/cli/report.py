@@ -1,0 +1,30 @@
+"""`lvlm-radapt report`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from lvlm_radapt.cli.app import app, progress_console
+from lvlm_radapt.cli.group import leave_it_to_the_first
+from lvlm_radapt.cli.options import TableFormat
+from lvlm_radapt.cli.tables import print_tables
+
+
+@app.command()
+def report(
+    runs: Annotated[list[Path], typer.Argument(metavar="DIR...", help="Finished run folders.")],
+    out: Annotated[Path, typer.Option(help="The HTML file to write.")] = Path("report.html"),
+    form: Annotated[TableFormat, typer.Option("--format", help="Of the table on stdout.")] = TableFormat.table,
+) -> None:
+    """Compare finished runs: one table (transfer and adaptive side by side) and one HTML report."""
+    leave_it_to_the_first()
+    from eval_tasks.records import read_run
+    from eval_tasks.report import write_report
+
+    read = [read_run(path) for path in runs]
+    write_report(read, out)
+    print_tables(read, form)
+    progress_console.print(f"report: {out}", soft_wrap=True)

@@ -1,0 +1,52 @@
+"""What a stopped command says about going on, and its progress until then."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+
+from lvlm_radapt.cli.app import progress_console
+from lvlm_radapt.errors import Stopped, Unfinished
+from lvlm_radapt.progress import Announce, JsonLines, bars
+
+
+@contextmanager
+def resumable(again: str, saved: Callable[[], str] = lambda: "what is done is saved") -> Iterator[None]:
+    """Inside, Ctrl-C and SIGTERM tell how to go on; so does memory that does not suffice for one image."""
+    import torch
+
+    try:
+        yield
+    except Stopped as stop:
+        stop.advice = f"{saved()}; go on with: {again}"
+        raise
+    except torch.OutOfMemoryError as error:
+        raise Unfinished(f"out of memory, even for one image; {saved()}; free some and go on with: {again}") from error
+
+
+def progress(log: JsonLines | None = None) -> AbstractContextManager[Announce]:
+    return bars(progress_console, log)
+
+
+def command_line(*more: str) -> str:
+    arguments = sys.argv[1:]
+    return shlex.join(["lvlm-radapt", *arguments, *(one for one in more if one not in arguments)])
+
+
+def saved_in(out: Path) -> Callable[[], str]:
+    """Says how many samples a run folder holds."""
+
+    def saved() -> str:
+        from eval_tasks.records import RunFolder
+
+        try:
+            total = json.loads((out / "run.json").read_bytes())["ids"]["n"]
+            return f"{len(RunFolder(out).done_ids())} of {total} samples are saved in {out}"
+        except (OSError, ValueError, KeyError, TypeError):  # stopped before the folder was there
+            return "nothing was begun"
+
+    return saved

@@ -1,0 +1,131 @@
+"""`lvlm-radapt robustify`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from lvlm_radapt.cli.app import app, console
+from lvlm_radapt.cli.group import leave_it_to_the_first
+from lvlm_radapt.cli.options import (
+    DeviceMapOption,
+    DeviceOption,
+    Dtype,
+    DtypeOption,
+    MixName,
+    ModelArgument,
+    QuantizeOption,
+    TowerOption,
+)
+from lvlm_radapt.cli.placing import place_of
+from lvlm_radapt.errors import UserError
+
+
+@app.command()
+def robustify(
+    model: ModelArgument,
+    out: Annotated[Path, typer.Option(help="A new or empty folder for what is written.")],
+    cutoff: Annotated[
+        float | None,
+        typer.Option(help="D0 of the Gaussian filter, cycles per 224 px; above 0.", show_default="40"),
+    ] = None,
+    no_filter: Annotated[bool, typer.Option("--no-filter", help="Leave the filter out.")] = False,
+    alpha: Annotated[
+        float | None, typer.Option(help="Weight of the anchor; 0 leaves it out.", show_default="1")
+    ] = None,
+    mix: Annotated[
+        MixName | None, typer.Option(help="(1 - alpha) r + alpha A, or r + alpha A.", show_default="interpolate")
+    ] = None,
+    tower: TowerOption = None,
+    export: Annotated[
+        bool, typer.Option("--export", help="Write a whole model folder that needs transformers alone.")
+    ] = False,
+    fold: Annotated[
+        bool, typer.Option("--fold", help="Write plain stock weights with the anchor in them, for any server.")
+    ] = False,
+    device: DeviceOption = "auto",
+    device_map: DeviceMapOption = None,
+    dtype: DtypeOption = Dtype.float32,
+    quantize: QuantizeOption = None,
+) -> None:
+    """Protect MODEL: write an adapter folder that every other command takes as a model.
+
+    With --export a whole model, which transformers opens with trust_remote_code=True and refuses to open
+    unprotected. With --fold plain weights, where the anchor is one vector (Qwen2-VL and 2.5); the filter must
+    then run on images before they reach the model. Of an adapter folder both write the defence that is in it.
+
+    The anchor is the training-free one: the encoder's own first attention output on a white image.
+    """
+    leave_it_to_the_first()
+    import lvlm_radapt as package
+    from lvlm_radapt.checkpoint import save_adapter
+    from lvlm_radapt.folders import check_new_folder
+    from lvlm_radapt.models.load import is_encoder, is_robustified, load_any
+
+    if export and fold:
+        raise UserError("--export and --fold write different folders: choose one")
+    knobs = {"cutoff": cutoff, "alpha": alpha, "mix": mix and mix.value}
+    chosen: dict[str, Any] = {name: value for name, value in knobs.items() if value is not None}
+    if no_filter:
+        chosen["cutoff"] = None
+    config = package.RAdaptConfig(**chosen)
+    protected_already = is_robustified(model)
+    if protected_already:
+        given = [f"--{name}" if value is not None else "--no-filter" for name, value in chosen.items()]
+        _check_robustified(model, given, written_whole=export or fold)
+    check_new_folder(out)
+    encoder = is_encoder(model)
+    if encoder and (export or fold):
+        raise UserError(
+            f"{model} is an image encoder: --export and --fold are for vision-language models, leave them out"
+        )
+    loaded = load_any(model, tower=tower, **place_of(device, dtype, quantize, device_map))
+    protected = loaded if protected_already else package.robustify(loaded, config)
+    if export or fold:
+        _write_model(protected, out, fold=fold)
+        return
+    save_adapter(protected, out)
+    console.print(f"{out}: {model} protected by {config.describe()}", soft_wrap=True)
+    task, attack = ("imagefolder", "apgd-ce") if encoder else ("coco", "e2e")
+    console.print(
+        f"next: lvlm-radapt eval {out} --task {task} --data DIR --attack {attack} --eps 4/255 --out RUN", soft_wrap=True
+    )
+
+
+def _check_robustified(model: str, given: list[str], *, written_whole: bool) -> None:
+    """UserError for what cannot be asked of a folder that is robustified already."""
+    from lvlm_radapt.checkpoint import base_name
+    from lvlm_radapt.export import exported_from
+
+    if given:
+        base = exported_from(base_name(model))
+        raise UserError(f"{model} has its settings already: leave {' and '.join(given)} out, or robustify {base} anew")
+    if not written_whole:
+        raise UserError(f"{model} is robustified already: use it as it is, or write it whole with --export or --fold")
+
+
+def _write_model(protected: Any, out: Path, *, fold: bool) -> None:
+    from lvlm_radapt.export import export_model
+    from lvlm_radapt.fold import FILTER, fold_model
+
+    config = protected.radapt
+    if fold:
+        fold_model(protected, out)
+        console.print(f"{out}: {protected.name} as plain weights, the white anchor folded in", soft_wrap=True)
+        if config.cutoff is not None:
+            console.print(
+                f"The filter (cutoff {config.cutoff:g}) is NOT in the weights: pass every image through "
+                f"filter_image of {out / FILTER} first, or the model is only half protected.",
+                soft_wrap=True,
+            )
+        return
+    export_model(protected, out)
+    console.print(f"{out}: {protected.name} with {config.describe()} inside", soft_wrap=True)
+    console.print(
+        f"load: AutoModelForImageTextToText.from_pretrained({str(out)!r}, trust_remote_code=True); "
+        f"every lvlm-radapt command takes it as a model too",
+        soft_wrap=True,
+        markup=False,
+    )

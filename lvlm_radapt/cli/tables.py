@@ -1,0 +1,22 @@
+"""The comparison of finished runs on stdout."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+from lvlm_radapt.cli.app import console
+from lvlm_radapt.cli.options import TableFormat
+
+
+def print_tables(runs: list[Any], form: TableFormat = TableFormat.table) -> None:
+    """The comparison of `runs` on stdout, a table a preset."""
+    from eval_tasks.report import tables
+
+    for table in tables(runs).values():
+        if form is TableFormat.markdown:
+            sys.stdout.write(table.to_markdown() + "\n")
+        elif form is TableFormat.csv:
+            sys.stdout.write(table.to_csv())
+        else:
+            console.print(table.to_rich())
