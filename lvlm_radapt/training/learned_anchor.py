@@ -15,6 +15,7 @@ Qwen3-VL adds positions: its anchor has the rows of the usual grid and is interp
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -312,6 +313,20 @@ class _Learning:
             with torch.no_grad():
                 total += float(distance(attacked, index).sum())
         return total / (self._count * self._unit)
+
+
+def notes_of(found: LearnedAnchor, settings: LearnSettings) -> str:
+    """How the anchor was learned and how that went, as JSON text."""
+    told = {
+        "images": found.images,
+        "images_sha256": found.digest,
+        "settings": dataclasses.asdict(settings),
+        "alpha": found.alpha,
+        "loss": found.history,
+        "probes": [dataclasses.asdict(probe) for probe in found.probes],
+        "undefended_attacked": found.undefended,
+    }
+    return json.dumps(told, indent=1) + "\n"
 
 
 def read_features(model: PixelModel, batch: PixelBatch) -> Tensor:
