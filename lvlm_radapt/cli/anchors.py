@@ -21,6 +21,9 @@ if TYPE_CHECKING:
     from lvlm_radapt.training.learned_anchor import LearnedAnchor, LearnSettings
 
 
+IMAGES = 2000  # as many as the paper learns from
+
+
 @dataclass(frozen=True)
 class AnchorChoice:
     """What the flags say. learning: those of `LearnSettings` that were given, `eps` as written.
@@ -32,7 +35,7 @@ class AnchorChoice:
     out: Path
     guide: str | None
     images: Path | None
-    count: int
+    count: int | None
     learning: Mapping[str, Any]
     resume: bool
 
@@ -45,7 +48,8 @@ class AnchorChoice:
         if kind == "learned" and self.images is None:
             raise UserError("--anchor learned needs images to learn from: add --images DIR")
         given = {f"--learn-{name.removeprefix('learn_')}": True for name in self.learning if name != "seed"}
-        given |= {"--images": self.images is not None, "--seed": "seed" in self.learning, "--resume": self.resume}
+        given |= {"--images": self.images is not None, "--learn-images": self.count is not None}
+        given |= {"--seed": "seed" in self.learning, "--resume": self.resume}
         unused = [name for name, there in given.items() if there]
         if kind != "learned" and unused:
             raise UserError(f"{unused[0]} is for --anchor learned: add that, or leave {unused[0]} out")
@@ -106,7 +110,7 @@ def _learned(choice: AnchorChoice, model: PixelModel) -> MadeAnchor:
     assert choice.images is not None
     settings = choice.settings()
     with resumable(command_line("--resume"), lambda: _saved(choice.state)), progress() as announce:
-        files = image_files(choice.images, limit=choice.count, seed=settings.seed, tell=_tell)
+        files = image_files(choice.images, limit=choice.count or IMAGES, seed=settings.seed, tell=_tell)
         found = learn_anchor(
             model, files, choice.config, settings, state=choice.state, resume=choice.resume, announce=announce
         )

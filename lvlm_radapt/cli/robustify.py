@@ -58,8 +58,9 @@ def robustify(
         Path | None, typer.Option(metavar="DIR", help="Any folder of images, no labels.", rich_help_panel=_LEARNED)
     ] = None,
     learn_images: Annotated[
-        int, typer.Option(min=1, help="How many of them, at most.", rich_help_panel=_LEARNED)
-    ] = 2000,
+        int | None,
+        typer.Option(min=1, help="How many of them, at most.", show_default="2000", rich_help_panel=_LEARNED),
+    ] = None,
     learn_eps: Annotated[
         str | None,
         typer.Option(
