@@ -42,8 +42,8 @@ from lvlm_radapt.training.state import StateFile
 _PROBED = 32  # images held back at most; a 16th of all, but two
 _PROBES = 8  # how often they are looked at after the start
 _PROBE_STEPS = 10  # of PGD then
-_DIVERGED = 4.0  # times the mean loss of the first steps
-_LOOKED_BACK = 10  # how many steps those are, and the last ones that are compared with them
+_DIVERGED = 1.5  # times the loss at the start; of unrelated features it is not much more than 2 in all
+_LOOKED_BACK = 10  # steps whose mean loss is compared with it
 
 
 @dataclass(frozen=True)
@@ -162,8 +162,8 @@ def learn_anchor(
             except _Diverged as found:
                 kept.remove()
                 raise UserError(
-                    f"learning the anchor diverges, {found} at step {work.step}: nothing is kept; lower the rate (now "
-                    f"{settings.rate:g}) or eps"
+                    f"learning the anchor diverges, {found}, at step {work.step}: nothing is kept; lower --learn-rate "
+                    f"(now {settings.rate:g}) or --learn-eps"
                 ) from found
             kept.save(work.state)
             if advance:
@@ -214,7 +214,7 @@ class _Learning:
         seeds = [(own.seed * (own.steps + 1) + self.step + 1) * own.batch + i for i in range(len(batch))]
         attacked, failed = self._attack(distance, batch, own.attack_steps, seeds)
         if failed:
-            raise _Diverged(failed)
+            raise _Diverged(f"as an attack's {failed}")
 
         def piece(rows: slice) -> tuple[float, tuple[Tensor, ...]]:
             index = list(range(len(batch)))[rows]
@@ -273,11 +273,11 @@ class _Learning:
     def _note(self, loss: float, sound: bool) -> None:
         self.history.append(loss)
         if not math.isfinite(loss) or not sound:
-            raise _Diverged("a loss or gradient that is no number")
-        first, last = self.history[:_LOOKED_BACK], self.history[-_LOOKED_BACK:]
-        before, now = sum(first) / len(first), sum(last) / len(last)
-        if now > _DIVERGED * before:
-            raise _Diverged(f"a loss of {now:.3g} after {before:.3g}")
+            raise _Diverged("with a loss or gradient that is no number")
+        last = self.history[-_LOOKED_BACK:]
+        before, now = max(self.history[0], self.probes[0].robust), sum(last) / len(last)
+        if len(last) == _LOOKED_BACK and now > _DIVERGED * before:
+            raise _Diverged(f"with a loss of {now:.3g} after {before:.3g} in the beginning")
 
     def _clean(self, batch: PixelBatch) -> Tensor:
         """The undefended model's features of the clean images."""
