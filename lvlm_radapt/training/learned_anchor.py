@@ -14,6 +14,7 @@ Qwen3-VL adds positions: its anchor has the rows of the usual grid and is interp
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import json
 import math
@@ -120,7 +121,8 @@ def learn_anchor(
         images: files to learn from (`image_files`); the first of them, at most 32, are held back for the probe.
         config: filter, mix, and the alpha to begin with.
         settings: `LearnSettings()` by default.
-        state: a file to save what was done to, at most every `save_every` seconds; whoever keeps the result removes it.
+        state: a file to save what was done to, every `save_every` seconds and when a signal ends the work; whoever
+            keeps the result removes it.
         resume: goes on from `state`, if it is there.
 
     Raises:
@@ -148,31 +150,37 @@ def learn_anchor(
         work = _Learning(model, settings, [load_pixels(model, f) for f in canvas_batches(model, held, settings.batch)])
         if saved is not None:
             work.restore(saved)
-        advance = announce("learning the anchor", settings.steps) if announce else None
-        if advance:
-            advance(work.step, "")
-        marks = {round(i * settings.steps / _PROBES) for i in range(_PROBES)}
-        for batch in pixel_batches(model, files, settings.batch, seed=settings.seed, skip=work.step):
-            if work.step in marks:
-                work.probe()
-            if work.step == settings.steps:
-                break
-            try:
-                work.learn(batch)
-            except _Diverged as found:
-                kept.remove()
-                raise UserError(
-                    f"learning the anchor diverges, {found}, at step {work.step}: nothing is kept; lower --learn-rate "
-                    f"(now {settings.rate:g}) or --learn-eps"
-                ) from found
-            kept.save(work.state)
-            if advance:
-                advance(1, work.told())
-        work.probe()
+        with kept:
+            _work_on(work, files, kept, announce)
         anchor, alpha = dataclasses.replace(start, values=work.values.detach().cpu()), float(work.alpha)
     finally:
         remove(model.hf)
     return LearnedAnchor(anchor, alpha, tuple(work.history), tuple(work.probes), work.undefended, len(images), digest)
+
+
+def _work_on(work: _Learning, files: Sequence[Path], kept: StateFile, announce: Announce | None) -> None:
+    """From the step `work` is at to the last."""
+    settings = work.settings
+    advance = announce("learning the anchor", settings.steps) if announce else None
+    if advance:
+        advance(work.step, "")
+    marks = {round(i * settings.steps / _PROBES) for i in range(_PROBES)}
+    batches = pixel_batches(work.model, files, settings.batch, seed=settings.seed, skip=work.step)
+    while work.step < settings.steps:
+        if work.step in marks:
+            work.probe()
+        try:
+            work.learn(next(batches))
+        except _Diverged as found:
+            kept.remove()
+            raise UserError(
+                f"learning the anchor diverges, {found}, at step {work.step}: nothing is kept; lower --learn-rate "
+                f"(now {settings.rate:g}) or --learn-eps"
+            ) from found
+        kept.note(work.state())
+        if advance:
+            advance(1, work.told())
+    work.probe()
 
 
 class _Diverged(Exception):
@@ -247,13 +255,13 @@ class _Learning:
         return f"loss {self.history[-1]:.3f}, held-back images clean {seen.clean:.3f}, attacked {seen.robust:.3f}"
 
     def state(self) -> dict[str, Any]:
-        """What `restore` takes."""
+        """A copy of what `restore` takes."""
         return {
             "step": self.step,
-            "values": self.values.detach(),
-            "alpha": self.alpha.detach(),
-            "adam": self._adam.state_dict(),
-            "history": self.history,
+            "values": self.values.detach().clone(),
+            "alpha": self.alpha.detach().clone(),
+            "adam": copy.deepcopy(self._adam.state_dict()),
+            "history": list(self.history),
             "probes": [dataclasses.astuple(probe) for probe in self.probes],
         }
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +16,25 @@ from lvlm_radapt.models.weights import read_pickle
 
 class StateFile:
     """path: None for no file at all. identity: what the result depends on, plain values; a file of another one is
-    refused. every: seconds between two savings."""
+    refused. every: seconds between two savings.
+
+    As a context it saves the last state that was noted also when a signal or an error ends the block, but not when a
+    UserError does: what it is about is in the state too.
+    """
 
     def __init__(self, path: Path | None, identity: Mapping[str, Any], *, every: float = 10.0) -> None:
         self.path = path
         self.identity = dict(identity)
         self.every = every
         self._saved = time.monotonic()
+        self._last: Mapping[str, Any] | None = None
+
+    def __enter__(self) -> StateFile:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is not None and not issubclass(kind, UserError) and self._last is not None:
+            self._write(self._last)
 
     def begin(self, *, resume: bool) -> dict[str, Any] | None:
         """The state to go on from, None to begin anew. UserError for a file that is there and was not asked for, is
@@ -45,15 +57,22 @@ class StateFile:
                 )
         return state
 
-    def save(self, state: Callable[[], Mapping[str, Any]], *, now: bool = False) -> None:
-        """Writes `state()` aside and renames it, if it is time (or `now`). UserError when that cannot be done."""
-        if self.path is None or not (now or time.monotonic() - self._saved >= self.every):
+    def note(self, state: Mapping[str, Any]) -> None:
+        """`state`, which nothing changes any more, is the one to go on from; saved if it is time. UserError when that
+        cannot be done."""
+        self._last = state
+        if time.monotonic() - self._saved >= self.every:
+            self._write(state)
+
+    def _write(self, state: Mapping[str, Any]) -> None:
+        """Aside, then renamed."""
+        if self.path is None:
             return
         aside = self.path.with_name(f".{self.path.name}.partial")
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             with aside.open("wb") as file:
-                torch.save({"identity": self.identity, "state": dict(state())}, file)
+                torch.save({"identity": self.identity, "state": dict(state)}, file)
                 file.flush()
                 os.fsync(file.fileno())
             aside.replace(self.path)
