@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -77,7 +78,8 @@ class StateFile:
                 os.fsync(file.fileno())
             aside.replace(self.path)
         except (OSError, RuntimeError) as error:  # torch's writer has an error of its own for a full disk
-            aside.unlink(missing_ok=True)
+            with suppress(OSError):
+                aside.unlink()
             reason = error.strerror if isinstance(error, OSError) else None
             raise UserError(f"cannot write {self.path}: {reason or 'is the disk full?'}") from error
         self._saved = time.monotonic()
