@@ -57,6 +57,12 @@ def shelf(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
+@pytest.fixture(autouse=True)
+def _few_probes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(learned_anchor, "_PROBES", 2)
+    monkeypatch.setattr(learned_anchor, "_PROBE_STEPS", 2)
+
+
 def _learn(shelf: Path, name: str = "clip", settings: LearnSettings = SHORT, **more: Any) -> LearnedAnchor:
     config = more.pop("config", LEARNED)
     return learn_anchor(load_any(shelf / name), image_files(shelf / "images"), config, settings, **more)
@@ -211,7 +217,7 @@ def test_learning_brings_attacked_images_nearer_to_the_original(shelf: Path) -> 
     assert last.robust < 0.8 * first.robust
     assert last.clean < first.clean
     assert np.mean(found.history[-5:]) < 0.8 * np.mean(found.history[:3])
-    assert [probe.step for probe in found.probes] == [0, 5, 10, 15, 20, 25, 30, 35, 40]
+    assert [probe.step for probe in found.probes] == [0, 20, 40]
     assert len(found.history) == 40
 
 
@@ -221,8 +227,7 @@ def test_the_seed_makes_the_result(shelf: Path) -> None:
     assert not _same(first, _learn(shelf, settings=dataclasses.replace(SHORT, seed=1)))
 
 
-@pytest.mark.parametrize("at", [1, 2, 4, 5])
-@pytest.mark.parametrize("name", ["clip", "qwen2.5"])
+@pytest.mark.parametrize(("name", "at"), [("clip", 1), ("clip", 3), ("clip", 5), ("qwen2.5", 2)])
 def test_learning_that_was_stopped_goes_on_to_the_same_bits(shelf: Path, tmp_path: Path, name: str, at: int) -> None:
     settings = dataclasses.replace(SHORT, learn_alpha=True)
     whole = _learn(shelf, name, settings)
@@ -419,7 +424,7 @@ def test_a_stopped_command_says_how_to_go_on_and_does(
 
     def killed(*given: Any, **how: Any) -> Any:
         calls.append(how)
-        if len(calls) == 5:  # two probes, a step, a probe: within the second step
+        if len(calls) == 4:  # two probes, a step: within the second step
             os.kill(os.getpid(), signal.SIGTERM)
         return attack(*given, **how)
 
