@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from lvlm_radapt.errors import UserError
 from lvlm_radapt.towers import Tower
@@ -72,6 +72,17 @@ def tower_parts(tower: Tower) -> dict[str, list[str]]:
         else:
             head.append(name)
     return parts | {HEAD: head}
+
+
+def tower_blocks(tower: Tower) -> Sequence[nn.Module]:
+    """The tower's blocks, first to last."""
+    module: Any = tower.module.get_submodule(_LAYOUTS[tower.family].blocks.rstrip("."))
+    return list(module)
+
+
+def patch_embedding(tower: Tower) -> nn.Conv2d | nn.Conv3d:
+    """The convolution that makes tokens of patches: weight [D, 3, p, p], with a frame axis (Qwen) [D, 3, T, p, p]."""
+    return next(module for module in tower.module.modules() if isinstance(module, nn.Conv2d | nn.Conv3d))
 
 
 def replace_parts(tower: Tower, guide_tower: Tower, parts: Sequence[str]) -> None:
