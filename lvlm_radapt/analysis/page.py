@@ -9,6 +9,8 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
+from lvlm_radapt.plots.analysis import DOTS_PER_INCH
+
 
 def analysis_page(document: Mapping[str, Any], figures: Mapping[str, tuple[bytes, bytes]]) -> str:
     """HTML of what analysis.json holds, with its figures (PNG for light and dark) inside."""
@@ -20,7 +22,8 @@ def analysis_page(document: Mapping[str, Any], figures: Mapping[str, tuple[bytes
         lstrip_blocks=True,
     )
     environment.filters["basename"] = lambda text: Path(text).name
-    pictures = {name: tuple(map(_uri, both)) for name, both in figures.items()}
+    environment.filters["short"] = lambda text: Path(text).name if Path(text).is_absolute() else text
+    pictures = {name: (*map(_uri, both), _width(both[0])) for name, both in figures.items()}
     return environment.get_template("analysis.html.j2").render(
         document=document, figures=pictures, findings=_findings(document)
     )
@@ -61,6 +64,11 @@ def _findings(document: Mapping[str, Any]) -> dict[str, str]:
             f"standard encoder, by {100 * spread['robust']:.1f} % in the robust twin."
         )
     return found
+
+
+def _width(png: bytes) -> int:
+    """How wide the figure is shown at most, in CSS pixels: a little over its size in print."""
+    return round(int.from_bytes(png[16:20], "big") / DOTS_PER_INCH * 100)
 
 
 def _uri(png: bytes) -> str:

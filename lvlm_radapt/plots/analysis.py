@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import ArrayLike, NDArray
@@ -29,6 +30,7 @@ class Look:
 
 
 LIGHT = Look("#fcfcfb", "#3d444e", "#dcdfe4", "#6b7280", "#2f6db3", "#b3452c", "#6b7280", "#2c7a55")
+DOTS_PER_INCH = 160
 DARK = Look("#14171b", "#c3cad3", "#343a43", "#9aa3b0", "#7fb0ea", "#ea8a6e", "#9aa3b0", "#6cc49a")
 
 
@@ -36,7 +38,7 @@ def cka_figure(matrix: ArrayLike, layers: Sequence[str], look: Look = LIGHT) -> 
     """matrix [L, L]: CKA of the standard encoder's layers (rows) and the robust twin's (columns), named `layers`; NaN
     is left blank."""
     values = np.asarray(matrix, dtype=np.float64)
-    figure = _figure(look, 5.4, 4.7)
+    figure = _figure(look, 6.4, 5.2)
     axes = figure.add_subplot()
     shown = axes.imshow(values, origin="lower", cmap="magma", vmin=0, vmax=1, interpolation="nearest")
     every = max(1, len(layers) // 12)
@@ -49,6 +51,7 @@ def cka_figure(matrix: ArrayLike, layers: Sequence[str], look: Look = LIGHT) -> 
         for (row, column), value in np.ndenumerate(values):
             colour = "#000000" if value > 0.6 else "#ffffff"
             axes.text(column, row, f"{value:.2f}", ha="center", va="center", fontsize=8, color=colour)
+    _colours(axes, look)
     _bar(figure, axes, shown, "linear CKA (no unit)", look)
     return figure
 
@@ -91,7 +94,7 @@ def kernel_figure(standard: ArrayLike, robust: ArrayLike, look: Look = LIGHT) ->
     """[p, p] mean magnitudes of the patch embedding's kernels, frequency 0 in the centre: both encoders on one scale,
     and robust minus standard, red where the robust twin is stronger."""
     before, after = (np.asarray(one, dtype=np.float64) for one in (standard, robust))
-    figure = _figure(look, 10.6, 3.4)
+    figure = _figure(look, 10.6, 3.1)
     panels: Any = figure.subplots(1, 3)
     extent = _extent(before.shape, before.shape)
     top = max(before.max(), after.max())
@@ -103,13 +106,16 @@ def kernel_figure(standard: ArrayLike, robust: ArrayLike, look: Look = LIGHT) ->
         {"cmap": "RdBu_r", "vmin": -limit, "vmax": limit},
     )
     titles = ("standard", "robust twin", "robust minus standard")
+    shown: list[Any] = []
     for axes, values, title, scale in zip(panels, (before, after, shift), titles, scales, strict=True):
-        shown = axes.imshow(values, origin="lower", extent=extent, interpolation="nearest", **scale)
+        shown.append(axes.imshow(values, origin="lower", extent=extent, interpolation="nearest", **scale))
         axes.set_title(title, color=look.text, fontsize=10)
         axes.set_xlabel("horizontal, cycles per patch")
         axes.xaxis.set_major_locator(MaxNLocator(7, integer=True))
         axes.yaxis.set_major_locator(MaxNLocator(7, integer=True))
-        _bar(figure, axes, shown, "mean magnitude", look)
+        _colours(axes, look)
+    _bar(figure, panels[:2], shown[0], "mean magnitude", look)
+    _bar(figure, panels[2], shown[2], "mean magnitude, difference", look)
     panels[0].set_ylabel("vertical, cycles per patch")
     return figure
 
@@ -118,28 +124,37 @@ def perturbation_figure(
     standard: ArrayLike, robust: ArrayLike, profiles: Mapping[str, Sequence[float]], look: Look = LIGHT
 ) -> Figure:
     """[H, W] mean magnitudes (in 1/255) of the perturbations that attack either encoder, frequency 0 in the centre, and
-    `profiles`: frequency (cycles per pixel), standard, robust, their means over rings."""
+    `profiles`: frequency (cycles per pixel), standard, robust, their means over rings. Magnitudes on a log scale."""
     before, after = (np.asarray(one, dtype=np.float64) for one in (standard, robust))
-    figure = _figure(look, 10.6, 3.4)
-    panels: Any = figure.subplots(1, 3, width_ratios=(1, 1, 1.15))
+    figure = _figure(look, 10.6, 3.3)
+    panels: Any = figure.subplots(1, 3)
     extent = _extent(before.shape, (1, 1))
-    low, high = min(before.min(), after.min()), max(before.max(), after.max())
-    for axes, values, title in zip(
-        panels, (before, after), ("attack on the standard encoder", "attack on the robust twin"), strict=False
-    ):
+    top = max(float(before.max()), float(after.max()), 1e-6)
+    least = max(min(float(before.min()), float(after.min())), top / 1e4)  # a log scale has no 0
+    titles = ("attack on the standard encoder", "attack on the robust twin")
+    shown: Any = None
+    for axes, values, title in zip(panels, (before, after), titles, strict=False):
         shown = axes.imshow(
-            values, origin="lower", extent=extent, cmap="viridis", vmin=low, vmax=high, interpolation="nearest"
+            values.clip(least),
+            origin="lower",
+            extent=extent,
+            cmap="viridis",
+            norm=LogNorm(least, top),
+            interpolation="nearest",
         )
         axes.set_title(title, color=look.text, fontsize=10)
         axes.set_xlabel("horizontal, cycles per pixel")
-        _bar(figure, axes, shown, "mean magnitude, 1/255", look)
+        _colours(axes, look)
+    _bar(figure, panels[:2], shown, "mean magnitude, 1/255", look)
     panels[0].set_ylabel("vertical, cycles per pixel")
     axes = panels[2]
-    axes.plot(profiles["frequency"], profiles["standard"], color=look.standard, label="standard", linewidth=1.8)
-    axes.plot(profiles["frequency"], profiles["robust"], color=look.robust, label="robust twin", linewidth=1.8)
+    axes.set_box_aspect(1)
+    for name, label, colour in (("standard", "standard", look.standard), ("robust", "robust twin", look.robust)):
+        axes.plot(profiles["frequency"], np.clip(profiles[name], least, None), color=colour, label=label, linewidth=1.8)
+    axes.set_yscale("log")
+    axes.set_title("mean over rings", color=look.text, fontsize=10)
     axes.set_xlabel("frequency, cycles per pixel")
     axes.set_ylabel("mean magnitude, 1/255")
-    axes.set_ylim(bottom=0)
     axes.legend(frameon=False, labelcolor=look.text, fontsize=9)
     _tidy(axes, look)
     return figure
@@ -159,16 +174,8 @@ def attention_figure(rows: Sequence[Mapping[str, Any]], look: Look = LIGHT) -> F
         image: NDArray[np.float64] = np.asarray(row["image"])
         line[0].imshow(image, interpolation="nearest")
         for axes, title in zip(line[1:], titles, strict=True):
-            extent = (0, image.shape[1], image.shape[0], 0)
-            axes.imshow(image.mean(2), cmap="gray", vmin=0, vmax=1, extent=extent, interpolation="nearest")
             shown = axes.imshow(
-                np.asarray(row["maps"][title]),
-                cmap="inferno",
-                vmin=0,
-                vmax=top,
-                alpha=0.78,
-                extent=extent,
-                interpolation="nearest",
+                np.asarray(row["maps"][title]), cmap="inferno", vmin=0, vmax=top, interpolation="nearest"
             )
         for axes in line:
             axes.set_xticks([])
@@ -177,15 +184,14 @@ def attention_figure(rows: Sequence[Mapping[str, Any]], look: Look = LIGHT) -> F
                 spine.set_visible(False)
     for axes, title in zip(panels[0], ["clean image", *titles], strict=True):
         axes.set_title(title, color=look.text, fontsize=9.5)
-    bar = figure.colorbar(shown, ax=panels, fraction=0.03, pad=0.02)
-    _dress(bar, "attention a patch gets (1 = even)", look)
+    _bar(figure, panels, shown, "attention a patch gets (1 = even)", look)
     return figure
 
 
 def png(figure: Figure) -> bytes:
     """The figure as a PNG file."""
     out = io.BytesIO()
-    figure.savefig(out, format="png", dpi=160, metadata={"Software": None})
+    figure.savefig(out, format="png", dpi=DOTS_PER_INCH, metadata={"Software": None})
     return out.getvalue()
 
 
@@ -204,9 +210,9 @@ def _extent(shape: tuple[int, ...], cycles: tuple[int, int]) -> tuple[float, flo
     return left, right, bottom, top
 
 
-def _bar(figure: Figure, axes: Axes, shown: Any, label: str, look: Look) -> None:
+def _bar(figure: Figure, axes: Any, shown: Any, label: str, look: Look) -> None:
+    """A colour bar beside one axes, or beside several that share it."""
     _dress(figure.colorbar(shown, ax=axes, fraction=0.046, pad=0.04), label, look)
-    _colours(axes, look)
 
 
 def _dress(bar: Any, label: str, look: Look) -> None:
