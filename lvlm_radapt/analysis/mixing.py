@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import copy
+import os
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
 
+from lvlm_radapt.errors import UserError
 from lvlm_radapt.models.base import PixelModel
+from lvlm_radapt.models.load import is_robustified, load_any
 from lvlm_radapt.parts import ATTENTION, EMBEDDING, HEAD, replace_parts, tower_parts
 from lvlm_radapt.towers import find_tower
 
@@ -18,6 +21,18 @@ class Step(NamedTuple):
 
     name: str
     parts: tuple[str, ...]
+
+
+def open_guide(name: str | os.PathLike[str], model: PixelModel) -> PixelModel:
+    """The robust twin of that name, whole (a CLIP's projection is part of it), on the model's device in its dtype.
+
+    UserError for one with R-Adapt in it, and as for `load_any`.
+    """
+    if is_robustified(name):
+        raise UserError(
+            f"{os.fspath(name)} has R-Adapt in it and is no guide: name an adversarially fine-tuned encoder"
+        )
+    return load_any(name, device=model.device, dtype=model.dtype)
 
 
 class Mixed:
@@ -37,7 +52,10 @@ class Mixed:
         self._own = {name: value.detach().clone() for name, value in self._weights().items()}
         self._projection = _same_projection(model, guide)
         self.notes = _differences(model, guide)
-        self.take(self.parts)  # what does not fit is told before any work
+        try:
+            self.take(self.parts)  # what does not fit is told before any work
+        except UserError as error:
+            raise UserError(f"{guide.name} is no robust twin of {model.name}: {error}") from error
         self.take(())
 
     def steps(self) -> list[Step]:

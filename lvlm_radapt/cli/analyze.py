@@ -69,9 +69,9 @@ def analyze(
     from eval_tasks.planning import plan_attack
     from eval_tasks.presets import load_attack, load_protocol, load_task_config
     from eval_tasks.runner import EvalSettings
+    from lvlm_radapt.analysis.mixing import open_guide
     from lvlm_radapt.analysis.study import Asked, analyse
     from lvlm_radapt.models.load import is_encoder, is_robustified, load_any
-    from lvlm_radapt.models.replacing import open_guide
 
     if (task is None) != (data is None):
         raise UserError("--task and --data go together: give both for scores, neither to leave them out")

@@ -9,36 +9,32 @@ from collections.abc import Sequence
 from lvlm_radapt.errors import UserError
 from lvlm_radapt.export import refuse_unwritable, save_companions
 from lvlm_radapt.folders import new_folder
+from lvlm_radapt.guides import load_guide
 from lvlm_radapt.models.base import LVLM, PixelModel
-from lvlm_radapt.models.load import is_robustified, load_any
 from lvlm_radapt.parts import replace_parts
 from lvlm_radapt.towers import find_tower
 
 RECORD = "replaced_parts.json"
 
 
-def open_guide(name: str | os.PathLike[str], model: PixelModel) -> PixelModel:
-    """The robust twin of that name, on the model's device in its dtype; UserError for one with R-Adapt in it."""
-    if is_robustified(name):
-        raise UserError(f"{os.fspath(name)} is robustified: a guide is a plain robust encoder, name its base")
-    return load_any(name, device=model.device, dtype=model.dtype)
+def write_replaced(
+    model: PixelModel, guide: str | os.PathLike[str], parts: Sequence[str], out: str | os.PathLike[str]
+) -> None:
+    """Copy those parts of the guide's tower into the model's, in place, and write the model, of its stock class, to
+    the new folder `out`: a checkpoint with neither filter nor anchor, which transformers and `load_any` open.
 
+    guide: what `lvlm_radapt.guides.load_guide` opens. parts: of `lvlm_radapt.parts.tower_parts`. Weights keep the dtype
+    the model is opened in. replaced_parts.json says what was done; nothing reads it.
 
-def replace_from(model: PixelModel, guide: PixelModel, parts: Sequence[str]) -> None:
-    """Copies those parts of the guide's tower into the model's, in place; see `lvlm_radapt.parts.replace_parts`."""
-    try:
-        replace_parts(find_tower(model.hf), find_tower(guide.hf), parts)
-    except UserError as error:
-        raise UserError(f"{guide.name} into {model.name}: {error}") from error
-
-
-def write_plain(model: PixelModel, out: str | os.PathLike[str], *, guide: str, parts: Sequence[str]) -> None:
-    """Write the model as it stands, of its stock class, to the new folder `out`.
-
-    Weights keep the dtype they are opened in. replaced_parts.json says which parts are the guide's; nothing reads it.
-    UserError when the weights are quantised or offloaded, or `out` is not empty or cannot be written.
+    UserError, one line, for a guide or parts that do not fit, a model with R-Adapt in it, quantised or offloaded
+    weights, and `out` that is not empty or cannot be written.
     """
     refuse_unwritable(model)
+    twin = load_guide(guide, model)
+    try:
+        replace_parts(find_tower(model.hf), twin, parts)
+    except UserError as error:
+        raise UserError(f"{os.fspath(guide)} into {model.name}: {error}") from error
     with new_folder(out) as folder:
         model.hf.save_pretrained(folder)
         if isinstance(model, LVLM):
@@ -47,5 +43,5 @@ def write_plain(model: PixelModel, out: str | os.PathLike[str], *, guide: str, p
             model.image_processor.save_pretrained(folder)
             if model.tokenizer is not None:
                 model.tokenizer.save_pretrained(folder)
-        record = {"base": model.label, "guide": guide, "parts": [*parts]}
+        record = {"model": model.label, "guide": os.fspath(guide), "parts": [*parts]}
         (folder / RECORD).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
