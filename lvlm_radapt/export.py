@@ -32,7 +32,7 @@ from lvlm_radapt.documents import read_json, read_own, validated
 from lvlm_radapt.errors import UserError
 from lvlm_radapt.folders import new_folder
 from lvlm_radapt.inject import inject, injected_anchor, injected_config, injected_white
-from lvlm_radapt.models.base import LVLM, Geometry
+from lvlm_radapt.models.base import LVLM, Geometry, PixelModel
 from lvlm_radapt.models.load import embedded_models, load_base
 from lvlm_radapt.models.opening import Opening
 from lvlm_radapt.models.weights import checkpoint_file, read_tensors, weight_files
@@ -206,7 +206,7 @@ def stock_checkpoint(folder: str | os.PathLike[str]) -> StockCheckpoint:
     return StockCheckpoint(settings.model_type, config | {"model_type": settings.model_type}, weights)
 
 
-def refuse_unwritable(model: LVLM) -> None:
+def refuse_unwritable(model: PixelModel) -> None:
     """UserError for a model whose weights are quantised or lie elsewhere than in memory."""
     if getattr(model.hf, "quantization_method", None) is not None:
         raise UserError(

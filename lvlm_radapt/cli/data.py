@@ -23,6 +23,9 @@ def scenes(
     per_class: Annotated[
         int, typer.Option(min=0, help="Images of each of 36 classes for the task imagefolder, in OUT/classes; 0: none.")
     ] = 8,
+    shifted: Annotated[
+        bool, typer.Option("--shifted", help="Unlike the training scenes: new textures, held-out pairs in each.")
+    ] = False,
 ) -> None:
     """Write procedural test scenes as COCO captions, VQAv2 and TextVQA files, and a folder of classes."""
     leave_it_to_the_first()
@@ -36,6 +39,7 @@ def scenes(
             seed=seed,
             mixed=mixed,
             per_class=per_class,
+            shifted=shifted,
             progress=lambda done, total: advance(1, f"{done} of {total}"),
         )
     console.print(f"{out}: " + ", ".join(f"{number} {name}" for name, number in written.items()), soft_wrap=True)

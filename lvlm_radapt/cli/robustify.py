@@ -22,6 +22,7 @@ from lvlm_radapt.cli.options import (
     TowerOption,
 )
 from lvlm_radapt.cli.placing import place_of
+from lvlm_radapt.cli.replacing import ReplaceOption, replace_in
 from lvlm_radapt.errors import UserError
 
 _LEARNED = "Learned anchor"
@@ -54,6 +55,7 @@ def robustify(
             metavar="ENCODER", help="The robust twin: an embedded name, an open_clip/FARE/TeCoA file, a folder or id."
         ),
     ] = None,
+    replace: ReplaceOption = None,
     images: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Any folder of images, no labels.", rich_help_panel=_LEARNED)
     ] = None,
@@ -107,13 +109,19 @@ def robustify(
     The anchor is an answer of the first attention to a white image: the encoder's own (white, training-free), or that
     of an adversarially fine-tuned twin (guided, --guide). A learned one starts from the white and is optimised on
     attacked images (--images), minutes on a GPU; Ctrl-C keeps what is done: --resume goes on.
+
+    With --replace no adapter is written but the whole model, in which the parts named are the robust twin's.
     """
+    flags = dict(locals())
     leave_it_to_the_first()
     import lvlm_radapt as package
     from lvlm_radapt.checkpoint import save_adapter
     from lvlm_radapt.folders import check_new_folder
     from lvlm_radapt.models.load import is_encoder, is_robustified, load_any
 
+    if replace is not None:
+        replace_in(flags, place_of(device, dtype, quantize, device_map))
+        return
     if export and fold:
         raise UserError("--export and --fold write different folders: choose one")
     knobs = {"cutoff": cutoff, "alpha": alpha, "mix": mix and mix.value, "anchor": anchor and anchor.value}

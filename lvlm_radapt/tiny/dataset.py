@@ -44,6 +44,9 @@ _CLASSES_README = """\
 {classes}/COLOUR_SHAPE/                           other scenes of the split, of one large thing each: {per_class} images
                                                  for each pair of colour and shape
 """
+_SHIFTED_README = """\
+Shifted: textures that no training scene has, and in each image above a pair of colour and shape that none has.
+"""
 
 
 def image_stem(image_id: int) -> str:
@@ -59,6 +62,7 @@ def write_scenes(
     mixed: bool = False,
     split: scenes.Split = "test",
     per_class: int = 0,
+    shifted: bool = False,
     progress: Callable[[int, int], None] | None = None,
 ) -> dict[str, Any]:
     """Write `count` scenes to the new folder `out`, and say what was written.
@@ -69,15 +73,20 @@ def write_scenes(
     mixed: canvases of `scenes.MIXED` in turn, else all of `scenes.SQUARE`.
     per_class: further scenes of one large thing for each pair of colour and shape, in folders of their own; the pairs
         of `scenes.HELD_OUT` are left out of the training split.
+    shifted: scenes unlike the training ones: new textures, and in each of the `count` a pair that no training scene
+        has. The class folders keep all pairs, so that the choices stay the same.
     progress: called as progress(done, all) after every image.
 
     Returns {"folder", "images", "questions", "word_questions", "held_out", "classified"}: the folder and five counts.
-    UserError for a folder that is not empty or cannot be written, a count below 1, an unknown split.
+    UserError for a folder that is not empty or cannot be written, a count below 1, an unknown split, and
+    shifted training scenes.
     """
     if count < 1:
         raise UserError(f"the number of scenes must be at least 1, got {count}")
     if split not in get_args(scenes.Split):
         raise UserError(f"split {split!r} is unknown, choose one of {', '.join(get_args(scenes.Split))}")
+    if shifted and split == "train":
+        raise UserError("shifted scenes are unlike the training split: choose test or validation")
     if per_class < 0:
         raise UserError(f"the number of images a class must be at least 0, got {per_class}")
     sizes = scenes.MIXED if mixed else (scenes.SQUARE,)
@@ -88,7 +97,7 @@ def write_scenes(
         (folder / IMAGES).mkdir()
         (folder / "annotations").mkdir()
         for index in range(count):
-            scene = scenes.sample_scene(split, seed, index, sizes[index % len(sizes)])
+            scene = scenes.sample_scene(split, seed, index, sizes[index % len(sizes)], shifted=shifted)
             image_id = index + 1
             scenes.render(scene).save(folder / IMAGES / f"{image_stem(image_id)}.png")
             files.add(scene, image_id)
@@ -97,15 +106,18 @@ def write_scenes(
         for done, (colour, shape, index) in enumerate(_each(pairs, per_class), start=count + 1):
             path = folder / CLASSES / f"{colour}_{shape}" / f"{index + 1:04d}.png"
             path.parent.mkdir(parents=True, exist_ok=True)
-            scenes.render(scenes.sample_single(split, seed, index, colour, shape)).save(path)
+            scenes.render(scenes.sample_single(split, seed, index, colour, shape, shifted=shifted)).save(path)
             if progress is not None:
                 progress(done, total)
-        for name, content in files.contents(split=split, seed=seed, mixed=mixed).items():
+        origin = {"split": split, "seed": seed, "mixed": mixed} | ({"shifted": True} if shifted else {})
+        for name, content in files.contents(**origin).items():
             (folder / name).write_text(json.dumps(content) + "\n", encoding="utf-8")
         text = _README.format(
             count=count, split=split, seed=seed, sizes=", ".join(f"{h}x{w}" for h, w in sizes), images=IMAGES,
             captions=CAPTIONS, questions=QUESTIONS, annotations=ANNOTATIONS, textvqa=TEXTVQA, scenes=SCENES,
         )  # fmt: skip
+        if shifted:
+            text += _SHIFTED_README
         if per_class:
             text += _CLASSES_README.format(classes=CLASSES, per_class=per_class)
         (folder / "README.txt").write_text(text, encoding="utf-8")

@@ -5,13 +5,14 @@ a word. A `Scene` is plain data; `render` draws it, `caption`, `paraphrases` and
 Everything is a pure function of the scene (and a seed), so a data set is repeated from its seed alone.
 
 Splits are disjoint by content: a scene's words (background, shapes left to right, sign) hash to exactly one of
-train, validation and test. Some (colour, shape) pairs never occur in a training scene at all (`HELD_OUT`).
+train, validation and test. Some (colour, shape) pairs never occur in a training scene at all (`HELD_OUT`). Shifted
+scenes are unlike all that the embedded models were trained on: each has a held-out pair, on a background of `PATTERNS`.
 """
 
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Literal
 
@@ -42,6 +43,8 @@ WORDS = (
     "owl", "bee", "ant", "jam", "pen", "web", "zoo", "ice", "gym", "oak", "van", "yak",
 )  # fmt: skip
 HELD_OUT = frozenset({("red", "star"), ("blue", "ring"), ("yellow", "square"), ("purple", "triangle")})
+PATTERNS = ("stripes", "checks", "dots", "grid")
+"""Textures that no training scene has; all others are soft waves."""
 SQUARE = (112, 112)
 MIXED = ((112, 112), (112, 168), (140, 112))  # (height, width); multiples of 28, so Qwen's grids are exact
 QUESTION_TYPES = ("shape", "colour", "count", "size", "background", "word", "yesno")
@@ -73,6 +76,7 @@ class Scene:
     word: str | None
     sign: tuple[int, int] | None
     texture: int
+    pattern: str = "waves"
 
     @property
     def content(self) -> str:
@@ -98,20 +102,32 @@ def split_of(scene: Scene) -> Split:
     return "train" if bucket < 8 else "validation" if bucket == 8 else "test"
 
 
-def sample_scene(split: Split, seed: int, index: int, size: tuple[int, int] = SQUARE) -> Scene:
-    """Scene number `index` of a split at `size` = (height, width); the same arguments give the same scene."""
-    key = hashlib.sha256(f"{split}/{seed}/{index}".encode()).digest()
-    rng = np.random.Generator(np.random.PCG64(int.from_bytes(key[:16], "big")))
+def sample_scene(
+    split: Split, seed: int, index: int, size: tuple[int, int] = SQUARE, *, shifted: bool = False
+) -> Scene:
+    """Scene number `index` of a split at `size` = (height, width); the same arguments give the same scene.
+
+    shifted: one with a held-out pair, on a background of `PATTERNS`; ValueError for the training split.
+    """
+    if shifted and split == "train":
+        raise ValueError("no training scene is shifted: held-out pairs are kept from them")
+    rng = _generator(f"{split}/{seed}/{index}", shifted)
     while True:
         scene = _draw_scene(rng, *size)
-        if split_of(scene) == split and not (split == "train" and scene.held_out):
+        if split_of(scene) != split or (split == "train" and scene.held_out):
+            continue
+        if not shifted:
             return scene
+        if scene.held_out:
+            return replace(scene, pattern=str(rng.choice(PATTERNS)))
 
 
-def sample_single(split: Split, seed: int, index: int, colour: str, shape: str) -> Scene:
-    """Scene number `index` of a split that shows one large thing, of this colour and shape, on a square canvas."""
-    key = hashlib.sha256(f"{split}/{seed}/{colour} {shape}/{index}".encode()).digest()
-    rng = np.random.Generator(np.random.PCG64(int.from_bytes(key[:16], "big")))
+def sample_single(split: Split, seed: int, index: int, colour: str, shape: str, *, shifted: bool = False) -> Scene:
+    """Scene number `index` of a split that shows one large thing, of this colour and shape, on a square canvas.
+
+    shifted: on a background of `PATTERNS`, whatever the pair.
+    """
+    rng = _generator(f"{split}/{seed}/{colour} {shape}/{index}", shifted)
     while True:
         word = str(rng.choice(WORDS)) if rng.random() < 0.5 else None
         background = str(rng.choice(list(BACKGROUNDS)))
@@ -122,7 +138,12 @@ def sample_single(split: Split, seed: int, index: int, colour: str, shape: str) 
         thing = Thing(shape, colour, "large", x, y, radius)
         scene = Scene(*SQUARE, background, (thing,), word, sign, int(rng.integers(2**31)))
         if split_of(scene) == split:
-            return scene
+            return replace(scene, pattern=str(rng.choice(PATTERNS))) if shifted else scene
+
+
+def _generator(key: str, shifted: bool) -> np.random.Generator:
+    digest = hashlib.sha256((f"shifted/{key}" if shifted else key).encode()).digest()
+    return np.random.Generator(np.random.PCG64(int.from_bytes(digest[:16], "big")))
 
 
 def _draw_scene(rng: np.random.Generator, height: int, width: int) -> Scene:
@@ -191,11 +212,32 @@ def render(scene: Scene) -> Image.Image:
     fx, fy = rng.uniform(-0.25, 0.25, (2, 3))
     waves = sum(rng.uniform(1, 5) * np.sin(fx[i] * xs + fy[i] * ys + rng.uniform(0, 6.28)) for i in range(3))
     canvas = base + np.asarray(waves, np.float32)[..., None] + rng.normal(0, 3, (h, w, 1)).astype(np.float32)
+    if scene.pattern != "waves":
+        canvas += _relief(scene.pattern, xs, ys, rng)[..., None]
     for thing in scene.things:
         _paint(canvas, thing, rng)
     if scene.word is not None and scene.sign is not None:
         _paint_sign(canvas, scene.word, scene.sign, rng)
     return Image.fromarray(np.clip(np.rint(canvas), 0, 255).astype(np.uint8))
+
+
+def _relief(pattern: str, xs: np.ndarray, ys: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """float32 [H, W]: a hard-edged pattern of `PATTERNS`, 12 to 20 levels up and down, its share of either equal."""
+    period = float(rng.uniform(8, 16))
+    depth = float(rng.uniform(12, 20))
+    angle = float(rng.uniform(0, np.pi))
+    u = (np.cos(angle) * xs + np.sin(angle) * ys) / period + rng.uniform()
+    v = (-np.sin(angle) * xs + np.cos(angle) * ys) / period + rng.uniform()
+    if pattern == "stripes":
+        up = u % 1 < 0.5
+    elif pattern == "checks":
+        up = (u % 1 < 0.5) ^ (v % 1 < 0.5)
+    elif pattern == "dots":
+        up = np.hypot(u % 1 - 0.5, v % 1 - 0.5) < np.sqrt(0.5 / np.pi)  # a disc of half the cell's area
+    else:  # grid: lines of half the area
+        line = 1 - np.sqrt(0.5)
+        up = (u % 1 < line) | (v % 1 < line)
+    return np.where(up, depth, -depth).astype(np.float32)
 
 
 def _paint(canvas: np.ndarray, thing: Thing, rng: np.random.Generator) -> None:

@@ -1,0 +1,61 @@
+"""Whole passes through a vision tower, and what its blocks give on the way."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lvlm_radapt.models.base import PixelBatch, PixelModel
+from lvlm_radapt.models.qwen import QwenLVLM
+from lvlm_radapt.parts import tower_blocks
+from lvlm_radapt.towers import find_tower
+
+
+def run_tower(model: PixelModel, batch: PixelBatch) -> Any:
+    """The tower's own output for these images, through every block, also those no language model reads."""
+    pixels = model.pixel_values(batch)
+    if isinstance(model, QwenLVLM):
+        return model.tower(pixels, grid_thw=model.image_grid_thw(batch).to(model.device))
+    return model.tower(pixels.flatten(0, -4))  # views of one image are images of their own to the tower
+
+
+@torch.no_grad()
+def layer_rows(model: PixelModel, batches: Sequence[PixelBatch], *, most: int, seed: int = 0) -> list[Tensor]:
+    """Tokens of all images as each layer has them: float32 [rows, D], first what enters block 1, then what each block
+    gives. A row is a token of an image (class token and views included).
+
+    most: where there are more tokens, so many are kept, drawn by `seed`: the same ones in every layer, and for every
+    model of the same grid.
+    """
+    tower = find_tower(model.hf)
+    blocks = tower_blocks(tower)
+    kept: list[list[Tensor]] = [[] for _ in range(len(blocks) + 1)]
+    share = max(1, most // len(batches))
+    for number, batch in enumerate(batches):
+        seen: list[Tensor] = []
+        handles = [
+            blocks[0].register_forward_pre_hook(lambda _m, a, k, s=seen: s.append(_first(a, k)), with_kwargs=True)
+        ]
+        handles += [block.register_forward_hook(lambda _m, _a, out, s=seen: s.append(_tensor(out))) for block in blocks]
+        try:
+            run_tower(model, batch)
+        finally:
+            for handle in handles:
+                handle.remove()
+        layers = [states.flatten(0, -2) for states in seen]
+        draw = torch.Generator().manual_seed(seed + number)
+        rows = torch.randperm(len(layers[0]), generator=draw)[:share].sort().values.to(layers[0].device)
+        for into, states in zip(kept, layers, strict=True):
+            into.append(states[rows].float())
+    return [torch.cat(states) for states in kept]
+
+
+def _first(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
+    return args[0] if args else kwargs["hidden_states"]
+
+
+def _tensor(output: Any) -> Tensor:
+    return output[0] if isinstance(output, tuple) else output

@@ -1,0 +1,129 @@
+"""`lvlm-radapt analyze`."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from lvlm_radapt.cli.app import app, console
+from lvlm_radapt.cli.group import leave_it_to_the_first, plain
+from lvlm_radapt.cli.options import (
+    DeviceOption,
+    Dtype,
+    DtypeOption,
+    EpsOption,
+    ModelArgument,
+    PresetOption,
+    SeedOption,
+    StepsOption,
+    TowerOption,
+)
+from lvlm_radapt.cli.placing import default_preset, place_of
+from lvlm_radapt.cli.resuming import command_line, progress, resumable
+from lvlm_radapt.errors import UserError
+
+
+@app.command()
+def analyze(
+    model: ModelArgument,
+    guide: Annotated[
+        str,
+        typer.Option(
+            help="Its robust twin: an embedded encoder, an open_clip/FARE/TeCoA file or a Hugging Face folder."
+        ),
+    ],
+    images: Annotated[Path, typer.Option(help="A folder of images, no labels: for layers, spectra and attention.")],
+    out: Annotated[
+        Path, typer.Option(help="A folder for numbers, figures and index.html; a stopped one is gone on with.")
+    ],
+    task: Annotated[
+        str | None, typer.Option(help="Scores after each replaced part: imagefolder for encoders, coco, vqav2 ...")
+    ] = None,
+    data: Annotated[Path | None, typer.Option(help="The task's data folder.")] = None,
+    data_shifted: Annotated[
+        Path | None, typer.Option(help="The same task on other data: a second curve (data scenes --shifted).")
+    ] = None,
+    attack: Annotated[
+        str | None, typer.Option(help="Of the scores.", show_default="apgd-ce for encoders, e2e for others")
+    ] = None,
+    eps: EpsOption = "4/255",
+    steps: StepsOption = None,
+    samples: Annotated[int | None, typer.Option(help="How many samples are scored; the preset's if left out.")] = None,
+    image_count: Annotated[int, typer.Option(min=1, help="How many of the images are used at most.")] = 64,
+    seed: SeedOption = None,
+    preset: PresetOption = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="Images at a time.")] = 32,
+    tower: TowerOption = None,
+    device: DeviceOption = "auto",
+    dtype: DtypeOption = Dtype.float32,
+) -> None:
+    """Compare MODEL's vision tower with a robust twin: CKA, spectra, attention, and parts replaced one by one.
+
+    With --task and --data the model is scored, clean and under both threat models, after each part that is taken from
+    the twin: original, embedding, block 1's attention, block 1, block 2, ... all of it.
+    """
+    leave_it_to_the_first()
+    from eval_tasks.planning import plan_attack
+    from eval_tasks.presets import load_attack, load_protocol, load_task_config
+    from eval_tasks.runner import EvalSettings
+    from lvlm_radapt.analysis.mixing import open_guide
+    from lvlm_radapt.analysis.study import Asked, analyse
+    from lvlm_radapt.models.load import is_encoder, is_robustified, load_any
+
+    if (task is None) != (data is None):
+        raise UserError("--task and --data go together: give both for scores, neither to leave them out")
+    if task is None and (data_shifted is not None or attack is not None or samples is not None):
+        raise UserError("--data-shifted, --attack and --samples are for scores: give --task and --data with them")
+    if is_robustified(model):
+        raise UserError(f"{model} is robustified: the analysis is of plain towers, name its base")
+    protocol = load_protocol(preset or default_preset(model))
+    place = place_of(device, dtype, None, None)
+    shared = {"eps": eps, "steps": steps, "device": place["device"], "dtype": place["dtype"]}
+    perturb = plan_attack(load_attack("embedding"), **shared)
+    assert perturb is not None  # the preset is an attack
+    scored = None
+    if task is not None and data is not None:
+        name = attack or ("apgd-ce" if is_encoder(model) else "e2e")
+        plan = plan_attack(protocol.adapt(load_attack(name)), **shared)
+        if plan is None or plan.threat is None:
+            raise UserError(f"--attack {name} attacks no model: choose one that does, lvlm-radapt list attacks")
+        scored = EvalSettings(
+            task=load_task_config(task).name,
+            data=data,
+            protocol=protocol,
+            attack=plan,
+            samples=samples if samples is not None else protocol.samples,
+            seed=protocol.seed if seed is None else seed,
+            batch_size=batch_size,
+        )
+    asked = Asked(
+        images=images,
+        image_count=image_count,
+        perturb=perturb,
+        batch_size=batch_size,
+        seed=protocol.seed if seed is None else seed,
+        scored=scored,
+        shifted=replace(scored, data=data_shifted) if scored is not None and data_shifted is not None else None,
+        command=command_line(),
+    )
+    conversation = protocol.conversation
+    opened = load_any(
+        model,
+        geometry=protocol.geometry,
+        conversation=conversation.name if conversation else None,
+        tower=tower,
+        **place,
+    )
+    with resumable(command_line()), progress() as announce:
+        analyse(
+            opened,
+            open_guide(guide, opened),
+            asked,
+            out,
+            announce=announce,
+            tell=lambda text: console.print(f"note: {plain(text)}", soft_wrap=True),
+        )
+    console.print(f"report: {out / 'index.html'}", soft_wrap=True)
