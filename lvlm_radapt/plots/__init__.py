@@ -1,0 +1,1 @@
+"""Figures drawn from plain data onto matplotlib axes, a file a topic."""
