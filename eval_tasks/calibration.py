@@ -21,7 +21,8 @@ from lvlm_radapt.documents import read_own
 from lvlm_radapt.errors import UserError
 
 FILE = "calibration.json"
-FORMAT, VERSION = "lvlm-radapt calibration", 1
+FORMAT: Literal["lvlm-radapt calibration"] = "lvlm-radapt calibration"
+VERSION: Literal[1] = 1
 
 
 class Calibration(BaseModel):

@@ -109,10 +109,8 @@ def tradeoff(
         axes.axvline(border, color="#5c6470", linewidth=1, linestyle="--", label=f"{max_loss:g} % clean loss")
     for row in shown:
         if row["name"] == best:
-            place = (row["clean"]["value"], row["adaptive"]["value"])
-            axes.scatter(
-                *[[v] for v in place], facecolors="none", edgecolors="#1d232b", s=150, linewidths=1.4, zorder=5
-            )
+            x, y = [row["clean"]["value"]], [row["adaptive"]["value"]]
+            axes.scatter(x, y, facecolors="none", edgecolors="#1d232b", s=150, linewidths=1.4, zorder=5)
     _furnish(axes, f"clean {label}", f"adaptive {label}")
     return axes
 
