@@ -66,8 +66,8 @@ class Finetune(_Part):
 
 
 class RowSpec(_Part):
-    """How a row's model is made of a column's base model: another `tower` in its place (of an encoder: that encoder), or
-    fine-tuned weights, or neither; then the defence `radapt`, its anchor guided or learned where it says so."""
+    """How a row's model is made of a column's base model: another `tower` in its place (of an encoder: that encoder),
+    or fine-tuned weights, or neither; then the defence `radapt`, its anchor guided or learned where it says so."""
 
     name: Name
     radapt: dict[str, Any] | None = None

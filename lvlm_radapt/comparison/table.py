@@ -114,14 +114,13 @@ class ComparisonTable:
         return rich.console.Group(*parts)
 
     def findings(self) -> list[str]:
-        """What each defence buys over all tasks and budgets, in a sentence; those that only transfer shows come first."""
+        """What each defence buys over all tasks and budgets, in a sentence; what only transfer shows comes first."""
         told = [(line, *(self._tally(line, threat) for threat in THREATS)) for line in self.lines[1:]]
         only = [line.name for line, transfer, adaptive in told if transfer[0] and not adaptive[0]]
         said = []
         if only:
-            said.append(
-                f"Only under transfer, never under the adaptive attack, better than undefended: {', '.join(only)}."
-            )
+            names = ", ".join(only)
+            said.append(f"Better than undefended only under transfer, never under the adaptive attack: {names}.")
         for line, transfer, adaptive in told:
             said.append(f"{line.name}: adaptive {_counts(adaptive)}; transfer {_counts(transfer)}.")
         return said

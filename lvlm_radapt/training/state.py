@@ -1,0 +1,74 @@
+"""The file that long training saves itself to, so that it can be stopped at any time and go on bit for bit."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from lvlm_radapt.errors import UserError
+from lvlm_radapt.models.weights import read_pickle
+
+
+class StateFile:
+    """path: None for no file at all. identity: what the result depends on, plain values; a file of another one is
+    refused. every: seconds between two savings."""
+
+    def __init__(self, path: Path | None, identity: Mapping[str, Any], *, every: float = 10.0) -> None:
+        self.path = path
+        self.identity = dict(identity)
+        self.every = every
+        self._saved = time.monotonic()
+
+    def begin(self, *, resume: bool) -> dict[str, Any] | None:
+        """The state to go on from, None to begin anew. UserError for a file that is there and was not asked for, is
+        damaged, or belongs to other settings, the first of which is named."""
+        if self.path is None or not self.path.exists():
+            return None
+        if not resume:
+            raise UserError(f"{self.path} holds training that was stopped: go on with --resume, or remove it")
+        try:
+            content = read_pickle(self.path)
+            identity, state = content["identity"], content["state"]
+        except (UserError, KeyError, TypeError) as error:
+            raise UserError(f"{self.path} is damaged: remove it and begin anew") from error
+        for name in {**identity, **self.identity}:
+            was, now = identity.get(name), self.identity.get(name)
+            if was != now:
+                raise UserError(
+                    f"{self.path} was begun with another {name} ({_short(was)}, now {_short(now)}): go on with that "
+                    "one, or remove the file"
+                )
+        return state
+
+    def save(self, state: Callable[[], Mapping[str, Any]], *, now: bool = False) -> None:
+        """Writes `state()` aside and renames it, if it is time (or `now`). UserError when that cannot be done."""
+        if self.path is None or not (now or time.monotonic() - self._saved >= self.every):
+            return
+        aside = self.path.with_name(f".{self.path.name}.partial")
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            with aside.open("wb") as file:
+                torch.save({"identity": self.identity, "state": dict(state())}, file)
+                file.flush()
+                os.fsync(file.fileno())
+            aside.replace(self.path)
+        except (OSError, RuntimeError) as error:  # torch's writer has an error of its own for a full disk
+            aside.unlink(missing_ok=True)
+            reason = error.strerror if isinstance(error, OSError) else None
+            raise UserError(f"cannot write {self.path}: {reason or 'is the disk full?'}") from error
+        self._saved = time.monotonic()
+
+    def remove(self) -> None:
+        """Takes the file away, if there is one."""
+        if self.path is not None:
+            self.path.unlink(missing_ok=True)
+
+
+def _short(value: object) -> str:
+    text = str(value)
+    return text if len(text) <= 16 else text[:8] + "..."
