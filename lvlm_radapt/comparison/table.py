@@ -115,7 +115,7 @@ class ComparisonTable:
 
     def findings(self) -> list[str]:
         """What each defence buys over all tasks and budgets, in a sentence; what only transfer shows comes first."""
-        told = [(line, *(self._tally(line, threat) for threat in THREATS)) for line in self.lines[1:]]
+        told = [(line, self._tally(line, "transfer"), self._tally(line, "adaptive")) for line in self.lines[1:]]
         only = [line.name for line, transfer, adaptive in told if transfer[0] and not adaptive[0]]
         said = []
         if only:
