@@ -25,6 +25,7 @@ from lvlm_radapt.training.finetune import FinetuneSettings, finetune
 from lvlm_radapt.training.images import image_files
 from lvlm_radapt.training.labelled import TrainingImages
 from lvlm_radapt.training.learned_anchor import LearnSettings, learn_anchor, notes_of
+from lvlm_radapt.training.objectives import Features
 from lvlm_radapt.training.robust_twin import save_twin
 
 CLASSES_OF_A_SPLIT = 32  # the fewest: of training scenes
@@ -122,7 +123,7 @@ class Workshop:
                 eps=None if how.eps is None else parse_eps(how.eps), steps=how.steps, batch_size=how.batch
             )
             model = load_any(base, **self._place)
-            features = "cls" if is_encoder(base) else "tokens"
+            features: Features = "cls" if is_encoder(base) else "tokens"
             settings = FinetuneSettings(method=how.method, recipe=recipe, scope=how.scope, features=features)
             images = TrainingImages.of(self.data(how.set) / IMAGES, limit=how.images, seed=settings.seed, classes=False)
             state = folder.with_name(f"{folder.name}.training.pt")

@@ -12,7 +12,7 @@ from eval_tasks.pages import write_page, write_text
 from eval_tasks.table import Cell
 from lvlm_radapt.comparison.preset import RowSpec
 from lvlm_radapt.comparison.run import Compared
-from lvlm_radapt.comparison.table import LEGEND, ComparisonTable, table_of
+from lvlm_radapt.comparison.table import BETTER, LEGEND, ComparisonTable, table_of
 
 
 def write_results(compared: Compared, out: Path, *, command: str) -> ComparisonTable:
@@ -30,6 +30,7 @@ def write_results(compared: Compared, out: Path, *, command: str) -> ComparisonT
         title=table.title,
         table=table,
         legend=LEGEND,
+        better=BETTER,
         reports={
             key: None if entry.run is None else quote(str((entry.run.path / "report.html").relative_to(out)))
             for key, entry in entries.items()

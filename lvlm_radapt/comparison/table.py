@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -21,12 +22,13 @@ from eval_tasks.retained import retained_of
 from eval_tasks.table import METRICS, UNDEFENDED, Cell
 from lvlm_radapt.comparison.run import Compared
 
+BETTER, WORSE = "\N{BLACK UP-POINTING TRIANGLE}", "\N{BLACK DOWN-POINTING TRIANGLE}"
 THREATS: tuple[Threat, ...] = ("transfer", "adaptive")
 LEGEND = (
     "Transfer: images crafted once, on the undefended model, scored on every row. Adaptive: crafted white-box on each "
     "row's own model, through its defence. Brackets: 95 % bootstrap interval. Kept: share, in percent, of the "
     "undefended model's clean answers that is still there (captions: CIDEr against that caption over its own). "
-    "+ and \N{MINUS SIGN}: clearly better or worse than the undefended model under its own attack, paired by sample."
+    f"{BETTER} and {WORSE}: clearly better or worse than the undefended model under its own attack, paired by sample."
 )
 
 
@@ -42,11 +44,11 @@ class Entry:
 
     @property
     def sign(self) -> str:
-        """`+` or minus where the whole interval of the change is on one side of 0, else nothing."""
+        """BETTER or WORSE where the whole interval of the change is on one side of 0, else nothing."""
         bounds = None if self.change is None else self.change.interval
         if bounds is None or bounds.low <= 0 <= bounds.high:
             return ""
-        return "+" if bounds.low > 0 else "\N{MINUS SIGN}"
+        return BETTER if bounds.low > 0 else WORSE
 
 
 @dataclass(frozen=True)
@@ -100,16 +102,18 @@ class ComparisonTable:
         return out.getvalue()
 
     def to_rich(self) -> rich.console.Group:
-        """For the terminal: a block a task."""
+        """For the terminal, readable at 80 columns: a block a task and budget."""
         parts: list[rich.console.RenderableType] = [Text(self.title, style="bold")]
-        for title, about in self.columns:
+        budgets = list(dict.fromkeys(heading.partition(" ")[2] for heading in self.headings[1:]))
+        for (title, about), eps in itertools.product(self.columns, budgets):
             made = rich.table.Table(box=rich.box.SIMPLE, pad_edge=False, collapse_padding=True, show_edge=False)
             made.add_column("Defence")
-            for heading in self.headings:
-                made.add_column(heading.replace(" ", "\n"), justify="right", no_wrap=True)
+            headings = ["clean", *(f"{threat} {eps}" for threat in THREATS)]
+            for heading in headings:
+                made.add_column(heading, justify="right", no_wrap=True)
             for line in self.lines:
-                made.add_row(Text(line.name), *(_block(line.entries[title, heading]) for heading in self.headings))
-            parts += [Text(), Text(f"{title} ({about})", style="bold"), made]
+                made.add_row(Text(line.name), *(_block(line.entries[title, heading]) for heading in headings))
+            parts += [Text(), Text(f"{title}, {eps} ({about})", style="bold"), made]
         parts += [Text(), *map(Text, self.findings()), Text(f"{self.settings}. {LEGEND}", style="dim")]
         return rich.console.Group(*parts)
 
@@ -122,13 +126,16 @@ class ComparisonTable:
             names = ", ".join(only)
             said.append(f"Better than undefended only under transfer, never under the adaptive attack: {names}.")
         for line, transfer, adaptive in told:
-            said.append(f"{line.name}: adaptive {_counts(adaptive)}; transfer {_counts(transfer)}.")
+            clean = self._tally(line, "clean")
+            said.append(
+                f"{line.name}: adaptive {_counts(adaptive)}; transfer {_counts(transfer)}; clean {_counts(clean)}."
+            )
         return said
 
     def _tally(self, line: Line, threat: str) -> tuple[int, int, int]:
         """In how many columns it is clearly better, clearly worse, and neither."""
         signs = [entry.sign for (_, heading), entry in line.entries.items() if heading.startswith(threat)]
-        better, worse = signs.count("+"), len([sign for sign in signs if sign not in ("", "+")])
+        better, worse = signs.count(BETTER), signs.count(WORSE)
         return better, worse, len(signs) - better - worse
 
 
@@ -197,13 +204,17 @@ def _mean(values: Sequence[float]) -> Cell:
 def _text(entry: Entry) -> str:
     if entry.score.value is None:
         return "\N{EN DASH}"
-    return f"{entry.score.number}{entry.sign} {entry.score.bounds}; kept {entry.kept.number} {entry.kept.bounds}"
+    return f"{_marked(entry)} {entry.score.bounds}; kept {entry.kept.number} {entry.kept.bounds}"
 
 
 def _block(entry: Entry) -> Text:
     if entry.score.value is None:
         return Text("\N{EN DASH}")
-    return Text(f"{entry.score.number}{entry.sign}\n{entry.score.bounds}\nkept {entry.kept.number}")
+    return Text(f"{_marked(entry)}\n{entry.score.bounds}\nkept {entry.kept.number}")
+
+
+def _marked(entry: Entry) -> str:
+    return " ".join(part for part in (entry.score.number, entry.sign) if part)
 
 
 def _counts(tally: tuple[int, int, int]) -> str:
