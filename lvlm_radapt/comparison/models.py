@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,7 @@ from eval_tasks.eps import eps_text, parse_eps
 from eval_tasks.presets import Protocol, load_recipe
 from lvlm_radapt.anchor import Anchor
 from lvlm_radapt.checkpoint import save_adapter
-from lvlm_radapt.comparison.preset import Comparison, Finetune, Learn, RowSpec
+from lvlm_radapt.comparison.preset import Comparison, Finetune, Learn, RowSpec, slug
 from lvlm_radapt.config import RAdaptConfig
 from lvlm_radapt.errors import UserError
 from lvlm_radapt.guides import guide_origin, guided_anchor, load_guide
@@ -171,8 +170,3 @@ class Workshop:
             is_encoder(name)
         except UserError as error:
             raise UserError(f"{who} needs {name}, which cannot be opened: {error}") from error
-
-
-def slug(text: str) -> str:
-    """A folder's name for a row or model: letters, digits and single dashes."""
-    return re.sub(r"[^a-z0-9+]+", "-", text.lower()).strip("-") or "x"

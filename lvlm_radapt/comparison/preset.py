@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
@@ -14,6 +15,11 @@ from lvlm_radapt.errors import UserError
 from lvlm_radapt.tiny.scenes import Split
 
 Name = Annotated[str, Field(min_length=1, max_length=60)]
+
+
+def slug(text: str) -> str:
+    """A folder's name for a row, column, budget or model: small letters, digits, + and single dashes."""
+    return re.sub(r"[^a-z0-9+]+", "-", text.lower()).strip("-") or "x"
 
 
 class _Part(BaseModel):
@@ -125,10 +131,11 @@ class Comparison(_Part):
         if not self.rows[0].plain:
             raise ValueError(f"the first row must be the undefended model, {self.rows[0].name} is defended")
         names, titles = [row.name for row in self.rows], [column.title for column in self.columns]
-        for what, given in (("row", names), ("column", titles), ("eps", self.eps)):
-            twice = next((one for one in given if given.count(one) > 1), None)
+        for what, given in (("rows", names), ("columns", titles), ("budgets", self.eps)):
+            folders = [slug(one) for one in given]
+            twice = next((one for one in given if folders.count(slug(one)) > 1), None)
             if twice is not None:
-                raise ValueError(f"two {what}s are called {twice}")
+                raise ValueError(f"two {what} are called {twice}, or nearly so")
         used = {column.title: column.set for column in self.columns}
         for row in self.rows:
             for source in (row.learn, row.finetune):

@@ -17,8 +17,8 @@ from eval_tasks.presets import load_attack, load_protocol, load_task_config
 from eval_tasks.records import Run, Scored
 from eval_tasks.report import write_report
 from eval_tasks.runner import EvalSettings, evaluate
-from lvlm_radapt.comparison.models import Workshop, slug
-from lvlm_radapt.comparison.preset import Column, Comparison, RowSpec
+from lvlm_radapt.comparison.models import Workshop
+from lvlm_radapt.comparison.preset import Column, Comparison, RowSpec, slug
 from lvlm_radapt.documents import read_json
 from lvlm_radapt.errors import UserError
 from lvlm_radapt.models.base import PixelModel
@@ -94,7 +94,8 @@ def run_comparison(
             advance=lambda done, text: tell(done, " · ".join(filter(None, (what, text)))),
             **more,
         )
-        write_report([run], folder / "report.html")
+        if not (folder / "report.html").is_file():
+            write_report([run], folder / "report.html")
         runs[row.name, column.title, threat, eps] = run
 
     first = comparison.rows[0]

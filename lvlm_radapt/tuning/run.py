@@ -96,7 +96,8 @@ def run_tune(
             clean=known,
             **more,
         )
-        write_report([run], run.path / "report.html")
+        if not (run.path / "report.html").is_file():
+            write_report([run], run.path / "report.html")
         return run
 
     undefended = [score("undefended", "adaptive", clean)]
