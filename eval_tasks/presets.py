@@ -14,7 +14,7 @@ from attacks.lines import Member
 from eval_tasks.validation import first_problem, read_bytes, unknown_name
 from lvlm_radapt.errors import UserError
 
-Kind = Literal["protocols", "attacks", "tasks"]
+Kind = Literal["protocols", "attacks", "tasks", "comparisons"]
 Half = Literal["bfloat16", "float16"]
 _PLACES = ("{question}", "{question_capitalised}")
 
@@ -253,7 +253,7 @@ class Protocol(_Config):
 
 
 ValueT = TypeVar("ValueT")
-ConfigT = TypeVar("ConfigT", bound=_Config)
+ModelT = TypeVar("ModelT", bound=BaseModel)
 
 
 def names(kind: Kind) -> list[str]:
@@ -284,6 +284,13 @@ def load_task_config(name: str) -> TaskConfig:
     return _shipped("tasks", "task", name, TaskConfig)
 
 
+def load_preset(kind: Kind, what: str, name: str, model: type[ModelT]) -> ModelT:
+    """A shipped preset of that kind, as `model`, or the user's own when `name` is the path of a .yaml or .yml file."""
+    if name.endswith((".yaml", ".yml")):
+        return _parse(read_bytes(Path(name)), name, model)
+    return _shipped(kind, what, name, model)
+
+
 def _root() -> Traversable:
     """`configs/` inside the installed package, or beside the packages in a clone."""
     installed = resources.files("lvlm_radapt") / "configs"
@@ -295,7 +302,7 @@ def _root() -> Traversable:
     return clone
 
 
-def _shipped(kind: Kind, what: str, name: str, model: type[ConfigT]) -> ConfigT:
+def _shipped(kind: Kind, what: str, name: str, model: type[ModelT]) -> ModelT:
     known = names(kind)
     if name not in known:
         raise unknown_name(what, name, known)
@@ -303,7 +310,7 @@ def _shipped(kind: Kind, what: str, name: str, model: type[ConfigT]) -> ConfigT:
     return _parse(entry.read_bytes(), f"{kind}/{name}.yaml", model)
 
 
-def _parse(content: bytes, where: str, model: type[ConfigT]) -> ConfigT:
+def _parse(content: bytes, where: str, model: type[ModelT]) -> ModelT:
     try:
         fields = yaml.safe_load(content)
     except (yaml.YAMLError, UnicodeDecodeError, ValueError, RecursionError) as error:

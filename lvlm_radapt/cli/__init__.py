@@ -2,8 +2,11 @@
 
 import os
 
-# in this order the commands stand in --help
-from lvlm_radapt.cli import analyze, audit, chat, data, demo, evaluate, list_command, report, robustify  # noqa: F401
+# isort: off -- in this order the commands stand in --help
+from lvlm_radapt.cli import demo, robustify, evaluate, audit, report, chat, tune, compare, analyze  # noqa: F401
+from lvlm_radapt.cli import data, list_command  # noqa: F401
+
+# isort: on
 from lvlm_radapt.cli.app import app
 from lvlm_radapt.cli.entry import main
 from lvlm_radapt.cli.placing import default_preset

@@ -20,6 +20,7 @@ def list_(
     """List the embedded models, tasks, attacks and presets."""
     leave_it_to_the_first()
     from eval_tasks import presets
+    from lvlm_radapt.comparison.preset import load_comparison
     from lvlm_radapt.models.load import EMBEDDED, ENCODERS, FAMILIES, embedded_models
 
     def attack_text(name: str) -> str:
@@ -37,7 +38,8 @@ def list_(
         Listing.tasks: {"tasks": {name: presets.load_task_config(name).description for name in presets.names("tasks")}},
         Listing.attacks: {"attacks": {name: attack_text(name) for name in presets.names("attacks")}},
         Listing.presets: {
-            "presets": {name: presets.load_protocol(name).description for name in presets.names("protocols")}
+            "presets": {name: presets.load_protocol(name).description for name in presets.names("protocols")},
+            "comparisons": {name: load_comparison(name).description for name in presets.names("comparisons")},
         },
     }
     for section, parts in sections.items():

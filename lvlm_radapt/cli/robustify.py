@@ -88,6 +88,9 @@ def robustify(
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on with learning that was stopped.", rich_help_panel=_LEARNED)
     ] = False,
+    tuned: Annotated[
+        Path | None, typer.Option(help="The settings that this folder of `lvlm-radapt tune` recommends.")
+    ] = None,
     tower: TowerOption = None,
     export: Annotated[
         bool, typer.Option("--export", help="Write a whole model folder that needs transformers alone.")
@@ -115,6 +118,7 @@ def robustify(
     flags = dict(locals())
     leave_it_to_the_first()
     import lvlm_radapt as package
+    from eval_tasks.calibration import read_calibration, write_calibration
     from lvlm_radapt.checkpoint import save_adapter
     from lvlm_radapt.folders import check_new_folder
     from lvlm_radapt.models.load import is_encoder, is_robustified, load_any
@@ -128,7 +132,16 @@ def robustify(
     chosen: dict[str, Any] = {name: value for name, value in knobs.items() if value is not None}
     if no_filter:
         chosen["cutoff"] = None
+    given = [f"--{name}" if value is not None else "--no-filter" for name, value in chosen.items()]
     config = package.RAdaptConfig(**chosen)
+    calibration = read_calibration(model)
+    if tuned is not None:
+        from lvlm_radapt.tuning.results import recommended
+
+        if given:
+            raise UserError(f"--tuned brings its settings: leave {' and '.join(given)} out")
+        given = ["--tuned"]
+        config, calibration = recommended(tuned)
     learning = {
         "eps": learn_eps, "steps": learn_steps, "batch": learn_batch, "rate": learn_rate, "seed": seed,
         "learn_alpha": learn_alpha or None,
@@ -144,7 +157,6 @@ def robustify(
     )
     protected_already = is_robustified(model)
     if protected_already:
-        given = [f"--{name}" if value is not None else "--no-filter" for name, value in chosen.items()]
         _check_robustified(model, given, written_whole=export or fold)
     check_new_folder(out)
     encoder = is_encoder(model)
@@ -157,8 +169,12 @@ def robustify(
         protected = loaded if protected_already else package.robustify(loaded, made.config, made.anchor)
         if export or fold:
             _write_model(protected, out, fold=fold)
+        else:
+            save_adapter(protected, out, notes=made.notes)
+        if calibration is not None:
+            write_calibration(calibration, out)
+        if export or fold:
             return
-        save_adapter(protected, out, notes=made.notes)
     console.print(f"{out}: {model} protected by {made.config.describe()}", soft_wrap=True)
     task, attack = ("imagefolder", "apgd-ce") if encoder else ("coco", "e2e")
     console.print(

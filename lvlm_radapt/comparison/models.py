@@ -1,0 +1,172 @@
+"""The model of a row, opened; what has to be trained for it is trained once and kept."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from eval_tasks.eps import eps_text, parse_eps
+from eval_tasks.presets import Protocol, load_recipe
+from lvlm_radapt.anchor import Anchor
+from lvlm_radapt.checkpoint import save_adapter
+from lvlm_radapt.comparison.preset import Comparison, Finetune, Learn, RowSpec, slug
+from lvlm_radapt.config import RAdaptConfig
+from lvlm_radapt.errors import UserError
+from lvlm_radapt.guides import guide_origin, guided_anchor, load_guide
+from lvlm_radapt.inject import injected_anchor, injected_config
+from lvlm_radapt.models.base import PixelModel
+from lvlm_radapt.models.load import is_encoder, load_any
+from lvlm_radapt.models.robustify import robustify
+from lvlm_radapt.progress import Announce
+from lvlm_radapt.tiny.dataset import CLASSES, IMAGES, write_scenes
+from lvlm_radapt.training.finetune import FinetuneSettings, finetune
+from lvlm_radapt.training.images import image_files
+from lvlm_radapt.training.labelled import TrainingImages
+from lvlm_radapt.training.learned_anchor import LearnSettings, learn_anchor, notes_of
+from lvlm_radapt.training.objectives import Features
+from lvlm_radapt.training.robust_twin import save_twin
+
+CLASSES_OF_A_SPLIT = 32  # the fewest: of training scenes
+
+
+class Workshop:
+    """Makes the models of a comparison's rows in its folder: `models/` holds what was trained, `data/` the scenes."""
+
+    def __init__(self, comparison: Comparison, protocol: Protocol, out: Path, announce: Announce, **place: Any) -> None:
+        self._comparison = comparison
+        self._protocol = protocol
+        self._out = out
+        self._announce = announce
+        self._place = place
+
+    def check(self) -> None:
+        """UserError, naming the row, where a model, tower or guide that one needs is not there to be opened."""
+        for row in self._comparison.rows:
+            for needed in (row.tower, row.guide):
+                self._need(f"row {row.name}", needed)
+            if row.learn is not None:
+                self._need(f"row {row.name}", row.learn.model)
+            if row.finetune is not None:
+                load_recipe(row.finetune.recipe)
+        for column in self._comparison.columns:
+            self._need(f"column {column.title}", column.model)
+
+    def data(self, name: str) -> Path:
+        """The scenes of a set, drawn where they are not there yet."""
+        folder, wanted = self._out / "data" / name, self._comparison.sets[name]
+        if not folder.exists():
+            scenes, singles = self._sizes(name)
+            write_scenes(
+                folder,
+                count=scenes,
+                seed=wanted.seed,
+                mixed=wanted.mixed,
+                split=wanted.split,
+                per_class=-(-singles // CLASSES_OF_A_SPLIT),
+            )
+        return folder
+
+    def open(self, row: RowSpec, base: str) -> PixelModel:
+        """The row's model on the base model of a column, with its defence in it."""
+        model = self._undefended(row, base)
+        if row.radapt is None:
+            return model
+        config = RAdaptConfig.from_dict(row.radapt)
+        if row.guide is not None:
+            guide = load_guide(row.guide, model)
+            return robustify(
+                model, replace(config, anchor_from=guide_origin(row.guide, guide)), guided_anchor(guide, model)
+            )
+        if row.learn is not None:
+            return robustify(model, *self._learned(row, row.learn, config, row.learn.model or base))
+        return robustify(model, config)
+
+    def _undefended(self, row: RowSpec, base: str) -> PixelModel:
+        if row.finetune is not None:
+            return self._load(str(self._finetuned(row, row.finetune, base)))
+        if row.tower is None:
+            return self._load(base)
+        return self._load(row.tower) if is_encoder(base) else self._load(base, tower=row.tower)
+
+    def _learned(self, row: RowSpec, how: Learn, config: RAdaptConfig, source: str) -> tuple[RAdaptConfig, Anchor]:
+        """The row's settings and anchor, learned on its own model over `source`; from the adapter kept of that."""
+        folder = self._kept(row, source)
+        if not folder.exists():
+            given = {"steps": how.steps, "batch": how.batch, "eps": None if how.eps is None else parse_eps(how.eps)}
+            settings = LearnSettings(**{key: value for key, value in given.items() if value is not None})  # type: ignore[arg-type]
+            images = self.data(how.set) / (CLASSES if how.classes else IMAGES)
+            files = image_files(images, limit=how.images, seed=settings.seed)
+            model = self._undefended(row, source)
+            state = folder.with_name(f"{folder.name}.learning")
+            state.parent.mkdir(parents=True, exist_ok=True)
+            found = learn_anchor(model, files, config, settings, state=state, resume=True, announce=self._announce)
+            origin = (
+                f"{source}, {found.images} images ({found.digest[:8]}), eps {eps_text(settings.eps)}, "
+                f"{settings.steps} steps, seed {settings.seed}"
+            )
+            own = replace(config, alpha=found.alpha, anchor_from=origin)
+            notes = {"learned.json": notes_of(found, settings)}
+            save_adapter(robustify(model, own, found.anchor), folder, notes=notes)
+            state.unlink(missing_ok=True)
+        kept = load_any(folder, **self._place)
+        learned, anchor = injected_config(kept.hf), injected_anchor(kept.hf)
+        if learned is None or anchor is None:
+            raise UserError(f"{folder} holds no learned anchor: remove it and run again")
+        return learned, anchor
+
+    def _finetuned(self, row: RowSpec, how: Finetune, base: str) -> Path:
+        folder = self._kept(row, base)
+        if not folder.exists():
+            recipe = load_recipe(how.recipe).changed(
+                eps=None if how.eps is None else parse_eps(how.eps), steps=how.steps, batch_size=how.batch
+            )
+            model = load_any(base, **self._place)
+            features: Features = "cls" if is_encoder(base) else "tokens"
+            settings = FinetuneSettings(method=how.method, recipe=recipe, scope=how.scope, features=features)
+            images = TrainingImages.of(self.data(how.set) / IMAGES, limit=how.images, seed=settings.seed, classes=False)
+            state = folder.with_name(f"{folder.name}.training.pt")
+            state.parent.mkdir(parents=True, exist_ok=True)
+            log = finetune(model, images, settings, state=state, announce=self._announce)
+            save_twin(model, log, settings, images, folder)
+            state.unlink(missing_ok=True)
+        return folder
+
+    def _load(self, name: str, tower: str | None = None) -> PixelModel:
+        conversation = self._protocol.conversation
+        return load_any(
+            name,
+            tower=tower,
+            geometry=self._protocol.geometry,
+            conversation=conversation.name if conversation else None,
+            **self._place,
+        )
+
+    def _kept(self, row: RowSpec, base: str) -> Path:
+        return self._out / "models" / f"{slug(row.name)}-{slug(base)}"
+
+    def _sizes(self, name: str) -> tuple[int, int]:
+        """How many scenes of a set are needed, and how many images of single things."""
+        scenes, singles = 2, 0
+        for column in self._comparison.columns:
+            if column.set == name and column.task == "imagefolder":
+                singles = max(singles, self._comparison.samples)
+            elif column.set == name:
+                scenes = max(scenes, self._comparison.samples)
+        for row in self._comparison.rows:
+            for source in (row.learn, row.finetune):
+                if source is None or source.set != name:
+                    continue
+                if isinstance(source, Learn) and source.classes:
+                    singles = max(singles, source.images)
+                else:
+                    scenes = max(scenes, source.images)
+        return scenes, singles
+
+    def _need(self, who: str, name: str | None) -> None:
+        if name is None:
+            return
+        try:
+            is_encoder(name)
+        except UserError as error:
+            raise UserError(f"{who} needs {name}, which cannot be opened: {error}") from error

@@ -1,0 +1,222 @@
+"""A comparison's numbers in the paper's shape: a line a defence; clean, transfer and adaptive columns for each task."""
+
+from __future__ import annotations
+
+import csv
+import io
+import itertools
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import rich.box
+import rich.console
+import rich.table
+from rich.text import Text
+
+from eval_tasks.crafting import Threat
+from eval_tasks.metrics import bootstrap_ci, paired_difference_ci
+from eval_tasks.presets import load_task_config
+from eval_tasks.records import Run, SampleRecord
+from eval_tasks.retained import retained_of
+from eval_tasks.table import METRICS, UNDEFENDED, Cell
+from lvlm_radapt.comparison.run import Compared
+
+BETTER, WORSE = "\N{BLACK UP-POINTING TRIANGLE}", "\N{BLACK DOWN-POINTING TRIANGLE}"
+THREATS: tuple[Threat, ...] = ("transfer", "adaptive")
+LEGEND = (
+    "Transfer: images crafted once, on the undefended model, scored on every row. Adaptive: crafted white-box on each "
+    "row's own model, through its defence. Brackets: 95 % bootstrap interval. Kept: share, in percent, of the "
+    "undefended model's clean answers that is still there (captions: CIDEr against that caption over its own). "
+    f"{BETTER} and {WORSE}: clearly better or worse than the undefended model under its own attack, paired by sample."
+)
+
+
+@dataclass(frozen=True)
+class Entry:
+    """score and kept, each with its interval; change: the paired difference to the undefended model, clean to clean and
+    attacked to attacked under its own adaptive attack, None for that model itself."""
+
+    score: Cell
+    kept: Cell
+    change: Cell | None
+    run: Run | None
+
+    @property
+    def sign(self) -> str:
+        """BETTER or WORSE where the whole interval of the change is on one side of 0, else nothing."""
+        bounds = None if self.change is None else self.change.interval
+        if bounds is None or bounds.low <= 0 <= bounds.high:
+            return ""
+        return BETTER if bounds.low > 0 else WORSE
+
+
+@dataclass(frozen=True)
+class Line:
+    """One defence; entries by (column title, heading), headings as in `headings`."""
+
+    name: str
+    entries: Mapping[tuple[str, str], Entry]
+
+
+@dataclass(frozen=True)
+class ComparisonTable:
+    """`columns`: (title, task with metric); `headings`: clean, transfer 4/255, ...; settings: a line for all of it."""
+
+    title: str
+    settings: str
+    columns: tuple[tuple[str, str], ...]
+    headings: tuple[str, ...]
+    lines: tuple[Line, ...]
+
+    def to_markdown(self) -> str:
+        """A pipe table a task, and what the columns mean."""
+        parts = []
+        for title, about in self.columns:
+            head = ["defence", *self.headings]
+            rows = [head, ["---", *["---:"] * len(self.headings)]]
+            rows += [[line.name, *(_text(line.entries[title, h]) for h in self.headings)] for line in self.lines]
+            body = "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in rows)
+            parts.append(f"**{title}** ({about})\n\n{body}\n")
+        return "\n".join([*parts, f"{self.settings}. {LEGEND}", *self.findings(), ""])
+
+    def to_csv(self) -> str:
+        """A line a score, numbers at full precision; what has no number is empty."""
+        out = io.StringIO()
+        writer = csv.writer(out, lineterminator="\n")
+        names = ("score", "kept", "change")
+        writer.writerow(
+            ["defence", "column", "threat", "eps", "n", *(n + e for n in names for e in ("", "_low", "_high"))]
+        )
+        for line in self.lines:
+            for (title, heading), entry in line.entries.items():
+                threat, _, eps = heading.partition(" ")
+                cells = [entry.score, entry.kept, entry.change or Cell()]
+                numbers = [
+                    x
+                    for c in cells
+                    for x in (c.value, *(c.interval or ((None, None) if c.value is None else (c.value,) * 2)))
+                ]
+                n = "" if entry.run is None else len(entry.run.samples)
+                writer.writerow([line.name, title, threat, eps, n, *numbers])
+        return out.getvalue()
+
+    def to_rich(self) -> rich.console.Group:
+        """For the terminal, readable at 80 columns: a block a task and budget."""
+        parts: list[rich.console.RenderableType] = [Text(self.title, style="bold")]
+        budgets = list(dict.fromkeys(heading.partition(" ")[2] for heading in self.headings[1:]))
+        for (title, about), eps in itertools.product(self.columns, budgets):
+            made = rich.table.Table(box=rich.box.SIMPLE, pad_edge=False, collapse_padding=True, show_edge=False)
+            made.add_column("Defence")
+            headings = ["clean", *(f"{threat} {eps}" for threat in THREATS)]
+            for heading in headings:
+                made.add_column(heading, justify="right", no_wrap=True)
+            for line in self.lines:
+                made.add_row(Text(line.name), *(_block(line.entries[title, heading]) for heading in headings))
+            parts += [Text(), Text(f"{title}, {eps} ({about})", style="bold"), made]
+        parts += [Text(), *map(Text, self.findings()), Text(f"{self.settings}. {LEGEND}", style="dim")]
+        return rich.console.Group(*parts)
+
+    def findings(self) -> list[str]:
+        """What each defence buys over all tasks and budgets, in a sentence; what only transfer shows comes first."""
+        told = [(line, self._tally(line, "transfer"), self._tally(line, "adaptive")) for line in self.lines[1:]]
+        only = [line.name for line, transfer, adaptive in told if transfer[0] and not adaptive[0]]
+        said = []
+        if only:
+            names = ", ".join(only)
+            said.append(f"Better than undefended only under transfer, never under the adaptive attack: {names}.")
+        for line, transfer, adaptive in told:
+            clean = self._tally(line, "clean")
+            said.append(
+                f"{line.name}: adaptive {_counts(adaptive)}; transfer {_counts(transfer)}; clean {_counts(clean)}."
+            )
+        return said
+
+    def _tally(self, line: Line, threat: str) -> tuple[int, int, int]:
+        """In how many columns it is clearly better, clearly worse, and neither."""
+        signs = [entry.sign for (_, heading), entry in line.entries.items() if heading.startswith(threat)]
+        better, worse = signs.count(BETTER), signs.count(WORSE)
+        return better, worse, len(signs) - better - worse
+
+
+def table_of(compared: Compared) -> ComparisonTable:
+    """The table of a finished comparison."""
+    comparison = compared.comparison
+    first = comparison.rows[0].name
+    lines = []
+    for row in comparison.rows:
+        entries: dict[tuple[str, str], Entry] = {}
+        for column in comparison.columns:
+            stock = compared.any_run(first, column.title)
+            own = row.name == first
+            entries[column.title, "clean"] = _entry(
+                compared.any_run(row.name, column.title), stock, stock, own, attacked=False
+            )
+            for threat in THREATS:
+                for eps in comparison.eps:
+                    run = compared.runs.get((row.name, column.title, threat, eps))
+                    under = compared.runs[first, column.title, "adaptive", eps]
+                    entries[column.title, f"{threat} {eps}"] = (
+                        Entry(Cell(UNDEFENDED), Cell(), None, None)
+                        if run is None
+                        else _entry(run, stock, under, own, attacked=True)
+                    )
+        lines.append(Line(row.name, entries))
+    columns = tuple((c.title, _about(compared.any_run(first, c.title))) for c in comparison.columns)
+    headings = ("clean", *(f"{threat} {eps}" for threat in THREATS for eps in comparison.eps))
+    settings = f"n = {comparison.samples} a column, {comparison.steps} steps, preset {comparison.protocol}"
+    return ComparisonTable(comparison.description, settings, columns, headings, tuple(lines))
+
+
+def _about(run: Run) -> str:
+    attack, metric = run.settings["attack"], run.metrics["metric"]
+    task, model = run.settings["task"], run.settings["model"]["name"]
+    return f"{model}, {task}, {METRICS.get(metric, metric)}; {attack['name']}, {attack['norm']}"
+
+
+def _entry(run: Run, stock: Run, against: Run, own: bool, *, attacked: bool) -> Entry:
+    """stock: the undefended model's clean answers; against: its run that the change is measured from."""
+    scores = _scores(run.samples, attacked)
+    kept = retained_of(
+        run.samples,
+        stock.samples,
+        load_task_config(run.settings["task"]),
+        attacked=attacked,
+        tokenizer_name=run.settings["tokenizer"],
+    )
+    change = None
+    if not own:
+        theirs = _scores(against.samples, attacked)
+        mean = sum(a - b for a, b in zip(scores, theirs, strict=True)) / len(scores)
+        change = Cell(value=mean, interval=paired_difference_ci(scores, theirs), signed=True)
+    return Entry(_mean(scores), _mean(kept), change, run)
+
+
+def _scores(samples: Sequence[SampleRecord], attacked: bool) -> list[float]:
+    answers: list[Any] = [sample.adversarial if attacked else sample.clean for sample in samples]
+    return [float(answer.score) for answer in answers]
+
+
+def _mean(values: Sequence[float]) -> Cell:
+    return Cell(value=sum(values) / len(values), interval=bootstrap_ci(values))
+
+
+def _text(entry: Entry) -> str:
+    if entry.score.value is None:
+        return "\N{EN DASH}"
+    return f"{_marked(entry)} {entry.score.bounds}; kept {entry.kept.number} {entry.kept.bounds}"
+
+
+def _block(entry: Entry) -> Text:
+    if entry.score.value is None:
+        return Text("\N{EN DASH}")
+    return Text(f"{_marked(entry)}\n{entry.score.bounds}\nkept {entry.kept.number}")
+
+
+def _marked(entry: Entry) -> str:
+    return " ".join(part for part in (entry.score.number, entry.sign) if part)
+
+
+def _counts(tally: tuple[int, int, int]) -> str:
+    better, worse, neither = tally
+    return f"better in {better}, worse in {worse}, no clear difference in {neither}"

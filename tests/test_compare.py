@@ -1,0 +1,193 @@
+"""The comparison table: its presets, its runs, and its numbers against the runs' own records."""
+
+import csv
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+from test_cli import call
+
+from eval_tasks.metrics import bootstrap_ci, paired_difference_ci
+from eval_tasks.presets import load_attack, load_protocol, load_task_config, names
+from eval_tasks.records import RunFolder, read_run
+from lvlm_radapt.comparison.preset import load_comparison, slug
+from lvlm_radapt.config import RAdaptConfig
+
+SMALL = {
+    "name": "small",
+    "description": "few scenes",
+    "protocol": "scenes",
+    "samples": 4,
+    "steps": 1,
+    "eps": ["8/255"],
+    "sets": {"test": {"split": "test"}, "train": {"split": "train"}},
+    "columns": [
+        {"title": "VQA", "task": "vqav2", "model": "tiny-llava", "set": "test", "attack": "e2e"},
+        {"title": "classes", "task": "imagefolder", "model": "tiny-clip", "set": "test", "attack": "apgd-ce"},
+    ],
+    "rows": [{"name": "none"}, {"name": "R-Adapt", "radapt": {"cutoff": 40}}, {"name": "twin", "tower": "tiny-clip"}],
+}
+
+
+def written(tmp_path: Path, **changes) -> Path:
+    path = tmp_path / "own.yaml"
+    path.write_text(yaml.safe_dump({**SMALL, **changes}))
+    return path
+
+
+@pytest.mark.parametrize("name", names("comparisons"))
+def test_shipped_comparisons_name_what_there_is(name):
+    found = load_comparison(name)
+    assert found.name == name
+    load_protocol(found.protocol)
+    for column in found.columns:
+        load_task_config(column.task)
+        load_attack(column.attack)
+    assert {found.sets[c.set].split for c in found.columns} == {"test"}
+    for row in found.rows:
+        if row.radapt is not None:
+            assert RAdaptConfig.from_dict(row.radapt).cutoff in (40, None)
+
+
+def test_the_paper_table_has_the_papers_rows_and_both_threat_models_budgets():
+    paper = load_comparison("paper")
+    assert [row.name for row in paper.rows] == [
+        "none", "filter only", "anchor only", "R-Adapt_CLIP", "R-Adapt_FARE", "R-Adapt_TeCoA", "R-Adapt+", "shallow",
+        "FARE", "TeCoA",
+    ]  # fmt: skip
+    assert (paper.samples, paper.steps, paper.eps) == (500, 100, ["4/255", "8/255"])
+    ensemble = load_comparison("paper-ensemble")
+    assert ensemble.rows == paper.rows
+    assert ensemble.samples == 128
+
+
+ROW = {"name": "x", "radapt": {"anchor": "learned"}}
+PRESETS = {
+    "a defended first row": ({"rows": SMALL["rows"][1:]}, "the first row must be the undefended model"),
+    "two rows of a name": ({"rows": [*SMALL["rows"], {"name": "r adapt"}]}, "two rows are called"),
+    "an unknown set": ({"columns": [{**SMALL["columns"][0], "set": "tst"}]}, "tst is not among the sets"),
+    "a guide without its anchor": ({"rows": [{"name": "n"}, {"name": "x", "guide": "tiny-clip"}]}, "go together"),
+    "an anchor to learn from nothing": ({"rows": [{"name": "n"}, ROW]}, "go together"),
+    "learning from test images": ({"rows": [{"name": "n"}, {**ROW, "learn": {"set": "test"}}]}, "scores are taken on"),
+    "a bad setting": ({"rows": [{"name": "n"}, {"name": "x", "radapt": {"cutoff": -1}}]}, "cutoff is -1"),
+    "an unknown setting": ({"rows": [{"name": "n"}, {"name": "x", "cutoff": 3}]}, "cutoff"),
+    "a budget in levels": ({"eps": ["4"]}, "4/255"),
+    "no budget": ({"eps": []}, "eps"),
+    "an attack that is none": ({"columns": [{**SMALL["columns"][0], "attack": "noise"}]}, "noise"),
+    "an unknown task": ({"columns": [{**SMALL["columns"][0], "task": "vqa"}]}, "vqav2"),
+    "a model that is not there": ({"columns": [{**SMALL["columns"][0], "model": "tiny-lava"}]}, "column VQA needs"),
+    "a guide that is not there": (
+        {"rows": [{"name": "n"}, {"name": "R-Adapt_X", "radapt": {"anchor": "guided"}, "guide": "tiny-clip-x"}]},
+        "row R-Adapt_X needs tiny-clip-x",
+    ),
+    "a tower that is not there": ({"rows": [{"name": "n"}, {"name": "T", "tower": "gone/t.pt"}]}, "row T needs"),
+}
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_mistakes_end_in_one_line_and_leave_nothing(name, tmp_path, monkeypatch, capsys):
+    changes, what = PRESETS[name]
+    out = tmp_path / "out"
+    code, _, err = call(monkeypatch, capsys, "compare", written(tmp_path, **changes), "--out", out, "--device", "cpu")
+    assert (code, err.count("\n")) == (2, 1)
+    assert what in err
+    assert not out.exists()
+
+
+def test_an_unknown_comparison_is_told_with_the_nearest_name(tmp_path, monkeypatch, capsys):
+    code, _, err = call(monkeypatch, capsys, "compare", "papre", "--out", tmp_path / "out")
+    assert (code, err.count("\n")) == (2, 1)
+    assert "did you mean 'paper'" in err
+
+
+def test_every_cell_is_a_run_and_every_number_comes_from_it(tmp_path, monkeypatch, capsys):
+    out = tmp_path / "table"
+    words = ["compare", written(tmp_path), "--out", out, "--device", "cpu"]
+    code, told, err = call(monkeypatch, capsys, *words)
+    assert (code, err) == (0, "")
+    assert "R-Adapt" in told
+    runs = {
+        (row, column, threat): read_run(out / "runs" / slug(row) / f"{slug(column)}-{threat}-8-255")
+        for row in ("none", "R-Adapt", "twin")
+        for column in ("VQA", "classes")
+        for threat in ("adaptive", "transfer")
+        if (row, column, threat) != ("none", "VQA", "transfer")
+    }
+    assert len({run.settings["ids"]["sha256"] for key, run in runs.items() if key[1] == "VQA"}) == 1
+    # of a classifier the white-box attack stops at the first success: transfer images are made to last
+    sources = {"VQA": runs["none", "VQA", "adaptive"], "classes": runs["none", "classes", "transfer"]}
+    for (row, column, threat), run in runs.items():
+        assert run.settings["attack"]["threat"] == threat
+        if threat == "transfer" and row != "none":
+            for sample in run.samples:
+                images = [RunFolder(one.path).load_image(sample.id) for one in (sources[column], run)]
+                assert images[0].equal(images[1])
+    # a tower with the very same weights is the undefended model
+    for column in ("VQA", "classes"):
+        stock, twin = runs["none", column, "adaptive"], runs["twin", column, "adaptive"]
+        assert [s.adversarial.output for s in stock.samples] == [s.adversarial.output for s in twin.samples]
+
+    table = {
+        (row["defence"], row["column"], row["threat"]): row
+        for row in csv.DictReader((out / "comparison.csv").read_text().splitlines())
+    }
+    assert len(table) == 3 * 2 * 3
+    for (row, column, threat), run in runs.items():
+        scores = [s.adversarial.score for s in run.samples]
+        clean = {s.id: s.clean.output for s in runs["none", column, "adaptive"].samples}
+        # the twelve questions' answers are single words: kept is equality
+        kept = [100.0 * (s.adversarial.output == clean[s.id]) for s in run.samples]
+        cell = table[row, column, threat]
+        for name, values in (("score", scores), ("kept", kept)):
+            assert float(cell[name]) == pytest.approx(sum(values) / 4)
+            assert (float(cell[f"{name}_low"]), float(cell[f"{name}_high"])) == pytest.approx(bootstrap_ci(values))
+        if row == "none":
+            assert cell["change"] == ""
+            continue
+        theirs = [s.adversarial.score for s in runs["none", column, "adaptive"].samples]
+        low, high = paired_difference_ci(scores, theirs)
+        assert (float(cell["change_low"]), float(cell["change_high"])) == pytest.approx((low, high))
+    page = (out / "comparison.html").read_text()
+    links = [part.split('"')[0] for part in page.split('<a href="')[1:]]
+    assert len(links) == 3 * 2 * 3 - 1  # clean too; all but the transfer cell that no run made
+    assert all((out / link).is_file() for link in links)
+    assert (out / "comparison.md").read_text().count("| R-Adapt |") == 2
+
+    before = {path: path.stat().st_mtime_ns for path in out.glob("runs/*/*/*")}
+    code, _, err = call(monkeypatch, capsys, *words)
+    assert (code, err.count("\n")) == (2, 1)
+    code, again, _ = call(monkeypatch, capsys, *words, "--resume", "--format", "csv")
+    assert code == 0
+    assert again.startswith((out / "comparison.csv").read_text())
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+    code, _, err = call(monkeypatch, capsys, *words, "--resume", "--steps", "2")
+    assert (code, err.count("\n")) == (2, 1)
+    assert "other steps" in err
+
+
+def test_what_a_row_needs_is_trained_once_on_images_of_its_own(tmp_path, monkeypatch, capsys):
+    learn = {"set": "train", "images": 12, "steps": 1, "batch": 4}
+    rows = [
+        {"name": "none"},
+        {"name": "learned", "radapt": {"anchor": "learned"}, "learn": {**learn, "model": "tiny-clip"}},
+        {"name": "shallow", "finetune": {"scope": "shallow", "recipe": "scenes", **learn}},
+    ]
+    columns = [{**column, "set": "test"} for column in SMALL["columns"]]
+    own = written(tmp_path, rows=rows, columns=columns, samples=2)
+    out = tmp_path / "table"
+    words = ["compare", own, "--out", out, "--device", "cpu"]
+    code, _, err = call(monkeypatch, capsys, *words)
+    assert code == 0, err
+    assert sorted(p.name for p in (out / "models").iterdir()) == [
+        "learned-tiny-clip", "shallow-tiny-clip", "shallow-tiny-llava",
+    ]  # fmt: skip
+    content = json.loads((out / "data" / "train" / "scenes.json").read_text())
+    assert content["split"] == "train"
+    # one anchor in both columns' models
+    defences = [
+        read_run(out / "runs" / "learned" / f"{column}-adaptive-8-255").settings["model"]["radapt"]
+        for column in ("vqa", "classes")
+    ]
+    assert defences[0] == defences[1]
+    assert defences[0]["anchor_from"].startswith("tiny-clip, 12 images")
