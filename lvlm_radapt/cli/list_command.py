@@ -37,7 +37,8 @@ def list_(
         Listing.tasks: {"tasks": {name: presets.load_task_config(name).description for name in presets.names("tasks")}},
         Listing.attacks: {"attacks": {name: attack_text(name) for name in presets.names("attacks")}},
         Listing.presets: {
-            "presets": {name: presets.load_protocol(name).description for name in presets.names("protocols")}
+            "presets": {name: presets.load_protocol(name).description for name in presets.names("protocols")},
+            "recipes of finetune": {name: presets.load_recipe(name).description for name in presets.names("finetune")},
         },
     }
     for section, parts in sections.items():

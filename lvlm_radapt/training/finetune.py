@@ -115,11 +115,11 @@ def finetune(
     precision = find_tower(model.hf).dtype
     (model.hf if isinstance(model, CLIPEncoder) else model.tower).float()
     work = _Work(model, objective, images, settings, together)
-    log = work.log
     told = {} if state is None else settings.plain() | _origin(model, images)
     begun = None if state is None else load_state(state, told)
     if begun is not None:
         work.restore(begun)
+    log = work.log
     advance = announce("fine-tuning", recipe.steps) if announce else lambda done, what: None
     batches = batches_from(model, images.files, recipe.batch_size, seed=settings.seed, skip=len(log.losses))
     if not log.probes:

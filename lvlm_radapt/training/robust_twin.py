@@ -11,6 +11,7 @@ from eval_tasks.eps import eps_text
 from lvlm_radapt.export import refuse_unwritable, save_companions
 from lvlm_radapt.folders import new_folder
 from lvlm_radapt.models.base import LVLM, PixelModel
+from lvlm_radapt.models.opening import no_loading_bar
 from lvlm_radapt.training.finetune import FinetuneSettings, TrainingLog
 from lvlm_radapt.training.labelled import TrainingImages
 
@@ -44,7 +45,7 @@ def save_twin(
     """
     if isinstance(model, LVLM):
         refuse_unwritable(model)
-    with new_folder(out) as folder:
+    with new_folder(out) as folder, no_loading_bar():
         model.hf.save_pretrained(folder)
         if isinstance(model, LVLM):
             save_companions(model, folder)
@@ -52,6 +53,8 @@ def save_twin(
             model.image_processor.save_pretrained(folder)
             if model.tokenizer is not None:
                 model.tokenizer.save_pretrained(folder)
+        for file in folder.glob("*.safetensors"):
+            file.chmod(0o644)  # they come out readable by their owner alone
         told = {
             "model": model.label,
             "images": {"trained_on": len(images.files), "held_back": len(images.watched), "sha256": images.digest},
