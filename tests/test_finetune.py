@@ -195,29 +195,39 @@ def test_of_a_language_model_the_blocks_that_it_reads_are_trained_and_nothing_el
     assert not any(f"layers.{depth - 1}." in name or "post_layernorm" in name for name in moved)
 
 
-@pytest.mark.parametrize("save", [tiny_checkpoints.save_qwen, tiny_checkpoints.save_qwen3])
-def test_a_qwen_is_trained_on_images_of_several_shapes(save: Any, folder: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "save",
+    [
+        tiny_checkpoints.save_qwen,
+        tiny_checkpoints.save_qwen3,
+        tiny_checkpoints.save_llava_next,
+        tiny_checkpoints.save_onevision,
+    ],
+)
+def test_families_with_canvases_of_several_shapes_are_trained_too(save: Any, folder: Path, tmp_path: Path) -> None:
     mixed = tmp_path / "mixed"
     shutil.copytree(folder, mixed)
     for path in sorted(mixed.glob("red/*.png")):
         Image.open(path).resize((112, 60)).save(path)
-    model = load_model(save(tmp_path / "qwen"))
+    model = load_model(save(tmp_path / "model"))
     before = copy.deepcopy(model.hf.state_dict())
-    log = finetune(model, images_of(mixed), FinetuneSettings("fare", RECIPE, "shallow", "tokens"))
+    log = finetune(model, images_of(mixed), FinetuneSettings("fare", RECIPE.changed(steps=2), "shallow", "tokens"))
     assert all(map(math.isfinite, log.losses))
     moved = changed(before, model.hf.state_dict())
     assert moved
-    assert all(".patch_embed." in n or ".pos_embed." in n or ".blocks.0." in n for n in moved)
+    first = (".patch_embed.", ".pos_embed.", ".blocks.0.", ".embeddings.", ".pre_layrnorm.", ".layers.0.")
+    assert all(any(part in name for part in first) for name in moved)
+    assert not any("language_model" in name for name in moved)
 
 
 def test_training_lowers_the_loss_and_raises_the_attacked_score(tmp_path: Path) -> None:
-    for i in range(20):
+    for i in range(60):
         scenes.render(scenes.sample_scene("train", 7, i)).save(tmp_path / f"{i}.png")
     encoder = load_encoder("tiny-clip")
-    recipe = RECIPE.changed(steps=10, lr=2e-4, probe_every=10)
+    recipe = RECIPE.changed(steps=12, lr=1e-4, batch_size=8, probe_every=12)
     log = finetune(encoder, images_of(tmp_path), FinetuneSettings("fare", recipe, features="tokens"))
     assert sum(log.losses[-3:]) < 0.8 * sum(log.losses[:3])
-    assert log.probes[-1].robust > log.probes[0].robust + 0.02
+    assert log.probes[-1].robust > log.probes[0].robust + 0.03
 
 
 def test_the_inner_attack_is_pgd_on_the_loss_against_the_weights_of_the_step(
@@ -325,7 +335,6 @@ def test_another_seed_makes_another_model(clip: Path, folder: Path) -> None:
     def losses(seed: int) -> TrainingLog:
         return finetune(load_encoder(clip), images_of(folder), FinetuneSettings("fare", RECIPE, seed=seed))
 
-    assert losses(1) == losses(1)
     assert losses(1).losses != losses(2).losses
 
 
