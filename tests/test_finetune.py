@@ -31,7 +31,7 @@ from lvlm_radapt.training import finetune as module
 from lvlm_radapt.training.finetune import FinetuneSettings, TrainingLog, finetune, rate_at
 from lvlm_radapt.training.labelled import TrainingImages
 from lvlm_radapt.training.losses import fare_loss, tecoa_loss, text_guided_attention, tga_loss
-from lvlm_radapt.training.objectives import Tga, objective_of
+from lvlm_radapt.training.objectives import Fare, Tga, objective_of
 from lvlm_radapt.training.scopes import scope_parameters
 from lvlm_radapt.training.together import Alone
 
@@ -224,7 +224,7 @@ def test_training_lowers_the_loss_and_raises_the_attacked_score(tmp_path: Path) 
     for i in range(60):
         scenes.render(scenes.sample_scene("train", 7, i)).save(tmp_path / f"{i}.png")
     encoder = load_encoder("tiny-clip")
-    recipe = RECIPE.changed(steps=12, lr=1e-4, batch_size=8, probe_every=12)
+    recipe = RECIPE.changed(steps=8, lr=1e-4, batch_size=8, probe_every=8)
     log = finetune(encoder, images_of(tmp_path), FinetuneSettings("fare", recipe, features="tokens"))
     assert sum(log.losses[-3:]) < 0.8 * sum(log.losses[:3])
     assert log.probes[-1].robust > log.probes[0].robust + 0.03
@@ -270,6 +270,35 @@ def test_the_inner_attack_is_pgd_on_the_loss_against_the_weights_of_the_step(
     for name in ours:
         if not name.endswith("k_proj.bias"):
             torch.testing.assert_close(ours[name], theirs[name], atol=2e-5, rtol=1e-4, msg=name)
+
+
+@pytest.mark.parametrize("method", ["fare", "tga"])
+def test_what_features_should_be_is_the_original_s_answer_at_every_step(
+    method: Any, clip: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[tuple[Any, Any, Any]] = []
+    kind = {"fare": Fare, "tga": Tga}[method]
+    stock = kind.targets
+
+    def spy(self: Any, batch: Any, classes: Any) -> Any:
+        found = stock(self, batch, classes)
+        seen.append((batch, classes, found))
+        return found
+
+    monkeypatch.setattr(kind, "targets", spy)
+    encoder, original = load_encoder(clip), load_encoder(clip)
+    finetune(encoder, images_of(folder, method), FinetuneSettings(method, RECIPE.changed(steps=5, lr=1e-2)))
+    asked = objective_of(method, original, features="cls", class_names=["blue", "red"], templates=["a {}"])
+    assert len(seen) == 6  # five steps and the held-back images
+    for batch, classes, found in seen:
+        for ours, theirs in zip(found, stock(asked, batch, classes), strict=True):
+            assert torch.equal(ours, theirs)
+        moved = stock(type(asked)(encoder, *_more(method)), batch, classes)
+        assert not torch.allclose(moved[-1], found[-1], atol=1e-3)
+
+
+def _more(method: str) -> tuple[Any, ...]:
+    return ("cls",) if method == "fare" else (["blue", "red"], ["a {}"])
 
 
 def test_the_rate_rises_over_the_warm_up_and_falls_as_a_cosine() -> None:
@@ -530,12 +559,12 @@ def test_a_stopped_command_goes_on_and_an_unfinished_one_is_not_begun_anew(
     monkeypatch.setattr(module, "SAVED_EVERY", 1)
     stock, calls = module._Work.step, 0
 
-    def stopped(self: Any, files: Any) -> None:
+    def stopped(self: Any, *batch: Any) -> None:
         nonlocal calls
         calls += 1
         if calls == 3:
             raise Stopped(15)
-        stock(self, files)
+        stock(self, *batch)
 
     monkeypatch.setattr(module._Work, "step", stopped)
     code, _, err = call(monkeypatch, capsys, *words)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -125,13 +127,11 @@ def finetune(
     if not log.probes:
         first = next(batches)  # too few images are found out before the first probe
         log.probes.append(work.probe())
-        batches = _put_back(first, batches)
+        batches = itertools.chain([first], batches)
     advance(len(log.losses), "")
-    for files in batches:
+    for files, clean in work.loaded(itertools.islice(batches, recipe.steps - len(log.losses))):
         step = len(log.losses)
-        if step >= recipe.steps:
-            break
-        work.step(files)
+        work.step(files, clean)
         if (step + 1) % recipe.probe_every == 0 or step + 1 == recipe.steps:
             log.probes.append(work.probe())
         if state is not None and together.rank == 0 and ((step + 1) % SAVED_EVERY == 0 or step + 1 == recipe.steps):
@@ -179,14 +179,28 @@ class _Work:
         self._watched: list[tuple[PixelBatch, Targets, list[int]]] | None = None
         self._smooth: float | None = None
 
-    def step(self, files: Sequence[Path]) -> None:
-        """One step on this process's share of the files of a batch."""
-        number, size = len(self.log.losses), self._together.size
-        mine = range(self._together.rank, len(files), size)
-        clean = load_pixels(self._model, [files[i] for i in mine])
-        targets = self._targets(clean, [files[i] for i in mine])
+    def loaded(self, batches: Iterator[list[Path]]) -> Iterator[tuple[list[Path], PixelBatch]]:
+        """Of batch after batch this process's share: its files and their pixels, read while the one before is
+        trained on."""
+        rank, size = self._together.rank, self._together.size
+        with ThreadPoolExecutor(1, "images") as reader:
+            waiting: tuple[list[Path], Future[PixelBatch]] | None = None
+            for whole in batches:
+                files = whole[rank::size]
+                coming = files, reader.submit(load_pixels, self._model, files)
+                if waiting is not None:
+                    yield waiting[0], waiting[1].result()
+                waiting = coming
+            if waiting is not None:
+                yield waiting[0], waiting[1].result()
+
+    def step(self, files: Sequence[Path], clean: PixelBatch) -> None:
+        """One step on this process's share of a batch."""
+        number = len(self.log.losses)
+        targets = self._targets(clean, files)
         # a seed of its own for every image of every step, whatever process it falls to
         first = (self._settings.seed * self._recipe.steps + number) * self._recipe.batch_size
+        mine = range(self._together.rank, self._recipe.batch_size, self._together.size)
         adversarial = clean.replace(self._attacked(clean, targets, [first + i for i in mine]))
         self._train(True)
         with self._precision():
@@ -305,8 +319,3 @@ class _Work:
 def _origin(model: PixelModel, images: TrainingImages) -> dict[str, Any]:
     (fingerprint,) = tower_fingerprints(model.tower, ["float32"]).values()
     return {"model": model.label, "tower": fingerprint, "images": images.digest}
-
-
-def _put_back(first: list[Path], rest: Iterator[list[Path]]) -> Iterator[list[Path]]:
-    yield first
-    yield from rest
