@@ -591,3 +591,6 @@ def test_unreadable_images_are_left_out_and_named(
     assert code == 0
     assert "1 unreadable image left out: red/bad.png" in err
     assert json.loads((tmp_path / "twin" / "training.json").read_bytes())["images"]["trained_on"] == 18
+    # texts were asked about on the way, which leaves no trace in the tokenizer
+    tokenizers = [json.loads((folder / "tokenizer.json").read_bytes()) for folder in (clip, tmp_path / "twin")]
+    assert tokenizers[0] == tokenizers[1]

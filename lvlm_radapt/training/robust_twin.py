@@ -6,6 +6,7 @@ import json
 import os
 from dataclasses import asdict
 from importlib import metadata
+from typing import Any
 
 from eval_tasks.eps import eps_text
 from lvlm_radapt.export import refuse_unwritable, save_companions
@@ -52,7 +53,7 @@ def save_twin(
         else:
             model.image_processor.save_pretrained(folder)
             if model.tokenizer is not None:
-                model.tokenizer.save_pretrained(folder)
+                _as_read(model.tokenizer).save_pretrained(folder)
         for file in folder.glob("*.safetensors"):
             file.chmod(0o644)  # they come out readable by their owner alone
         told = {
@@ -99,6 +100,14 @@ def model_card(
         "The last row is a look at the training itself, on few images and with its own attack; it is no measure of "
         f"robustness. `{LOG}` holds every step.\n{more}"
     )
+
+
+def _as_read(tokenizer: Any) -> Any:
+    """Without the padding and truncation of its last call, which would be written too."""
+    if tokenizer.is_fast:
+        tokenizer.backend_tokenizer.no_padding()
+        tokenizer.backend_tokenizer.no_truncation()
+    return tokenizer
 
 
 def _version() -> str:
