@@ -5,16 +5,26 @@ from __future__ import annotations
 from importlib import resources
 from importlib.resources.abc import Traversable
 from pathlib import Path
-from typing import Annotated, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from attacks.lines import Member
+from eval_tasks.eps import parse_eps
 from eval_tasks.validation import first_problem, read_bytes, unknown_name
 from lvlm_radapt.errors import UserError
 
-Kind = Literal["protocols", "attacks", "tasks", "comparisons"]
+Kind = Literal["protocols", "attacks", "tasks", "comparisons", "finetune"]
 Half = Literal["bfloat16", "float16"]
 _PLACES = ("{question}", "{question_capitalised}")
 
@@ -26,6 +36,22 @@ class _Part(BaseModel):
 class _Config(_Part):
     name: Annotated[str, Field(min_length=1)]
     description: str
+
+
+def _with_places(templates: list[str]) -> list[str]:
+    for template in templates:
+        if "{}" not in template:
+            raise ValueError(f"{template!r} must contain {{}}")
+    return templates
+
+
+def _budget(value: Any) -> Any:
+    return parse_eps(value) if isinstance(value, str) else value
+
+
+Templates = Annotated[list[str], Field(min_length=1), AfterValidator(_with_places)]
+Eps = Annotated[float, Field(gt=0, le=1), BeforeValidator(_budget)]
+"""An Linf budget in [0, 1] pixel units, a number or the text `4/255`."""
 
 
 class TaskConfig(_Config):
@@ -189,16 +215,8 @@ class Protocol(_Config):
     max_new_tokens: dict[str, Annotated[int, Field(ge=1)]]
     thresholds: dict[str, Threshold]
     attacks: dict[str, APGDOverride] = {}
-    templates: Annotated[list[str], Field(min_length=1)] = ["a photo of a {}."]
+    templates: Templates = ["a photo of a {}."]
     """What a zero-shot classifier asks for, {} in the place of the class name; the mean of several."""
-
-    @field_validator("templates")
-    @classmethod
-    def _have_a_place(cls, templates: list[str]) -> list[str]:
-        for template in templates:
-            if "{}" not in template:
-                raise ValueError(f"{template!r} must contain {{}}")
-        return templates
 
     @field_validator("prompts")
     @classmethod
@@ -252,6 +270,35 @@ class Protocol(_Config):
         return values[task]
 
 
+class FinetuneRecipe(_Config):
+    """How an encoder is fine-tuned adversarially: `pgd_steps` steps of `pgd_step` for each image in the ball of radius
+    `eps` (all three as in `4/255`), AdamW at `lr`, which rises over `warmup` steps and falls as a cosine to 0.
+
+    `templates` word the classes (TeCoA, TGA). Every `probe_every` steps the model is looked at on held-back images.
+    """
+
+    eps: Eps
+    pgd_step: Eps
+    pgd_steps: Annotated[int, Field(ge=1)]
+    steps: Annotated[int, Field(ge=1)]
+    warmup: Annotated[int, Field(ge=0)]
+    batch_size: Annotated[int, Field(ge=1)]
+    lr: Annotated[float, Field(gt=0)]
+    weight_decay: Annotated[float, Field(ge=0)]
+    templates: Templates
+    probe_every: Annotated[int, Field(ge=1)]
+
+    def changed(self, **values: float | None) -> FinetuneRecipe:
+        """With those values that are not None. With other `steps` the warm-up keeps its share of them."""
+        chosen = {key: value for key, value in values.items() if value is not None}
+        if "steps" in chosen:
+            chosen["warmup"] = round(self.warmup * chosen["steps"] / self.steps)
+        try:
+            return FinetuneRecipe.model_validate(self.model_dump() | chosen)
+        except ValidationError as error:
+            raise UserError(f"preset {self.name}: {first_problem(error)}") from error
+
+
 ValueT = TypeVar("ValueT")
 ModelT = TypeVar("ModelT", bound=BaseModel)
 
@@ -277,6 +324,13 @@ def load_protocol(name: str) -> Protocol:
 def load_attack(name: str) -> AttackConfig:
     """A shipped attack by name; UserError with the nearest name for an unknown one."""
     return _shipped("attacks", "attack", name, AttackConfig)
+
+
+def load_recipe(name: str) -> FinetuneRecipe:
+    """A shipped recipe of fine-tuning by name, or the user's own by the path of its YAML file."""
+    if name.endswith((".yaml", ".yml")):
+        return _parse(read_bytes(Path(name)), name, FinetuneRecipe)
+    return _shipped("finetune", "fine-tuning preset", name, FinetuneRecipe)
 
 
 def load_task_config(name: str) -> TaskConfig:

@@ -20,6 +20,8 @@ CLASSES = {
     "tiny-llava": transformers.LlavaForConditionalGeneration,
     "tiny-qwen": transformers.Qwen2_5_VLForConditionalGeneration,
     "tiny-clip": transformers.CLIPModel,
+    "tiny-clip-fare": transformers.CLIPModel,
+    "tiny-clip-tecoa": transformers.CLIPModel,
 }
 
 

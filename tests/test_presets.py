@@ -13,7 +13,7 @@ from attacks.losses import Distance
 from attacks.norms import Norm
 from eval_tasks import presets
 from eval_tasks.data import tasks
-from eval_tasks.presets import load_attack, load_protocol, load_task_config, names
+from eval_tasks.presets import load_attack, load_protocol, load_recipe, load_task_config, names
 from lvlm_radapt.errors import UserError
 
 PGD = {"steps": 1, "random_start": True, "step_scale": 1.0}
@@ -30,7 +30,13 @@ def test_every_shipped_file_loads_under_its_own_name() -> None:
     assert names("protocols") == ["fare", "lmms-eval", "native", "scenes"]
     ours = {"none", "noise", "embedding", "embedding-l2", "e2e", "ensemble", "targeted"}
     assert ours <= set(names("attacks"))
-    for load, kind in ((load_protocol, "protocols"), (load_attack, "attacks"), (load_task_config, "tasks")):
+    kinds = (
+        (load_protocol, "protocols"),
+        (load_attack, "attacks"),
+        (load_task_config, "tasks"),
+        (load_recipe, "finetune"),
+    )
+    for load, kind in kinds:
         for name in names(kind):
             assert load(name).name == name
     # Every task can be loaded from disk and is covered by every protocol.
@@ -259,3 +265,23 @@ def test_any_yaml_is_a_protocol_or_a_user_error(content: bytes) -> None:
     with pytest.raises(UserError) as caught:
         presets._parse(content, "file", presets.Protocol)
     assert "\n" not in str(caught.value)
+
+
+def test_a_recipe_of_fine_tuning_takes_fractions_and_refuses_what_is_no_budget(tmp_path: Path) -> None:
+    shipped = yaml.safe_load((Path(__file__).parent.parent / "configs/finetune/published.yaml").read_text())
+    own = tmp_path / "own.yaml"
+    own.write_text(yaml.safe_dump(shipped | {"name": "own", "eps": "2/255"}))
+    assert load_recipe(str(own)).eps == 2 / 255
+    for change, words in (
+        ({"eps": "4"}, r"field eps: .*write 4/255"),
+        ({"pgd_step": 2.0}, "field pgd_step"),
+        ({"templates": ["a photo"]}, "must contain {}"),
+        ({"lr": 0}, "field lr"),
+        ({"momentum": 0.9}, "field momentum"),
+    ):
+        own.write_text(yaml.safe_dump(shipped | change))
+        with pytest.raises(UserError, match=words) as caught:
+            load_recipe(str(own))
+        one_line(caught)
+    with pytest.raises(UserError, match="field steps"):
+        load_recipe("scenes").changed(steps=0)

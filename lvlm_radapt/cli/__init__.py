@@ -3,7 +3,7 @@
 import os
 
 # isort: off -- in this order the commands stand in --help
-from lvlm_radapt.cli import demo, robustify, evaluate, audit, report, chat, tune, compare, analyze  # noqa: F401
+from lvlm_radapt.cli import demo, robustify, evaluate, audit, report, chat, tune, compare, analyze, finetune  # noqa: F401
 from lvlm_radapt.cli import data, list_command  # noqa: F401
 
 # isort: on

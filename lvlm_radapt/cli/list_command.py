@@ -40,6 +40,7 @@ def list_(
         Listing.presets: {
             "presets": {name: presets.load_protocol(name).description for name in presets.names("protocols")},
             "comparisons": {name: load_comparison(name).description for name in presets.names("comparisons")},
+            "recipes of finetune": {name: presets.load_recipe(name).description for name in presets.names("finetune")},
         },
     }
     for section, parts in sections.items():

@@ -64,6 +64,8 @@ EMBEDDED: dict[str, str] = {
     "tiny-llava": "a small LLaVA trained on procedural scenes",
     "tiny-qwen": "a small Qwen2.5-VL trained on procedural scenes",
     "tiny-clip": "a small CLIP trained on procedural scenes",
+    "tiny-clip-fare": "tiny-clip, adversarially fine-tuned (FARE): a tower for tiny-llava, a guide",
+    "tiny-clip-tecoa": "tiny-clip, adversarially fine-tuned (TeCoA): a tower for tiny-llava, a guide",
 }
 
 

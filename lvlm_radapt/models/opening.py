@@ -105,7 +105,7 @@ def building() -> Iterator[None]:
     """
     library = logging.getLogger("bitsandbytes")
     library.setLevel(max(library.level, logging.ERROR))
-    with _BUILDING, _no_loading_bar(), _log_held_back() as records:
+    with _BUILDING, no_loading_bar(), _log_held_back() as records:
         try:
             with opening_errors(), warnings.catch_warnings():
                 warnings.filterwarnings("ignore", "Initializing zero-element tensors")  # an error follows
@@ -150,7 +150,7 @@ def _log_held_back() -> Iterator[list[logging.LogRecord]]:
 
 
 @contextmanager
-def _no_loading_bar() -> Iterator[None]:
+def no_loading_bar() -> Iterator[None]:
     bars = transformers.utils.logging
     shown, downloads = bars.is_progress_bar_enabled(), not are_progress_bars_disabled()
     with contextlib.ExitStack() as after:

@@ -44,11 +44,13 @@ class ZeroShot:
         written = [template.replace("{}", name) for name in self.class_names for template in self.templates]
         each = normalize(source.text_features(written).float(), dim=-1)
         mean = each.view(len(self.class_names), len(self.templates), -1).mean(dim=1)
-        self._classes = normalize(mean, dim=-1).to(encoder.device)
+        self.class_embeddings = normalize(mean, dim=-1).to(encoder.device)
+        """float32 [K, P], of unit length."""
         scale = getattr(source.hf, "logit_scale", None)
         if scale is None:
             raise UserError(f"{source.name} has no logit scale, so it is no image-text model: give a whole checkpoint")
-        self._scale = scale.detach().float().exp().to(encoder.device)
+        self.scale = scale.detach().float().exp().to(encoder.device)
+        """What cosines are multiplied by: 100 in OpenAI's CLIPs."""
 
     def logits(self, batch: PixelBatch) -> Tensor:
         """float32 [B, K]: the model's logit scale times the cosine of image and class; differentiable in `batch.x`.
@@ -56,12 +58,12 @@ class ZeroShot:
         SigLIP's bias is left out: it moves all classes alike.
         """
         image = normalize(self.encoder.image_features(batch).float(), dim=-1)
-        if image.shape[-1] != self._classes.shape[-1]:
+        if image.shape[-1] != self.class_embeddings.shape[-1]:
             raise UserError(
                 f"{self.encoder.name} embeds images in {image.shape[-1]} numbers and the texts have "
-                f"{self._classes.shape[-1]}: the two encoders do not belong together"
+                f"{self.class_embeddings.shape[-1]}: the two encoders do not belong together"
             )
-        return self._scale * image @ self._classes.T
+        return self.scale * image @ self.class_embeddings.T
 
     @torch.no_grad()
     def predict(self, batch: PixelBatch) -> list[str]:

@@ -1,0 +1,152 @@
+"""`lvlm-radapt finetune`."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from lvlm_radapt.cli.app import app, console, progress_console
+from lvlm_radapt.cli.group import Processes, is_first, plain
+from lvlm_radapt.cli.options import DeviceOption, Dtype
+from lvlm_radapt.cli.placing import default_preset, device_named
+from lvlm_radapt.cli.resuming import command_line, progress, resumable
+from lvlm_radapt.errors import UserError
+
+
+class MethodName(StrEnum):
+    fare = "fare"
+    tecoa = "tecoa"
+    tga = "tga"
+
+
+class ScopeName(StrEnum):
+    tower = "tower"
+    shallow = "shallow"
+    embedding_attention = "embedding+attention"
+
+
+class FeaturesName(StrEnum):
+    cls = "cls"
+    tokens = "tokens"
+
+
+@app.command()
+def finetune(
+    encoder: Annotated[
+        str,
+        typer.Argument(
+            metavar="ENCODER", help="An image encoder, or a vision-language model whose tower is tuned (FARE alone)."
+        ),
+    ],
+    method: Annotated[MethodName, typer.Option(help="TeCoA and TGA need classes, FARE any images.")],
+    images: Annotated[
+        Path, typer.Option(help="A folder of images; for TeCoA and TGA a folder of images for each class.")
+    ],
+    out: Annotated[Path, typer.Option(help="A new or empty folder for the fine-tuned model.")],
+    scope: Annotated[ScopeName, typer.Option(help="What is trained; all else stays as it is.")] = ScopeName.tower,
+    features: Annotated[
+        FeaturesName | None,
+        typer.Option(
+            help="What FARE holds on to: the image embedding, or the patch tokens that language models read.",
+            show_default="cls of an encoder, tokens of a vision-language model",
+        ),
+    ] = None,
+    preset: Annotated[
+        str | None, typer.Option(help="Recipe, by name or YAML file; scenes for embedded models, published for others.")
+    ] = None,
+    eps: Annotated[str | None, typer.Option(help="Linf budget: 2/255, 4/255 ...; the preset's if left out.")] = None,
+    steps: Annotated[int | None, typer.Option(min=1, help="Training steps; the preset's if left out.")] = None,
+    batch_size: Annotated[
+        int | None, typer.Option(min=1, help="Images a step, over all processes; the preset's if left out.")
+    ] = None,
+    lr: Annotated[float | None, typer.Option(help="Highest learning rate; the preset's if left out.")] = None,
+    limit: Annotated[int | None, typer.Option(min=2, help="At most so many images, drawn by the seed.")] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Draws images, batches and starting noise.")] = 0,
+    bf16: Annotated[bool, typer.Option("--bf16", help="Run the networks under bfloat16 autocast.")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on where this command was stopped.")] = False,
+    device: DeviceOption = "auto",
+    dtype: Annotated[Dtype, typer.Option(help="What the weights are written in; they are trained in float32.")] = (
+        Dtype.float32
+    ),
+) -> None:
+    """Fine-tune ENCODER on adversarial images of its own: FARE, TeCoA or TGA, whole or in its first layers alone.
+
+    OUT is a stock checkpoint in Hugging Face layout, plain weights that any server opens. An encoder's serves as
+    --tower of a LLaVA, as a guide, and as a model of its own.
+    """
+    import torch
+
+    from eval_tasks.eps import parse_eps
+    from eval_tasks.presets import load_recipe
+    from lvlm_radapt.folders import check_new_folder
+    from lvlm_radapt.models.load import is_encoder, is_robustified, load_any
+    from lvlm_radapt.training.finetune import FinetuneSettings
+    from lvlm_radapt.training.finetune import finetune as train
+    from lvlm_radapt.training.labelled import TrainingImages
+    from lvlm_radapt.training.robust_twin import LOG, save_twin
+    from lvlm_radapt.training.together import Alone, Together
+
+    if is_robustified(encoder):
+        raise UserError(f"{encoder} is robustified: fine-tune its base model, then robustify what comes out")
+    known = "scenes" if default_preset(encoder) == "scenes" else "published"
+    recipe = load_recipe(preset or known).changed(
+        eps=None if eps is None else parse_eps(eps), steps=steps, batch_size=batch_size, lr=lr
+    )
+    alone = is_encoder(encoder)
+    if not alone and method is not MethodName.fare:
+        raise UserError(f"{encoder} has no texts to classify by: --method {method.value} is for encoders, use fare")
+    if features is not None and method is not MethodName.fare:
+        raise UserError(f"--features is FARE's: --method {method.value} has none, leave it out")
+    target = check_new_folder(out)
+    state = target.with_name(f".{target.name}.training.pt")
+    if state.exists() and not resume:
+        raise UserError(f"{state} holds an unfinished training for {out}: go on with --resume, or remove it")
+    place = torch.device(device_named(device))
+    written = getattr(torch, dtype.value)
+    model = load_any(encoder, device=place, dtype=torch.float32 if alone else written)
+    found = TrainingImages.of(images, limit=limit, seed=seed, classes=method is not MethodName.fare)
+    if found.left_out:
+        progress_console.print(plain(found.left_out), highlight=False, soft_wrap=True)
+    settings = FinetuneSettings(
+        method=method.value,
+        recipe=recipe,
+        scope=scope.value,
+        features=features.value if features else "cls" if alone else "tokens",
+        seed=seed,
+        bf16=bf16,
+    )
+    together = Alone() if Processes.group is None else Together(place)
+    with resumable(command_line("--resume"), lambda: _saved(state)), progress() as announce:
+        log = train(model, found, settings, state=state, announce=announce, together=together)
+        together.leave()
+    if not is_first():
+        return
+    model.hf.to(written)
+    save_twin(model, log, settings, found, target)
+    state.unlink(missing_ok=True)
+    before, after = log.probes[0], log.probes[-1]
+    console.print(
+        f"{out}: {model.label} fine-tuned by {method.value}, {log.trained:,} weights, {len(found.files):,} images, "
+        f"{len(log.losses):,} steps ({LOG} has each)",
+        soft_wrap=True,
+        highlight=False,
+    )
+    console.print(
+        f"{log.watched} of {len(found.watched)} held-back images: clean {before.clean:.3f} -> {after.clean:.3f}, "
+        f"attacked {before.robust:.3f} -> {after.robust:.3f}",
+        soft_wrap=True,
+        highlight=False,
+    )
+    use = f"LLAVA --tower {out}" if alone else str(out)
+    console.print(
+        f"next: lvlm-radapt eval {use} --task coco --data DIR --attack e2e --eps 4/255 --out RUN",
+        soft_wrap=True,
+        highlight=False,
+    )
+
+
+def _saved(state: Path) -> str:
+    return f"what was done until the last save is in {state}" if state.exists() else "nothing was saved yet"

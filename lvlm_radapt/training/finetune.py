@@ -1,0 +1,321 @@
+"""Adversarial fine-tuning of a vision encoder, or of the one inside a vision-language model (FARE, TeCoA, TGA)."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from attacks.pgd import pgd
+from eval_tasks.data.images import open_image
+from eval_tasks.presets import FinetuneRecipe
+from lvlm_radapt.checkpoint import tower_fingerprints
+from lvlm_radapt.errors import UserError
+from lvlm_radapt.inject import is_injected
+from lvlm_radapt.models.base import PixelBatch, PixelModel
+from lvlm_radapt.models.clip import CLIPEncoder
+from lvlm_radapt.progress import Announce
+from lvlm_radapt.towers import find_tower
+from lvlm_radapt.training.images import load_pixels
+from lvlm_radapt.training.labelled import TrainingImages, batches_from
+from lvlm_radapt.training.objectives import Features, Method, Objective, Targets, objective_of
+from lvlm_radapt.training.scopes import Scope, scope_parameters
+from lvlm_radapt.training.state import StateFile
+from lvlm_radapt.training.together import Alone
+
+SAVED_EVERY = 50  # steps; what is lost at most when a process dies
+DIVERGED = 4.0  # times the first loss, smoothed
+_SMOOTH = 0.8
+_PROJECTION = "visual_projection.weight"
+
+
+@dataclass(frozen=True)
+class FinetuneSettings:
+    """What decides the outcome besides the model, the images and the number of processes.
+
+    features: what FARE compares, the image embedding (`cls`) or the patch tokens that a language model reads.
+    bf16: networks run under bfloat16 autocast; weights and optimiser stay float32.
+    """
+
+    method: Method
+    recipe: FinetuneRecipe
+    scope: Scope = "tower"
+    features: Features = "cls"
+    seed: int = 0
+    bf16: bool = False
+
+    def plain(self) -> dict[str, Any]:
+        """As JSON values; the recipe's fields among the others, less its texts for people."""
+        own = {key: value for key, value in asdict(self).items() if key != "recipe"}
+        return own | {"preset": self.recipe.name} | self.recipe.model_dump(exclude={"name", "description"})
+
+
+@dataclass
+class Probe:
+    """The mean score on the held-back images, clean and under the inner attack, after `step` steps."""
+
+    step: int
+    clean: float
+    robust: float
+
+
+@dataclass
+class TrainingLog:
+    """watched: what a probe's scores are. losses, rates: a number a step. trained: how many weights were reached by
+    gradients, of `weights` in the tower (and the projection, where it is trained)."""
+
+    watched: str
+    trained: int = 0
+    weights: int = 0
+    losses: list[float] = field(default_factory=list)
+    rates: list[float] = field(default_factory=list)
+    probes: list[Probe] = field(default_factory=list)
+
+
+def finetune(
+    model: PixelModel,
+    images: TrainingImages,
+    settings: FinetuneSettings,
+    *,
+    state: Path | None = None,
+    announce: Announce | None = None,
+    together: Alone | None = None,
+) -> TrainingLog:
+    """Trains the vision tower of `model` in place; every weight outside the scope stays as it is, to the bit.
+
+    A step: PGD with a random start finds, in the eps ball around each image, what the loss is highest on; one AdamW
+    step lowers the loss there. What features should be comes from the original weights, once a batch, on the clean
+    images. Under the scope `tower` CLIP's image projection is trained too where the loss goes through it, as in FARE's
+    code. The tower is trained in float32, whatever the rest is in, and given back in its own precision.
+
+    state: a file that is written every `SAVED_EVERY` steps. If it is there already, training goes on from it, and
+        ends at the same weights to the bit as if it had not been stopped (on one CPU thread).
+    together: the processes that share each batch; the weights they end at are the same up to rounding.
+
+    Raises:
+        UserError: a model that the method or the scope is not made for, or with R-Adapt in it; too few images for
+            a batch; a batch that the processes cannot share evenly; a state of other settings or damaged; a loss
+            that grows without bounds or is not finite.
+    """
+    together = Alone() if together is None else together
+    recipe = settings.recipe
+    if is_injected(model.hf):
+        raise UserError(f"{model.name} has R-Adapt in it: fine-tune its base model, then robustify that")
+    if recipe.batch_size % together.size:
+        raise UserError(f"a batch of {recipe.batch_size} does not divide among {together.size} processes: change it")
+    objective = objective_of(
+        settings.method, model, features=settings.features, class_names=images.names, templates=recipe.templates
+    )
+    precision = find_tower(model.hf).dtype
+    (model.hf if isinstance(model, CLIPEncoder) else model.tower).float()
+    work = _Work(model, objective, images, settings, together)
+    kept = StateFile(state, {} if state is None else settings.plain() | _origin(model, images), every=0.0)
+    begun = kept.begin(resume=True)
+    if begun is not None:
+        work.restore(begun)
+    log = work.log
+    advance = announce("fine-tuning", recipe.steps) if announce else lambda done, what: None
+    batches = batches_from(model, images.files, recipe.batch_size, seed=settings.seed, skip=len(log.losses))
+    if not log.probes:
+        first = next(batches)  # too few images are found out before the first probe
+        log.probes.append(work.probe())
+        batches = itertools.chain([first], batches)
+    advance(len(log.losses), "")
+    for files, clean in work.loaded(itertools.islice(batches, recipe.steps - len(log.losses))):
+        step = len(log.losses)
+        work.step(files, clean)
+        if (step + 1) % recipe.probe_every == 0 or step + 1 == recipe.steps:
+            log.probes.append(work.probe())
+        if state is not None and together.rank == 0 and ((step + 1) % SAVED_EVERY == 0 or step + 1 == recipe.steps):
+            kept.note(work.saved())
+        last = log.probes[-1]
+        advance(1, f"loss {log.losses[-1]:.4g}, held back: clean {last.clean:.3f} attacked {last.robust:.3f}")
+    (model.hf if isinstance(model, CLIPEncoder) else model.tower).to(precision)
+    model.hf.requires_grad_(False)
+    return log
+
+
+def rate_at(recipe: FinetuneRecipe, step: int) -> float:
+    """The learning rate of step 0, 1, ...: a line up to `lr` over the warm-up, then half a cosine towards 0."""
+    if step < recipe.warmup:
+        return recipe.lr * (step + 1) / recipe.warmup
+    done = (step - recipe.warmup) / max(1, recipe.steps - recipe.warmup)
+    return recipe.lr * 0.5 * (1 + math.cos(math.pi * done))
+
+
+class _Work:
+    """A model in training: its weights, optimiser and log."""
+
+    def __init__(
+        self,
+        model: PixelModel,
+        objective: Objective,
+        images: TrainingImages,
+        settings: FinetuneSettings,
+        together: Alone,
+    ) -> None:
+        self._model, self._objective, self._images, self._together = model, objective, images, together
+        self._settings, self._recipe = settings, settings.recipe
+        tower = find_tower(model.hf)
+        own = dict(tower.module.named_parameters())
+        self._trained: dict[str, nn.Parameter] = {n: own[n] for n in scope_parameters(tower, settings.scope)}
+        projected = settings.method != "fare" or settings.features == "cls"
+        if settings.scope == "tower" and projected and hasattr(model.hf, "visual_projection"):
+            self._trained[_PROJECTION] = model.hf.visual_projection.weight
+        self._original = {name: weight.detach().clone() for name, weight in self._trained.items()}
+        self._optimiser = torch.optim.AdamW(
+            list(self._trained.values()), lr=self._recipe.lr, weight_decay=self._recipe.weight_decay
+        )
+        everything = own | {name: self._trained[name] for name in self._trained}
+        self.log = TrainingLog(objective.watched, weights=sum(weight.numel() for weight in everything.values()))
+        self._watched: list[tuple[PixelBatch, Targets, list[int]]] | None = None
+        self._smooth: float | None = None
+
+    def loaded(self, batches: Iterator[list[Path]]) -> Iterator[tuple[list[Path], PixelBatch]]:
+        """Of batch after batch this process's share: its files and their pixels, read while the one before is
+        trained on."""
+        rank, size = self._together.rank, self._together.size
+        with ThreadPoolExecutor(1, "images") as reader:
+            waiting: tuple[list[Path], Future[PixelBatch]] | None = None
+            for whole in batches:
+                files = whole[rank::size]
+                coming = files, reader.submit(load_pixels, self._model, files)
+                if waiting is not None:
+                    yield waiting[0], waiting[1].result()
+                waiting = coming
+            if waiting is not None:
+                yield waiting[0], waiting[1].result()
+
+    def step(self, files: Sequence[Path], clean: PixelBatch) -> None:
+        """One step on this process's share of a batch."""
+        number = len(self.log.losses)
+        targets = self._targets(clean, files)
+        # a seed of its own for every image of every step, whatever process it falls to
+        first = (self._settings.seed * self._recipe.steps + number) * self._recipe.batch_size
+        mine = range(self._together.rank, self._recipe.batch_size, self._together.size)
+        adversarial = clean.replace(self._attacked(clean, targets, [first + i for i in mine]))
+        self._train(True)
+        with self._precision():
+            loss = self._objective.loss(adversarial, clean, targets).mean()
+        loss.backward()
+        weights = list(self._trained.values())
+        value = self._together.mean(loss, weights)
+        self._check(value, number)
+        if not self.log.trained:
+            self.log.trained = sum(weight.numel() for weight in weights if weight.grad is not None)
+        rate = rate_at(self._recipe, number)
+        for group in self._optimiser.param_groups:
+            group["lr"] = rate
+        self._optimiser.step()
+        self._optimiser.zero_grad(set_to_none=True)
+        self.log.losses.append(value)
+        self.log.rates.append(rate)
+
+    def probe(self) -> Probe:
+        """How the model does on the held-back images now. UserError when it is no number."""
+        if self._watched is None:
+            self._watched = list(self._held_back())
+        clean, robust = [], []
+        for batch, targets, seeds in self._watched:
+            attacked = batch.replace(self._attacked(batch, targets, seeds))
+            with torch.no_grad(), self._precision():
+                clean.append(self._objective.score(batch, targets).float())
+                robust.append(self._objective.score(attacked, targets).float())
+        step = len(self.log.losses)
+        found = Probe(step, float(torch.cat(clean).mean()), float(torch.cat(robust).mean()))
+        if not math.isfinite(found.clean + found.robust):
+            self._diverged(f"the model gives no finite features after step {step}")
+        return found
+
+    def saved(self) -> dict[str, Any]:
+        return {
+            "weights": {name: weight.detach() for name, weight in self._trained.items()},
+            "optimiser": self._optimiser.state_dict(),
+            "log": asdict(self.log),
+            "smooth": self._smooth,
+        }
+
+    def restore(self, state: dict[str, Any]) -> None:
+        with torch.no_grad():
+            for name, weight in self._trained.items():
+                weight.copy_(state["weights"][name])
+        self._optimiser.load_state_dict(state["optimiser"])
+        self.log = TrainingLog(**state["log"] | {"probes": [Probe(**one) for one in state["log"]["probes"]]})
+        self._smooth = state["smooth"]
+
+    def _held_back(self) -> Iterator[tuple[PixelBatch, Targets, list[int]]]:
+        groups: dict[tuple[int, int], list[Path]] = {}
+        for file in self._images.watched:
+            groups.setdefault(self._model.canvas(open_image(file)), []).append(file)
+        number = 0
+        for files in groups.values():
+            for start in range(0, len(files), self._recipe.batch_size):
+                chosen = files[start : start + self._recipe.batch_size]
+                batch = load_pixels(self._model, chosen)
+                # negative ones are no training image's
+                yield batch, self._targets(batch, chosen), [-1 - number - i for i in range(len(chosen))]
+                number += len(chosen)
+
+    def _targets(self, batch: PixelBatch, files: Sequence[Path]) -> Targets:
+        class_of = self._images.class_of
+        classes = torch.tensor([class_of[f] for f in files], device=batch.x.device) if class_of else None
+        with self._with_original(), self._precision():
+            return self._objective.targets(batch, classes)
+
+    def _attacked(self, batch: PixelBatch, targets: Targets, seeds: list[int]) -> Tensor:
+        """[B, 3, H, W] the images that the loss is highest on, of those that PGD comes by."""
+        self._train(False)
+
+        def loss(x: Tensor, index: list[int]) -> Tensor:
+            with self._precision():
+                return self._objective.attacked(batch[index].replace(x), tuple(one[index] for one in targets))
+
+        recipe = self._recipe
+        found = pgd(loss, batch.x, eps=recipe.eps, step_size=recipe.pgd_step, steps=recipe.pgd_steps, seed=seeds)
+        return found.x_adv
+
+    def _train(self, wanted: bool) -> None:
+        # not during the attack: it asks for the gradient of the pixels alone
+        for weight in self._trained.values():
+            weight.requires_grad_(wanted)
+
+    def _precision(self) -> AbstractContextManager[Any]:
+        return torch.autocast(self._model.device.type, torch.bfloat16, enabled=self._settings.bf16)
+
+    @contextmanager
+    def _with_original(self) -> Iterator[None]:
+        """Inside, the model has its original weights; no graph may be waiting for its backward pass."""
+        now = {name: weight.data for name, weight in self._trained.items()}
+        try:
+            for name, weight in self._trained.items():
+                weight.data = self._original[name]
+            yield
+        finally:
+            for name, weight in self._trained.items():
+                weight.data = now[name]
+
+    def _check(self, loss: float, step: int) -> None:
+        if not math.isfinite(loss):
+            self._diverged(f"the loss is {loss} at step {step + 1}")
+        self._smooth = loss if self._smooth is None else _SMOOTH * self._smooth + (1 - _SMOOTH) * loss
+        first = self.log.losses[0] if self.log.losses else loss
+        if self._smooth > DIVERGED * first:
+            self._diverged(f"the loss has grown from {first:.4g} to {self._smooth:.4g} by step {step + 1}")
+
+    def _diverged(self, what: str) -> None:
+        raise UserError(
+            f"training diverges: {what}; begin anew with a lower --lr than {self._recipe.lr:g}, or a longer warm-up"
+        )
+
+
+def _origin(model: PixelModel, images: TrainingImages) -> dict[str, Any]:
+    (fingerprint,) = tower_fingerprints(model.tower, ["float32"]).values()
+    return {"model": model.label, "tower": fingerprint, "images": images.digest}

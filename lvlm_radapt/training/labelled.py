@@ -1,0 +1,78 @@
+"""Images with their classes, where a method needs them, and what is held back to watch it on."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from eval_tasks.data.imagefolder import class_names, load_imagefolder
+from lvlm_radapt.errors import UserError
+from lvlm_radapt.models.base import PixelModel
+from lvlm_radapt.training.images import batches_of, image_files, images_digest
+
+HELD_BACK = 32  # images at most, and a tenth of all
+
+
+@dataclass(frozen=True)
+class TrainingImages:
+    """Images to train on, and `watched` ones that are held back. `names` of the classes and by image its class's
+    number there; both empty where no classes are asked for. `left_out`: a line about unreadable ones, or None."""
+
+    files: tuple[Path, ...]
+    watched: tuple[Path, ...]
+    names: tuple[str, ...]
+    class_of: dict[Path, int]
+    digest: str
+    left_out: str | None
+
+    @classmethod
+    def of(
+        cls,
+        folder: Path,
+        *,
+        limit: int | None,
+        seed: int,
+        classes: bool,
+    ) -> TrainingImages:
+        """The images of any folder or, with `classes`, of a folder of images for each class (ImageFolder).
+
+        limit: at most so many, drawn by `seed`.
+
+        UserError, one line: no folder, no images in it, none that can be opened, fewer than two; no class folders.
+        """
+        root = folder.expanduser()
+        said: list[str] = []
+        files = image_files(root, limit=limit, seed=seed, tell=said.append)
+        names: list[str] = []
+        class_of: dict[Path, int] = {}
+        if classes:
+            samples = load_imagefolder(root)
+            names = class_names(samples)
+            place = {name: number for number, name in enumerate(names)}
+            class_of = {Path(str(sample.image)): place[sample.references[0]] for sample in samples}
+            files = [file for file in files if file in class_of]
+        if len(files) < 2:
+            raise UserError(f"{root}: {len(files)} images are too few to train on and watch: give more")
+        files = sorted(files)
+        random.Random(f"held back {seed}").shuffle(files)
+        held = max(1, min(HELD_BACK, len(files) // 10))
+        return cls(
+            files=tuple(files[held:]),
+            watched=tuple(files[:held]),
+            names=tuple(names),
+            class_of=class_of,
+            digest=images_digest(files),
+            left_out=said[0] if said else None,
+        )
+
+
+def batches_from(model: PixelModel, files: Sequence[Path], size: int, *, seed: int, skip: int) -> Iterator[list[Path]]:
+    """The files of batch after batch, without end, as `images.pixel_batches` has them; the first `skip` left out."""
+    epoch = 0
+    while True:
+        batches = batches_of(model, files, size, seed=seed, epoch=epoch)
+        yield from batches[skip:]
+        skip = max(0, skip - len(batches))
+        epoch += 1
