@@ -31,7 +31,12 @@ LEGEND = (
     "Adaptive: crafted white-box on the model that is scored, through its defence. "
     "Gain: this model minus the undefended one under the adaptive attack, paired by sample."
 )
-METRICS = {"cider": "CIDEr x100", "vqa_accuracy": "VQA accuracy, %", "accuracy": "accuracy, %"}
+METRICS = {
+    "cider": "CIDEr x100",
+    "vqa_accuracy": "VQA accuracy, %",
+    "accuracy": "accuracy, %",
+    "recall@1": "image to text, recall@1, %",
+}
 COLUMNS = (
     "Model",
     "Task",
