@@ -42,8 +42,8 @@ class Gallery:
         alone = next((i for i, own in self._own.items() if len(own) == len(self.texts)), None)
         if alone is not None:
             raise UserError(
-                f"retrieval among {len(samples)} samples: every caption there is sample {alone!r}'s own; take "
-                "more --samples"
+                f"retrieval among {len(samples)} samples: no caption there is wrong for sample {alone}; "
+                "take more --samples"
             )
 
     def own(self, ids: Sequence[str]) -> Tensor:

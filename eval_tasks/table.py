@@ -522,11 +522,15 @@ def _context(run: Run) -> dict[str, Any]:
 
 
 def _classes(run: Run) -> dict[str, Any]:
-    """What a classifier chooses among, and the texts it is asked with."""
-    classes = run.settings.get("classes")
-    if classes is None:
-        return {}
-    return {"classes": classes["sha256"], "templates": " | ".join(classes["templates"])}
+    """What an image encoder chooses among, the texts it is asked with, and whose they are."""
+    said = {}
+    if classes := run.settings.get("classes"):
+        said |= {"classes": classes["sha256"], "templates": " | ".join(classes["templates"])}
+    if gallery := run.settings.get("gallery"):
+        said["gallery"] = gallery["sha256"]
+    if texts := run.settings.get("texts"):
+        said["texts"] = texts
+    return said
 
 
 def _hidden(run: Run) -> dict[str, str]:
