@@ -523,7 +523,7 @@ def _context(run: Run) -> dict[str, Any]:
 
 def _classes(run: Run) -> dict[str, Any]:
     """What an image encoder chooses among, the texts it is asked with, and whose they are."""
-    said = {}
+    said: dict[str, Any] = {}
     if classes := run.settings.get("classes"):
         said |= {"classes": classes["sha256"], "templates": " | ".join(classes["templates"])}
     if gallery := run.settings.get("gallery"):
@@ -538,7 +538,7 @@ def _hidden(run: Run) -> dict[str, str]:
     shown = ("name", "norm", "eps", "eps_text", "steps", "target", "threat", "surrogate")
     attack = setting(run, "attack") or {}
     context = {key: value for key, value in _context(run).items() if key not in ("task", "preset")}
-    context |= {key: context[key][:8] for key in ("samples", "classes") if key in context}
+    context |= {key: context[key][:8] for key in ("samples", "classes", "gallery") if key in context}
     rest = {"seed": run.settings.get("seed"), **{k: v for k, v in attack.items() if k not in shown}}
     return {key.replace("_", " "): _plain(value) for key, value in (context | rest).items()}
 

@@ -116,7 +116,7 @@ def test_the_three_things_called_autoattack() -> None:
         (load_attack, "embeding", "did you mean 'embedding'"),
         (load_attack, "../attacks/e2e", "known: "),
         (load_task_config, "VQAv2", "did you mean 'vqav2'"),
-        (load_task_config, "", "known: coco"),
+        (load_task_config, "", "known: caltech101"),
     ],
 )
 def test_unknown_names(load: object, wrong: str, near: str) -> None:
