@@ -2,7 +2,7 @@
 
 from attacks.apgd import APGDResult, apgd
 from attacks.ensemble import EnsembleResult, Stage, ensemble
-from attacks.losses import embedding_loss
+from attacks.losses import contrastive_loss, embedding_loss
 from attacks.noise import random_noise
 from attacks.workers import cpu_workers
 
@@ -11,6 +11,7 @@ __all__ = [
     "EnsembleResult",
     "Stage",
     "apgd",
+    "contrastive_loss",
     "cpu_workers",
     "embedding_loss",
     "ensemble",

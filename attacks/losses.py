@@ -1,4 +1,4 @@
-"""Loss functions for attacks that need no text: distances between clean and adversarial image tokens."""
+"""Loss functions for attacks on image encoders: distances of image tokens, and texts that an image is to miss."""
 
 from collections.abc import Callable
 from typing import Literal, get_args
@@ -50,6 +50,35 @@ def embedding_loss(features: LossFn, clean: Tensor, *, distance: Distance = "cos
             # noise of it (and of its gradient's sign) close to the clean image.
             return (normalize(tokens, dim=-1) - wanted).square().sum(dim=-1).mean(dim=-1) / 2
         return (tokens - wanted).square().sum(dim=-1).mean(dim=-1)
+
+    return loss_fn
+
+
+def contrastive_loss(logits: LossFn, own: Tensor, count: Tensor) -> LossFn:
+    """Log odds of the wrong texts of a gallery against an image's own, to maximise.
+
+    `logits(x, index) -> [len(index), U]`: scaled similarities of an image and the U texts, differentiable in x; `own`:
+    bool [B, U], its rows addressed by `index`; `count`: [U], how often each text stands in the gallery.
+
+    The softplus of the value is CLIP's contrastive loss of an image (Radford et al. 2021, arXiv 2103.00020, section
+    2.3), several texts of one image summed inside the logarithm (MIL-NCE, arXiv 1912.06430, eq. 1). It grows with the
+    value, and so has its maxima where this has them; but where the own texts are certain it and its gradient round to
+    0, and these do not.
+
+    Raises ValueError where an image has no text of its own, or no other; the returned function for other shapes.
+    """
+    if own.ndim != 2 or own.dtype != torch.bool or count.shape != own.shape[1:]:
+        raise ValueError(f"own must be bool [B, U] and count [U], got {tuple(own.shape)} and {tuple(count.shape)}")
+    if not bool(own.any(dim=1).all()) or bool(own.all(dim=1).any()):
+        raise ValueError("every image needs a text of its own and one that is not")
+
+    def loss_fn(x: Tensor, index: list[int]) -> Tensor:
+        z = _full(logits(x, index))
+        if z.shape != (len(index), own.shape[1]):
+            raise ValueError(f"logits must have shape ({len(index)}, {own.shape[1]}), got {tuple(z.shape)}")
+        z = z + count.to(z).log()
+        mine = own[index].to(z.device)
+        return z.masked_fill(mine, -torch.inf).logsumexp(dim=1) - z.masked_fill(~mine, -torch.inf).logsumexp(dim=1)
 
     return loss_fn
 

@@ -139,10 +139,9 @@ def check_source(plan: AttackPlan, model: PixelModel, surrogate: PixelModel | No
 def check_plan(plan: AttackPlan, model: LVLM, surrogate: PixelModel | None, *, prompt: str, tokens: int) -> None:
     """UserError when the attack cannot mean what it says on these models. `prompt`: one of those to be asked;
     `tokens`: the longest answer."""
-    if plan.config.loss == "classifier":
-        raise UserError(
-            f"--attack {plan.config.name} is for image encoders and --task imagefolder: {model.name} is none"
-        )
+    if plan.config.loss in ("classifier", "contrastive"):
+        where = "--task imagefolder" if plan.config.loss == "classifier" else "retrieval tasks"
+        raise UserError(f"--attack {plan.config.name} is for image encoders and {where}: {model.name} is none")
     check_source(plan, model, surrogate)
     speaks = plan.config.loss in ("nll", "targeted", "ensemble")
     if speaks and surrogate is not None and not isinstance(surrogate, LVLM):
@@ -188,7 +187,7 @@ def craft(
             return _ensemble(attacker, batch, plan, asked, seeds, known, tell)
         success = _reads(attacker, asked, plan, _rounding(batch, plan)) if plan.config.loss == "targeted" else None
         loss = attack_loss(attacker, plan, asked)
-        return _climbed(batch, plan, loss, seeds=seeds, batch_size=asked.batch_size, success=success)
+        return climbed(batch, plan, loss, seeds=seeds, batch_size=asked.batch_size, success=success)
 
 
 def craft_unasked(
@@ -207,10 +206,10 @@ def craft_unasked(
         return Crafted.plain(_rounding(batch, plan)(noisy, range(len(batch))))
     with attackers_view(model, plan, surrogate):
         loss = embedding_distance(Attacker(surrogate or model, batch), plan, batch_size)
-        return _climbed(batch, plan, loss, seeds=seeds, batch_size=batch_size)
+        return climbed(batch, plan, loss, seeds=seeds, batch_size=batch_size)
 
 
-def _climbed(
+def climbed(
     batch: PixelBatch,
     plan: AttackPlan,
     loss: LossFn,
@@ -219,7 +218,7 @@ def _climbed(
     batch_size: int,
     success: SuccessFn | None = None,
 ) -> Crafted:
-    """What APGD on that loss makes of the batch."""
+    """What APGD on that loss, with the plan's settings, makes of the batch."""
     found = apgd(
         loss, batch.x, **plan.apgd_arguments(), seed=seeds, success=success, batch_size=batch_size,
         workers=_workers(batch)(len(batch)),

@@ -30,6 +30,7 @@ def run_evaluation(
     announce: Announce,
     tower: str | None = None,
     surrogate: str | None = None,
+    texts: str | None = None,
     images_from: Path | None = None,
     resume: bool = False,
     command: str = "",
@@ -45,8 +46,9 @@ def run_evaluation(
     """Evaluate the model of that name into the run folder `out`, report.html included.
 
     Arguments and errors as for `eval_tasks.runner.evaluate` and `lvlm_radapt.models.load.load_any`; a surrogate is
-    opened on the victim's device in its dtype, whole. open_model: in place of `load_any`, one that keeps models open.
-    The run notes where samples are among those that the model's settings were chosen on.
+    opened on the victim's device in its dtype, whole, and so is the model whose `texts` are asked. open_model: in
+    place of `load_any`, one that keeps models open. The run notes where samples are among those that the model's
+    settings were chosen on.
     """
     chosen, _ = select(load_task(settings.task, settings.data), settings.samples, settings.seed)
     if settings.skip_missing:
@@ -66,11 +68,13 @@ def run_evaluation(
         tower=tower,
     )
     source = load_surrogate(surrogate, device=victim.device, dtype=dtype) if surrogate else None
+    asked = load_any(texts, device=victim.device, dtype=dtype) if texts else None
     run = evaluate(
         victim,
         settings,
         out,
         surrogate=source,
+        texts=asked,
         images_from=images_from,
         resume=resume,
         command=command,

@@ -1,7 +1,7 @@
 """A model under test: how a task asks it, judges its answers, attacks it and audits the attack.
 
 The evaluation and the audit know nothing more of a task than `Exam`; a language model's is `SpokenExam`, an image
-encoder's `ClassExam`.
+encoder's `ClassExam` or `RetrievalExam`.
 """
 
 from __future__ import annotations
@@ -24,15 +24,20 @@ from eval_tasks.classification import ClassScores, attack_classifier, check_clas
 from eval_tasks.crafting import AttackPlan, Crafted, check_plan, check_source, craft, craft_unasked
 from eval_tasks.data import Sample, chunks
 from eval_tasks.data.imagefolder import class_names
+from eval_tasks.data.set_config import SetConfig, set_config, zero_shot_sets
+from eval_tasks.gallery import Gallery
 from eval_tasks.metrics.tokenizers import TokenizerName
 from eval_tasks.presets import Protocol, TaskConfig
 from eval_tasks.records import ids_digest
+from eval_tasks.retrieval import RetrievalExam, text_side
 from eval_tasks.scores import text_scores
 from eval_tasks.stages import stage_plans
 from lvlm_radapt.errors import UserError
 from lvlm_radapt.models.base import LVLM, PixelBatch, PixelModel
 from lvlm_radapt.models.clip import CLIPEncoder
-from lvlm_radapt.models.zero_shot import ZeroShot
+from lvlm_radapt.models.zero_shot import TEMPLATE, ZeroShot
+
+_SHOWN = 3  # templates that a remark names
 
 Tell = Callable[[str, int], None]
 
@@ -81,6 +86,11 @@ class Exam(Interface):
         self, batch: PixelBatch, samples: Sequence[Sample], plan: AttackPlan, *, seed: int, made: Tensor | None = None
     ) -> Subject:
         """What an audit of the white-box attack looks at; `made`: images that `plan` has made already."""
+        ...
+
+    def closing(self, attacked: Callable[[str], Tensor] | None) -> tuple[dict[str, Any], list[str]]:
+        """What metrics.json and its notes say beyond the samples' scores, once all is done. attacked: the attacked
+        image of a sample, uint8 [3, H, W]; None in a clean run."""
         ...
 
 
@@ -137,6 +147,9 @@ class SpokenExam:
     ) -> Subject:
         return lvlm_subject(self.model, batch, self._asked(samples), plan, seed=seed, made=made)
 
+    def closing(self, attacked: Callable[[str], Tensor] | None) -> tuple[dict[str, Any], list[str]]:
+        return {}, []
+
     def _asked(self, samples: Sequence[Sample]) -> Asked:
         return Asked(samples, self.task, self.protocol, self.scores, self.batch_size)
 
@@ -150,9 +163,15 @@ class ClassExam:
     task: TaskConfig
     scores: ClassScores
     batch_size: int
+    texts: CLIPEncoder | None = None
+    """The encoder with the text side, for a bare tower."""
+    published: int | None = None
+    """How many classes the field counts in this set."""
 
     def check(self, plan: AttackPlan, sample: Sample) -> None:
         name, loss = plan.config.name, plan.config.loss
+        if loss == "contrastive":
+            raise UserError(f"--attack {name} is for retrieval: on --task {self.task.name} use apgd-ce or another")
         if loss not in ("classifier", "noise", "embedding"):
             raise UserError(
                 f"--attack {name} needs a model that answers in texts: on --task {self.task.name} use apgd-ce or "
@@ -172,15 +191,28 @@ class ClassExam:
                 raise UserError(str(error)) from error
 
     def settings(self) -> dict[str, Any]:
-        names = self.classifier.class_names
-        return {"classes": {"n": len(names), "sha256": ids_digest(names), "templates": [*self.classifier.templates]}}
+        names = self.classifier.spelled
+        return {
+            "classes": {"n": len(names), "sha256": ids_digest(names), "templates": [*self.classifier.templates]},
+            "texts": None if self.texts is None else self.texts.name,
+        }
 
     def attack_settings(self, plan: AttackPlan) -> dict[str, Any]:
         return {}
 
     def remarks(self) -> list[str]:
-        templates = ", ".join(f'"{template}"' for template in self.classifier.templates)
-        return [f"each image is one of {len(self.classifier.class_names)} classes, asked for as {templates}"]
+        count, templates = len(self.classifier.class_names), self.classifier.templates
+        more = f" and {len(templates) - _SHOWN} more" if len(templates) > _SHOWN else ""
+        shown = ", ".join(f'"{template}"' for template in templates[:_SHOWN]) + more
+        said = [f"each image is one of {count} classes, asked for as {shown}"]
+        if self.published not in (None, count):
+            said.append(
+                f"the data folder has {count} classes where {self.task.name} has {self.published}: its accuracy is not "
+                "comparable with published ones"
+            )
+        if self.texts is not None:
+            said.append(f"the texts are read by {self.texts.name}")
+        return said
 
     def answers(self, batch: PixelBatch, samples: Sequence[Sample]) -> list[str]:
         rows = chunks(range(len(batch)), self.batch_size)
@@ -226,6 +258,9 @@ class ClassExam:
         size = self.batch_size
         return classifier_subject(self.classifier, batch, samples, plan, seed=seed, batch_size=size, made=made)
 
+    def closing(self, attacked: Callable[[str], Tensor] | None) -> tuple[dict[str, Any], list[str]]:
+        return {}, []
+
     @cached_property
     def _other(self) -> ZeroShot | None:
         """The surrogate, asked for the same classes."""
@@ -235,7 +270,9 @@ class ClassExam:
             raise UserError(
                 f"--surrogate {self.surrogate.name} answers in texts: use an image encoder, or --attack embedding"
             )
-        return ZeroShot(self.surrogate, self.classifier.class_names, self.classifier.templates)
+        mine = self.classifier
+        texts = text_side(self.surrogate, self.texts)
+        return ZeroShot(self.surrogate, mine.class_names, mine.templates, texts=texts, spelled=mine.spelled)
 
 
 def exam_of(
@@ -248,15 +285,48 @@ def exam_of(
     batch_size: int,
     tokenizer: TokenizerName,
     surrogate: PixelModel | None = None,
+    texts: PixelModel | None = None,
 ) -> Exam:
     """The exam of `model` on a task. everything: the whole data set, whose classes are the choices; samples: the
-    selected ones, whose references are a caption's document frequency. UserError for a model of the other kind."""
-    if task.kind == "classification":
+    selected ones, whose references are a caption's document frequency, or the gallery of retrieval; texts: whose text
+    side is asked in the model's place. UserError for a model of the other kind."""
+    if task.kind in ("classification", "retrieval"):
         if not isinstance(model, CLIPEncoder):
             raise UserError(f"--task {task.name} is for image encoders: {model.name} answers in texts")
-        classifier = ZeroShot(model, class_names(everything), protocol.templates)
-        return ClassExam(classifier, surrogate, task, ClassScores(samples), batch_size)
+        asked = _with_texts(model, texts)
+        if task.kind == "retrieval":
+            return RetrievalExam(model, surrogate, task, Gallery(samples), samples, batch_size, asked)
+        names = class_names(everything)
+        known = set_config(task.name) if task.name in zero_shot_sets() else None
+        classifier = ZeroShot(model, names, _templates(protocol, known), texts=asked, spelled=_spelled(protocol, names))
+        published = known.classes if known else None
+        return ClassExam(classifier, surrogate, task, ClassScores(samples), batch_size, asked, published)
     if not isinstance(model, LVLM):
         raise UserError(f"--task {task.name} needs answers in texts: {model.name} is an image encoder, for imagefolder")
+    if texts is not None:
+        raise UserError(f"--texts is for image encoders: {model.name} reads its texts itself")
     protocol.prompt(task, samples[0].question), protocol.tokens(task.name)  # what is missing there is told now
     return SpokenExam(model, surrogate, task, protocol, text_scores(task, samples, tokenizer=tokenizer), batch_size)
+
+
+def _with_texts(model: CLIPEncoder, texts: PixelModel | None) -> CLIPEncoder | None:
+    """Whose texts are asked in the place of the model's own; None for these."""
+    if texts is None:
+        return text_side(model, None)
+    if not isinstance(texts, CLIPEncoder):
+        raise UserError(f"--texts {texts.name} is no image-text encoder: name a whole CLIP or SigLIP checkpoint")
+    if texts.tokenizer is None:
+        raise UserError(f"--texts {texts.name} is a bare vision tower itself: name a whole CLIP or SigLIP checkpoint")
+    return texts
+
+
+def _templates(protocol: Protocol, known: SetConfig | None) -> Sequence[str]:
+    if protocol.templates != "task":
+        return protocol.templates
+    return known.templates if known and known.templates else (TEMPLATE,)
+
+
+def _spelled(protocol: Protocol, names: Sequence[str]) -> Sequence[str]:
+    if protocol.class_names == "as told":
+        return names
+    return [name.lower().translate(str.maketrans("_-/", "   ")) for name in names]

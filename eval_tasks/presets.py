@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from importlib import resources
-from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -21,6 +19,7 @@ from pydantic import (
 
 from attacks.lines import Member
 from eval_tasks.eps import parse_eps
+from eval_tasks.shipped import shipped_configs
 from eval_tasks.validation import first_problem, read_bytes, unknown_name
 from lvlm_radapt.errors import UserError
 
@@ -55,16 +54,17 @@ Eps = Annotated[float, Field(gt=0, le=1), BeforeValidator(_budget)]
 
 
 class TaskConfig(_Config):
-    """A task: what is asked ("caption", "vqa", "choice" of closed answers or, of an encoder, "classification"), its
-    metric, and in which style answers are normalised (vqa) or read (choice)."""
+    """A task: what is asked ("caption", "vqa", "choice" of closed answers or, of an encoder, "classification" or
+    "retrieval"), its metric, and in which style answers are normalised (vqa) or read (choice)."""
 
-    kind: Literal["caption", "vqa", "choice", "classification"]
-    metric: Literal["cider", "vqa_accuracy", "accuracy"]
+    kind: Literal["caption", "vqa", "choice", "classification", "retrieval"]
+    metric: Literal["cider", "vqa_accuracy", "accuracy", "recall@1"]
     style: Literal["vqav2", "textvqa", "yes_no", "letter"] | None
 
     @model_validator(mode="after")
     def _consistent(self) -> TaskConfig:
-        expected = {"caption": "cider", "vqa": "vqa_accuracy"}.get(self.kind, "accuracy")
+        metrics = {"caption": "cider", "vqa": "vqa_accuracy", "retrieval": "recall@1"}
+        expected = metrics.get(self.kind, "accuracy")
         if self.metric != expected:
             raise ValueError(f"metric must be {expected} for kind {self.kind}")
         styles = {"vqa": ("vqav2", "textvqa"), "choice": ("yes_no", "letter")}.get(self.kind, (None,))
@@ -102,7 +102,8 @@ class PGDSettings(_Part):
 
 class AttackConfig(_Config):
     """An attack: `loss` none, noise (random signs), embedding (image tokens), nll (the whole model: a reference made
-    unlikely), targeted (the user's text made likely), ensemble (several of the last two in a row) or classifier.
+    unlikely), targeted (the user's text made likely), ensemble (several of the last two in a row), classifier, or
+    contrastive (an image's captions made unlikely among all captions).
 
     `at` and `distance` belong to embedding attacks, `apgd` to all that have a gradient, `norm` to all but none. A
     classifier is attacked by the members of a `line`, one after the other, with `apgd` or `pgd` for its APGD or PGD
@@ -110,7 +111,7 @@ class AttackConfig(_Config):
     of its own.
     """
 
-    loss: Literal["none", "noise", "embedding", "nll", "targeted", "ensemble", "classifier"]
+    loss: Literal["none", "noise", "embedding", "nll", "targeted", "ensemble", "classifier", "contrastive"]
     norm: Literal["Linf", "L2"] | None = None
     at: Literal["tower", "projector"] | None = None
     distance: Literal["cosine", "l2"] | None = None
@@ -215,12 +216,17 @@ class Protocol(_Config):
     max_new_tokens: dict[str, Annotated[int, Field(ge=1)]]
     thresholds: dict[str, Threshold]
     attacks: dict[str, APGDOverride] = {}
-    templates: Templates = ["a photo of a {}."]
-    """What a zero-shot classifier asks for, {} in the place of the class name; the mean of several."""
+    templates: Templates | Literal["task"] = ["a photo of a {}."]
+    """What a zero-shot classifier asks for, {} in the place of the class name; the mean of several. "task": those of
+    the data set (`configs/zero_shot`), "a photo of a {}." where it has none."""
+    class_names: Literal["as told", "lower case"] = "as told"
+    """How the names are written there: "lower case" also makes spaces of _, - and /, as TeCoA does."""
 
     @field_validator("prompts")
     @classmethod
     def _complete(cls, prompts: dict[str, str]) -> dict[str, str]:
+        if not prompts:  # a preset for image encoders alone
+            return prompts
         for kind in ("caption", "vqa"):
             if not prompts.get(kind):
                 raise ValueError(f"a prompt for {kind} is missing")
@@ -306,7 +312,9 @@ ModelT = TypeVar("ModelT", bound=BaseModel)
 def names(kind: Kind) -> list[str]:
     """The shipped presets of one kind, sorted."""
     return sorted(
-        entry.name.removesuffix(".yaml") for entry in (_root() / kind).iterdir() if entry.name.endswith(".yaml")
+        entry.name.removesuffix(".yaml")
+        for entry in (shipped_configs() / kind).iterdir()
+        if entry.name.endswith(".yaml")
     )
 
 
@@ -345,22 +353,11 @@ def load_preset(kind: Kind, what: str, name: str, model: type[ModelT]) -> ModelT
     return _shipped(kind, what, name, model)
 
 
-def _root() -> Traversable:
-    """`configs/` inside the installed package, or beside the packages in a clone."""
-    installed = resources.files("lvlm_radapt") / "configs"
-    if installed.is_dir():
-        return installed
-    clone = Path(__file__).resolve().parent.parent / "configs"
-    if not clone.is_dir():
-        raise UserError(f"the shipped presets are neither in {installed} nor in {clone}: install lvlm-radapt again")
-    return clone
-
-
 def _shipped(kind: Kind, what: str, name: str, model: type[ModelT]) -> ModelT:
     known = names(kind)
     if name not in known:
         raise unknown_name(what, name, known)
-    entry = _root() / kind / f"{name}.yaml"
+    entry = shipped_configs() / kind / f"{name}.yaml"
     return _parse(entry.read_bytes(), f"{kind}/{name}.yaml", model)
 
 

@@ -22,6 +22,8 @@ from eval_tasks.data.images import open_image
 from eval_tasks.eps import eps_text
 from eval_tasks.figures import DIFFERENCE_GAIN, difference_image, eps_panels, loss_panels, png_uri, text_uri
 from eval_tasks.records import Run, SampleRecord, image_name
+from eval_tasks.retrieval_table import COLUMNS as RECALL_COLUMNS
+from eval_tasks.retrieval_table import recall_rows
 from eval_tasks.table import METRICS, Cell, Row, Table, metric_of, model_label, setting, tables, threat_of
 from lvlm_radapt.errors import UserError
 
@@ -90,6 +92,8 @@ def write_report(runs: Sequence[Run], out_html: Path) -> Path:
             losses=[panel for table in made.values() for panel in loss_panels(table)],
             files={preset: _files(table) for preset, table in made.items()},
             gallery=_gallery(runs),
+            recalled=recall_rows(runs),
+            recall_columns=RECALL_COLUMNS,
             audits=_audits(runs),
             across=adaptive_against_transfer(runs),
             tones=TONES,
@@ -313,7 +317,7 @@ def _gallery(runs: Sequence[Run]) -> Gallery | None:
         threat=threat_of(run),
         attack=f"{attack['name']}{target}, {attack.get('norm')} {eps_text(attack['eps'], attack.get('norm'))}{steps}",
         metric=METRICS.get(metric_of(run), metric_of(run)),
-        truth="Class" if metric_of(run) == "accuracy" else "References",
+        truth={"accuracy": "Class", "recall@1": "Captions"}.get(metric_of(run), "References"),
         broken=tuple(_picture(run, sample) for sample in broken[:SHOWN]),
         held=tuple(_picture(run, sample) for sample in held[:SHOWN]),
         broken_total=len(broken),

@@ -64,6 +64,7 @@ def evaluate(
     out: Path,
     *,
     surrogate: PixelModel | None = None,
+    texts: PixelModel | None = None,
     images_from: Path | None = None,
     resume: bool = False,
     command: str = "",
@@ -77,6 +78,7 @@ def evaluate(
 
     group: the processes that do it together, each calling this with the same arguments; the first merges what all
         have made, and audits it. Its run is what every one of them returns.
+    texts: an encoder whose text side is asked in the model's place, for vision towers that come without one.
     images_from: a finished run whose attacked images are scored instead of crafting new ones; refused unless
         attack, budget, samples and canvas are this run's. Only for threat model transfer.
 
@@ -101,6 +103,7 @@ def evaluate(
     exam = exam_of(
         model, task, everything=everything, samples=samples, protocol=settings.protocol,
         batch_size=settings.batch_size, tokenizer=settings.tokenizer, surrogate=surrogate,
+        texts=texts,
     )  # fmt: skip
     remarks = [*remarks, *(said for said in (note, left_out) if said), *exam.remarks()]
     if plan is not None:
@@ -151,7 +154,8 @@ def evaluate(
 
     def end() -> None:
         _wait(work, todo, running, folder)
-        found = metrics(folder.records(), task, plan, remarks, time.monotonic() - started)
+        more, said = exam.closing(folder.load_image if plan is not None else None)
+        found = metrics(folder.records(), task, plan, [*remarks, *said], time.monotonic() - started) | more
         if plan is not None and plan.threat == "adaptive":
             running.stage("audit")
             found["audit"] = audit_of_run(model, folder, exam, samples, plan, seed=settings.seed).to_dict()
@@ -423,8 +427,8 @@ def _image_source(images_from: Path | None, document: dict[str, Any], samples: l
     if differs:
         was, wanted = made.get(differs[0]), attack.get(differs[0])
         raise UserError(f"run {images_from} was made with another {differs[0]}: {was}, not {wanted}")
-    if run.settings.get("classes") != document.get("classes"):
-        raise UserError(f"run {images_from} was made among other classes, or asked for by other templates")
+    if any(run.settings.get(key) != document.get(key) for key in ("classes", "gallery")):
+        raise UserError(f"run {images_from} was made among other classes or captions, or asked for by other templates")
     victim = run.settings["model"]
     twin = victim["name"] == document["model"]["name"] and victim["radapt"] is None
     # None is the undefended twin, as when the images are crafted anew

@@ -31,7 +31,12 @@ LEGEND = (
     "Adaptive: crafted white-box on the model that is scored, through its defence. "
     "Gain: this model minus the undefended one under the adaptive attack, paired by sample."
 )
-METRICS = {"cider": "CIDEr x100", "vqa_accuracy": "VQA accuracy, %", "accuracy": "accuracy, %"}
+METRICS = {
+    "cider": "CIDEr x100",
+    "vqa_accuracy": "VQA accuracy, %",
+    "accuracy": "accuracy, %",
+    "recall@1": "image to text, recall@1, %",
+}
 COLUMNS = (
     "Model",
     "Task",
@@ -517,11 +522,15 @@ def _context(run: Run) -> dict[str, Any]:
 
 
 def _classes(run: Run) -> dict[str, Any]:
-    """What a classifier chooses among, and the texts it is asked with."""
-    classes = run.settings.get("classes")
-    if classes is None:
-        return {}
-    return {"classes": classes["sha256"], "templates": " | ".join(classes["templates"])}
+    """What an image encoder chooses among, the texts it is asked with, and whose they are."""
+    said: dict[str, Any] = {}
+    if classes := run.settings.get("classes"):
+        said |= {"classes": classes["sha256"], "templates": " | ".join(classes["templates"])}
+    if gallery := run.settings.get("gallery"):
+        said["gallery"] = gallery["sha256"]
+    if texts := run.settings.get("texts"):
+        said["texts"] = texts
+    return said
 
 
 def _hidden(run: Run) -> dict[str, str]:
@@ -529,7 +538,7 @@ def _hidden(run: Run) -> dict[str, str]:
     shown = ("name", "norm", "eps", "eps_text", "steps", "target", "threat", "surrogate")
     attack = setting(run, "attack") or {}
     context = {key: value for key, value in _context(run).items() if key not in ("task", "preset")}
-    context |= {key: context[key][:8] for key in ("samples", "classes") if key in context}
+    context |= {key: context[key][:8] for key in ("samples", "classes", "gallery") if key in context}
     rest = {"seed": run.settings.get("seed"), **{k: v for k, v in attack.items() if k not in shown}}
     return {key.replace("_", " "): _plain(value) for key, value in (context | rest).items()}
 

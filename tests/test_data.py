@@ -17,6 +17,7 @@ from PIL import Image
 from eval_tasks import data
 from eval_tasks.data import check_images, chunks, images, layout, load_task, open_image, select, skip_missing, tasks
 from eval_tasks.data.sample import Sample, natural_key
+from eval_tasks.data.set_config import zero_shot_sets
 from lvlm_radapt.errors import UserError
 
 ANSWERS = ["red"] * 7 + ["dark red", "Red", "maroon"]
@@ -376,7 +377,9 @@ def test_real_photos() -> None:
 
 
 def test_the_registry() -> None:
-    assert set(tasks()) == {*MAKERS, "imagefolder"}
+    of_encoders = {"imagefolder", "coco-retrieval", "flickr30k-retrieval", *zero_shot_sets()}
+    assert set(tasks()) == {*MAKERS, *of_encoders}
+    assert len(zero_shot_sets()) == 16
     assert {name: task.metric for name, task in tasks().items()} == {
         "coco": "cider",
         "flickr30k": "cider",
@@ -387,6 +390,9 @@ def test_the_registry() -> None:
         "pope": "accuracy",
         "scienceqa": "accuracy",
         "imagefolder": "accuracy",
+        "coco-retrieval": "recall@1",
+        "flickr30k-retrieval": "recall@1",
+        **dict.fromkeys(zero_shot_sets(), "accuracy"),
     }
     with pytest.raises(UserError, match="did you mean 'flickr30k'"):
         load_task("flickr", ".")

@@ -27,7 +27,7 @@ def one_line(caught: pytest.ExceptionInfo[UserError]) -> str:
 
 
 def test_every_shipped_file_loads_under_its_own_name() -> None:
-    assert names("protocols") == ["fare", "lmms-eval", "native", "scenes"]
+    assert names("protocols") == ["clip-benchmark", "fare", "lmms-eval", "native", "scenes", "tecoa"]
     ours = {"none", "noise", "embedding", "embedding-l2", "e2e", "ensemble", "targeted"}
     assert ours <= set(names("attacks"))
     kinds = (
@@ -42,7 +42,8 @@ def test_every_shipped_file_loads_under_its_own_name() -> None:
     # Every task can be loaded from disk and is covered by every protocol.
     assert sorted(tasks()) == names("tasks")
     for protocol in map(load_protocol, names("protocols")):
-        for task in (name for name, config in tasks().items() if config.kind != "classification"):
+        for_encoders = ("classification", "retrieval")
+        for task in (name for name, config in tasks().items() if protocol.prompts and config.kind not in for_encoders):
             assert protocol.tokens(task) >= 1
             assert not protocol.threshold(task).reached(1000.0, canonical=1000.0)
         for attack in names("attacks"):
@@ -121,7 +122,7 @@ def test_the_three_things_called_autoattack() -> None:
         (load_attack, "embeding", "did you mean 'embedding'"),
         (load_attack, "../attacks/e2e", "known: "),
         (load_task_config, "VQAv2", "did you mean 'vqav2'"),
-        (load_task_config, "", "known: coco"),
+        (load_task_config, "", "known: caltech101"),
     ],
 )
 def test_unknown_names(load: object, wrong: str, near: str) -> None:

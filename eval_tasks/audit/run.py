@@ -30,14 +30,15 @@ def run_audit(
     *,
     announce: Callable[[str, int], Advance],
     tower: str | None = None,
+    texts: str | None = None,
     command: str = "",
     **place: Any,
 ) -> Audit:
     """Audit the model of that name under `settings.attack`, and write audit.json and audit.html into `out`.
 
     The attack is adaptive, with its own or the given number of steps; of the selected samples, those of the most
-    frequent canvas shape are used. `place`: keywords of `load_any`. Raises UserError, before anything is
-    written, for what does not fit together.
+    frequent canvas shape are used. texts: the model whose text side is asked, for a bare vision tower. `place`:
+    keywords of `load_any`. Raises UserError, before anything is written, for what does not fit together.
     """
     plan = settings.attack
     if plan is None or plan.threat != "adaptive" or plan.steps is None:
@@ -55,9 +56,10 @@ def run_audit(
         tower=tower,
         **place,
     )
+    asked = load_any(texts, device=victim.device, dtype=victim.dtype) if texts else None
     exam = exam_of(
         victim, task, everything=everything, samples=samples, protocol=settings.protocol,
-        batch_size=settings.batch_size, tokenizer=settings.tokenizer,
+        batch_size=settings.batch_size, tokenizer=settings.tokenizer, texts=asked,
     )  # fmt: skip
     exam.check(plan, samples[0])
     chosen, batch = on_one_canvas(victim, samples)

@@ -19,6 +19,7 @@ from eval_tasks.data.selection import check_images, chunks, select, skip_missing
 from eval_tasks.data.textvqa import TEXTVQA_LAYOUT, load_textvqa
 from eval_tasks.data.vizwiz import VIZWIZ_LAYOUT, load_vizwiz
 from eval_tasks.data.vqav2 import VQAV2_LAYOUT, load_vqav2
+from eval_tasks.data.zero_shot_sets import LOADERS as ZERO_SHOT
 from eval_tasks.validation import unknown_name
 
 if TYPE_CHECKING:
@@ -46,12 +47,15 @@ _LOADERS: dict[str, tuple[Callable[[str | os.PathLike[str]], list[Sample]], str]
     "pope": (load_pope, POPE_LAYOUT),
     "scienceqa": (load_scienceqa, SCIENCEQA_LAYOUT),
     "imagefolder": (load_imagefolder, IMAGEFOLDER_LAYOUT),
+    "coco-retrieval": (load_coco, COCO_LAYOUT),
+    "flickr30k-retrieval": (load_flickr30k, FLICKR_LAYOUT),
+    **ZERO_SHOT,
 }
 
 
 def tasks() -> dict[str, TaskConfig]:
-    """Every task by name, with its description, kind ("caption", "vqa", "choice" or "classification"), metric and
-    style."""
+    """Every task by name, with its description, kind ("caption", "vqa", "choice", "classification" or "retrieval"),
+    metric and style."""
     from eval_tasks.presets import load_task_config  # brings torch, which data sets do without
 
     return {name: load_task_config(name) for name in _LOADERS}
@@ -69,8 +73,8 @@ def load_task(task: str, data_dir: str | os.PathLike[str]) -> list[Sample]:
     Raises UserError (one line) for an unknown task or a data folder that is missing, incomplete or wrong.
     """
     load, _ = _entry(task)
-    rows = parquet_files(Path(data_dir))
-    samples = load_parquet(task, rows) if rows else load(data_dir)
+    rows = [] if task in ZERO_SHOT else parquet_files(Path(data_dir))
+    samples = load_parquet(task.removesuffix("-retrieval"), rows) if rows else load(data_dir)
     return sorted(samples, key=lambda sample: natural_key(sample.id))
 
 

@@ -76,7 +76,7 @@ def check_data(
     task and for settings that select nothing; whatever is wrong with the data stands in what is returned.
     """
     folder = Path(data_dir)
-    wanted = "; or ".join(filter(None, (layout(task), parquet_layout(task))))
+    wanted = "; or ".join(filter(None, (layout(task), parquet_layout(task.removesuffix("-retrieval")))))
     holds = _holds(folder)
     try:
         everything = load_task(task, folder)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from eval_tasks.data.layout import data_folder
@@ -27,9 +28,23 @@ def load_imagefolder(data_dir: str | os.PathLike[str]) -> list[Sample]:
     without classes, a class without images, two images of one id, and class names that are not right.
     """
     root = data_folder("imagefolder", data_dir, IMAGEFOLDER_LAYOUT)
-    names = _class_names(root)
-    samples: list[Sample] = []
-    for folder, name in names.items():
+    found = class_folders(root)
+    names = _class_names(root, list(found))
+    pairs = [(folder, own, file) for folder, files in found.items() for own, file in files]
+    return [
+        Sample(id=own, image=file, question=None, references=(names[folder],), position=position)
+        for position, (folder, own, file) in enumerate(pairs)
+    ]
+
+
+def class_folders(root: Path, skipped: Sequence[str] = ()) -> dict[str, list[tuple[str, Path]]]:
+    """(id, image) of every image by class folder, in order; UserError as for `load_imagefolder`. `skipped`: folders
+    that are no class."""
+    folders = [path.name for path in _listed(root) if path.is_dir() and path.name not in skipped]
+    if len(folders) < 2:
+        raise UserError(f"{root} has {len(folders)} class folders, two are the least; wanted: {IMAGEFOLDER_LAYOUT}")
+    found = {}
+    for folder in folders:
         files = [f for f in _listed(root / folder) if f.suffix.lower() in _SUFFIXES and f.is_file()]
         if not files:
             raise UserError(f"class folder {root / folder} holds no images: fill it or remove it")
@@ -37,11 +52,8 @@ def load_imagefolder(data_dir: str | os.PathLike[str]) -> list[Sample]:
         twice = next((i for i in ids if ids.count(i) > 1), None) if len(set(ids)) < len(ids) else None
         if twice is not None:
             raise UserError(f"{root}: two images are called {twice} but for their suffix: rename one")
-        samples += [
-            Sample(id=own, image=file, question=None, references=(name,), position=len(samples) + at)
-            for at, (own, file) in enumerate(zip(ids, files, strict=True))
-        ]
-    return samples
+        found[folder] = list(zip(ids, files, strict=True))
+    return found
 
 
 def class_names(samples: list[Sample]) -> list[str]:
@@ -49,12 +61,9 @@ def class_names(samples: list[Sample]) -> list[str]:
     return list(dict.fromkeys(s.references[0] for s in sorted(samples, key=lambda s: s.position)))
 
 
-def _class_names(root: Path) -> dict[str, str]:
-    """Folder -> class name, sorted by folder; UserError unless there are two and each has a name of its own."""
-    folders = [path.name for path in _listed(root) if path.is_dir()]
-    if len(folders) < 2:
-        raise UserError(f"{root} has {len(folders)} class folders, two are the least; wanted: {IMAGEFOLDER_LAYOUT}")
-    where, given = _given_names(root)
+def _class_names(root: Path, folders: Sequence[str]) -> dict[str, str]:
+    """Folder -> class name; UserError unless each has a name of its own."""
+    where, given = given_names(root)
     if where is None:
         names = {folder: folder.replace("_", " ").strip() for folder in folders}
     else:
@@ -62,18 +71,23 @@ def _class_names(root: Path) -> dict[str, str]:
         if without:
             raise UserError(f"{where}: class folder {without[0]!r} has no name there (and {len(without) - 1} more)")
         names = {folder: given[folder].strip() for folder in folders}
+    refuse_twins(where or root, names)
+    return names
+
+
+def refuse_twins(where: Path, names: Mapping[str, str]) -> None:
+    """UserError where two class folders have the same name."""
     seen: dict[str, str] = {}
     for folder, name in names.items():
         if name in seen:
             raise UserError(
-                f"{where or root}: class folders {seen[name]!r} and {folder!r} are both called {name!r}: no text tells "
+                f"{where}: class folders {seen[name]!r} and {folder!r} are both called {name!r}: no text tells "
                 "them apart"
             )
         seen[name] = folder
-    return names
 
 
-def _given_names(root: Path) -> tuple[Path | None, dict[str, str]]:
+def given_names(root: Path) -> tuple[Path | None, dict[str, str]]:
     """(the file, folder -> name); (None, {}) where there is no file. Names of absent folders do no harm: a subset of
     a data set is a data set."""
     path = root / _NAMES_JSON

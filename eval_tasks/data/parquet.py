@@ -156,15 +156,15 @@ def _checked(model: type[_Row], row: dict[str, Any], where: str) -> _Row:
 
 def _of_split(files: Sequence[Path], split: str) -> list[Path]:
     """The files of a split: all of them where their names tell of one split only."""
-    names = sorted({_part(path) for path in files})
+    names = sorted({part_of(path) for path in files})
     if len(names) == 1:
         return list(files)
     if split not in names:
         raise UserError(f"{files[0].parent} holds parquet files of {', '.join(names)}, not of the split {split}")
-    return [path for path in files if _part(path) == split]
+    return [path for path in files if part_of(path) == split]
 
 
-def _part(path: Path) -> str:
+def part_of(path: Path) -> str:
     """`val` of val-00000-of-00002.parquet."""
     return path.stem.partition("-")[0]
 

@@ -8,6 +8,8 @@ from typing import Any
 
 from lvlm_radapt.errors import UserError
 
+_OTHER_NAMES = ("img", "jpg", "webp", "png")  # what some sets call the column of images
+
 
 @dataclass(frozen=True)
 class RowImage:
@@ -52,6 +54,9 @@ def open_rows(files: tuple[str, ...]) -> Any:
     disable_progress_bars()
     try:
         found = datasets.Dataset.from_parquet(list(files))
+        other = next((name for name in _OTHER_NAMES if name in found.column_names), None)
+        if "image" not in found.column_names and other is not None:
+            found = found.rename_column(other, "image")
         if "image" in found.column_names:
             found = found.cast_column("image", datasets.Image(decode=False))
         return found

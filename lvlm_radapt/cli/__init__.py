@@ -3,8 +3,20 @@
 import os
 
 # isort: off -- in this order the commands stand in --help
-from lvlm_radapt.cli import demo, robustify, evaluate, audit, report, chat, tune, compare, analyze, finetune  # noqa: F401
-from lvlm_radapt.cli import data, list_command  # noqa: F401
+from lvlm_radapt.cli import (  # noqa: F401  # noqa: F401
+    analyze,
+    audit,
+    chat,
+    compare,
+    data,
+    demo,
+    evaluate,
+    finetune,
+    list_command,
+    report,
+    robustify,
+    tune,
+)
 
 # isort: on
 from lvlm_radapt.cli.app import app

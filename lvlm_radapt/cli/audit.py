@@ -23,6 +23,7 @@ from lvlm_radapt.cli.options import (
     SeedOption,
     StepsOption,
     TargetOption,
+    TextsOption,
     TokenizerChoice,
     TokenizerOption,
     TowerOption,
@@ -35,7 +36,9 @@ from lvlm_radapt.progress import JsonLines
 @app.command()
 def audit(
     model: ModelArgument,
-    task: Annotated[str, typer.Option(help="coco, flickr30k, vqav2, textvqa, imagefolder (lvlm-radapt list tasks).")],
+    task: Annotated[
+        str, typer.Option(help="coco, vqav2, textvqa, imagenet, flickr30k-retrieval ... (lvlm-radapt list tasks).")
+    ],
     data: Annotated[Path, typer.Option(help="The task's data folder.")],
     out: Annotated[Path, typer.Option(help="A new or empty folder for audit.json and audit.html.")],
     attack: Annotated[str, typer.Option(help="A white-box attack (lvlm-radapt list attacks).")] = "e2e",
@@ -49,6 +52,7 @@ def audit(
     batch_size: Annotated[int, typer.Option(min=1, help="Images at a time.")] = 16,
     tokenizer: TokenizerOption = TokenizerChoice.ptb,
     tower: TowerOption = None,
+    texts: TextsOption = None,
     device: DeviceOption = "auto",
     device_map: DeviceMapOption = None,
     dtype: DtypeOption = Dtype.float32,
@@ -96,6 +100,7 @@ def audit(
             out,
             announce=announce,
             tower=tower,
+            texts=texts,
             command=command_line(),
             **place,
         )

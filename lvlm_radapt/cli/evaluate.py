@@ -24,6 +24,7 @@ from lvlm_radapt.cli.options import (
     SeedOption,
     StepsOption,
     TargetOption,
+    TextsOption,
     ThreatName,
     TokenizerChoice,
     TokenizerOption,
@@ -39,7 +40,9 @@ from lvlm_radapt.progress import JsonLines
 @app.command("eval")
 def eval_(
     model: ModelArgument,
-    task: Annotated[str, typer.Option(help="coco, flickr30k, vqav2, textvqa, imagefolder (lvlm-radapt list tasks).")],
+    task: Annotated[
+        str, typer.Option(help="coco, vqav2, textvqa, imagenet, flickr30k-retrieval ... (lvlm-radapt list tasks).")
+    ],
     data: Annotated[Path, typer.Option(help="The task's data folder.")],
     out: Annotated[Path, typer.Option(help="The run folder.")],
     attack: Annotated[
@@ -64,6 +67,7 @@ def eval_(
     chunk_size: Annotated[int, typer.Option(min=1, help="Samples of a unit of work; a kill costs at most one.")] = 64,
     tokenizer: TokenizerOption = TokenizerChoice.ptb,
     tower: TowerOption = None,
+    texts: TextsOption = None,
     device: DeviceOption = "auto",
     device_map: DeviceMapOption = None,
     dtype: DtypeOption = Dtype.float32,
@@ -128,6 +132,7 @@ def eval_(
             out,
             announce=announce,
             tower=tower,
+            texts=texts,
             surrogate=surrogate,
             images_from=images_from,
             resume=resume or restarted(),

@@ -87,6 +87,10 @@ TowerOption = Annotated[
     str | None,
     typer.Option(help="Another vision tower in its place: an open_clip/FARE/TeCoA file or a Hugging Face folder."),
 ]
+TextsOption = Annotated[
+    str | None,
+    typer.Option(help="Of an image encoder: whose texts are asked, for a bare tower the CLIP that it was tuned from."),
+]
 
 QuantizeOption = Annotated[
     Bits | None, typer.Option(help="Language model in 4 or 8 bits (bitsandbytes); the vision tower stays.")

@@ -10,8 +10,11 @@ from lvlm_radapt.cli.options import TableFormat
 
 
 def print_tables(runs: list[Any], form: TableFormat = TableFormat.table) -> None:
-    """The comparison of `runs` on stdout, a table a preset."""
+    """The comparison of `runs` on stdout, a table a preset, and recall in both directions where it was measured."""
     from eval_tasks.report import tables
+    from eval_tasks.retrieval_table import recall_markdown, recall_rows, recall_table
+
+    recalled = recall_rows(runs)  # a UserError before anything is printed
 
     for table in tables(runs).values():
         if form is TableFormat.markdown:
@@ -20,3 +23,7 @@ def print_tables(runs: list[Any], form: TableFormat = TableFormat.table) -> None
             sys.stdout.write(table.to_csv())
         else:
             console.print(table.to_rich())
+    if recalled and form is TableFormat.markdown:
+        sys.stdout.write(recall_markdown(recalled))
+    elif recalled and form is TableFormat.table:
+        console.print(recall_table(recalled))

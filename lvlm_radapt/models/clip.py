@@ -88,4 +88,6 @@ class CLIPEncoder(PixelModel):
 
     def _need_text(self) -> None:
         if self.tokenizer is None:
-            raise UserError(f"{self.name} is a bare vision tower: for texts give a whole checkpoint with a text model")
+            raise UserError(
+                f"{self.name} is a bare vision tower: for texts give a whole checkpoint with a text model, or another's"
+            )
