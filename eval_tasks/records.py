@@ -30,6 +30,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from eval_tasks.data.images import open_image
 from eval_tasks.environment import environment
+from eval_tasks.locking import LOCK
 from eval_tasks.validation import first_problem, read_bytes
 from lvlm_radapt.documents import read_json
 from lvlm_radapt.errors import UserError
@@ -359,7 +360,7 @@ def _is_sound(path: Path) -> bool:
 
 
 def _is_leftover(path: Path) -> bool:
-    return path.name.startswith(".") and path.name.endswith(".tmp")
+    return path.name == LOCK or (path.name.startswith(".") and path.name.endswith(".tmp"))
 
 
 def _write_atomic(path: Path, content: bytes) -> None:
