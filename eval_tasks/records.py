@@ -61,10 +61,12 @@ class Attacked(Scored):
     the answer contains the target. stage, broken: of an ensemble, the stage that made the image ("clean": none), and
     whether it brought the score, on the model it was made on, under the threshold; of attacks on classifiers, the one
     that made that model wrong about the image, and whether one did. rounded_back: it was wrong before the rounding to
-    8 bits only. remarks: signs of a broken evaluation, said of the sample's batch.
+    8 bits only. steps: gradient steps spent on it, those of a library not counted. remarks: signs of a broken
+    evaluation, said of the sample's batch.
     """
 
     loss: float | None
+    steps: Annotated[int, Field(ge=0)] | None = None
     linf: Annotated[float, Field(ge=0)]
     l2: Annotated[float, Field(ge=0)]
     zero_grad: bool = False

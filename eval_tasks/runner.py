@@ -364,6 +364,7 @@ def _evaluate_batch(
                 output=a.output,
                 score=a.score,
                 loss=crafted.loss[i],
+                steps=crafted.steps[i],
                 linf=float(distance[i].abs().max()),
                 l2=float(distance[i].norm()),
                 zero_grad=crafted.zero_grad[i],
