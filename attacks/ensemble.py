@@ -53,6 +53,7 @@ class EnsembleResult:
     stage: the stage that made it, or "clean".
     loss: that stage's loss before `finish`; None for a clean image.
     broken: bool [B].
+    steps: int64 [B], gradient steps spent on it, all stages together.
     zero_grad: bool [B], true where stages ran and every gradient of each of them was exactly zero.
     failed: None, or the first stage that could not be run to its end on a sample and why, where the sample still stands
         (where it is broken, nothing was missed).
@@ -64,6 +65,7 @@ class EnsembleResult:
     stage: list[str]
     loss: list[float | None]
     broken: Tensor
+    steps: Tensor
     zero_grad: Tensor
     failed: list[str | None]
     scores: dict[str, Tensor]
@@ -111,6 +113,7 @@ def ensemble(
     reasons: list[str | None] = [None] * len(x)
     attacked = torch.zeros(len(x), dtype=torch.bool)
     moved = torch.zeros(len(x), dtype=torch.bool)
+    spent = torch.zeros(len(x), dtype=torch.long)
     scores: dict[str, Tensor] = {}
     for stage in stages:
         reach = torch.full_like(lowest, torch.inf)
@@ -132,6 +135,7 @@ def ensemble(
                 batch_size=batch_size,
                 workers=workers(len(index)),
             )
+            spent[index] += found.steps.cpu()
             candidates = finish(found.x_adv, index)
             reach[index] = _checked(f"score after {stage.name}", score(candidates, index), index)
             for place, i in enumerate(index):
@@ -145,7 +149,7 @@ def ensemble(
             over[index] = _decided(broken, lowest[index], index)
         scores[stage.name] = reach
     failed = [None if bool(over[i]) else reasons[i] for i in everyone]
-    return EnsembleResult(x_adv, lowest, made, loss, over, attacked & ~moved, failed, scores)
+    return EnsembleResult(x_adv, lowest, made, loss, over, spent, attacked & ~moved, failed, scores)
 
 
 def _of_rows(loss: LossFn, rows: list[int]) -> LossFn:

@@ -71,6 +71,7 @@ class LineResult:
         that one does), else the point of the largest margin.
     margin: [B], at x_adv, in float32: the largest wrong logit less the true one.
     broken_by: the member that fooled the classifier, "clean" where nothing was needed, None where nobody did.
+    steps: int64 [B], gradient steps that members of ours spent on it.
     zero_grad: bool [B], every gradient of some member of ours was exactly zero.
     failed: why a member of ours gave a sample up, None where none did.
     remarks: what the library says of an evaluation that looks broken.
@@ -79,6 +80,7 @@ class LineResult:
     x_adv: Tensor
     margin: Tensor
     broken_by: list[str | None]
+    steps: Tensor
     zero_grad: Tensor
     failed: list[str | None]
     remarks: list[str]
@@ -87,6 +89,7 @@ class LineResult:
 @dataclass(frozen=True)
 class _Found:
     x_adv: Tensor
+    steps: list[int]
     zero_grad: list[bool]
     failed: list[str | None]
 
@@ -144,6 +147,7 @@ def attack_line(
         x_adv=x.clone(),
         margin=own.clone(),
         broken_by=[None] * len(x),
+        steps=torch.zeros(len(x), dtype=torch.long),
         zero_grad=torch.zeros(len(x), dtype=torch.bool, device=x.device),
         failed=[None] * len(x),
         remarks=[],
@@ -170,6 +174,7 @@ def attack_line(
                 points, margins, broken = stage.choose(member, found.x_adv[places], places)
                 for at, place in enumerate(places):
                     i = rows[place]
+                    out.steps[i] += found.steps[place]
                     out.zero_grad[i] |= found.zero_grad[place]
                     out.failed[i] = out.failed[i] or found.failed[place]
                     if bool(broken[at]):
@@ -259,13 +264,13 @@ class _Stage:
                 loss_fn, self._x, eps=self._eps, norm=self._norm, steps=settings.steps, seed=seeds, success=success,
                 step_size=settings.step_scale * self._eps, random_start=settings.random_start,
             )  # fmt: skip
-            return _Found(plain.x_adv, plain.zero_grad.tolist(), plain.failed)
+            return _Found(plain.x_adv, plain.steps.tolist(), plain.zero_grad.tolist(), plain.failed)
         found = apgd(
             loss_fn, self._x, eps=self._eps, norm=self._norm, steps=settings.steps, seed=seeds, success=success,
             step_scale=settings.step_scale, random_start=settings.random_start, restarts=settings.restarts,
             batch_size=self._batch_size, workers=self._workers,
         )  # fmt: skip
-        return _Found(found.x_adv, found.zero_grad.tolist(), found.failed)
+        return _Found(found.x_adv, found.steps.tolist(), found.zero_grad.tolist(), found.failed)
 
     def _run_library(self, member: Member, settings: LineSettings, seeds: list[int], remarks: list[str]) -> _Found:
         def any_logits(x: Tensor) -> Tensor:
@@ -282,7 +287,7 @@ class _Stage:
         else:
             x_adv, said = standard(any_logits, self._x, self._labels, eps=self._eps, norm=self._norm, seed=seeds)
             remarks += [text for text in said if text not in remarks]
-        return _Found(x_adv, [False] * len(seeds), [None] * len(seeds))
+        return _Found(x_adv, [0] * len(seeds), [False] * len(seeds), [None] * len(seeds))
 
     def _loss(self, member: Member, target: Tensor | None) -> LossFn:
         if target is not None:

@@ -131,6 +131,7 @@ def _crafted(found: LineResult, pixels: Tensor) -> Crafted:
     return Crafted(
         pixels=pixels,
         loss=[float(v) if v.isfinite() else None for v in found.margin],
+        steps=found.steps.tolist(),
         zero_grad=found.zero_grad.tolist(),
         failed=found.failed,
         stage=found.broken_by,

@@ -83,7 +83,8 @@ class AttackPlan:
 class Crafted:
     """Images to be scored, uint8 [B,3,H,W], and by sample:
 
-    loss: the attack's, None where it has none (noise, the clean image). zero_grad: the gradient was zero throughout.
+    loss: the attack's, None where it has none (noise, the clean image). steps: gradient steps spent on it, those of a
+        library not counted; None where there are none. zero_grad: the gradient was zero throughout.
     failed: why the attack was not run to its end; the image is the best one found before.
     stage, broken: of an ensemble or a line of attacks on a classifier, what made the image, and whether it is under
         the threshold, or the classifier wrong about it.
@@ -93,6 +94,7 @@ class Crafted:
 
     pixels: Tensor
     loss: list[float | None]
+    steps: list[int | None]
     zero_grad: list[bool]
     failed: list[str | None]
     stage: list[str | None]
@@ -105,12 +107,16 @@ class Crafted:
         cls,
         pixels: Tensor,
         loss: Sequence[float | None] | None = None,
+        steps: Sequence[int | None] | None = None,
         zero_grad: Sequence[bool] | None = None,
         failed: Sequence[str | None] | None = None,
     ) -> Crafted:
         """Of an attack without stages; what is left out is None or false for all."""
         none, no = [None] * len(pixels), [False] * len(pixels)
-        return cls(pixels, list(loss or none), list(zero_grad or no), list(failed or none), [*none], [*none], [*no], [])
+        return cls(
+            pixels, list(loss or none), list(steps or none), list(zero_grad or no), list(failed or none),
+            [*none], [*none], [*no], [],
+        )  # fmt: skip
 
 
 def sample_seed(seed: int, sample_id: str) -> int:
@@ -224,7 +230,9 @@ def climbed(
         workers=_workers(batch)(len(batch)),
     )  # fmt: skip
     pixels = _rounding(batch, plan)(found.x_adv, range(len(batch)))
-    return Crafted.plain(pixels, _finite(found.loss.tolist()), found.zero_grad.tolist(), found.failed)
+    return Crafted.plain(
+        pixels, _finite(found.loss.tolist()), found.steps.tolist(), found.zero_grad.tolist(), found.failed
+    )
 
 
 def _rounding(batch: PixelBatch, plan: AttackPlan) -> Round:
@@ -324,7 +332,7 @@ def _ensemble(
     # the images are 8-bit levels already
     pixels = (found.x_adv * 255).round().to(torch.uint8)
     return replace(
-        Crafted.plain(pixels, _finite(found.loss), found.zero_grad.tolist(), found.failed),
+        Crafted.plain(pixels, _finite(found.loss), found.steps.tolist(), found.zero_grad.tolist(), found.failed),
         stage=[*found.stage],
         broken=found.broken.tolist(),
     )

@@ -30,6 +30,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from eval_tasks.data.images import open_image
 from eval_tasks.environment import environment
+from eval_tasks.locking import LOCK
 from eval_tasks.validation import first_problem, read_bytes
 from lvlm_radapt.documents import read_json
 from lvlm_radapt.errors import UserError
@@ -60,10 +61,12 @@ class Attacked(Scored):
     the answer contains the target. stage, broken: of an ensemble, the stage that made the image ("clean": none), and
     whether it brought the score, on the model it was made on, under the threshold; of attacks on classifiers, the one
     that made that model wrong about the image, and whether one did. rounded_back: it was wrong before the rounding to
-    8 bits only. remarks: signs of a broken evaluation, said of the sample's batch.
+    8 bits only. steps: gradient steps spent on it, those of a library not counted. remarks: signs of a broken
+    evaluation, said of the sample's batch.
     """
 
     loss: float | None
+    steps: Annotated[int, Field(ge=0)] | None = None
     linf: Annotated[float, Field(ge=0)]
     l2: Annotated[float, Field(ge=0)]
     zero_grad: bool = False
@@ -359,7 +362,7 @@ def _is_sound(path: Path) -> bool:
 
 
 def _is_leftover(path: Path) -> bool:
-    return path.name.startswith(".") and path.name.endswith(".tmp")
+    return path.name == LOCK or (path.name.startswith(".") and path.name.endswith(".tmp"))
 
 
 def _write_atomic(path: Path, content: bytes) -> None:

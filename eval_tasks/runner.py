@@ -20,6 +20,7 @@ from eval_tasks.crafting import AttackPlan, Crafted, sample_seed, says
 from eval_tasks.data import Sample, check_images, chunks, load_task, open_image, select, skip_missing, tasks
 from eval_tasks.data.rows import RowImage
 from eval_tasks.exams import Exam, exam_of
+from eval_tasks.locking import RunLock
 from eval_tasks.metrics.tokenizers import TokenizerName
 from eval_tasks.presets import Protocol
 from eval_tasks.processes import Group, Work
@@ -115,54 +116,62 @@ def evaluate(
     pieces = chunks(samples, settings.chunk_size)
     running = Running(len(samples), len(pieces), advance, log)
     work = group.work(str(out))
-    before = work.lead("begin", lambda: _begin(folder.create(document, [s.id for s in samples], resume=resume), pieces))
-    done = {int(number): one for number, one in before["done"].items()}
-    running.begin(done)
-    if before["finished"]:
+    with RunLock(out) as lock:
+
+        def begin() -> dict[str, Any]:
+            lock.claim()
+            return _begin(folder.create(document, [s.id for s in samples], resume=resume), pieces)
+
+        before = work.lead("begin", begin)
+        if not group.first:
+            lock.share()
+        done = {int(number): one for number, one in before["done"].items()}
+        running.begin(done)
+        if before["finished"]:
+            return read_run(out)
+        remarks += before["remarks"]
+        gallery = {s.id for s in samples[:GALLERY]}
+        clean = {} if clean is None else clean
+        started = time.monotonic()
+
+        def chunk_records(number: int) -> list[SampleRecord]:
+            kept: list[SampleRecord] = []
+            # as long as the first chunk has nothing but failures, nothing of it is kept
+            held: list[SampleRecord] = []
+            for asked_of, batch in _groups(model, pieces[number]):
+                held += _evaluate_batch(exam, settings, asked_of, folder, batch, source, gallery, clean, running.stage)
+                if number == 0 and not kept and all(r.adversarial is not None and r.adversarial.failed for r in held):
+                    continue
+                for record in held:
+                    folder.append(record)
+                kept, held = kept + held, []
+            if held:
+                raise _all_failed(surrogate or model, plan, held)
+            return kept
+
+        todo = [number for number in range(len(pieces)) if number not in done]
+        try:
+            for number in todo:
+                if work.claim(number):
+                    work.done(number, tally(chunk_records(number)))
+                    running.take(work.results(running.chunks if group.first else 0))
+        except UserError as error:
+            group.fail(error)  # the others would meet it too; any other error leaves this chunk alone to be resumed
+            raise
+        finally:
+            folder.close()
+
+        def end() -> None:
+            _wait(work, todo, running, folder)
+            more, said = exam.closing(folder.load_image if plan is not None else None)
+            found = metrics(folder.records(), task, plan, [*remarks, *said], time.monotonic() - started) | more
+            if plan is not None and plan.threat == "adaptive":
+                running.stage("audit")
+                found["audit"] = audit_of_run(model, folder, exam, samples, plan, seed=settings.seed).to_dict()
+            folder.finish(found)
+
+        work.lead("end", end)
         return read_run(out)
-    remarks += before["remarks"]
-    gallery = {s.id for s in samples[:GALLERY]}
-    clean = {} if clean is None else clean
-    started = time.monotonic()
-
-    def chunk_records(number: int) -> list[SampleRecord]:
-        kept: list[SampleRecord] = []
-        # as long as the first chunk has nothing but failures, nothing of it is kept
-        held: list[SampleRecord] = []
-        for asked_of, batch in _groups(model, pieces[number]):
-            held += _evaluate_batch(exam, settings, asked_of, folder, batch, source, gallery, clean, running.stage)
-            if number == 0 and not kept and all(r.adversarial is not None and r.adversarial.failed for r in held):
-                continue
-            for record in held:
-                folder.append(record)
-            kept, held = kept + held, []
-        if held:
-            raise _all_failed(surrogate or model, plan, held)
-        return kept
-
-    todo = [number for number in range(len(pieces)) if number not in done]
-    try:
-        for number in todo:
-            if work.claim(number):
-                work.done(number, tally(chunk_records(number)))
-                running.take(work.results(running.chunks if group.first else 0))
-    except UserError as error:
-        group.fail(error)  # the others would meet it too; any other error leaves this chunk alone to be resumed
-        raise
-    finally:
-        folder.close()
-
-    def end() -> None:
-        _wait(work, todo, running, folder)
-        more, said = exam.closing(folder.load_image if plan is not None else None)
-        found = metrics(folder.records(), task, plan, [*remarks, *said], time.monotonic() - started) | more
-        if plan is not None and plan.threat == "adaptive":
-            running.stage("audit")
-            found["audit"] = audit_of_run(model, folder, exam, samples, plan, seed=settings.seed).to_dict()
-        folder.finish(found)
-
-    work.lead("end", end)
-    return read_run(out)
 
 
 def _begin(folder: RunFolder, pieces: Sequence[Sequence[Sample]]) -> dict[str, Any]:
@@ -361,6 +370,7 @@ def _evaluate_batch(
                 output=a.output,
                 score=a.score,
                 loss=crafted.loss[i],
+                steps=crafted.steps[i],
                 linf=float(distance[i].abs().max()),
                 l2=float(distance[i].norm()),
                 zero_grad=crafted.zero_grad[i],

@@ -1,12 +1,14 @@
 """A robustified model as a complete model folder that needs transformers alone, and its way back.
 
 config.json           model_type `radapt_...`, auto_map to modeling_radapt.py, the defence under `radapt`
-model*.safetensors    every weight, `radapt_mix.anchor` too; the patch embedding's weight as a matrix
+radapt.safetensors    every weight, `radapt_mix.anchor` too; the patch embedding's weight as a matrix
+                      (in shards: radapt.safetensors.index.json and the files it names)
 modeling_radapt.py    the stock class with the defence in, and beside it radapt_*.py, the code it uses
 radapt_export.json    what `load_model` must know besides: format, version, stock model type, geometry, base
 
 With a stock model_type and a stock layout transformers would open the folder with a mere warning and leave the
-defence out. So the model_type is a new one, and one weight has a shape at which the stock class stops.
+defence out. So the model_type is a new one, the weights lie where no stock class looks, and, should somebody rename
+them, one has a shape at which a stock class stops.
 """
 
 from __future__ import annotations
@@ -43,6 +45,8 @@ FORMAT: Literal["lvlm-radapt export"] = "lvlm-radapt export"
 VERSION: Literal[1] = 1
 SETTINGS = "radapt_export.json"
 ANCHOR = "radapt_mix.anchor"
+_WEIGHTS: Literal["radapt.safetensors"] = "radapt.safetensors"
+_INDEX: Literal["radapt.safetensors.index.json"] = "radapt.safetensors.index.json"
 
 _TEMPLATE = "lvlm_radapt.export_template"
 _MODELING = "modeling_radapt"
@@ -76,6 +80,8 @@ class _Defence(_Part):
     white: Colour | None
     """In place of `anchor`, where it is taken anew on each grid: a white pixel, normalised."""
     patches: _Patches
+    weights: Literal["radapt.safetensors", "radapt.safetensors.index.json"] | None = None
+    """The file that holds the weights, or their index; None: files of the common names."""
 
 
 class _Config(BaseModel):
@@ -105,9 +111,8 @@ def export_model(model: LVLM, out: str | os.PathLike[str], *, max_shard_size: in
     """Write `model`, weights and defence, to the new folder `out`.
 
     `AutoModelForImageTextToText.from_pretrained(out, trust_remote_code=True)` opens it without this package,
-    and so does `load_model`; the stock class and a load without trust raise (in transformers 5.17 the stock class
-    with a quantiser only at the first image, as it checks no sizes then). Weights keep the dtype they are
-    computed in, the anchor is float32.
+    and so does `load_model`; stock classes and a load without trust raise. Weights keep the dtype they are computed
+    in, the anchor is float32.
 
     max_shard_size: no weight file is larger, in bytes or as "5GB".
 
@@ -124,7 +129,6 @@ def export_model(model: LVLM, out: str | os.PathLike[str], *, max_shard_size: in
     if stored is not None:
         place = _AnchorPlace(rows=len(stored.values), grid=stored.grid, prefix_tokens=stored.prefix_tokens)
     mark = _Patches(module=patches, shape=tuple(convolution.weight.shape))
-    defence = _Defence(config=config.to_dict(), anchor=place, white=white, patches=mark)
     stock_class = type(model.hf)
     settings = _Settings(
         format=FORMAT,
@@ -141,6 +145,9 @@ def export_model(model: LVLM, out: str | os.PathLike[str], *, max_shard_size: in
         # in the layout of the running model: transformers converts a checkpoint's own for stock classes only
         model.hf.save_pretrained(folder, state_dict=weights, max_shard_size=max_shard_size, save_original_format=False)
         save_companions(model, folder)
+        defence = _Defence(
+            config=config.to_dict(), anchor=place, white=white, patches=mark, weights=_out_of_sight(folder)
+        )
         own = json.loads((folder / "config.json").read_text(encoding="utf-8")) | {
             "model_type": f"radapt_{settings.model_type}",
             "architectures": ["RAdaptForConditionalGeneration"],
@@ -196,7 +203,7 @@ def stock_checkpoint(folder: str | os.PathLike[str]) -> StockCheckpoint:
     root = Path(folder).expanduser()
     settings, (config, defence) = _settings(root), _config(root)
     config = {key: value for key, value in config.items() if key not in ("radapt", "auto_map", "architectures")}
-    files = weight_files(str(root), str(root))
+    files = _weight_files(root, defence)
     weights = {key: tensor for path in files for key, tensor in read_tensors(path) if key != ANCHOR}
     mark = f"{defence.patches.module}.weight"
     try:
@@ -244,6 +251,16 @@ def _processor_values(model: LVLM) -> dict[str, Any]:
         "num_additional_image_tokens": find_tower(model.hf).prefix_tokens,
     }
     return {"processor_class": name} | {key: value for key, value in known.items() if key in takes}
+
+
+def _out_of_sight(folder: Path) -> Literal["radapt.safetensors", "radapt.safetensors.index.json"]:
+    """The name that the weights just written, or the index of their shards, have from now on: none that stock classes
+    look for."""
+    if (folder / "model.safetensors").is_file():
+        (folder / "model.safetensors").rename(folder / _WEIGHTS)
+        return _WEIGHTS
+    (folder / "model.safetensors.index.json").rename(folder / _INDEX)
+    return _INDEX
 
 
 def _patch_embedding(model: LVLM) -> tuple[str, Any]:
@@ -297,10 +314,16 @@ def _config(root: Path) -> tuple[dict[str, Any], _Defence]:
     return content, validated(_Config, content, path).radapt
 
 
+def _weight_files(root: Path, defence: _Defence) -> list[Path]:
+    if defence.weights is None:
+        return weight_files(str(root), str(root))
+    return weight_files(str(root), str(root), names=(defence.weights,))
+
+
 def _anchor(root: Path, defence: _Defence) -> Anchor | None:
     if defence.anchor is None:
         return None
-    for path in weight_files(str(root), str(root)):
+    for path in _weight_files(root, defence):
         try:
             with safe_open(path, framework="pt") as file:
                 if ANCHOR in file.keys():  # noqa: SIM118  (no mapping)

@@ -2,8 +2,8 @@
 a fixed anchor is mixed into the first attention's output (arXiv 2603.12799).
 
 `AutoModelForImageTextToText.from_pretrained(FOLDER, trust_remote_code=True)` opens it; torch and transformers
-are all it needs. The patch embedding's weight is stored as a matrix on purpose: the stock class, which knows
-neither filter nor anchor, stops at that shape and so cannot bring the model back unprotected.
+are all it needs. The weights lie in a file that the code here alone asks for, and the patch embedding's is stored as
+a matrix: both on purpose, lest a stock class, which knows neither filter nor anchor, bring the model back unprotected.
 """
 
 from __future__ import annotations
@@ -26,6 +26,13 @@ class RAdaptModelConfig(StockConfig):
     """The stock configuration and, under `radapt`, what there is to know about the defence."""
 
     model_type = f"radapt_{StockConfig.model_type}"
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        super().__post_init__(**kwargs)
+        defence = dict(getattr(self, "radapt", {}))
+        weights = defence.pop("weights", None)
+        if weights is not None:  # whoever saves the opened model again gets files of the common names
+            self.radapt, self.transformers_weights = defence, weights
 
 
 class MatrixConv2d(nn.Conv2d):

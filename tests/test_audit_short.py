@@ -12,7 +12,11 @@ from test_report import RADAPT, Maker, attack, spread
 from attacks import apgd
 from eval_tasks.audit import Finding, short_audit, short_budget
 from eval_tasks.audit.across import adaptive_against_transfer
+from eval_tasks.audit.of_run import _least_work
+from eval_tasks.crafting import AttackPlan
+from eval_tasks.presets import load_attack
 from eval_tasks.quantise import from_8bit, to_8bit
+from eval_tasks.records import Attacked
 from eval_tasks.report import write_report
 
 RUNS = [(500, 100), (500, 1700), (64, 20), (16, 100), (40, 10), (8, 20), (7, 2), (2, 1)]
@@ -68,6 +72,25 @@ def test_the_short_form_names_a_planted_flaw():
         audited(s, samples=500, steps=50, made=weak, distances=distances).named("fail")
     )
     assert audited(replace(s, undefended=None), samples=500, steps=50).skipped["transfer"].startswith("the model has")
+
+
+@pytest.mark.parametrize(
+    ("attack_name", "steps", "stage", "broken", "counted", "work"),
+    [
+        ("e2e", 20, None, None, 20, 20),
+        ("ensemble", 20, "reference 2", True, 40, 40),
+        ("apgd-t", None, "apgd-t", True, 37, 37),
+        ("fab", None, "fab", False, 0, 100),  # the library's steps are not counted one by one
+        ("square", None, "square", False, 0, 2500),
+        ("square", None, "square", True, 0, 0),  # perhaps by its first query
+        ("autoattack-standard", None, "standard", False, 0, 700),
+        ("e2e", 20, None, None, None, 0),  # a record of an earlier version
+    ],
+)
+def test_the_work_of_an_attack_is_counted_by_the_image(attack_name, steps, stage, broken, counted, work):
+    plan = AttackPlan(load_attack(attack_name), "adaptive", EPS, steps)
+    record = Attacked(output="", score=0, loss=None, steps=counted, linf=0, l2=0, stage=stage, broken=broken)
+    assert _least_work(record, plan) == work
 
 
 @pytest.fixture

@@ -1,6 +1,7 @@
 """Losses on logits, PGD and lines of attacks on small analytic classifiers."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -227,6 +228,30 @@ def test_a_line_leaves_no_more_standing_than_its_members():
         assert bool(((found.x_adv - x).abs() <= 0.02 + 1e-12).all())
         # no image is worse than the clean one
         assert bool((found.margin >= margin(classifier()(x, []), y) - 1e-12).all())
+
+
+def test_the_steps_of_a_line_are_those_that_were_made():
+    x, y = labelled()
+    gradients = [0] * len(x)
+    plain = classifier()
+
+    def counting(z, index):
+        if z.requires_grad:
+            for i in index:
+                gradients[i] += 1
+        return plain(z, index)
+
+    settings = replace(SHORT, random_start=False)
+    found = attack_line(["apgd-ce", "apgd-t"], counting, x, y, eps=0.02, settings=settings, seed=5)
+    own = attack_line(["apgd-ce"], plain, x, y, eps=0.02, settings=settings, seed=5)
+    whole = settings.steps * (1 + plain(x, []).shape[1] - 1)
+    for i, by in enumerate(found.broken_by):
+        # the gradient at a point that breaks a sample is made before it is known that it does
+        assert int(found.steps[i]) <= gradients[i] <= int(found.steps[i]) + (by is not None)
+        assert by is not None or int(found.steps[i]) == whole
+    assert found.steps[0] == 0  # misclassified as it is
+    assert all(own.steps[i] <= settings.steps for i in range(len(x)))
+    assert len(set(found.steps.tolist())) > 2
 
 
 def test_each_member_sees_only_what_is_still_standing():

@@ -71,6 +71,8 @@ def test_all_classes_are_choices_and_the_scored_image_is_the_one_on_disk(stock: 
         assert record.clean.score == 100.0 * (record.clean.output == record.references[0])
         assert record.adversarial.broken == (record.adversarial.score == 0)
         assert (record.adversarial.stage == "clean") == (record.clean.score == 0)
+        assert record.adversarial.steps in ((0,) if record.clean.score == 0 else range(4))
+        assert record.adversarial.broken or record.adversarial.steps == 3
     assert 0 <= stock.metrics["adversarial"]["accuracy"] < stock.metrics["clean"]["accuracy"]
     broken = sum(stage["broken"] for stage in stock.metrics["stages"])
     assert f"{broken} of 8 images are misclassified" in " ".join(stock.metrics["notes"])

@@ -67,6 +67,7 @@ def test_stages_run_in_order_on_those_that_stand_and_the_lowest_score_is_kept():
     assert found.score.tolist() == pytest.approx([0.0, 0.0, 6.0, 0.5], abs=1e-6)
     assert found.stage == ["first", "second", "clean", "clean"]
     assert found.broken.tolist() == [True, True, False, False]
+    assert found.steps.tolist() == [3, 6, 9, 9]
     assert first.seen[0] == [0, 1, 2, 3]
     assert second.seen[0] == [1, 2, 3]
     assert third.seen[0] == [2, 3]

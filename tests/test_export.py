@@ -5,7 +5,6 @@ from __future__ import annotations
 import inspect
 import json
 import os
-import re
 import runpy
 import subprocess
 import sys
@@ -69,15 +68,6 @@ def outcome(call):
         return f"{type(error).__name__}: {error}"
     return "loaded"
 
-def inner(job):
-    # some inner models of transformers cannot read the layout of the running model and draw a random tower
-    kind = getattr(transformers, job["inner"])
-    there = kind.from_pretrained(job["folder"]).state_dict()
-    base = kind.from_pretrained(job["base"]).state_dict()
-    vision = [key for key in base if key.startswith("vis") and key.endswith("proj.weight")]
-    if vision and not any(torch.equal(there[key], base[key]) for key in vision):
-        raise ValueError("another tower")
-
 def run(job):
     folder, stock = job["folder"], getattr(transformers, job["stock"])
     auto = transformers.AutoModelForImageTextToText
@@ -88,22 +78,34 @@ def run(job):
     answer = model.generate(**inputs, max_new_tokens=5, do_sample=False)
     anchor = getattr(model, "radapt_mix", None)
     result = {"logits": logits, "answer": answer, "anchor": None if anchor is None else anchor.anchor.dtype}
-    def quantised(kind, **bits):
-        model = kind.from_pretrained(folder, quantization_config=transformers.BitsAndBytesConfig(**bits))
-        model(**inputs)  # in transformers 5.17 a quantiser switches the check of sizes off
-
+    four, eight = (transformers.BitsAndBytesConfig(**{f"load_in_{bits}bit": True}) for bits in (4, 8))
     if job["refusals"]:
         result["refusals"] = {
             "stock": outcome(lambda: stock.from_pretrained(folder)),
             "stock, stock config": outcome(lambda: stock.from_pretrained(folder, config=job["base"])),
             "stock, bfloat16": outcome(lambda: stock.from_pretrained(folder, dtype=torch.bfloat16)),
-            "stock, 4 bits": outcome(lambda: quantised(stock, load_in_4bit=True)),
-            "inner model": outcome(lambda: inner(job)),
+            "stock, 4 bits": outcome(lambda: stock.from_pretrained(folder, quantization_config=four)),
+            "stock, 8 bits": outcome(lambda: stock.from_pretrained(folder, quantization_config=eight)),
+            "stock, stock config, 4 bits": outcome(
+                lambda: stock.from_pretrained(folder, config=job["base"], quantization_config=four)),
+            "inner model": outcome(lambda: getattr(transformers, job["inner"]).from_pretrained(folder)),
             "no trust": outcome(lambda: auto.from_pretrained(folder, trust_remote_code=False)),
             "trust not asked": outcome(lambda: auto.from_pretrained(folder)),
             "AutoModel": outcome(lambda: transformers.AutoModel.from_pretrained(folder)),
-            "4 bits, trust not asked": outcome(lambda: quantised(auto, load_in_4bit=True)),
+            "4 bits, trust not asked": outcome(lambda: auto.from_pretrained(folder, quantization_config=four)),
         }
+        small = auto.from_pretrained(folder, trust_remote_code=True, quantization_config=eight)
+        with torch.no_grad():
+            result["8 bits"] = small.eval()(**inputs).logits
+        if anchor is not None:
+            assert torch.equal(small.radapt_mix.anchor, anchor.anchor)
+        again = folder + "-again"
+        model.save_pretrained(again)
+        with torch.no_grad():
+            back = auto.from_pretrained(again, trust_remote_code=True).eval()
+            result["again"] = back(**inputs).logits
+        result["refusals again"] = [outcome(lambda: stock.from_pretrained(again, **given)) for given in (
+            {}, {"config": job["base"]}, {"dtype": torch.bfloat16})]
     if job["processor"]:
         image, text = Image.open(job["image"]), job["text"]
         if job["processor"] == "AutoProcessor":
@@ -195,9 +197,9 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Exported]:
             "text": f"USER: <image>\n{PROMPT} ASSISTANT:",
         })  # fmt: skip
     anchorless = _copy(cases["llava"].folder, root / "anchorless")
-    weights = load_file(anchorless / "model.safetensors")
+    weights = load_file(anchorless / "radapt.safetensors")
     del weights["radapt_mix.anchor"]
-    save_file(weights, anchorless / "model.safetensors", metadata={"format": "pt"})
+    save_file(weights, anchorless / "radapt.safetensors", metadata={"format": "pt"})
     jobs.append({
         **jobs[0], "folder": str(anchorless), "out": str(root / "anchorless.out"), "refusals": False, "processor": "",
     })  # fmt: skip
@@ -243,13 +245,39 @@ def test_the_anchor_is_float32_in_every_precision(exported: dict[str, Exported])
 @pytest.mark.parametrize("name", [*FAMILIES, "filter alone"])
 def test_it_never_comes_back_unprotected(exported: dict[str, Exported], name: str) -> None:
     refusals = exported[name].elsewhere["refusals"]
-    for way in ("stock", "stock, stock config", "stock, bfloat16"):
-        assert refusals[way].startswith("RuntimeError: You set `ignore_mismatched_sizes` to `False`"), way
-    quantised = refusals["stock, 4 bits"]  # at the first image at the latest
-    assert re.match("RuntimeError: (You set `ignore_mismatched_sizes`|weight should have at least three)", quantised)
-    assert refusals["inner model"] == "ValueError: another tower" or refusals["inner model"].startswith("RuntimeError")
+    for way in refusals.keys() & {
+        *("stock", "stock, stock config", "stock, bfloat16", "inner model"),
+        *("stock, 4 bits", "stock, 8 bits", "stock, stock config, 4 bits"),
+    }:
+        assert refusals[way].startswith("OSError: Error no file named model.safetensors"), way
     for way in ("no trust", "trust not asked", "AutoModel", "4 bits, trust not asked"):
         assert refusals[way].startswith("ValueError") and "trust_remote_code=True" in refusals[way], way  # noqa: PT018
+
+
+@pytest.mark.parametrize("name", [*FAMILIES, "filter alone"])
+def test_it_opens_quantised(exported: dict[str, Exported], name: str) -> None:
+    whole, small = (exported[name].elsewhere[key] for key in ("logits", "8 bits"))
+    assert 0 < (small.float() - whole).abs().max() < 1
+
+
+@pytest.mark.parametrize("name", [*FAMILIES, "filter alone"])
+def test_what_transformers_saves_of_it_is_protected_too(exported: dict[str, Exported], name: str) -> None:
+    """Under the common file names the shape of one weight stops the stock class."""
+    elsewhere = exported[name].elsewhere
+    assert torch.equal(elsewhere["again"], elsewhere["logits"])
+    for refusal in elsewhere["refusals again"]:
+        assert refusal.startswith("RuntimeError: You set `ignore_mismatched_sizes` to `False`")
+
+
+def test_weights_under_the_common_names_are_opened_too(exported: dict[str, Exported], tmp_path: Path) -> None:
+    """As the first exports held them."""
+    case = exported["llava"]
+    folder = _copy(case.folder, tmp_path / "copy")
+    (folder / "radapt.safetensors").rename(folder / "model.safetensors")
+    kept = json.loads((folder / "config.json").read_text())["radapt"]
+    del kept["weights"]
+    _edit(folder / "config.json", radapt=kept)
+    assert torch.equal(_loss(load_model(folder)), _loss(case.ours))
 
 
 @pytest.mark.parametrize("name", FAMILIES)
@@ -295,7 +323,7 @@ def test_opening_it_is_quiet(exported: dict[str, Exported]) -> None:
 def test_it_can_be_exported_and_adapted_again(exported: dict[str, Exported], tmp_path: Path) -> None:
     back = load_model(exported["llava"].folder)
     export_model(back, tmp_path / "again")
-    for file in ("model.safetensors", "modeling_radapt.py", "processor_config.json", "tokenizer.json"):
+    for file in ("radapt.safetensors", "modeling_radapt.py", "processor_config.json", "tokenizer.json"):
         assert (tmp_path / "again" / file).read_bytes() == (exported["llava"].folder / file).read_bytes(), file
     save_adapter(back, tmp_path / "adapter")
     assert torch.equal(_loss(load_model(tmp_path / "adapter")), _loss(back))
@@ -314,8 +342,8 @@ def test_geometry_and_base_are_kept(tmp_path: Path) -> None:
 def test_shards(exported: dict[str, Exported]) -> None:
     folder = exported["sharded"].folder
     assert len(list(folder.glob("model-*-of-*.safetensors"))) > 1
-    assert (folder / "model.safetensors.index.json").is_file()
-    assert not (folder / "model.safetensors").exists()
+    assert (folder / "radapt.safetensors.index.json").is_file()
+    assert not list(folder.glob("model.safetensors*"))
 
 
 @pytest.mark.parametrize("name", FAMILIES)
@@ -350,7 +378,7 @@ def _edit(path: Path, **changes: Any) -> None:
 
 
 def _cut(folder: Path) -> None:
-    path = folder / "model.safetensors"
+    path = folder / "radapt.safetensors"
     path.write_bytes(path.read_bytes()[:5000])
 
 
@@ -360,7 +388,7 @@ def _no_anchor(folder: Path) -> None:
 
 
 def _weights(folder: Path, **changes: torch.Tensor | None) -> None:
-    path = folder / "model.safetensors"
+    path = folder / "radapt.safetensors"
     weights = {key: value for key, value in (load_file(path) | changes).items() if value is not None}
     save_file(weights, path, metadata={"format": "pt"})
 
@@ -384,7 +412,10 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
     "a weight missing": (lambda f: _weights(f, **{"lm_head.weight": None}), r"misses weights lm_head\.weight"),
     "a foreign weight": (lambda f: _weights(f, odd=torch.zeros(3)), "holds unknown weights odd"),
     "no generation settings": (lambda f: (f / "generation_config.json").write_text("{"), "generation_config"),
-    "weights missing": (lambda f: (f / "model.safetensors").unlink(), "no weights there"),
+    "weights missing": (
+        lambda f: (f / "radapt.safetensors").unlink(),
+        r"no weights there, no file radapt\.safetensors$",
+    ),
 }
 
 

@@ -105,6 +105,21 @@ def test_a_signal_saves_and_says_how_to_go_on(data, whole, tmp_path, number, cod
     assert all(e["rate"] > 0 for e in chunks)
 
 
+def test_a_second_launch_of_a_running_run_is_refused(data, whole, tmp_path):
+    out = tmp_path / "run"
+    words = [*evaluation("tiny-llava", data, out), "--resume"]
+    first = Command(words, tmp_path / "logs", {"slow": 0.1})
+    while not (out / "run.json").exists():
+        time.sleep(0.01)
+    second = Command(words, tmp_path / "logs")
+    assert second.wait() == 2
+    assert len(second.err.splitlines()) == 1, second.err
+    assert f"{out} is in use by process " in second.err
+    assert first.wait() == 0, first.err
+    assert contents(out) == contents(whole)
+    assert sorted(path.name for path in out.iterdir()) == sorted(path.name for path in whole.iterdir())
+
+
 def test_a_full_disk_is_one_line_and_resumable(data, whole, tmp_path):
     out = tmp_path / "run"
     words = evaluation("tiny-llava", data, out)

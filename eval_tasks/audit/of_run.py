@@ -20,9 +20,9 @@ from eval_tasks.exams import Exam
 from eval_tasks.records import Attacked, RunFolder
 from lvlm_radapt.models.base import PixelModel
 
-# Gradient steps of an attack on a classifier, in its number of steps, where there are the fewest classes it takes;
-# of `standard`, APGD, and APGD-T and FAB-T with three targets each.
-_TIMES = {"apgd-t": 3, "standard": 7}
+# Gradient steps of the library's attacks, in the attack's number of steps, where there are the fewest classes they
+# take; of `standard`, APGD, and APGD-T and FAB-T with three targets each.
+_TIMES = {"fab": 1, "standard": 7}
 
 
 def audit_of_run(
@@ -35,7 +35,7 @@ def audit_of_run(
     audit's own.
     """
     assert plan.config.norm is not None
-    norm, steps = plan.config.norm, plan.steps or LineSettings().steps
+    norm, steps = plan.config.norm, _steps(plan)
     if plan.config.apgd is not None:
         steps *= plan.config.apgd.restarts
     attacked = {r.id: r.adversarial for r in folder.records() if r.adversarial is not None}
@@ -54,7 +54,7 @@ def audit_of_run(
         subject_of,
         samples=len(sound),
         steps=steps,
-        work=sum(_least_work(a, plan, steps) for a in climbed.values()),
+        work=sum(_least_work(a, plan) for a in climbed.values()),
         own_climb=stops_early,
         eps=plan.eps,
         norm=norm,
@@ -63,15 +63,16 @@ def audit_of_run(
     )
 
 
-def _least_work(attacked: Attacked, plan: AttackPlan, steps: int) -> float:
-    """Gradient evaluations that were surely spent on an image: a whole stage, or up to where a target may be read
-    first; of a line every member's, up to the first step of the one that broke it."""
-    if plan.config.line is None:
-        return min(steps, 10) if attacked.success else steps
-    work = 0.0
-    for member in plan.config.line:
+def _steps(plan: AttackPlan) -> int:
+    return plan.steps or LineSettings().steps
+
+
+def _least_work(attacked: Attacked, plan: AttackPlan) -> float:
+    """Gradient evaluations that were surely spent on an image: those counted, and of a line what the library's members
+    need that were done with before it was broken."""
+    work = float(attacked.steps or 0)
+    for member in plan.config.line or ():
         if attacked.broken and member == attacked.stage:
-            return work + 1
-        work += FORWARD * plan.config.queries if member == "square" and plan.config.queries else 0
-        work += 0 if member == "square" else _TIMES.get(member, 1) * steps
+            break
+        work += FORWARD * (plan.config.queries or 0) if member == "square" else _TIMES.get(member, 0) * _steps(plan)
     return work

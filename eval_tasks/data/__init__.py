@@ -11,11 +11,11 @@ from eval_tasks.data.coco import COCO_LAYOUT, FLICKR_LAYOUT, load_coco, load_fli
 from eval_tasks.data.imagefolder import IMAGEFOLDER_LAYOUT, load_imagefolder
 from eval_tasks.data.images import open_image
 from eval_tasks.data.okvqa import OKVQA_LAYOUT, load_okvqa
-from eval_tasks.data.parquet import load_parquet, parquet_files
 from eval_tasks.data.pope import POPE_LAYOUT, load_pope
 from eval_tasks.data.sample import Sample, natural_key
 from eval_tasks.data.scienceqa import SCIENCEQA_LAYOUT, load_scienceqa
 from eval_tasks.data.selection import check_images, chunks, select, skip_missing
+from eval_tasks.data.stored import load_stored, stored_rows
 from eval_tasks.data.textvqa import TEXTVQA_LAYOUT, load_textvqa
 from eval_tasks.data.vizwiz import VIZWIZ_LAYOUT, load_vizwiz
 from eval_tasks.data.vqav2 import VQAV2_LAYOUT, load_vqav2
@@ -73,8 +73,8 @@ def load_task(task: str, data_dir: str | os.PathLike[str]) -> list[Sample]:
     Raises UserError (one line) for an unknown task or a data folder that is missing, incomplete or wrong.
     """
     load, _ = _entry(task)
-    rows = [] if task in ZERO_SHOT else parquet_files(Path(data_dir))
-    samples = load_parquet(task.removesuffix("-retrieval"), rows) if rows else load(data_dir)
+    stored = None if task in ZERO_SHOT else stored_rows(Path(data_dir))
+    samples = load(data_dir) if stored is None else load_stored(task.removesuffix("-retrieval"), stored)
     return sorted(samples, key=lambda sample: natural_key(sample.id))
 
 

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from eval_tasks.data import layout, load_task, open_image, select
-from eval_tasks.data.parquet import parquet_layout
 from eval_tasks.data.rows import RowImage
 from eval_tasks.data.selection import first_names, missing_images
+from eval_tasks.data.stored import stored_layout
 from lvlm_radapt.errors import UserError
 
 _SHOWN = 12  # entries of the folder that are named
@@ -76,7 +76,7 @@ def check_data(
     task and for settings that select nothing; whatever is wrong with the data stands in what is returned.
     """
     folder = Path(data_dir)
-    wanted = "; or ".join(filter(None, (layout(task), parquet_layout(task.removesuffix("-retrieval")))))
+    wanted = "; or ".join(filter(None, (layout(task), stored_layout(task.removesuffix("-retrieval")))))
     holds = _holds(folder)
     try:
         everything = load_task(task, folder)

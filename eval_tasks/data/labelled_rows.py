@@ -1,14 +1,12 @@
-"""Images with a class in parquet files, as the Hugging Face hub holds data sets for classification."""
+"""Images with a class in rows, as the Hugging Face hub holds data sets for classification."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
-from eval_tasks.data.parquet import part_of
 from eval_tasks.data.rows import RowImage, open_rows
 from eval_tasks.data.set_config import SetConfig
+from eval_tasks.data.stored import StoredRows
 from eval_tasks.data.torchvision_layouts import Labelled
 from lvlm_radapt.errors import UserError
 
@@ -16,23 +14,22 @@ _LABELS = ("label", "fine_label", "labels", "cls")
 _PARTS = ("test", "val", "valid", "validation")
 
 
-def labelled_rows(task: str, files: Sequence[Path], config: SetConfig) -> list[Labelled]:
+def labelled_rows(task: str, stored: StoredRows, config: SetConfig) -> list[Labelled]:
     """The rows of the part that is evaluated: test, else val, else all there is.
 
-    A class's key is its label's name where the file tells it (`ClassLabel`), else its number. UserError for files
+    A class's key is its label's name where the file tells it (`ClassLabel`), else its number. UserError for rows
     without image and label, for labels that are hidden (-1), and for numbers that no one names.
     """
-    folder = files[0].parent
-    parts = sorted({part_of(path) for path in files})
-    part = next((name for name in _PARTS if name in parts), None)
-    if part is None and len(parts) > 1:
-        raise UserError(f"{folder} holds parquet files of {', '.join(parts)}: task {task} is scored on test or val")
-    chosen = tuple(str(path) for path in files if part is None or part_of(path) == part)
+    folder, parts = stored.folder, sorted(stored.parts)
+    part = next((name for name in _PARTS if name in parts), parts[0])
+    if part not in _PARTS and len(parts) > 1:
+        raise UserError(f"{folder} holds {stored.kind} of {', '.join(parts)}: task {task} is scored on test or val")
+    chosen = stored.parts[part]
     table = open_rows(chosen)
     column = next((name for name in _LABELS if name in table.column_names), None)
     if column is None or "image" not in table.column_names:
         raise UserError(
-            f"the parquet files in {folder} have columns {', '.join(table.column_names)}; task {task} wants image and "
+            f"the {stored.kind} in {folder} have columns {', '.join(table.column_names)}; task {task} wants image and "
             "label"
         )
     keys = _keys(task, table.features[column], config)
@@ -41,7 +38,7 @@ def labelled_rows(task: str, files: Sequence[Path], config: SetConfig) -> list[L
         where = f"{folder}, row {row}"
         found.append(Labelled(str(row), RowImage(chosen, row, where), _key(label, keys, where)))
     if not found:
-        raise UserError(f"the parquet files in {folder} hold no rows")
+        raise UserError(f"the {stored.kind} in {folder} hold no rows")
     return found
 
 

@@ -15,9 +15,9 @@ from pathlib import Path
 from eval_tasks.data.imagefolder import class_folders, given_names, refuse_twins
 from eval_tasks.data.labelled_rows import labelled_rows
 from eval_tasks.data.layout import data_folder, refuse_duplicates
-from eval_tasks.data.parquet import parquet_files
 from eval_tasks.data.sample import Sample
 from eval_tasks.data.set_config import SetConfig, set_config, zero_shot_sets
+from eval_tasks.data.stored import stored_rows
 from eval_tasks.data.torchvision_layouts import READERS, Labelled, read_layout
 from lvlm_radapt.errors import UserError
 
@@ -39,8 +39,8 @@ def zero_shot_layout(task: str) -> str:
     places = ", ".join(folder.rstrip("/") for folder in folders)
     own = f"; or {READERS[task][1]}" if task in READERS else ""
     return (
-        f"a folder of images for each class in {places}{own}; or DIR/*.parquet or DIR/data/*.parquet with columns "
-        'image and label; class names, where others are wanted, in DIR/classnames.json {"CLASS": "name"}'
+        f"a folder of images for each class in {places}{own}; or DIR/*.parquet or DIR/data/*.parquet, or what save_to_disk "
+        'wrote to DIR, with columns image and label; class names, where others are wanted, in DIR/classnames.json {"CLASS": "name"}'
     )
 
 
@@ -52,8 +52,8 @@ def load_zero_shot(task: str, data_dir: str | os.PathLike[str]) -> list[Sample]:
     """
     root = data_folder(task, data_dir, zero_shot_layout(task))
     config = set_config(task)
-    rows = parquet_files(root)
-    found = labelled_rows(task, rows, config) if rows else read_layout(task, root) or _folders(task, root)
+    stored = stored_rows(root)
+    found = labelled_rows(task, stored, config) if stored else read_layout(task, root) or _folders(task, root)
     names = _names(task, root, config, list(dict.fromkeys(one.key for one in found)))
     refuse_duplicates(root, "image", (one.id for one in found))
     return [

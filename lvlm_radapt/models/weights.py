@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import pickle
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +23,11 @@ _FILES = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bi
 _ZIP = b"PK\x03\x04"
 
 
-def weight_files(source: str, name: str) -> list[Path]:
+def weight_files(source: str, name: str, *, names: Sequence[str] = _FILES) -> list[Path]:
     """The files that hold the weights of the checkpoint `source` (a folder or a hub id), shards as their index
-    lists them. UserError when there are none or a shard is missing."""
-    for file in _FILES:
+    lists them. names: of the file or the index, the first one there is. UserError when there are none or a shard is
+    missing."""
+    for file in names:
         path = checkpoint_file(source, file)
         if path is None:
             continue
@@ -38,7 +39,7 @@ def weight_files(source: str, name: str) -> list[Path]:
         if lost:
             raise UserError(f"{name}: the shard {lost[0]} that {file} names is not there: download it")
         return [found for found in paths if found is not None]
-    raise UserError(f"{name}: no weights there, neither {_FILES[0]} nor {_FILES[2]} nor an index of shards")
+    raise UserError(f"{name}: no weights there, no file {' or '.join(names)}")
 
 
 def checkpoint_file(source: str, file: str) -> Path | None:

@@ -1,6 +1,9 @@
-"""Parquet files with the columns of lmms-eval's data sets: the same samples as from the original files."""
+"""Data sets in rows with the columns of lmms-eval's: the same samples as from the original files."""
 
 import io
+import shutil
+import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -58,9 +61,13 @@ ROWS: dict[str, list[dict[str, Any]]] = {
 
 def write(path: Path, rows: list[dict[str, Any]], images: list[dict[str, Any] | None] | None = None) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
+    made(rows, images).to_parquet(path)
+
+
+def made(rows: list[dict[str, Any]], images: list[dict[str, Any] | None] | None = None) -> Any:
     held = images or [stored(10 * k) for k in range(len(rows))]
     columns = {name: [row[name] for row in rows] for name in rows[0]} | {"image": held}
-    datasets.Dataset.from_dict(columns).cast_column("image", datasets.Image(decode=False)).to_parquet(path)
+    return datasets.Dataset.from_dict(columns).cast_column("image", datasets.Image(decode=False))
 
 
 EXPECTED = {
@@ -75,10 +82,31 @@ EXPECTED = {
 }
 
 
+def _store(kind: str, folder: Path, rows: list[dict[str, Any]]) -> None:
+    if kind == "parquet":
+        return write(folder / "data" / "val-00000-of-00001.parquet", rows)
+    whole = made(rows)
+    if kind == "saved, of images":
+        whole = whole.cast_column("image", datasets.Image())
+    if kind == "saved as tensors":
+        whole = whole.with_format("numpy")
+    if kind == "saved in splits":
+        split = {"coco": "val", "okvqa": "val2014", "vizwiz": "val", "vqav2": "validation", "textvqa": "validation"}
+        whole = datasets.DatasetDict({"train": made(rows[:1]), split.get(folder.name, "test"): whole})
+    whole.save_to_disk(folder)
+    return None
+
+
+@pytest.mark.parametrize(
+    "kind", ["parquet", "saved", "saved, of images", "saved as tensors", "saved in splits", "saved in shards"]
+)
 @pytest.mark.parametrize("task", ROWS)
-def test_every_task_is_read_from_its_columns(tmp_path: Path, task: str) -> None:
-    write(tmp_path / "set" / "data" / "val-00000-of-00001.parquet", ROWS[task])
-    samples = load_task(task, tmp_path / "set")
+def test_every_task_is_read_from_its_columns(tmp_path: Path, task: str, kind: str) -> None:
+    if kind == "saved in shards":
+        made(ROWS[task]).save_to_disk(tmp_path / task, num_shards=len(ROWS[task]))
+    else:
+        _store(kind, tmp_path / task, ROWS[task])
+    samples = load_task(task, tmp_path / task)
     assert [(s.id, s.question, s.references, s.position) for s in samples] == EXPECTED[task]
     check_images(samples)
     for sample in samples:  # the image of the sample's own row, whatever the order
@@ -128,7 +156,7 @@ def test_wrong_values_name_the_row(tmp_path: Path, task: str, changed: dict[str,
 def test_missing_columns_duplicates_and_damage_are_told(tmp_path: Path) -> None:
     path = tmp_path / "val-00000-of-00001.parquet"
     write(path, [{"question_id": 1, "answers": TEN}])
-    with pytest.raises(UserError, match=r"have no column question; task okvqa wants .* columns image, question_id"):
+    with pytest.raises(UserError, match=r"no column question; task okvqa wants .* columns image, question_id"):
         load_task("okvqa", tmp_path)
     write(path, ROWS["textvqa"] * 2)
     open_rows.cache_clear()
@@ -163,8 +191,68 @@ def test_rows_without_an_image_are_missing_and_paths_are_not_followed(tmp_path: 
     assert (found.ok, len(found.missing), len(found.damaged)) == (False, 2, 1)
 
 
-def test_data_check_on_parquet_files(tmp_path: Path) -> None:
-    write(tmp_path / "set" / "val-00000-of-00001.parquet", ROWS["vqav2"])
+def _saved(folder: Path) -> Path:
+    datasets.DatasetDict({"validation": made(ROWS["vqav2"]), "test": made(ROWS["vqav2"])}).save_to_disk(folder)
+    return folder
+
+
+def _rewrite(path: Path, old: str, new: str) -> None:
+    text = path.read_text()
+    assert old in text
+    path.write_text(text.replace(old, new))
+
+
+_ARROW = "data-00000-of-00001.arrow"
+DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
+    "no list of splits": (lambda f: (f / "dataset_dict.json").write_text("[]"), r"dataset_dict\.json: "),
+    "no split": (lambda f: (f / "dataset_dict.json").write_text('{"splits": []}'), "field splits"),
+    "a split elsewhere": (
+        lambda f: _rewrite(f / "dataset_dict.json", '"test"', '"../x"'),
+        "stay inside the data folder",
+    ),
+    "no split of the task": (
+        lambda f: _rewrite(f / "dataset_dict.json", '"validation"', '"train"'),
+        "holds a saved data set of test, train, not of the split validation",
+    ),
+    "a split missing": (lambda f: shutil.rmtree(f / "validation"), r"cannot read .*state\.json: No such file"),
+    "rows elsewhere": (
+        lambda f: _rewrite(f / "validation" / "state.json", _ARROW, "../../secret.arrow"),
+        r"state\.json: image name '\.\./\.\./secret\.arrow' does not stay inside the data folder",
+    ),
+    "rows missing": (lambda f: (f / "validation" / _ARROW).unlink(), f"cannot read the data set .*{_ARROW}"),
+    "rows cut off": (
+        lambda f: (f / "validation" / _ARROW).write_bytes((f / "validation" / _ARROW).read_bytes()[:-200]),
+        "cannot read the data set",
+    ),
+    "no rows at all": (lambda f: (f / "validation" / _ARROW).write_bytes(b""), "cannot read the data set"),
+    "no description": (lambda f: (f / "validation" / "dataset_info.json").write_text("{"), "cannot read the data set"),
+    "other columns": (
+        lambda f: made(ROWS["coco"]).save_to_disk(f / "validation"),
+        "a saved data set in .*: no column question, answers; task vqav2 wants ",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", DAMAGE)
+def test_a_damaged_saved_data_set_is_one_line(tmp_path: Path, name: str) -> None:
+    change, words = DAMAGE[name]
+    change(_saved(tmp_path / "set"))
+    with pytest.raises(UserError, match=words) as caught:
+        load_task("vqav2", tmp_path / "set")
+    assert "\n" not in str(caught.value)
+    assert check_data("vqav2", tmp_path / "set").problem == str(caught.value)
+
+
+def test_without_the_library_it_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = _saved(tmp_path / "set")
+    monkeypatch.setitem(sys.modules, "datasets", None)
+    with pytest.raises(UserError, match=r"pip install 'lvlm-radapt\[hf\]'"):
+        load_task("vqav2", folder)
+
+
+@pytest.mark.parametrize("kind", ["parquet", "saved"])
+def test_data_check_on_rows(tmp_path: Path, kind: str) -> None:
+    _store(kind, tmp_path / "set", ROWS["vqav2"])
     result = CliRunner().invoke(app, ["data", "check", "vqav2", "--data", str(tmp_path / "set")])
     assert result.exit_code == 0, result.output
     assert "1 samples on 1 images" in result.output

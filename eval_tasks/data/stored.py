@@ -1,18 +1,20 @@
-"""Hugging Face data sets on disk: parquet files with the columns of lmms-eval's data sets."""
+"""Hugging Face data sets on disk, with the columns of lmms-eval's data sets: parquet files, or what `save_to_disk`
+wrote."""
 
 from __future__ import annotations
 
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationError
 from typing_extensions import TypedDict
 
-from eval_tasks.data.layout import Row, refuse_duplicates
-from eval_tasks.data.rows import RowImage, open_rows
+from eval_tasks.data.layout import Row, read_rows, refuse_duplicates, safe_name
+from eval_tasks.data.rows import STATE, RowImage, column_names, read_columns
 from eval_tasks.data.sample import Sample
 from eval_tasks.data.scienceqa import asked, right_letter
 from eval_tasks.validation import first_problem
@@ -98,51 +100,77 @@ _TASKS: dict[str, tuple[type[_Row], str]] = {
 }
 
 
-def parquet_files(root: Path) -> list[Path]:
-    """The parquet files of a data folder, sorted: in it, in its data/ or in ScienceQA-IMG/; [] where there are none."""
+class _Splits(Row):
+    splits: Annotated[list[str], Field(min_length=1)]
+
+
+@dataclass(frozen=True)
+class StoredRows:
+    """A data set on disk. kind: what it is called in messages. parts: split -> what `open_rows` takes."""
+
+    folder: Path
+    kind: str
+    parts: dict[str, tuple[str, ...]]
+
+
+def stored_rows(root: Path) -> StoredRows | None:
+    """The data set in a data folder: what `save_to_disk` wrote, or parquet files in it, in its data/ or in
+    ScienceQA-IMG/; None where there is neither. UserError for a damaged list of splits."""
+    if (root / STATE).is_file():
+        return StoredRows(root, "a saved data set", {"": (str(root),)})
+    listed = root / "dataset_dict.json"
+    if listed.is_file():
+        names = read_rows(listed, _Splits).splits
+        return StoredRows(root, "a saved data set", {name: (str(root / safe_name(listed, name)),) for name in names})
     for place in _PLACES:
         found = sorted(path for path in (root / place).glob("*.parquet") if path.is_file())
         if found:
-            return found
-    return []
+            parts: dict[str, tuple[str, ...]] = {}
+            for path in found:
+                parts[_part(path)] = (*parts.get(_part(path), ()), str(path))
+            return StoredRows(found[0].parent, "parquet files", parts)
+    return None
 
 
-def parquet_layout(task: str) -> str:
-    """The columns that the task wants, on one line; "" for tasks that parquet files are not read for."""
+def stored_layout(task: str) -> str:
+    """The columns that the task wants, on one line; "" for tasks that stored data sets are not read for."""
     if task not in _TASKS:
         return ""
     rows, split = _TASKS[task]
-    return f"DIR/*.parquet or DIR/data/*.parquet (split {split}) with columns image, {', '.join(rows.model_fields)}"
+    return (
+        f"DIR/*.parquet or DIR/data/*.parquet, or what save_to_disk wrote to DIR (split {split}), with columns image, "
+        f"{', '.join(rows.model_fields)}"
+    )
 
 
-def load_parquet(task: str, files: Sequence[Path]) -> list[Sample]:
-    """The task's samples from parquet files, in their order; images are read when they are opened.
+def load_stored(task: str, stored: StoredRows) -> list[Sample]:
+    """The task's samples from a data set on disk, in its order; images are read when they are opened.
 
-    The library `datasets` writes a copy that can be read row by row into its own cache. Ids are those of the original
-    annotation files where the columns tell them. UserError for missing columns, wrong types and duplicate ids.
+    Of parquet files the library `datasets` writes a copy that can be read row by row into its own cache. Ids are those
+    of the original annotation files where the columns tell them. UserError for missing columns, wrong types and
+    duplicate ids.
     """
-    folder = files[0].parent
+    folder = stored.folder
     if task not in _TASKS:
-        raise UserError(f"{folder} holds parquet files, which task {task} does not read: give it a folder of images")
+        raise UserError(f"{folder} holds {stored.kind}, which task {task} does not read: give it a folder of images")
     model, split = _TASKS[task]
-    chosen = tuple(str(path) for path in _of_split(files, split))
-    table = open_rows(chosen)
-    missing = [name for name in ("image", *model.model_fields) if name not in table.column_names]
+    chosen = _of_split(stored, split)
+    columns = column_names(chosen)
+    missing = [name for name in ("image", *model.model_fields) if name not in columns]
     if missing:
         raise UserError(
-            f"the parquet files in {folder} have no column {', '.join(missing)}; task {task} wants "
-            f"{parquet_layout(task)}"
+            f"{stored.kind} in {folder}: no column {', '.join(missing)}; task {task} wants {stored_layout(task)}"
         )
-    wanted = [*model.model_fields, *(["split"] if task == "flickr30k" and "split" in table.column_names else [])]
+    wanted = [*model.model_fields, *(["split"] if task == "flickr30k" and "split" in columns else [])]
     samples: list[Sample] = []
-    for number, row in enumerate(table.select_columns(wanted).to_list()):
+    for number, row in enumerate(read_columns(chosen, wanted)):
         if row.get("split", "test") != "test":  # Flickr30k's file holds Karpathy's other parts too
             continue
         where = f"{folder}, row {number}"
         own, question, references = _checked(model, row, where).sample(where, number)
         samples.append(Sample(own, RowImage(chosen, number, f"{where} ({own})"), question, references, len(samples)))
     if not samples:
-        raise UserError(f"the parquet files in {folder} hold no row of the split {split}")
+        raise UserError(f"{stored.kind} in {folder}: no row of the split {split}")
     refuse_duplicates(folder, "id", (sample.id for sample in samples))
     return samples
 
@@ -154,17 +182,17 @@ def _checked(model: type[_Row], row: dict[str, Any], where: str) -> _Row:
         raise UserError(f"{where}: {first_problem(error)}") from error
 
 
-def _of_split(files: Sequence[Path], split: str) -> list[Path]:
-    """The files of a split: all of them where their names tell of one split only."""
-    names = sorted({part_of(path) for path in files})
-    if len(names) == 1:
-        return list(files)
-    if split not in names:
-        raise UserError(f"{files[0].parent} holds parquet files of {', '.join(names)}, not of the split {split}")
-    return [path for path in files if part_of(path) == split]
+def _of_split(stored: StoredRows, split: str) -> tuple[str, ...]:
+    """The rows of a split: all of them where there is one part only."""
+    if len(stored.parts) == 1:
+        return next(iter(stored.parts.values()))
+    if split not in stored.parts:
+        names = ", ".join(sorted(stored.parts))
+        raise UserError(f"{stored.folder} holds {stored.kind} of {names}, not of the split {split}")
+    return stored.parts[split]
 
 
-def part_of(path: Path) -> str:
+def _part(path: Path) -> str:
     """`val` of val-00000-of-00002.parquet."""
     return path.stem.partition("-")[0]
 
