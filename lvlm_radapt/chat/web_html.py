@@ -4,6 +4,7 @@ no file needs to be served."""
 from __future__ import annotations
 
 import base64
+import difflib
 import io
 from collections.abc import Mapping, Sequence
 from html import escape
@@ -141,7 +142,8 @@ def _turn(exchange: Exchange) -> str:
         if again:
             changed = answer != exchange.first[side]
             mark = '<b class="ra-broke">changed</b>' if changed else '<b class="ra-held">the same</b>'
-            cells[side] = _said(exchange.first[side], "before") + _said(answer, f"after the attack, {mark}")
+            after = f'<span class="ra-when">after the attack, {mark}</span>{_answer(_marked(exchange.first[side], answer))}'
+            cells[side] = _said(exchange.first[side], "before") + after
         else:
             cells[side] = _said(answer, "attacked image" if exchange.image == "adversarial" else "clean image")
     return _columns(exchange.question, cells)
@@ -159,7 +161,22 @@ def _columns(question: str, cells: Mapping[Side, str]) -> str:
 
 def _said(text: str, when: str = "") -> str:
     label = f'<span class="ra-when">{when}</span>' if when else ""
-    return f'{label}<p class="ra-answer">{escape(text) or "(nothing)"}</p>'
+    return label + _answer(escape(text))
+
+
+def _answer(html: str) -> str:
+    return f'<p class="ra-answer">{html or "(nothing)"}</p>'
+
+
+def _marked(before: str, after: str) -> str:
+    """`after`, with the words marked that are not in `before`."""
+    old, new = before.split(), after.split()
+    parts = []
+    for kind, _, _, first, end in difflib.SequenceMatcher(None, old, new, autojunk=False).get_opcodes():
+        words = escape(" ".join(new[first:end]))
+        if words:
+            parts.append(words if kind == "equal" else f"<mark>{words}</mark>")
+    return " ".join(parts)
 
 
 def _outcome(order: Attack, found: Attacked) -> str:
@@ -191,9 +208,9 @@ def _curve(losses: Sequence[float], steps: int) -> str:
 
 def _figure(title: str, pixels: Tensor | NDArray[np.uint8], words: str, more: str = "") -> str:
     rows = pixels if isinstance(pixels, np.ndarray) else _rows(pixels)
-    coarse = " ra-coarse" if max(rows.shape) < _COARSE else ""
+    coarse = ' class="ra-coarse"' if max(rows.shape) < _COARSE else ""
     return (
-        f'<figure class="ra-figure"><div class="ra-frame"><img class="{coarse.strip()}" src="{png_uri(rows)}" alt="{title}"></div>'
+        f'<figure class="ra-figure"><div class="ra-frame"><img{coarse} src="{png_uri(rows)}" alt="{title}"></div>'
         f"<figcaption><b>{title}</b> <span>{escape(words)}</span>{more}</figcaption></figure>"
     )
 

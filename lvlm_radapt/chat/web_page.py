@@ -42,7 +42,7 @@ def build(engine: Engine, samples: Sequence[Sample], questions: Sequence[str], *
         def part(name: str) -> None:
             parts[name] = gr.HTML(elem_id=f"ra-{name}")
 
-        gr.HTML('<h1 class="ra-title">One image, two models, one question</h1>')
+        gr.HTML('<h1 class="ra-title">One image, one question, two models</h1>')
         part("settings")
         part("notice")
         with gr.Tabs():
@@ -118,7 +118,8 @@ def build(engine: Engine, samples: Sequence[Sample], questions: Sequence[str], *
                     return
                 known: Update = {}
                 for _ in act(user, *values):
-                    yield seen(user, known)
+                    if new := seen(user, known):
+                        yield new
                 if clears_file:
                     yield {file: None}
 
