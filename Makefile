@@ -30,7 +30,7 @@ test: setup
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(SIDE_BY_SIDE)
 
 torture: setup
-	HYPOTHESIS_PROFILE=random $(BIN)/python -m pytest -m 'torture or not gpu' --timeout 3600
+	HYPOTHESIS_PROFILE=random $(BIN)/python -m pytest -m 'torture or not (gpu or web)' --timeout 3600
 
 lint: setup
 	$(BIN)/ruff format --check .
