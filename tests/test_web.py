@@ -239,7 +239,9 @@ def test_what_cannot_be_done_is_told(engine: Engine, scene: Image.Image, monkeyp
 # What is shown
 
 
-def test_what_people_and_models_say_is_text(engine: Engine, scene: Image.Image, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_people_and_models_say_is_text(
+    engine: Engine, scene: Image.Image, monkeypatch: pytest.MonkeyPatch
+) -> None:
     user = user_with(engine, scene)
     bad = '<img src="http://example.org/x" onerror=alert(1)>'
     monkeypatch.setattr(engine.model, "generate", lambda batch, prompts, tokens, on_text: [bad])
@@ -248,7 +250,7 @@ def test_what_people_and_models_say_is_text(engine: Engine, scene: Image.Image, 
     user.view.notice = bad
     user.engine.model.name = bad
     for name, html in web_html.pages(user).items():
-        assert "<img src=\"http" not in html, name
+        assert '<img src="http' not in html, name
         assert ("&lt;img" in html) == (name in ("notice", "settings", "conversation", "tower")), name
 
 

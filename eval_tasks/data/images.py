@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import stat
 import warnings
-from collections.abc import Sequence
 from io import BytesIO
 from pathlib import Path
 
@@ -23,7 +22,7 @@ MAX_ASPECT = 300
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
 
 
-def open_image(path: Path | RowImage, formats: Sequence[str] = FORMATS) -> Image.Image:
+def open_image(path: Path | RowImage, formats: tuple[str, ...] = FORMATS) -> Image.Image:
     """The image as RGB, turned upright by its EXIF orientation; of an animation, the first frame.
 
     Links are followed, as data folders and caches are made of them, to regular files only: nothing is read from a

@@ -47,7 +47,9 @@ def listening(host: str, port: int) -> Iterator[socket.socket]:
             bound.listen()  # on some systems two sockets may be bound, but not listen
         except (OSError, OverflowError) as error:
             reason = getattr(error, "strerror", None) or error
-            raise UserError(f"cannot listen on {host} port {port}: {reason}; choose another --port or --host") from error
+            raise UserError(
+                f"cannot listen on {host} port {port}: {reason}; choose another --port or --host"
+            ) from error
         yield bound
 
 
@@ -83,7 +85,9 @@ def serve(
             thread.join(5)
 
 
-def make_app(engine: Engine, samples: Sequence[tuple[str, Image.Image]], questions: Sequence[str], *, max_new_tokens: int) -> Asgi:
+def make_app(
+    engine: Engine, samples: Sequence[tuple[str, Image.Image]], questions: Sequence[str], *, max_new_tokens: int
+) -> Asgi:
     """The page as an ASGI application that answers what the page needs, and nothing else."""
     import gradio as gr
     from fastapi import FastAPI

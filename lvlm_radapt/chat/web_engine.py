@@ -65,7 +65,8 @@ class Engine:
 
 
 class WebSession(Session):
-    """A chat of one of the engine's users (made by `Engine.session`); `settings` are those of the defence the user talks to."""
+    """A chat of one of the engine's users, made by `Engine.session`; `settings` are those of the defence that user
+    talks to."""
 
     def __init__(self, engine: Engine, *, max_new_tokens: int) -> None:
         super().__init__(engine.model, compare=True, max_new_tokens=max_new_tokens)

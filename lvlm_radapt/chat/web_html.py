@@ -46,7 +46,9 @@ def adversarial(session: WebSession, view: View) -> str:
         return _empty("Adversarial", "nothing attacked yet")
     order, found = view.found
     link = f'<a class="ra-save" download="adversarial.png" href="{_exact(session.attacked)}">Save PNG</a>'
-    return _figure("Adversarial", session.attacked, f"largest change {found.linf}/255 (eps {eps_text(order.eps)})", link)
+    return _figure(
+        "Adversarial", session.attacked, f"largest change {found.linf}/255 (eps {eps_text(order.eps)})", link
+    )
 
 
 def difference(session: WebSession, view: View) -> str:
@@ -90,7 +92,9 @@ def conversation(session: WebSession, view: View) -> str:
         before = first.first if first is not None else {}
         turns.append(_columns(view.asked, {side: _pending(side, view, before) for side in NAMES}))
     if not turns:
-        turns = ['<p class="ra-nothing">Ask both models something about the image: their answers stand side by side.</p>']
+        turns = [
+            '<p class="ra-nothing">Ask both models something about the image: their answers stand side by side.</p>'
+        ]
     return f'<div class="ra-talk" aria-live="polite" data-asking="{str(asking).lower()}">{"".join(turns)}</div>'
 
 
@@ -98,14 +102,15 @@ def tower(session: WebSession, view: View) -> str:
     """What the settings of the defence do: the image behind the filter, the answer now beside the undefended one."""
     now = session.filtered()
     if now is None:
-        return '<p class="ra-nothing">Choose an image in the chat and ask something: here the answer follows the knobs.</p>'
+        words = "Choose an image in the chat and ask something: here the answer follows the knobs."
+        return f'<p class="ra-nothing">{words}</p>'
     seen = "behind the filter" if session.settings.cutoff is not None else "no filter"
     picture = _figure("What the tower gets", now, f"{'attacked' if session.is_attacked else 'clean'} image, {seen}")
     if not session.exchanges:
         return f'<div class="ra-tower">{picture}<p class="ra-nothing">Ask something in the chat first.</p></div>'
     last = session.exchanges[-1]
     tuned = view.tuned[1] if view.tuned is not None and view.tuned[0] == last.question else last.answers["defended"]
-    cells = {"plain": _said(last.answers["plain"]), "defended": _said(tuned)}
+    cells: dict[Side, str] = {"plain": _said(last.answers["plain"]), "defended": _said(tuned)}
     return f'<div class="ra-tower">{picture}{_columns(last.question, cells)}</div>'
 
 
@@ -137,12 +142,14 @@ def picture_uri(image: Image.Image) -> str:
 
 def _turn(exchange: Exchange) -> str:
     again = exchange.first is not exchange.answers
-    cells = {}
+    cells: dict[Side, str] = {}
     for side, answer in exchange.answers.items():
         if again:
             changed = answer != exchange.first[side]
             mark = '<b class="ra-broke">changed</b>' if changed else '<b class="ra-held">the same</b>'
-            after = f'<span class="ra-when">after the attack, {mark}</span>{_answer(_marked(exchange.first[side], answer))}'
+            after = (
+                f'<span class="ra-when">after the attack, {mark}</span>{_answer(_marked(exchange.first[side], answer))}'
+            )
             cells[side] = _said(exchange.first[side], "before") + after
         else:
             cells[side] = _said(answer, "attacked image" if exchange.image == "adversarial" else "clean image")
@@ -156,7 +163,8 @@ def _pending(side: Side, view: View, before: Mapping[Side, str]) -> str:
 
 def _columns(question: str, cells: Mapping[Side, str]) -> str:
     columns = "".join(f'<div class="ra-{side}"><h4>{NAMES[side]}</h4>{cell}</div>' for side, cell in cells.items())
-    return f'<section class="ra-turn"><p class="ra-question">{escape(question)}</p><div class="ra-two">{columns}</div></section>'
+    asked = f'<p class="ra-question">{escape(question)}</p>'
+    return f'<section class="ra-turn">{asked}<div class="ra-two">{columns}</div></section>'
 
 
 def _said(text: str, when: str = "") -> str:

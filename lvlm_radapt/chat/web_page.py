@@ -65,7 +65,9 @@ def build(engine: Engine, samples: Sequence[Sample], questions: Sequence[str], *
                             [("undefended (transfer)", "plain"), ("defended (adaptive)", "defended")],
                             value="plain", label="Crafted on the model that is", elem_id="ra-on",
                         )  # fmt: skip
-                        eps = gr.Slider(1, _LARGEST_EPS, value=8, step=1, label="eps, in 1/255 (Linf)", elem_id="ra-eps")
+                        eps = gr.Slider(
+                            1, _LARGEST_EPS, value=8, step=1, label="eps, in 1/255 (Linf)", elem_id="ra-eps"
+                        )
                         steps = gr.Slider(1, _MOST_STEPS, value=20, step=1, label="Steps", elem_id="ra-steps")
                     with gr.Row():
                         attack = gr.Button("Attack", variant="primary", elem_id="ra-go", min_width=100)

@@ -21,6 +21,7 @@ from lvlm_radapt.errors import UserError
 UPLOADS = ("PNG", "JPEG", "WEBP")
 LONGEST_QUESTION = 2000  # characters
 _PULSE = 0.1  # seconds between two looks at work in hand
+_PATIENCE = 2.0  # seconds that new work waits for the work in hand, which mostly is about to end
 
 Stage = Literal["waiting", "asking", "attacking", "done", "stopped"]
 
@@ -182,7 +183,7 @@ class User:
             raise _Halt
 
     def _do(self, work: Callable[[], None]) -> Iterator[None]:
-        if not self._one.acquire(blocking=False):
+        if not self._one.acquire(timeout=_PATIENCE):
             self.view.notice = "one thing at a time: wait for the work in hand, or stop it"
             yield
             return
@@ -194,7 +195,7 @@ class User:
             try:
                 notice = _in_words(work)
             finally:
-                self.view.notice = notice
+                self.view.notice = notice or self.view.notice
                 self.working = False
                 self._one.release()
 

@@ -24,7 +24,9 @@ def chat(
         bool, typer.Option("--compare", help="The model without its defence and with it, side by side.")
     ] = False,
     web: Annotated[bool, typer.Option("--web", help="In the browser, both models side by side (extra web).")] = False,
-    host: Annotated[str | None, typer.Option(help="For --web: whom to listen to; 127.0.0.1, this machine alone.")] = None,
+    host: Annotated[
+        str | None, typer.Option(help="For --web: whom to listen to; 127.0.0.1, this machine alone.")
+    ] = None,
     port: Annotated[int | None, typer.Option(min=0, max=65535, help="For --web: 7860, 0 for any free one.")] = None,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="The longest answer, in tokens.")] = 256,
     device: DeviceOption = "auto",

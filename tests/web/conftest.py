@@ -114,7 +114,9 @@ def visit(browser: Browser, site: Site) -> Iterator[Callable[..., Page]]:
     contexts, wrong = [], []
 
     def watch(page: Page) -> None:
-        page.on("request", lambda r: None if r.url.startswith((site.address, "data:", "blob:")) else wrong.append(r.url))
+        page.on(
+            "request", lambda r: None if r.url.startswith((site.address, "data:", "blob:")) else wrong.append(r.url)
+        )
         page.on("pageerror", lambda error: wrong.append(str(error)))
 
     def enter(**settings: Any) -> Page:

@@ -124,7 +124,7 @@ def test_bad_uploads_are_told_and_forgotten(site: Site, visit: Visit, tmp_path: 
 
 def test_an_upload_that_is_too_large_is_not_taken(site: Site) -> None:
     host, port = site.address.removeprefix("http://").rstrip("/").split(":")
-    edge = b"--x\r\nContent-Disposition: form-data; name=\"files\"; filename=\"a.png\"\r\n\r\n"
+    edge = b'--x\r\nContent-Disposition: form-data; name="files"; filename="a.png"\r\n\r\n'
     body = edge + bytes(20 * 2**20 + 1) + b"\r\n--x--\r\n"
     connection = http.client.HTTPConnection(host, int(port), timeout=60)
     connection.request("POST", "/gradio_api/upload", body, {"Content-Type": "multipart/form-data; boundary=x"})
