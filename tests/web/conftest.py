@@ -65,7 +65,7 @@ class Site:
         self._up, self._down = threading.Event(), threading.Event()
         self._thread = threading.Thread(target=self._serve, daemon=True)
         self._thread.start()
-        assert self._up.wait(60)
+        assert self._up.wait(240)
 
     def close(self) -> None:
         self.gate.let(None)

@@ -34,9 +34,10 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> str:
     write_scenes(folder / "scenes", count=8)
     words = ["eval", "tiny-llava", "--task", "vqav2", "--data", folder / "scenes", "--attack", "e2e", "--device", "cpu"]
     words += ["--eps", "4/255", "--steps", "5", "--samples", "8", "--out", folder / "out"]
-    with pytest.MonkeyPatch.context() as patch, pytest.raises(SystemExit) as stop:
+    with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "argv", ["lvlm-radapt", *map(str, words)])
-        cli.main()
+        with pytest.raises(SystemExit) as stop:
+            cli.main()
     assert stop.value.code == 0
     return (folder / "out" / "report.html").as_uri()
 
