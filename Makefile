@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: setup demo results test lint torture test-gpu test-compat compat-one bench wheel clean
+.PHONY: setup demo results test lint torture test-web test-gpu test-compat compat-one bench wheel clean
 export HF_HUB_OFFLINE := 1
 
 setup: $(STAMP)
@@ -30,12 +30,17 @@ test: setup
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(SIDE_BY_SIDE)
 
 torture: setup
-	HYPOTHESIS_PROFILE=random $(BIN)/python -m pytest -m 'torture or not gpu' --timeout 3600
+	HYPOTHESIS_PROFILE=random $(BIN)/python -m pytest -m 'torture or not (gpu or web)' --timeout 3600
 
 lint: setup
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+
+# The web chat in headless Chromium. Gradio and the browser's driver stay out of `make setup`.
+test-web: setup
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[web,test-web]'
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m web tests/web
 
 # What can only be shown on CUDA. It runs in the environment at hand: a GPU machine brings its own torch.
 test-gpu:

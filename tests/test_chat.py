@@ -20,7 +20,7 @@ from eval_tasks.quantise import from_8bit
 from lvlm_radapt import cli, load_model, robustify
 from lvlm_radapt.chat import commands
 from lvlm_radapt.chat.commands import Ask, Attack, Defend, Help, Quit, Reset, Save, ShowImage, Side, parse
-from lvlm_radapt.chat.session import Session
+from lvlm_radapt.chat.session import Session, Step
 from lvlm_radapt.chat.terminal import _clean, _Stream
 from lvlm_radapt.errors import UserError
 from lvlm_radapt.tiny.scenes import render, sample_scene
@@ -40,7 +40,7 @@ def quiet(side: Side, text: str) -> None:
     pass
 
 
-def no_bar(done: int, total: int) -> None:
+def no_bar(step: Step) -> None:
     pass
 
 
@@ -151,7 +151,7 @@ def test_an_attack_lowers_the_answer_s_likelihood_and_stays_in_the_ball(picture:
     session.show(picture)
     answer = session.ask(CAPTION, quiet).answers["plain"]
     steps: list[tuple[int, int]] = []
-    found = session.attack(parsed("/attack eps=8/255 steps=4"), lambda done, total: steps.append((done, total)))
+    found = session.attack(parsed("/attack eps=8/255 steps=4"), lambda step: steps.append((step.done, step.total)))
     assert steps == [(done, 4) for done in range(5)]
     assert (found.on, found.text) == ("plain", answer)
     session.save(tmp_path / "saved")

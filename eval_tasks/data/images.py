@@ -19,10 +19,10 @@ MAX_PIXELS = 89_478_485
 MAX_SIDE = 16_384
 MAX_ASPECT = 300
 # Raster formats only: some others of Pillow's start external programs.
-_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
 
 
-def open_image(path: Path | RowImage) -> Image.Image:
+def open_image(path: Path | RowImage, formats: tuple[str, ...] = FORMATS) -> Image.Image:
     """The image as RGB, turned upright by its EXIF orientation; of an animation, the first frame.
 
     Links are followed, as data folders and caches are made of them, to regular files only: nothing is read from a
@@ -30,15 +30,15 @@ def open_image(path: Path | RowImage) -> Image.Image:
 
     Transparency is dropped, not blended: the colours stored under it stay, as with Pillow's `convert("RGB")`
     and so with the stock image processors. 16-bit grey is scaled to 8 bits. Raises UserError naming the file
-    when it is missing, empty, truncated, no image, larger than MAX_PIXELS, longer than MAX_SIDE, more than MAX_ASPECT
-    times as long as wide, or of 32 bits a channel.
+    when it is missing, empty, truncated, of none of the `formats`, larger than MAX_PIXELS, longer than MAX_SIDE, more
+    than MAX_ASPECT times as long as wide, or of 32 bits a channel.
     """
     content = _content(path)
     too_large = f"image {path} has more than {MAX_PIXELS} pixels: too large to be opened safely"
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            image = Image.open(content, formats=_FORMATS)
+            image = Image.open(content, formats=formats)
         with image:
             if image.width * image.height > MAX_PIXELS:
                 raise UserError(too_large)
@@ -50,7 +50,7 @@ def open_image(path: Path | RowImage) -> Image.Image:
     except Image.DecompressionBombError as error:
         raise UserError(too_large) from error
     except UnidentifiedImageError as error:
-        raise UserError(f"{path} is not an image this program reads ({', '.join(_FORMATS)})") from error
+        raise UserError(f"{path} is not an image this program reads ({', '.join(formats)})") from error
     except Exception as error:  # Pillow's decoders raise many kinds, from OSError to struct.error
         raise UserError(f"image {path} is damaged: {' '.join(str(error).split())}") from error
 

@@ -13,11 +13,15 @@ from lvlm_radapt.errors import UserError
 Side = Literal["plain", "defended"]
 """The model without its defence, and with it."""
 
+Loss = Literal["e2e", "embedding"]
+"""What an attack raises: a text's loss through the whole model, or the distance of the image tokens."""
+
 HELP = """\
 /image FILE             talk about this image; begins a new conversation
-/attack [eps=4/255] [steps=20] [on=plain|defended] [target=TEXT]
+/attack [eps=4/255] [steps=20] [on=plain|defended] [loss=e2e|embedding] [target=TEXT]
                         change the image within eps (Linf) so that the last answer gets as unlikely as can be, or
-                        TEXT as likely; the model that speaks is attacked, with --compare the defended one
+                        TEXT as likely, or (embedding) the image tokens as far from the clean ones as can be; the
+                        model that speaks is attacked, with --compare the defended one
 /defend on|off          switch the defence
 /save DIR               write both images and the transcript into a new folder
 /reset                  forget the conversation and the attack
@@ -44,6 +48,7 @@ class Attack:
     steps: int
     on: Side | None
     target: str | None
+    loss: Loss = "e2e"
 
 
 @dataclass(frozen=True)
@@ -121,18 +126,21 @@ def _attack(rest: str) -> Attack:
     given: dict[str, str] = {}
     for word in head.split():
         key, equals, value = word.partition("=")
-        if not equals or key not in ("eps", "steps", "on"):
-            raise UserError(f"/attack does not take {word[:40]!r}: give eps=, steps=, on= or, last, target=TEXT")
+        if not equals or key not in ("eps", "steps", "on", "loss"):
+            raise UserError(f"/attack does not take {word[:40]!r}: give eps=, steps=, on=, loss= or, last, target=TEXT")
         if key in given:
             raise UserError(f"/attack: {key} is given twice")
         given[key] = value
     if has_target:
         given["target"] = _unquoted(target.strip())
+        if given.get("loss") == "embedding":
+            raise UserError("/attack: loss=embedding needs no text, leave target= out")
     return Attack(
         eps=parse_eps(given.get("eps", "4/255")),
         steps=_steps(given.get("steps", "20")),
         on=_side(given["on"]) if "on" in given else None,
         target=_target(given["target"]) if "target" in given else None,
+        loss=_loss(given.get("loss", "e2e")),
     )
 
 
@@ -148,6 +156,14 @@ def _side(text: str) -> Side:
     if text == "defended":
         return "defended"
     raise UserError(f"/attack: on must be plain or defended, got {text[:40]!r}")
+
+
+def _loss(text: str) -> Loss:
+    if text == "e2e":
+        return "e2e"
+    if text == "embedding":
+        return "embedding"
+    raise UserError(f"/attack: loss must be e2e or embedding, got {text[:40]!r}")
 
 
 def _target(text: str) -> str:

@@ -5,15 +5,18 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
+from PIL import Image
 from torch import Tensor
 
-from attacks import apgd
+from attacks import apgd, embedding_loss
 from eval_tasks.data.images import open_image
 from eval_tasks.eps import eps_text
+from eval_tasks.presets import load_attack
 from eval_tasks.quantise import from_8bit, to_8bit
 from lvlm_radapt.chat.commands import Attack, Side
 from lvlm_radapt.chat.transcript import write_transcript
@@ -28,24 +31,38 @@ OnText = Callable[[Side, str], None]
 
 @dataclass(frozen=True)
 class Exchange:
-    """A question, and what each side that was asked said to it; first: what it said before an attack on that answer."""
+    """A question, and what each side that was asked said to it about that image; first: what it said before an attack
+    on that answer."""
 
     question: str
     answers: dict[Side, str]
     first: dict[Side, str]
+    image: Literal["clean", "adversarial"]
 
 
 @dataclass(frozen=True)
 class Attacked:
     """An attack's outcome. before, after: mean NLL (nats a token) of `text` on the clean image, and on the attacked
-    one as 8-bit image; linf: the largest change, in 8-bit levels."""
+    one as 8-bit image, or without a text the distance of the image tokens from the clean ones; linf: the largest
+    change, in 8-bit levels."""
 
     on: Side
-    text: str
+    text: str | None
     before: float
     after: float
     linf: int
     zero_grad: bool
+
+
+@dataclass(frozen=True)
+class Step:
+    """An attack on its way: `done` steps of `total` are made (0 at the start point), and brought it to the image `x`
+    ([1, 3, H, W] in [0, 1]), where `loss` is what `Attacked` calls before and after."""
+
+    done: int
+    total: int
+    loss: float
+    x: Tensor
 
 
 class Session:
@@ -89,58 +106,58 @@ class Session:
 
     def show(self, path: Path) -> tuple[int, int]:
         """Begin a new conversation about this image; gives its canvas (height, width)."""
-        image = open_image(path)
+        return self.begin(open_image(path), str(path))
+
+    def begin(self, image: Image.Image, name: str) -> tuple[int, int]:
+        """`show` for an image that is open already; `name` is what the transcript calls it."""
         self._clean = self.model.pixels([image])
         self._forget()
         high, wide = self._clean.x.shape[-2:]
-        self._note("image", file=str(path), canvas=[high, wide])
+        self._note("image", file=name, canvas=[high, wide])
         return high, wide
 
     def ask(self, question: str, on_text: OnText) -> Exchange:
         """Say `question` to the model; its answer, or both sides'."""
         answers = self._answers(question, self.exchanges, on_text)
-        self.exchanges.append(Exchange(question, answers, answers))
+        self.exchanges.append(Exchange(question, answers, answers, self._image_name))
         return self.exchanges[-1]
 
     def ask_again(self, on_text: OnText) -> Exchange:
         """The last question once more, on the image as it is now; the new answer takes the old one's place."""
         *before, last = self.exchanges
-        again = Exchange(last.question, self._answers(last.question, before, on_text), last.first)
+        again = Exchange(last.question, self._answers(last.question, before, on_text), last.first, self._image_name)
         self.exchanges[-1] = again
         return again
 
-    def attack(self, order: Attack, tell: Callable[[int, int], None]) -> Attacked:
-        """Change the clean image so that the last answer gets unlikely, or the target likely; tell(steps done, all).
+    def attack(self, order: Attack, tell: Callable[[Step], None]) -> Attacked:
+        """Change the clean image so that the last answer gets unlikely, the target likely, or the image tokens others.
 
         From then on the conversation is about the attacked 8-bit image.
         """
         clean, side = self._image(), order.on or self.sides[-1]
         if side == "defended" and self.defence is None:
             raise UserError("there is no defence to attack: switch it on with /defend on")
-        if not self.exchanges:
-            raise UserError("there is no answer to attack yet: ask something first")
-        *before, last = self.exchanges
-        prompt = _prompt(side, last.question, before)
-        text, sign = (_said(last.first, side), 1) if order.target is None else (order.target, -1)
+        if order.loss == "e2e":
+            value, text = self._nll(clean, side, order.target)
+        else:
+            value, text = self._distance(clean, side), None
+        sign = 1 if order.target is None else -1
         done = -2  # the clean image and the start point are no steps
-
-        def nll(x: Tensor) -> Tensor:
-            return self.model.loss(clean.replace(x), [prompt], [text])
 
         def loss(x: Tensor, index: list[int]) -> Tensor:
             nonlocal done
+            found = value(x)
             done += 1
             if done >= 0:
-                tell(done, order.steps)
-            return sign * nll(x)
+                tell(Step(done, order.steps, float(found.detach()), x.detach()))
+            return sign * found
 
-        with self._as(side):
-            found = apgd(loss, clean.x, eps=order.eps, steps=order.steps)
-            if found.failed[0] is not None:
-                raise UserError(f"the attack failed, {found.failed[0]}: the image stays as it was")
-            pixels = to_8bit(found.x_adv, clean.x, eps=order.eps, norm="Linf")
-            with torch.no_grad():
-                first, then = float(nll(clean.x)), float(nll(from_8bit(pixels)))
+        found = apgd(loss, clean.x, eps=order.eps, steps=order.steps)
+        if found.failed[0] is not None:
+            raise UserError(f"the attack failed, {found.failed[0]}: the image stays as it was")
+        pixels = to_8bit(found.x_adv, clean.x, eps=order.eps, norm="Linf")
+        with torch.no_grad():
+            first, then = float(value(clean.x)), float(value(from_8bit(pixels)))
         self._attacked = pixels
         levels = (pixels.double() - clean.x.double() * 255).abs().max()
         outcome = Attacked(side, text, first, then, round(float(levels)), bool(found.zero_grad[0]))
@@ -151,9 +168,10 @@ class Session:
             eps_text=eps_text(order.eps),
             norm="Linf",
             steps=order.steps,
+            loss=order.loss,
             target=order.target,
             reference=None if order.target is not None else text,
-            question=last.question,
+            question=None if text is None else self.exchanges[-1].question,
             loss_before=outcome.before,
             loss_after=outcome.after,
             linf_levels=outcome.linf,
@@ -194,22 +212,52 @@ class Session:
         }
         write_transcript(folder, about, self.events, pictures)
 
+    def _nll(self, clean: PixelBatch, side: Side, target: str | None) -> tuple[Callable[[Tensor], Tensor], str]:
+        """How unlikely the target is, or else the side's first answer to the last question; and that text."""
+        if not self.exchanges:
+            raise UserError("there is no answer to attack yet: ask something first")
+        *before, last = self.exchanges
+        prompt = _prompt(side, last.question, before)
+        text = _said(last.first, side) if target is None else target
+
+        def nll(x: Tensor) -> Tensor:
+            with self._as(side):
+                return self.model.loss(clean.replace(x), [prompt], [text])
+
+        return nll, text
+
+    def _distance(self, clean: PixelBatch, side: Side) -> Callable[[Tensor], Tensor]:
+        """How far the image tokens are from the clean ones, as `--attack embedding` has it."""
+        config = load_attack("embedding")
+        at, distance = config.at, config.distance
+        assert at is not None
+        assert distance is not None
+
+        def features(x: Tensor, index: list[int]) -> Tensor:
+            with self._as(side):
+                return self.model.features(clean.replace(x), at=at)
+
+        with torch.no_grad():
+            loss = embedding_loss(features, features(clean.x, [0]), distance=distance)
+        return lambda x: loss(x, [0])
+
     def _answers(self, question: str, before: Sequence[Exchange], on_text: OnText) -> dict[Side, str]:
-        clean = self._image()
-        batch = clean if self._attacked is None else clean.replace(from_8bit(self._attacked))
         answers: dict[Side, str] = {}
         for side in self.sides:
-            prompt = _prompt(side, question, before)
-
-            def told(so_far: list[str], side: Side = side) -> None:
-                on_text(side, so_far[0])
-
-            with self._as(side):
-                (answers[side],) = self.model.generate(batch, [prompt], self.max_new_tokens, on_text=told)
-        self._note(
-            "turn", question=question, answers=dict(answers), image="adversarial" if self.is_attacked else "clean"
-        )
+            answers[side] = self._say(side, question, before, partial(on_text, side))
+        self._note("turn", question=question, answers=dict(answers), image=self._image_name)
         return answers
+
+    def _say(self, side: Side, question: str, before: Sequence[Exchange], on_text: Callable[[str], None]) -> str:
+        batch = self._seen()
+        with self._as(side):
+            (answer,) = self.model.generate(
+                batch,
+                [_prompt(side, question, before)],
+                self.max_new_tokens,
+                on_text=lambda so_far: on_text(so_far[0]),
+            )
+        return answer
 
     def _note(self, kind: str, **facts: Any) -> None:
         self.events.append({"kind": kind, **facts})
@@ -219,7 +267,17 @@ class Session:
             raise UserError("there is no image yet: show one with /image FILE")
         return self._clean
 
+    def _seen(self) -> PixelBatch:
+        """The image the conversation is about."""
+        clean = self._image()
+        return clean if self._attacked is None else clean.replace(from_8bit(self._attacked))
+
+    @property
+    def _image_name(self) -> Literal["clean", "adversarial"]:
+        return "adversarial" if self.is_attacked else "clean"
+
     def _as(self, side: Side) -> AbstractContextManager[object]:
+        """Every pass through the model is made inside it, and no other work is."""
         return self.model.undefended() if side == "plain" else nullcontext()
 
     def _forget(self) -> None:

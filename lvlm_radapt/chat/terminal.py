@@ -119,9 +119,11 @@ class Terminal:
         columns = (TextColumn("attack"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
         with Progress(*columns, console=self.err, transient=True, disable=not self.err.is_terminal) as bar:
             task = bar.add_task("attack", total=order.steps)
-            found = self.session.attack(order, lambda done, _: bar.update(task, completed=done))
-        self._note(_attack_text(order, found))
-        self._answer(None)
+            found = self.session.attack(order, lambda step: bar.update(task, completed=step.done))
+        again = bool(self.session.exchanges)
+        self._note(_attack_text(order, found) + ("; asked again:" if again else ""))
+        if again:
+            self._answer(None)
 
     def _answer(self, question: str | None) -> None:
         """Ask, or the last question again; show the answers as they come."""
@@ -191,12 +193,14 @@ def _columns(answers: dict[Side, str]) -> Table:
 
 
 def _attack_text(order: commands.Attack, found: Attacked) -> str:
-    aim = f"towards {found.text!r}" if order.target is not None else f"away from {found.text!r}"
-    said = (
-        f"attacked the {found.on} model {aim}: loss {found.before:.2f} -> {found.after:.2f} nats a token "
-        f"(eps {eps_text(order.eps)}, {order.steps} steps, largest change {found.linf}/255); asked again:"
-    )
-    return f"{said} (the gradient was zero throughout: this attack says nothing)" if found.zero_grad else said
+    if found.text is None:
+        aim, loss = "on its image tokens", f"distance {found.before:.2f} -> {found.after:.2f}"
+    else:
+        aim = f"{'away from' if order.target is None else 'towards'} {found.text!r}"
+        loss = f"loss {found.before:.2f} -> {found.after:.2f} nats a token"
+    budget = f"eps {eps_text(order.eps)}, {order.steps} steps, largest change {found.linf}/255"
+    said = f"attacked the {found.on} model {aim}: {loss} ({budget})"
+    return f"{said}; the gradient was zero throughout: this attack says nothing" if found.zero_grad else said
 
 
 def _clean(text: str) -> str:

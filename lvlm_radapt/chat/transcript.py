@@ -60,6 +60,7 @@ def _lines(event: Mapping[str, Any]) -> list[str]:
             return [f"> {_quoted(event['question'])}", "", *said]
         case "attack":
             aim = "its own answer" if event["target"] is None else f"target {event['target']!r}"
+            aim = "its image tokens" if event["loss"] == "embedding" else aim
             losses = f"loss {event['loss_before']:.3f} -> {event['loss_after']:.3f}"
             budget = f"Linf {event['eps_text']}, {event['steps']} steps"
             return [f"*Attack on the {event['on']} model, {aim}: {budget}, {losses}*"]

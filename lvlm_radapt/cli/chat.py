@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from lvlm_radapt.cli.app import app
+from lvlm_radapt.cli.app import app, console
 from lvlm_radapt.cli.options import DeviceMapOption, DeviceOption, Dtype, DtypeOption, ModelArgument, QuantizeOption
 from lvlm_radapt.cli.placing import default_preset, place_of
+from lvlm_radapt.errors import UserError
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 
 @app.command()
@@ -19,6 +23,11 @@ def chat(
     compare: Annotated[
         bool, typer.Option("--compare", help="The model without its defence and with it, side by side.")
     ] = False,
+    web: Annotated[bool, typer.Option("--web", help="In the browser, both models side by side (extra web).")] = False,
+    host: Annotated[
+        str | None, typer.Option(help="For --web: whom to listen to; 127.0.0.1, this machine alone.")
+    ] = None,
+    port: Annotated[int | None, typer.Option(min=0, max=65535, help="For --web: 7860, 0 for any free one.")] = None,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="The longest answer, in tokens.")] = 256,
     device: DeviceOption = "auto",
     device_map: DeviceMapOption = None,
@@ -33,20 +42,55 @@ def chat(
     from eval_tasks.data.images import open_image
     from lvlm_radapt.chat.session import Session
     from lvlm_radapt.chat.terminal import run_chat
+    from lvlm_radapt.chat.web import check_web, listening, serve
     from lvlm_radapt.models.load import load_model
 
     if image is not None:
         open_image(image)  # a mistake there shows before the model is loaded
-    loaded = load_model(model, **place_of(device, dtype, quantize, device_map))
+    place = place_of(device, dtype, quantize, device_map)
+    if web:
+        check_web()
+        with listening(host or "127.0.0.1", 7860 if port is None else port) as bound:
+            serve(
+                load_model(model, **place),
+                bound,
+                samples=_samples(model, image),
+                questions=_questions(model),
+                max_new_tokens=max_new_tokens,
+                ready=lambda address: console.print(f"{address} (Ctrl-C ends)", highlight=False),
+            )
+        return
+    if host is not None or port is not None:
+        raise UserError("--host and --port are for --web: add it, or leave them out")
+    loaded = load_model(model, **place)
     hint = _embedded_prompts() if default_preset(model) == "scenes" else None
     run_chat(Session(loaded, compare=compare, max_new_tokens=max_new_tokens), image=image, hint=hint)
 
 
 def _embedded_prompts() -> str:
+    caption, question = _scene_prompts("QUESTION")
+    return f"the embedded models were trained on single turns (/reset begins anew) of two kinds: {caption} | {question}"
+
+
+def _scene_prompts(question: str) -> list[str]:
     from eval_tasks.presets import load_protocol, load_task_config
 
     protocol = load_protocol("scenes")
-    caption, question = (
-        " ".join(protocol.prompt(load_task_config(task), "QUESTION").split()) for task in ("coco", "vqav2")
-    )
-    return f"the embedded models were trained on single turns (/reset begins anew) of two kinds: {caption} | {question}"
+    return [" ".join(protocol.prompt(load_task_config(task), question).split()) for task in ("coco", "vqav2")]
+
+
+def _questions(model: str) -> list[str]:
+    """What the page offers to be asked; the embedded models know two kinds of prompts only."""
+    if default_preset(model) == "scenes":
+        return [*_scene_prompts("what color is the background?"), *_scene_prompts("how many shapes are there?")[1:]]
+    return ["Describe the image in one sentence.", "What is the main object in the image?"]
+
+
+def _samples(model: str, image: Path | None) -> list[tuple[str, Image.Image]]:
+    """Images to pick: the one given; scenes for the embedded models, which know nothing else."""
+    from eval_tasks.data.images import open_image
+    from lvlm_radapt.tiny.scenes import render, sample_scene
+
+    given = [] if image is None else [(image.name, open_image(image))]
+    scenes = range(1, 7) if default_preset(model) == "scenes" else ()
+    return [*given, *((f"scene {i}", render(sample_scene("test", 0, i))) for i in scenes)]

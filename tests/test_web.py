@@ -1,0 +1,340 @@
+"""The web chat without a browser: its users, whose turn it is, what is shown, what is served."""
+
+from __future__ import annotations
+
+import base64
+import io
+import socket
+import sys
+import threading
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from eval_tasks.quantise import from_8bit
+from lvlm_radapt import RAdaptConfig, cli, load_model, robustify
+from lvlm_radapt.chat import web, web_html
+from lvlm_radapt.chat.commands import Attack
+from lvlm_radapt.chat.web_engine import Engine, Line
+from lvlm_radapt.chat.web_user import User
+from lvlm_radapt.errors import UserError
+from lvlm_radapt.inject import inject, injected_anchor, remove
+from lvlm_radapt.tiny.scenes import render, sample_scene
+
+CAPTION = "Provide a short caption for this image."
+
+
+@pytest.fixture
+def engine() -> Engine:
+    return Engine(load_model("tiny-llava"))
+
+
+@pytest.fixture
+def scene() -> Image.Image:
+    return render(sample_scene("test", 0, 5))
+
+
+def finish(work: Iterator[None]) -> int:
+    """How often there was something to see."""
+    return sum(1 for _ in work)
+
+
+def order(loss: str = "e2e", on: str = "plain", steps: int = 2) -> Attack:
+    return Attack(8 / 255, steps, on, None, loss)  # type: ignore[arg-type]
+
+
+def user_with(engine: Engine, scene: Image.Image) -> User:
+    user = User(engine, max_new_tokens=8)
+    finish(user.show(scene, "scene"))
+    return user
+
+
+# What a user does
+
+
+def test_an_attack_begins_with_the_question_and_ends_with_it(engine: Engine, scene: Image.Image) -> None:
+    user = user_with(engine, scene)
+    assert finish(user.attack(order(), CAPTION)) > 1
+    session = user.session
+    (exchange,) = session.exchanges
+    assert (user.view.notice, user.view.stage, exchange.image) == ("", "done", "adversarial")
+    model, batch = engine.model, engine.model.pixels([scene])
+    assert torch.equal(from_8bit(session.clean[None]), batch.x)
+    attacked = batch.replace(from_8bit(session.attacked[None]))
+    assert (session.clean.int() - session.attacked.int()).abs().max() <= 8
+    assert exchange.first["defended"] == model.generate(batch, [CAPTION], 8)[0]
+    assert exchange.answers["defended"] == model.generate(attacked, [CAPTION], 8)[0]
+    with model.undefended():
+        assert exchange.first["plain"] == model.generate(batch, [CAPTION], 8)[0]
+        assert exchange.answers["plain"] == model.generate(attacked, [CAPTION], 8)[0]
+    assert len(user.view.losses) == 3, "the start point and two steps"
+    exact = web_html.adversarial(session, user.view).split('href="data:image/png;base64,')[1].split('"')[0]
+    saved = np.asarray(Image.open(io.BytesIO(base64.b64decode(exact))))
+    assert np.array_equal(saved, session.attacked.permute(1, 2, 0).numpy())
+
+
+@pytest.mark.parametrize("on", ["plain", "defended"])
+def test_the_embedding_attack_needs_no_question(engine: Engine, scene: Image.Image, on: str) -> None:
+    user = user_with(engine, scene)
+    finish(user.attack(order("embedding", on, steps=4), ""))
+    assert user.view.found is not None
+    found = user.view.found[1]
+    assert (found.text, user.session.exchanges) == (None, [])
+    batch, attacked = engine.model.pixels([scene]), from_8bit(user.session.attacked[None])
+    with torch.no_grad(), engine.turn("plain" if on == "plain" else "defended", engine.settings):
+        near, far = (engine.model.features(batch.replace(x), at="tower") for x in (batch.x, attacked))
+    distance = 1 - torch.nn.functional.cosine_similarity(near, far, dim=-1).mean()
+    assert found.after == pytest.approx(float(distance), abs=1e-5)
+    assert found.after > 0.01 > found.before
+
+
+def test_a_stop_ends_the_attack_with_the_step_in_hand(engine: Engine, scene: Image.Image) -> None:
+    user = user_with(engine, scene)
+    work = user.attack(order("embedding", steps=100_000), "")
+    while len(user.view.losses) < 3:
+        next(work)
+    user.stop()
+    made = len(user.view.losses)
+    finish(work)
+    assert len(user.view.losses) <= made + 1
+    assert (user.view.stage, user.view.notice) == ("stopped", "stopped")
+    assert user.session.attacked is None
+    assert "stays as it was" in web_html.progress(user.view)
+    assert finish(user.ask(CAPTION)) > 0, "and all goes on"
+    assert user.view.notice == ""
+
+
+def test_who_leaves_gives_the_place_in_the_line_up(engine: Engine, scene: Image.Image) -> None:
+    first, second = user_with(engine, scene), user_with(engine, scene)
+    works = [user.attack(order("embedding", steps=100_000), "") for user in (first, second)]
+    while first.view.stage != "attacking":
+        next(works[0])
+    while second.view.ahead != 1:
+        next(works[1])
+    assert "Waiting for one attack of others" in web_html.progress(second.view)
+    assert finish(second.ask(CAPTION)) == 1, "one thing at a time"
+    assert "one thing at a time" in second.view.notice
+    third = user_with(engine, scene)
+    finish(third.ask(CAPTION))
+    assert third.session.exchanges, "who only asks does not wait for attacks"
+    works[0].close()  # as when a page is closed
+    while second.view.stage != "attacking":
+        next(works[1])
+    second.stop()
+    finish(works[1])
+    assert second.view.stage == "stopped"
+
+
+def test_everyone_has_an_image_and_a_defence_of_their_own(engine: Engine, scene: Image.Image) -> None:
+    first, second = user_with(engine, scene), user_with(engine, render(sample_scene("test", 0, 6)))
+    finish(first.tune(None, 0.0, "interpolate"))
+    for user in (first, second, first):
+        finish(user.ask(CAPTION))
+    assert [len(user.session.exchanges) for user in (first, second)] == [2, 1]
+    bare, whole = first.session.exchanges[0].answers, second.session.exchanges[0].answers
+    assert bare["plain"] == bare["defended"], "no filter and alpha 0 are the stock model"
+    model = robustify(load_model("tiny-llava"))
+    batch = model.pixels([render(sample_scene("test", 0, 6))])
+    assert whole["defended"] == model.generate(batch, [CAPTION], 8)[0]
+    assert (first.session.settings.cutoff, second.session.settings) == (None, engine.settings)
+    assert not torch.equal(first.session.clean, second.session.clean)
+    finish(second.reset())
+    assert (len(first.session.exchanges), second.session.exchanges) == (2, [])
+
+
+@pytest.mark.parametrize("name", ["tiny-llava", "tiny-qwen"])
+def test_the_knobs_are_those_of_the_defence(name: str, scene: Image.Image) -> None:
+    user = user_with(Engine(load_model(name)), scene)
+    finish(user.ask(CAPTION))
+    before = user.session.exchanges[0]
+    finish(user.tune(12.0, 0.35, "add"))
+    fresh = robustify(load_model(name), RAdaptConfig(cutoff=12, alpha=0.35, mix="add"))
+    assert user.view.tuned == (CAPTION, fresh.generate(fresh.pixels([scene]), [CAPTION], 8)[0])
+    assert user.session.exchanges == [before], "trying settings is no turn"
+    filtered = user.session.filtered()
+    assert filtered is not None
+    assert filtered.double().std() < user.session.clean.double().std()
+    finish(user.tune(40.0, 1.0, "interpolate"))
+    assert user.view.tuned == (CAPTION, before.answers["defended"])
+    finish(user.tune(-1.0, 1.0, "interpolate"))
+    assert "cutoff is -1" in user.view.notice
+    assert user.session.settings == RAdaptConfig()
+
+
+def test_an_adapter_s_own_anchor_stays(scene: Image.Image) -> None:
+    model = robustify(load_model("tiny-llava"))
+    own = RAdaptConfig(cutoff=30, alpha=0.5)
+    anchor = injected_anchor(model.hf)
+    assert anchor is not None
+    remove(model.hf)
+    other = replace(anchor, values=anchor.values * -2)
+    inject(model.hf, own, other)
+    engine = Engine(model)
+    assert not engine.given_defence
+    user = user_with(engine, scene)
+    finish(user.tune(30.0, 0.0, "interpolate"))
+    finish(user.ask(CAPTION))
+    finish(user.tune(30.0, 0.9, "interpolate"))
+    found = injected_anchor(engine.model.hf)
+    assert found is not None
+    assert torch.equal(found.values, other.values)
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"", "is empty"),
+        (b"no image at all", "not an image this program reads (PNG, JPEG, WEBP)"),
+        (b"GIF89a", "not an image this program reads"),
+        ((5000, 2), "times as long as wide"),
+    ],
+)
+def test_a_bad_upload_is_told_without_its_place_on_the_server(
+    engine: Engine, scene: Image.Image, tmp_path: Path, content: bytes | tuple[int, int], said: str
+) -> None:
+    user, file = user_with(engine, scene), tmp_path / "mine.png"
+    if isinstance(content, bytes):
+        file.write_bytes(content)
+    else:
+        Image.new("RGB", content).save(file)
+    finish(user.upload(file, "mine.png"))
+    assert said in user.view.notice
+    assert "mine.png" in user.view.notice
+    assert str(tmp_path) not in user.view.notice
+    assert user.session.clean is not None, "the image before stays"
+    assert 'role="alert"' in web_html.notice(user.view)
+    render(sample_scene("test", 0, 6)).save(file)
+    finish(user.upload(file, "mine.png"))
+    assert user.view.notice == ""
+
+
+def test_what_cannot_be_done_is_told(engine: Engine, scene: Image.Image, monkeypatch: pytest.MonkeyPatch) -> None:
+    user = User(engine, max_new_tokens=4)
+    for work, said in [
+        (lambda: user.attack(order(), CAPTION), "choose an image"),
+        (lambda: user.ask(CAPTION), "no image yet"),
+        (lambda: user.show(scene, "scene"), ""),
+        (lambda: user.ask("  "), "ask something"),
+        (lambda: user.ask("x" * 2001), "at most 2000"),
+        (lambda: user.ask("what is <image>?"), "reserved token"),
+        (lambda: user.attack(order(), ""), "ask something"),
+    ]:
+        finish(work())
+        assert said in user.view.notice
+        assert bool(user.view.notice) == bool(said)
+    broken: list[object] = []
+    monkeypatch.setattr(threading, "excepthook", broken.append)
+    monkeypatch.setattr(engine.model, "generate", lambda *_, **__: 1 / 0)
+    finish(user.ask(CAPTION))
+    assert "error of the program" in user.view.notice
+    assert len(broken) == 1, "and the server's log has it"
+    assert not user.working
+
+
+# What is shown
+
+
+def test_what_people_and_models_say_is_text(
+    engine: Engine, scene: Image.Image, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    user = user_with(engine, scene)
+    bad = '<img src="http://example.org/x" onerror=alert(1)>'
+    monkeypatch.setattr(engine.model, "generate", lambda batch, prompts, tokens, on_text: [bad])
+    finish(user.ask(f"what {bad}"))
+    finish(user.attack(order("embedding", steps=1), ""))
+    user.view.notice = bad
+    user.engine.model.name = bad
+    for name, html in web_html.pages(user).items():
+        assert '<img src="http' not in html, name
+        assert ("&lt;img" in html) == (name in ("notice", "settings", "conversation", "tower")), name
+
+
+def test_changed_words_are_marked(engine: Engine, scene: Image.Image) -> None:
+    user = user_with(engine, scene)
+    finish(user.ask(CAPTION))
+    one = user.session.exchanges[0]
+    user.session.exchanges[0] = replace(
+        one, first={"plain": "a red cat", "defended": "a pig"}, answers={"plain": "a blue cat", "defended": "a pig"}
+    )
+    html = web_html.conversation(user.session, user.view)
+    assert "a <mark>blue</mark> cat" in html
+    assert html.count("changed") == html.count("the same") == html.count("<mark>") == 1
+
+
+# Whose turn it is
+
+
+def test_the_line_is_served_in_order_and_not_endless() -> None:
+    line = Line(3)
+    first, second, third = (line.join() for _ in range(3))
+    with pytest.raises(UserError, match="3 attacks are waiting already"):
+        line.join()
+    line.leave(second)
+    assert (line.ahead(first), line.ahead(third)) == (0, 1)
+    line.leave(first)
+    assert line.ahead(third) == 0
+
+
+# What is served
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/gradio_api/file=/etc/passwd",
+        "/file=/etc/passwd",
+        "/file/etc/passwd",
+        "/gradio_api/file=../../etc/passwd",
+        "/static/../../../etc/passwd",
+        "/assets/../../etc/passwd",
+        "/gradio_api/file=http://127.0.0.1/",
+        "/gradio_api/info",
+        "/gradio_api/deep_link",
+        "/gradio_api/component_server",
+        "/proxy=http://127.0.0.1/",
+        "/monitoring",
+        "/docs",
+        "//etc/passwd",
+    ],
+)
+def test_only_what_the_page_needs_is_wanted(path: str) -> None:
+    assert not web._wanted(path)
+    assert web._wanted("/")
+    assert web._wanted("/gradio_api/queue/join")
+
+
+def call(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, str]:
+    monkeypatch.setattr(sys, "argv", ["lvlm-radapt", "chat", "tiny-llava", *words])
+    monkeypatch.setenv("COLUMNS", "200")
+    with pytest.raises(SystemExit) as stop:
+        cli.main()
+    out, err = capsys.readouterr()
+    assert out == ""
+    return int(str(stop.value.code)), err
+
+
+def test_bad_places_are_told_in_one_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(web, "find_spec", lambda name: None)
+    code, err = call(monkeypatch, capsys, "--web")
+    assert (code, err.count("\n")) == (2, 1)
+    assert "pip install 'lvlm-radapt[web]'" in err
+    monkeypatch.setattr(web, "find_spec", lambda name: name)
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = str(taken.getsockname()[1])
+        for words, said in [
+            (("--web", "--port", port), f"127.0.0.1 port {port}: Address already in use"),
+            (("--web", "--host", "203.0.113.1"), "cannot listen on 203.0.113.1 port 7860"),
+            (("--web", "--host", "no such host"), "cannot listen on no such host"),
+            (("--port", port), "are for --web"),
+            (("--web", "--image", "nowhere.png"), "nowhere.png"),
+        ]:
+            code, err = call(monkeypatch, capsys, *words)
+            assert (code, err.count("\n")) == (2, 1), err
+            assert said in err
