@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 
+from eval_tasks.calibration import read_calibration
 from eval_tasks.data import check_images, load_task, select, skip_missing
 from eval_tasks.processes import Group
 from eval_tasks.records import Run, Scored
@@ -45,11 +46,14 @@ def run_evaluation(
 
     Arguments and errors as for `eval_tasks.runner.evaluate` and `lvlm_radapt.models.load.load_any`; a surrogate is
     opened on the victim's device in its dtype, whole. open_model: in place of `load_any`, one that keeps models open.
+    The run notes where samples are among those that the model's settings were chosen on.
     """
     chosen, _ = select(load_task(settings.task, settings.data), settings.samples, settings.seed)
     if settings.skip_missing:
         chosen, _ = skip_missing(chosen)
     check_images(chosen)  # before a model is loaded for nothing
+    calibration = read_calibration(model)
+    warned = None if calibration is None else calibration.note(chosen)
     conversation = settings.protocol.conversation
     victim = open_model(
         model,
@@ -74,6 +78,7 @@ def run_evaluation(
         log=log,
         group=group,
         clean=clean,
+        remarks=() if warned is None else (warned,),
     )
     if group is None or group.first:
         write_report([run], out / "report.html")

@@ -71,6 +71,7 @@ def evaluate(
     log: Log = lambda event: None,
     group: Group | None = None,
     clean: dict[str, Scored] | None = None,
+    remarks: Sequence[str] = (),
 ) -> Run:
     """Score `model` and leave a complete run folder at `out`.
 
@@ -81,6 +82,7 @@ def evaluate(
 
     clean: clean answers of this model by sample id, from runs of the same task, samples and chunks; those that are
         missing are asked for and put in.
+    remarks: what else a reader of the scores has to know; they come first among the run's notes.
 
     Raises UserError before anything is written when data, attack and models do not fit together, and Unfinished when
     a process of the group died and left samples undone.
@@ -100,7 +102,7 @@ def evaluate(
         model, task, everything=everything, samples=samples, protocol=settings.protocol,
         batch_size=settings.batch_size, tokenizer=settings.tokenizer, surrogate=surrogate,
     )  # fmt: skip
-    remarks = [*(said for said in (note, left_out) if said), *exam.remarks()]
+    remarks = [*remarks, *(said for said in (note, left_out) if said), *exam.remarks()]
     if plan is not None:
         exam.check(plan, samples[0])
         remarks += _remarks(model, surrogate, plan, samples[0])

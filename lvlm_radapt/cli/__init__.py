@@ -3,7 +3,7 @@
 import os
 
 # in this order the commands stand in --help
-from lvlm_radapt.cli import audit, chat, data, demo, evaluate, list_command, report, robustify  # noqa: F401
+from lvlm_radapt.cli import audit, chat, data, demo, evaluate, list_command, report, robustify, tune  # noqa: F401
 from lvlm_radapt.cli.app import app
 from lvlm_radapt.cli.entry import main
 from lvlm_radapt.cli.placing import default_preset

@@ -10,6 +10,7 @@ import typer
 
 from lvlm_radapt.cli.app import console, data_app, progress_console
 from lvlm_radapt.cli.group import leave_it_to_the_first, plain
+from lvlm_radapt.cli.options import SplitName
 from lvlm_radapt.cli.resuming import progress
 from lvlm_radapt.errors import UserError
 
@@ -17,22 +18,27 @@ from lvlm_radapt.errors import UserError
 @data_app.command("scenes")
 def scenes(
     out: Annotated[Path, typer.Option(help="A new or empty folder.")],
-    count: Annotated[int, typer.Option(min=2, help="How many test scenes.")] = 500,
+    count: Annotated[int, typer.Option(min=2, help="How many scenes.")] = 500,
+    split: Annotated[
+        SplitName, typer.Option(help="Disjoint by content: validation to choose settings on, test to score them.")
+    ] = SplitName.test,
     seed: Annotated[int, typer.Option(min=0, help="Another seed, other scenes.")] = 0,
     mixed: Annotated[bool, typer.Option("--mixed", help="Three aspect ratios instead of squares.")] = False,
     per_class: Annotated[
         int, typer.Option(min=0, help="Images of each of 36 classes for the task imagefolder, in OUT/classes; 0: none.")
     ] = 8,
 ) -> None:
-    """Write procedural test scenes as COCO captions, VQAv2 and TextVQA files, and a folder of classes."""
+    """Write procedural scenes as COCO captions, VQAv2 and TextVQA files, and a folder of classes."""
     leave_it_to_the_first()
     from lvlm_radapt.tiny.dataset import write_scenes
 
     with progress() as announce:
-        advance = announce("drawing scenes", count + 36 * per_class)
+        classes = 32 if split is SplitName.train else 36  # no training scene shows a pair that is held out
+        advance = announce("drawing scenes", count + classes * per_class)
         written = write_scenes(
             out,
             count=count,
+            split=split.value,
             seed=seed,
             mixed=mixed,
             per_class=per_class,

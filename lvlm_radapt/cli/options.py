@@ -46,6 +46,12 @@ class Bits(StrEnum):
     eight = "8bit"
 
 
+class SplitName(StrEnum):
+    train = "train"
+    validation = "validation"
+    test = "test"
+
+
 class Spread(StrEnum):
     auto = "auto"
     balanced = "balanced"

@@ -38,6 +38,9 @@ def robustify(
     mix: Annotated[
         MixName | None, typer.Option(help="(1 - alpha) r + alpha A, or r + alpha A.", show_default="interpolate")
     ] = None,
+    tuned: Annotated[
+        Path | None, typer.Option(help="The settings that this folder of `lvlm-radapt tune` recommends.")
+    ] = None,
     tower: TowerOption = None,
     export: Annotated[
         bool, typer.Option("--export", help="Write a whole model folder that needs transformers alone.")
@@ -60,6 +63,7 @@ def robustify(
     """
     leave_it_to_the_first()
     import lvlm_radapt as package
+    from eval_tasks.calibration import read_calibration, write_calibration
     from lvlm_radapt.checkpoint import save_adapter
     from lvlm_radapt.folders import check_new_folder
     from lvlm_radapt.models.load import is_encoder, is_robustified, load_any
@@ -70,10 +74,18 @@ def robustify(
     chosen: dict[str, Any] = {name: value for name, value in knobs.items() if value is not None}
     if no_filter:
         chosen["cutoff"] = None
+    given = [f"--{name}" if value is not None else "--no-filter" for name, value in chosen.items()]
     config = package.RAdaptConfig(**chosen)
+    calibration = read_calibration(model)
+    if tuned is not None:
+        from lvlm_radapt.tuning.results import recommended
+
+        if given:
+            raise UserError(f"--tuned brings its settings: leave {' and '.join(given)} out")
+        given = ["--tuned"]
+        config, calibration = recommended(tuned)
     protected_already = is_robustified(model)
     if protected_already:
-        given = [f"--{name}" if value is not None else "--no-filter" for name, value in chosen.items()]
         _check_robustified(model, given, written_whole=export or fold)
     check_new_folder(out)
     encoder = is_encoder(model)
@@ -85,8 +97,12 @@ def robustify(
     protected = loaded if protected_already else package.robustify(loaded, config)
     if export or fold:
         _write_model(protected, out, fold=fold)
+    else:
+        save_adapter(protected, out)
+    if calibration is not None:
+        write_calibration(calibration, out)
+    if export or fold:
         return
-    save_adapter(protected, out)
     console.print(f"{out}: {model} protected by {config.describe()}", soft_wrap=True)
     task, attack = ("imagefolder", "apgd-ce") if encoder else ("coco", "e2e")
     console.print(

@@ -1,0 +1,42 @@
+"""Self-contained HTML pages in the reports' looks: templates rendered with escaping, files written whole or not."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from lvlm_radapt.errors import UserError
+
+
+def write_page(out: Path, template: str, **values: Any) -> Path:
+    """Render `templates/TEMPLATE` to the file `out`. UserError when it cannot be written."""
+    environment = Environment(
+        loader=PackageLoader("eval_tasks", "templates"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["minus"] = minus
+    return write_text(out, environment.get_template(template).render(**values))
+
+
+def minus(text: object) -> str:
+    """Hyphens before numbers as minus signs."""
+    return re.sub(r"(?<![\w-])-(?=\d)", "\u2212", str(text))
+
+
+def write_text(out: Path, text: str) -> Path:
+    """The file, whole or not at all. UserError when it cannot be written."""
+    temporary = out.with_name(f".{os.getpid()}.{out.name}.tmp")
+    try:
+        temporary.write_text(text, encoding="utf-8")
+        os.replace(temporary, out)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise UserError(f"cannot write {out}: {error.strerror or error}") from error
+    return out

@@ -1,0 +1,118 @@
+"""`lvlm-radapt tune`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from lvlm_radapt.cli.app import app, console
+from lvlm_radapt.cli.group import leave_it_to_the_first, plain
+from lvlm_radapt.cli.options import (
+    DeviceMapOption,
+    DeviceOption,
+    Dtype,
+    DtypeOption,
+    EpsOption,
+    LogJsonOption,
+    ModelArgument,
+    PresetOption,
+    QuantizeOption,
+    SeedOption,
+    TowerOption,
+)
+from lvlm_radapt.cli.placing import default_preset, device_named, place_of
+from lvlm_radapt.cli.resuming import command_line, progress, resumable
+from lvlm_radapt.progress import JsonLines
+
+
+@app.command()
+def tune(
+    model: ModelArgument,
+    task: Annotated[str, typer.Option(help="What is asked of the calibration images (lvlm-radapt list tasks).")],
+    data: Annotated[Path, typer.Option(help="The CALIBRATION data: never the images a score is reported on.")],
+    out: Annotated[Path, typer.Option(help="A new or empty folder for runs, tune.json, figures and tune.html.")],
+    cutoffs: Annotated[
+        str, typer.Option(help="D0 values: 20,40 or 10..60 (every 10) or 10..60:5; none is no filter.")
+    ] = "10..60,none",
+    alphas: Annotated[str, typer.Option(help="Weights of the anchor: 0,1 or 0..2 (every 0.25) or 0..2:0.5.")] = "0..2",
+    mixes: Annotated[str, typer.Option(help="interpolate, add, or both with a comma.")] = "interpolate,add",
+    max_clean_loss: Annotated[
+        float, typer.Option(min=0, max=100, help="The price: percent of the undefended model's clean score.")
+    ] = 2.0,
+    attack: Annotated[str, typer.Option(help="A white-box attack (lvlm-radapt list attacks).")] = "e2e",
+    eps: EpsOption = "4/255",
+    steps: Annotated[int, typer.Option(min=1, help="Gradient steps.")] = 20,
+    samples: Annotated[int, typer.Option(min=2, help="Calibration samples; more of them prove more.")] = 128,
+    seed: SeedOption = None,
+    preset: PresetOption = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="Images at a time.")] = 32,
+    tower: TowerOption = None,
+    device: DeviceOption = "auto",
+    device_map: DeviceMapOption = None,
+    dtype: DtypeOption = Dtype.float32,
+    quantize: QuantizeOption = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with a sweep that was stopped.")] = False,
+    log_json: LogJsonOption = None,
+) -> None:
+    """Sweep filter and anchor settings of MODEL on a calibration set, and recommend one, if any is worth it.
+
+    One knob at a time around the default, then the best of each together; every setting clean, under transfer and under
+    adaptive attack. `lvlm-radapt data scenes --split validation` draws calibration scenes that no test scene repeats.
+    """
+    leave_it_to_the_first()
+    from eval_tasks.planning import plan_attack
+    from eval_tasks.presets import load_attack, load_protocol, load_task_config
+    from eval_tasks.runner import EvalSettings
+    from lvlm_radapt.tuning.knobs import sweep_of
+    from lvlm_radapt.tuning.results import kept_apart, table, write_results
+    from lvlm_radapt.tuning.run import run_tune
+
+    sweep = sweep_of(cutoffs, alphas, mixes)
+    task_config = load_task_config(task)
+    protocol = load_protocol(preset or default_preset(model))
+    place = place_of(device, dtype, quantize, device_map)
+    plan = plan_attack(
+        protocol.adapt(load_attack(attack)),
+        eps=eps,
+        steps=steps,
+        device=device_named("auto") if device_map else place["device"],
+        dtype=place["dtype"],
+    )
+    settings = EvalSettings(
+        task=task_config.name,
+        data=data,
+        protocol=protocol,
+        attack=plan,
+        samples=samples,
+        seed=protocol.seed if seed is None else seed,
+        batch_size=batch_size,
+    )
+    with (
+        JsonLines.to(log_json) as log,
+        resumable(command_line("--resume")),
+        log.ended(),
+        progress(log) as announce,
+    ):
+        found = run_tune(
+            model,
+            settings,
+            out,
+            sweep=sweep,
+            max_loss=max_clean_loss,
+            announce=announce,
+            tower=tower,
+            resume=resume,
+            command=command_line(),
+            **place,
+        )
+        document = write_results(found, out, model=model, command=command_line())
+    if log_json == "-":
+        return
+    console.print(table(found))
+    console.print(plain(found.choice.said), soft_wrap=True, highlight=False)
+    console.print(plain(kept_apart(found)), soft_wrap=True, highlight=False)
+    if document["recommendation"]["command"]:
+        console.print(f"recommended: {document['recommendation']['command']}", soft_wrap=True, markup=False)
+    console.print(f"page: {out / 'tune.html'}", soft_wrap=True)

@@ -1,0 +1,76 @@
+"""What the runs of a sweep say of each setting, as plain numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from eval_tasks.metrics import Interval, bootstrap_ci
+from eval_tasks.records import Run
+from eval_tasks.table import Cell, Row, comparison
+from lvlm_radapt.config import RAdaptConfig
+from lvlm_radapt.tuning.knobs import point_name, point_text
+
+CELLS = ("clean", "transfer", "adaptive", "clean_change", "transfer_gain", "gain")
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One setting's scores with their 95 % intervals, and their paired differences to the undefended model's.
+
+    differences: adaptive score minus the undefended model's, a sample each, for intervals at other levels.
+    """
+
+    point: RAdaptConfig
+    row: Row
+    differences: tuple[float, ...]
+
+    def gain_at(self, level: float) -> Interval:
+        """The interval of the gain under the adaptive attack at that confidence level."""
+        # an interval far out in the tails needs more draws than one of 95 %
+        return bootstrap_ci(self.differences, level=level, resamples=20_000)
+
+    def cell(self, name: str) -> Cell:
+        """One of CELLS; words where there is no number."""
+        found: Cell | None = getattr(self.row, name)
+        return Cell("no score") if found is None else found
+
+    def to_dict(self) -> dict[str, Any]:
+        """As tune.json keeps it; the curves are drawn from this."""
+        return {
+            "name": point_name(self.point),
+            "text": point_text(self.point),
+            "cutoff": self.point.cutoff,
+            "alpha": self.point.alpha,
+            "mix": self.point.mix,
+            **{name: numbers_of(self.cell(name)) for name in CELLS},
+            "notes": list(self.row.notes),
+        }
+
+
+def measure(point: RAdaptConfig, undefended: Sequence[Run], transfer: Run, adaptive: Run) -> Measured:
+    """A setting beside the undefended model. undefended: its runs; the first under its own adaptive attack."""
+    row = next(row for row in comparison([*undefended, transfer, adaptive]).rows if row.defended)
+    theirs = _attacked(undefended[0])
+    ours = _attacked(adaptive)
+    return Measured(point, row, tuple(ours[one] - theirs[one] for one in ours if one in theirs))
+
+
+def undefended_row(run: Run) -> Row:
+    """The undefended model under its own adaptive attack."""
+    return comparison([run]).rows[0]
+
+
+def numbers_of(cell: Cell) -> Mapping[str, float | None]:
+    """value, low, high; None where there is no number."""
+    low, high = cell.interval or (cell.value, cell.value)
+    return {"value": cell.value, "low": low, "high": high}
+
+
+def _attacked(run: Run) -> dict[str, float]:
+    return {
+        sample.id: sample.adversarial.score
+        for sample in run.samples
+        if sample.adversarial is not None and sample.adversarial.score is not None
+    }

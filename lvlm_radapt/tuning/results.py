@@ -1,0 +1,222 @@
+"""What a sweep leaves behind: tune.json, points.csv, two figures, a page, and a table for the terminal."""
+
+from __future__ import annotations
+
+import base64
+import csv
+import io
+import json
+import shlex
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import rich.box
+import rich.table
+from matplotlib.figure import Figure
+from rich.text import Text
+
+from eval_tasks.calibration import Calibration
+from eval_tasks.environment import environment
+from eval_tasks.eps import eps_text
+from eval_tasks.metrics import Interval
+from eval_tasks.pages import write_page, write_text
+from eval_tasks.table import METRICS, Cell
+from lvlm_radapt.config import RAdaptConfig
+from lvlm_radapt.documents import read_json
+from lvlm_radapt.errors import UserError
+from lvlm_radapt.plots.tuning import clean_robust_curves, tradeoff
+from lvlm_radapt.tuning.knobs import DEFAULT, point_text, settled
+from lvlm_radapt.tuning.measured import CELLS, numbers_of
+from lvlm_radapt.tuning.run import Tuning
+
+FORMAT, VERSION = "lvlm-radapt tuning", 1
+
+
+def write_results(tuning: Tuning, out: Path, *, model: str, command: str) -> dict[str, Any]:
+    """Write everything to `out` and return what tune.json holds. `model`: its name as the user gave it."""
+    document = _document(tuning, out, model=model, command=command)
+    write_text(out / "points.csv", _csv(document))
+    best = None if tuning.choice.best is None else document["recommendation"]["best"]
+    _draw(document, tuning, out, best)
+    write_page(
+        out / "tune.html",
+        "tuning.html.j2",
+        kicker="Choosing the knobs",
+        title=f"{tuning.model}, {tuning.settings.task}",
+        about=about(tuning),
+        said=tuning.choice.said,
+        beats=tuning.choice.beats,
+        apart=kept_apart(tuning),
+        recommended=document["recommendation"]["command"],
+        curves=_png_uri(out / "curves.png"),
+        tradeoff=_png_uri(out / "tradeoff.png"),
+        undefended=tuning.undefended,
+        rows=[
+            (point_text(one.point), one.row, tuning.choice.best is not None and one.point == tuning.choice.best.point)
+            for one in tuning.measured
+        ],
+        metric=METRICS.get(tuning.undefended.metric, tuning.undefended.metric),
+        command=command,
+    )
+    write_text(out / "tune.json", json.dumps(document, indent=1, allow_nan=False) + "\n")
+    return document
+
+
+def about(tuning: Tuning) -> str:
+    """What was measured: model, task, attack, threat models, budget, steps, n."""
+    plan = tuning.settings.attack
+    assert plan is not None  # run_tune asks for one
+    steps = f", {plan.steps} steps" if plan.steps else ""
+    return (
+        f"{tuning.model}, {tuning.settings.task} ({tuning.undefended.metric_text}), {plan.config.name}, "
+        f"{plan.config.norm} {eps_text(plan.eps, plan.config.norm)}{steps}, transfer and adaptive, "
+        f"n = {tuning.calibration.n}, preset {tuning.settings.protocol.name}, seed {tuning.settings.seed}"
+    )
+
+
+def kept_apart(tuning: Tuning) -> str:
+    """What the numbers are not."""
+    return (
+        f"These are {tuning.calibration.n} calibration samples from {tuning.settings.data}: settings are chosen on "
+        "them, so no score here is a test score. Evaluate the robustified model on other images; eval says so where it "
+        "is not."
+    )
+
+
+def table(tuning: Tuning) -> rich.table.Table:
+    """For the terminal: a line a setting, the best within the clean loss marked."""
+    made = rich.table.Table(box=rich.box.SIMPLE, pad_edge=False, collapse_padding=True, show_edge=False)
+    made.add_column("Setting", min_width=14)
+    for name in ("Clean", "Transfer", "Adaptive", "Gain"):
+        made.add_column(name, justify="right", no_wrap=True)
+    own = tuning.undefended
+    made.add_row(Text("undefended"), *map(_lines, (own.clean, Cell("n/a"), own.adaptive, Cell("n/a"))))
+    best = tuning.choice.best
+    for one in tuning.measured:
+        chosen = best is not None and one.point == best.point
+        label = Text(point_text(one.point), style="bold" if chosen else "")
+        if chosen:
+            label.append("\nbest within the clean loss", style="yellow")
+        row = one.row
+        made.add_row(label, *map(_lines, (row.clean, row.transfer, row.adaptive, row.gain)))
+    return made
+
+
+def recommended(folder: Path) -> tuple[RAdaptConfig, Calibration]:
+    """The settings that a tuning recommends, and what it calibrated on.
+
+    Raises UserError for a folder that holds none, a damaged one, and a tuning that recommends nothing.
+    """
+    path = folder / "tune.json"
+    if not path.is_file():
+        raise UserError(f"{folder} holds no finished tuning: it has no tune.json")
+    content = read_json(path)
+    if content.get("format") != FORMAT or content.get("version") != VERSION:
+        raise UserError(f"{path} is no tuning that this program reads: run tune again")
+    try:
+        settings, said = content["recommendation"]["radapt"], content["recommendation"]["said"]
+        if settings is None:
+            raise UserError(f"{path} recommends no setting: {said}")
+        return RAdaptConfig.from_dict(settings), Calibration.model_validate(content["calibration"])
+    except (KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{path} is damaged: it lacks its recommendation") from error
+    except ValueError as error:
+        if isinstance(error, UserError):
+            raise
+        raise UserError(f"{path} is damaged: {' '.join(str(error).split())}") from error
+
+
+def _document(tuning: Tuning, out: Path, *, model: str, command: str) -> dict[str, Any]:
+    choice, plan = tuning.choice, tuning.settings.attack
+    assert plan is not None
+    best = choice.best
+    row = tuning.undefended
+    apply = ["lvlm-radapt", "robustify", model, "--tuned", str(out), "--out", "DIR"]
+    if tuning.tower is not None:
+        apply += ["--tower", tuning.tower]
+    return {
+        "format": FORMAT,
+        "version": VERSION,
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "command": command,
+        "environment": environment(),
+        "model": tuning.model,
+        "task": tuning.settings.task,
+        "metric": row.metric,
+        "preset": tuning.settings.protocol.name,
+        "attack": plan.settings(),
+        "n": tuning.calibration.n,
+        "seed": tuning.settings.seed,
+        "calibration": tuning.calibration.model_dump(),
+        "max_clean_loss_percent": tuning.max_loss,
+        "undefended": {"clean": numbers_of(row.clean), "adaptive": numbers_of(row.adaptive)},
+        "points": [one.to_dict() for one in tuning.measured],
+        "recommendation": {
+            "said": choice.said,
+            "beats_undefended": choice.beats,
+            "settings_within_clean_loss": choice.allowed,
+            "best": None if best is None else best.to_dict()["name"],
+            "gain_widened": _interval(choice.gain),
+            "radapt": best.point.to_dict() if best is not None and choice.beats else None,
+            "command": shlex.join(apply) if choice.beats else None,
+        },
+    }
+
+
+def _interval(interval: Interval | None) -> list[float] | None:
+    return None if interval is None else [interval.low, interval.high]
+
+
+def _csv(document: dict[str, Any]) -> str:
+    """Numbers at full precision, a line a setting, the undefended model first; what has no number is empty."""
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow(
+        ["setting", "cutoff", "alpha", "mix", *(f"{name}{end}" for name in CELLS for end in ("", "_low", "_high"))]
+    )
+    undefended = {"name": "undefended", "cutoff": "", "alpha": "", "mix": "", **document["undefended"]}
+    for point in (undefended, *document["points"]):
+        cells = [point.get(name, {"value": None, "low": None, "high": None}) for name in CELLS]
+        numbers = [cell[key] for cell in cells for key in ("value", "low", "high")]
+        cutoff = "none" if point["cutoff"] is None else point["cutoff"]
+        writer.writerow([point["name"], cutoff, point["alpha"], point["mix"], *numbers])
+    return out.getvalue()
+
+
+def _draw(document: dict[str, Any], tuning: Tuning, out: Path, best: str | None) -> None:
+    """curves.png and tradeoff.png."""
+    by_point = {one.point: row for one, row in zip(tuning.measured, document["points"], strict=True)}
+    sweep, undefended = tuning.sweep, document["undefended"]
+    label = tuning.undefended.metric_text
+    panels = [("cutoff", f"cutoff, at alpha {DEFAULT.alpha:g}", [DEFAULT, *sweep.cutoff_line()])] + [
+        ("alpha", f"alpha ({mix}), at cutoff {DEFAULT.cutoff:g}", sweep.alpha_line(mix)) for mix in sweep.mixes
+    ]
+    with matplotlib.rc_context({"font.size": 9.5}):
+        figure = Figure(figsize=(4.3 * len(panels), 3.9), layout="constrained")
+        axes = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
+        for place, (knob, title, line) in zip(axes, panels, strict=True):
+            rows = [by_point[point] for point in dict.fromkeys(map(settled, line)) if point in by_point]
+            if not rows:
+                continue
+            clean_robust_curves(rows, place, knob=knob, undefended=undefended, label=label)
+            place.set_title(title, fontsize=10.5, loc="left")
+            if place is not axes[0]:
+                place.set_ylabel("")
+        handles, labels = axes[0].get_legend_handles_labels()
+        figure.legend(handles, labels, loc="outside lower center", ncols=5, frameon=False)
+        figure.savefig(out / "curves.png", dpi=160)
+        figure = Figure(figsize=(7.2, 4.2), layout="constrained")
+        place = figure.add_subplot()
+        tradeoff(document["points"], place, undefended=undefended, best=best, max_loss=tuning.max_loss, label=label)
+        figure.legend(loc="outside right upper", frameon=False, fontsize=9)
+        figure.savefig(out / "tradeoff.png", dpi=160)
+
+
+def _png_uri(path: Path) -> str:
+    return f"data:image/png;base64,{base64.b64encode(path.read_bytes()).decode()}"
+
+
+def _lines(cell: Cell) -> Text:
+    return Text("\n".join(part for part in (cell.number.split(" (")[0], cell.bounds) if part))

@@ -1,0 +1,147 @@
+"""The sweep: a model opened once, two run folders a setting, and what comes out of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from eval_tasks.calibration import Calibration, calibration_on
+from eval_tasks.crafting import AttackPlan, Threat
+from eval_tasks.data import check_images, load_task, select
+from eval_tasks.records import Run, Scored
+from eval_tasks.report import write_report
+from eval_tasks.runner import EvalSettings, evaluate
+from eval_tasks.table import Row
+from lvlm_radapt.config import RAdaptConfig
+from lvlm_radapt.errors import UserError
+from lvlm_radapt.inject import remove
+from lvlm_radapt.models.base import PixelModel
+from lvlm_radapt.models.load import is_robustified, load_any
+from lvlm_radapt.models.robustify import robustify
+from lvlm_radapt.progress import Announce
+from lvlm_radapt.tuning.choose import Choice, best_pair, choose
+from lvlm_radapt.tuning.knobs import Sweep, point_name
+from lvlm_radapt.tuning.measured import Measured, measure, undefended_row
+
+RUNS = "runs"
+OURS = frozenset({RUNS, "tune.json", "points.csv", "curves.png", "tradeoff.png", "tune.html"})
+
+
+@dataclass(frozen=True)
+class Tuning:
+    """A finished sweep. `measured` in the order it was tried, `undefended` under its own adaptive attack."""
+
+    model: str
+    tower: str | None
+    settings: EvalSettings
+    sweep: Sweep
+    max_loss: float
+    calibration: Calibration
+    undefended: Row
+    measured: tuple[Measured, ...]
+    choice: Choice
+
+
+def run_tune(
+    model: str,
+    settings: EvalSettings,
+    out: Path,
+    *,
+    sweep: Sweep,
+    max_loss: float,
+    announce: Announce,
+    tower: str | None = None,
+    resume: bool = False,
+    command: str = "",
+    open_model: Callable[..., PixelModel] = load_any,
+    **place: Any,
+) -> Tuning:
+    """Score the undefended model and every setting of the sweep, clean, under transfer and under adaptive attack.
+
+    settings: on the calibration set, with the white-box attack. Transfer images are made once, on the undefended model.
+    max_loss: in percent of the undefended model's clean score. What is in `out` already is not done again (`resume`).
+    place: keywords of `load_any`. UserError for a robustified model, an attack that is none, a foreign folder.
+    """
+    plan = settings.attack
+    if plan is None or plan.threat != "adaptive" or plan.config.loss == "targeted":
+        raise UserError("tune needs an attack that makes answers wrong: choose e2e, embedding, ensemble or apgd-ce")
+    if is_robustified(model):
+        raise UserError(f"{model} has its settings already: tune the model it was made of")
+    check_folder(out, OURS, resume=resume)
+    samples, _ = select(load_task(settings.task, settings.data), settings.samples, settings.seed)
+    check_images(samples)
+    calibration = calibration_on(samples, task=settings.task, data=settings.data)
+    protocol = settings.protocol
+    opened = open_model(
+        model,
+        tower=tower,
+        geometry=protocol.geometry,
+        conversation=protocol.conversation.name if protocol.conversation else None,
+        **place,
+    )
+    points = sweep.points()
+    tell = announce(f"tune {Path(model).name} · {settings.task}", len(samples) * 2 * (len(points) + 2))
+    clean: dict[str, Scored] = {}
+
+    def score(name: str, threat: Threat, known: dict[str, Scored], **more: Any) -> Run:
+        run = evaluate(
+            opened,
+            replace(settings, attack=replace(plan, threat=threat)),
+            out / RUNS / f"{name}-{threat}",
+            resume=True,
+            command=command,
+            advance=lambda done, text: tell(done, " · ".join(filter(None, (name, threat, text)))),
+            clean=known,
+            **more,
+        )
+        write_report([run], run.path / "report.html")
+        return run
+
+    undefended = [score("undefended", "adaptive", clean)]
+    if stops_early(plan):  # images that just fool one model: made to last, they are others
+        undefended.append(score("undefended", "transfer", clean, surrogate=opened))
+    else:
+        tell(len(samples), "")
+    images = undefended[-1].path
+    row = undefended_row(undefended[0])
+    before = row.clean.value or 0.0
+
+    def both(point: RAdaptConfig) -> Measured:
+        known: dict[str, Scored] = {}
+        robustify(opened, point)
+        try:
+            runs = [
+                score(point_name(point), "transfer", known, images_from=images),
+                score(point_name(point), "adaptive", known),
+            ]
+        finally:
+            remove(opened.hf)
+        return measure(point, undefended, *runs)
+
+    measured = [both(point) for point in points]
+    pair = best_pair(sweep, measured, clean=before, max_loss=max_loss)
+    if pair not in points and (pair.cutoff is not None or pair.alpha):
+        measured.append(both(pair))
+    else:
+        tell(2 * len(samples), "")
+    choice = choose(measured, clean=before, max_loss=max_loss, n=len(samples))
+    return Tuning(opened.label, tower, settings, sweep, max_loss, calibration, row, tuple(measured), choice)
+
+
+def stops_early(plan: AttackPlan) -> bool:
+    """Whether the attack leaves an image alone as soon as the attacked model is wrong about it, when adaptive."""
+    return plan.config.line is not None
+
+
+def check_folder(out: Path, ours: frozenset[str], *, resume: bool) -> None:
+    """UserError unless `out` is missing, empty or, to go on with `resume`, holds nothing but `ours`."""
+    if out.is_file():
+        raise UserError(f"{out} is a file: choose another --out")
+    there = sorted(p.name for p in out.iterdir()) if out.is_dir() else []
+    foreign = [name for name in there if name not in ours]
+    if foreign:
+        raise UserError(f"{out} holds other files ({foreign[0]}, ...): choose an empty folder as --out")
+    if there and not resume:
+        raise UserError(f"{out} was begun already: use --resume to go on, or another --out")
