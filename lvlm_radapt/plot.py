@@ -15,9 +15,10 @@ from eval_tasks.records import Run, read_run
 from eval_tasks.table import tables
 from lvlm_radapt.errors import UserError
 from lvlm_radapt.plots.axes import TEXT, axes_or_new
-from lvlm_radapt.plots.curves import Curve, clean_robust_curves, draw_curves, finish_eps, replacement_curve
+from lvlm_radapt.plots.curves import Curve, draw_curves, finish_eps, replacement_curve
 from lvlm_radapt.plots.images import attention_map, sample_triplet
 from lvlm_radapt.plots.matrices import cka_heatmap, spectral_shift
+from lvlm_radapt.plots.tuning import clean_robust_curves, tradeoff
 
 __all__ = [
     "attention_map",
@@ -27,6 +28,7 @@ __all__ = [
     "sample_triplet",
     "score_against_eps",
     "spectral_shift",
+    "tradeoff",
 ]
 
 _COLOURS = ("#8a919c", "#b3452c", "#2f6db3", "#2c7a55", "#8a6100", "#7a4a9c")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from functools import partial
 
 import matplotlib
 import numpy as np
@@ -95,9 +96,9 @@ def test_runs_that_should_not_share_a_picture_are_refused_in_one_line(make, ax, 
 
 
 ROWS = [
-    {"part": "none", "clean": (90.0, 88.0, 92.0), "transfer": 50.0, "adaptive": 5.0},
-    {"part": "embedding", "clean": 85.0, "transfer": 60.0, "adaptive": None},
-    {"part": "block1", "clean": 80.0, "transfer": 70.0, "adaptive": (30.0, 20.0, 45.0)},
+    {"step": "none", "clean": 90.0, "clean_low": 88.0, "clean_high": 92.0, "transfer": 50.0, "adaptive": 5.0},
+    {"step": "embedding", "clean": 85.0, "transfer": 60.0, "adaptive": None},
+    {"step": "block1", "clean": 80.0, "transfer": 70.0, "adaptive": 30.0, "adaptive_low": 20, "adaptive_high": 45},
 ]
 
 
@@ -114,25 +115,34 @@ def test_replacement_curve_keeps_the_order_of_the_rows_and_leaves_out_what_was_n
     assert ax.get_ylim()[0] == 0
 
 
-def test_knob_curves_are_sorted_by_the_knob_and_look_at_no_other_key(ax):
-    rows = [{"alpha": 1.0, "cutoff": 40.0, "clean": 70.0}, {"alpha": 0.0, "cutoff": 40.0, "clean": 90.0, "adaptive": 3}]
-    plot.clean_robust_curves(rows, ax, knob="alpha")
-    assert lines(ax) == {"clean": [[0, 90], [1, 70]], "adaptive": [[0, 3]]}
-    assert ax.get_xlabel() == "alpha"
+def setting(name, cutoff, clean, adaptive):
+    def cell(value):
+        return {"value": value, "low": value - 5, "high": value + 4}
+
+    scores = {"clean": cell(clean), "transfer": cell(adaptive + 20), "adaptive": cell(adaptive)}
+    return {"name": name, "cutoff": cutoff, "alpha": 1.0, "mix": "interpolate", **scores}
+
+
+def test_settings_are_drawn_over_their_knob_and_against_each_other(ax):
+    rows = [setting("b", 40.0, 80.0, 30.0), setting("a", 20.0, 60.0, 35.0)]
+    plot.clean_robust_curves(rows, ax)
+    assert lines(ax)["adaptive"] == [[20, 35], [40, 30]]
+    assert {(20, 30), (20, 39)} <= band(ax, 2)
+    other = plot.tradeoff(rows, Figure().add_subplot(), undefended=setting("none", None, 90.0, 10.0))
+    dots = {tuple(point) for dots in other.collections for point in dots.get_offsets().tolist()}
+    assert {(80.0, 30.0), (60.0, 35.0), (90.0, 10.0)} <= dots
 
 
 @pytest.mark.parametrize(
     ("draw", "rows", "said"),
     [
         (plot.replacement_curve, [], "no rows"),
-        (plot.replacement_curve, [{"clean": 1.0}], "part"),
-        (plot.replacement_curve, [{"part": "none", "robust": 1.0}], "hold no scores"),
-        (plot.replacement_curve, [{"part": "none", "clean": float("nan")}], "clean score"),
-        (plot.replacement_curve, [{"part": "none", "clean": (1.0, 2.0)}], "clean score"),
-        (plot.replacement_curve, [{"part": "none", "clean": "high"}], "clean score"),
-        (plot.clean_robust_curves, [], "no rows"),
-        (plot.clean_robust_curves, [{"alpha": 1.0, "clean": 1.0}], "'cutoff'"),
-        (plot.clean_robust_curves, [{"cutoff": 40, "clean": 1.0}, {"cutoff": 40.0, "clean": 2.0}], "same cutoff"),
+        (plot.replacement_curve, [{"clean": 1.0}], "step"),
+        (plot.replacement_curve, [{"step": "none", "robust": 1.0}], "hold no scores"),
+        (plot.replacement_curve, [{"step": "none", "clean": float("nan")}], "finite"),
+        (plot.replacement_curve, [{"step": "none", "clean": 1.0, "clean_low": "no"}], "finite"),
+        (plot.clean_robust_curves, [], "no settings"),
+        (partial(plot.tradeoff, undefended={}), [], "no settings"),
     ],
 )
 def test_rows_that_cannot_be_drawn_are_told_in_one_line(ax, draw, rows, said):
