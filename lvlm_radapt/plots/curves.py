@@ -86,5 +86,5 @@ def _bounded(row: Mapping[str, Any], name: str) -> tuple[float, float, float]:
     found = [row.get(name), row.get(f"{name}_low", row.get(name)), row.get(f"{name}_high", row.get(name))]
     if not all(isinstance(part, int | float) and math.isfinite(part) for part in found):
         raise UserError(f"{name} and the ends of its interval must be finite numbers, not {found}")
-    value, low, high = map(float, found)  # type: ignore[arg-type]
+    value, low, high = map(float, found)
     return value, low, high
