@@ -99,9 +99,10 @@ def _curves(table: Table) -> Iterator[tuple[str, list[Row], list[Row], list[Row]
         models: dict[str, list[Row]] = defaultdict(list)
         for row in family:
             models[row.model].append(row)
-        stock = next((rows for rows in models.values() if not rows[0].defended), [])
         for model, rows in models.items():
-            yield model, rows, stock if rows[0].defended else [], family
+            # the same model without its defence, never another one of the family
+            twin = model.split(" + R-Adapt (")[0] if rows[0].defended else ""
+            yield model, rows, models.get(twin, []), family
 
 
 def _panel(
@@ -136,8 +137,8 @@ def _draw(
         draw_curves(axes, lines)
         ticks = {row.eps: eps_text(row.eps, rows[0].norm) for row in (*rows, *stock) if row.eps is not None}
         finish_eps(axes, ticks, axis.label, top=axis.top * 1.05 if axis.top > 0 else None, text=text, line=line)
-        place = "upper right" if axis.from_clean else "upper left"  # scores fall, losses rise
-        axes.legend(frameon=False, labelcolor=text, fontsize=8.5, loc=place, handlelength=2.4)
+        above = {"loc": "lower left", "bbox_to_anchor": (0, 1.0), "borderaxespad": 0.2}  # where no line runs
+        axes.legend(frameon=False, labelcolor=text, fontsize=8.5, ncols=3, handlelength=2.4, **above)
         out = io.BytesIO()
         figure.savefig(out, format="svg", transparent=True, metadata={"Date": None})
     return _uri("image/svg+xml", out.getvalue())

@@ -6,6 +6,7 @@ import io
 import json
 import os
 import re
+from collections.abc import Sequence
 from html.parser import HTMLParser
 from importlib import resources
 from pathlib import Path
@@ -19,12 +20,14 @@ from PIL import Image
 from rich.console import Console
 from run_folders import CLEAN, RADAPT, Maker, N, attack, spread
 
+from eval_tasks import figures
 from eval_tasks.figures import eps_panels, loss_panels, png_uri
 from eval_tasks.metrics import bootstrap_ci, paired_difference_ci
 from eval_tasks.records import Run, image_name, read_run
 from eval_tasks.report import reading, write_report
 from eval_tasks.table import COLUMNS, LEGEND, ONLY_TRANSFER, Cell, comparison, tables
 from lvlm_radapt.errors import UserError
+from lvlm_radapt.plots.curves import Curve, draw_curves
 from lvlm_radapt.plots.images import DIFFERENCE_GAIN, difference_image
 
 DEFENDED = "tiny-llava + R-Adapt (cutoff 40, alpha 1, interpolate, white)"
@@ -381,6 +384,30 @@ def test_score_panels(make: Maker) -> None:
     assert eps_panels(comparison([make(), make(spread(9, 1), None, attack(name="noise", steps=None))])) == []
     nothing = make([None] * N, None, attack(), metrics={"adversarial": {"cider": None, "ci95": None}})
     assert eps_panels(comparison([nothing])) == []
+
+
+def test_a_defended_model_is_drawn_against_its_own_twin(make: Maker, monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn: list[dict[str, list[float]]] = []
+
+    def note(axes: Any, curves: Sequence[Curve]) -> None:
+        draw_curves(axes, curves)
+        drawn.append({curve.label: [value for _, value, _, _ in curve.points] for curve in curves})
+
+    monkeypatch.setattr(figures, "draw_curves", note)
+    runs = []
+    for name, stock, defended in (("tiny-llava", 70.0, 60.0), ("tiny-qwen", 50.0, 40.0), ("alone", None, 30.0)):
+        for score, radapt in ((stock, None), (defended, RADAPT)):
+            if score is not None:
+                runs.append(make([score] * N, radapt, attack(), model={"name": name}))
+    titles = [panel.title for panel in figures.eps_panels(comparison(runs))]
+    found = dict(zip(titles, drawn[::2], strict=True))  # light and dark
+    clean = float(np.mean(CLEAN))
+    for name, stock, defended in (("tiny-llava", 70.0, 60.0), ("tiny-qwen", 50.0, 40.0)):
+        shown = found[DEFENDED.replace("tiny-llava", name)]
+        assert shown["undefended, adaptive"] == [pytest.approx(clean), stock]
+        assert shown["adaptive"] == [pytest.approx(clean), defended]
+        assert found[name]["undefended, adaptive"] == []
+    assert found[DEFENDED.replace("tiny-llava", "alone")]["undefended, adaptive"] == []
 
 
 def test_loss_panels_need_two_eps_of_an_adaptive_attack(make: Maker) -> None:
