@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ast
 import importlib
-import json
 import re
 from pathlib import Path
 
@@ -27,6 +26,8 @@ def output_kinds(cell):
     """The kinds of what a cell shows: stream names, and the richest form of everything else."""
     kinds = []
     for output in cell.outputs:
+        if output.get("name") == "stderr":  # what libraries say of the machine at hand
+            continue
         rich = [form for form in ("image/png", "text/markdown") if form in output.get("data", {})]
         kinds.append(output.get("name") or [*rich, "text/plain"][0])
     return kinds
@@ -55,12 +56,12 @@ def check_results(notebook):
         assert "10 steps" in row[2]
 
 
-def test_the_stored_outputs_are_of_one_run_in_order_and_name_no_machine(tour):
+def test_the_stored_outputs_are_whole_in_order_and_name_no_machine(tour):
     nbformat.validate(tour)
     assert [cell.execution_count for cell in code(tour)] == list(range(1, len(code(tour)) + 1))
     check_results(tour)
     text = TOUR.read_text()
-    assert not re.search(r'/root/|/home/|/Users/|/tmp/|"output_type": "error"', text)
+    assert not re.search(r'/root/|/home/|/Users/|/tmp/|"output_type": "error"|"stderr"', text)
     assert len(text) < 300_000
 
 
@@ -83,5 +84,4 @@ def test_the_tour_runs_and_shows_what_it_says(tour, tmp_path, monkeypatch):
         cell.outputs = []
     NotebookClient(tour, timeout=1000, kernel_name="python3", resources={"metadata": {"path": str(tmp_path)}}).execute()
     check_results(tour)
-    assert json.loads(nbformat.writes(tour))["nbformat"] == 4
     assert not list(tmp_path.iterdir())  # it leaves nothing where it runs
