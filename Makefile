@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: setup demo results test lint torture test-web test-gpu test-compat compat-one bench wheel clean
+.PHONY: setup demo results test lint torture test-web test-gpu test-compat compat-one bench docs wheel clean
 export HF_HUB_OFFLINE := 1
 
 setup: $(STAMP)
@@ -64,8 +64,13 @@ bench: setup
 	$(BIN)/python benchmarks/attack_speed.py --attack ensemble
 	$(BIN)/python benchmarks/full_size.py
 
+# The API reference, from the docstrings: open site/index.html.
+docs: setup
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[docs]'
+	$(BIN)/python docs/api.py site
+
 wheel: setup
 	$(BIN)/python -m build --wheel
 
 clean:
-	rm -rf $(VENV) $(VENV)-compat* dist demo-out
+	rm -rf $(VENV) $(VENV)-compat* dist demo-out site

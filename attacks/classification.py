@@ -77,7 +77,7 @@ def likely_wrong(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 def full_precision(logits: Tensor) -> Tensor:
-    """float32 in place of half precision, anything else as it is."""
+    """Logits of any shape [...] in float32 in place of half precision, anything else as it is."""
     return logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
 
 

@@ -45,12 +45,13 @@ def length(v: Tensor, norm: Norm) -> Tensor:
 
 
 def unit(v: Tensor, norm: Norm) -> Tensor:
-    """Each sample of `v` scaled to norm 1; an all-zero sample stays zero."""
+    """Each sample of `v` [B, C, H, W] scaled to norm 1; an all-zero sample stays zero."""
     return v / (length(v, norm) + _TINY)
 
 
 def ascent_direction(gradient: Tensor, norm: Norm) -> Tensor:
-    """Steepest ascent of unit size: the sign (Linf) or the unit gradient (L2); zero stays zero."""
+    """Steepest ascent of unit size along `gradient` [B, C, H, W]: its sign (Linf) or itself at norm 1 (L2); zero stays
+    zero."""
     if norm == "Linf":
         return gradient.sign()
     # Scaled first, so that the squares of a vanishing gradient don't underflow and stop the attack silently.

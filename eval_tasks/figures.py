@@ -10,17 +10,26 @@ from dataclasses import dataclass
 
 import matplotlib
 import numpy as np
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 from PIL import Image
 
 from eval_tasks.eps import eps_text
 from eval_tasks.table import Cell, Row, Table
+from lvlm_radapt.plots.curves import Curve, draw_curves, finish_eps
+from lvlm_radapt.plots.images import DIFFERENCE_GAIN, difference_image
+
+__all__ = [
+    "DIFFERENCE_GAIN",
+    "difference_image",
+    "eps_panels",
+    "loss_panels",
+    "png_uri",
+    "points",
+    "text_uri",
+]
 
 LARGEST_SIDE = 512  # pixels; larger images are embedded reduced
-DIFFERENCE_GAIN = 16
 
 # The same colours as the template's: (text, lines, transfer, adaptive, undefended).
 _LIGHT = ("#5c6470", "#dcdfe4", "#2f6db3", "#b3452c", "#8a919c")
@@ -35,14 +44,6 @@ class Panel:
     caption: str
     light: str
     dark: str
-
-
-def difference_image(clean: NDArray[np.uint8], attacked: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """uint8 [H, W, 3]: attacked minus clean, times DIFFERENCE_GAIN, around grey 128, clipped to 0..255."""
-    if clean.shape != attacked.shape:
-        raise ValueError(f"the images differ in shape: {clean.shape} and {attacked.shape}")
-    difference = attacked.astype(np.int32) - clean.astype(np.int32)
-    return np.clip(128 + DIFFERENCE_GAIN * difference, 0, 255).astype(np.uint8)
 
 
 def png_uri(pixels: NDArray[np.uint8]) -> str:
@@ -98,9 +99,10 @@ def _curves(table: Table) -> Iterator[tuple[str, list[Row], list[Row], list[Row]
         models: dict[str, list[Row]] = defaultdict(list)
         for row in family:
             models[row.model].append(row)
-        stock = next((rows for rows in models.values() if not rows[0].defended), [])
         for model, rows in models.items():
-            yield model, rows, stock if rows[0].defended else [], family
+            # the same model without its defence, never another one of the family
+            twin = model.split(" + R-Adapt (")[0] if rows[0].defended else ""
+            yield model, rows, models.get(twin, []), family
 
 
 def _panel(
@@ -127,48 +129,32 @@ def _draw(
         figure.patch.set_alpha(0)
         axes = figure.add_subplot()
         axes.patch.set_alpha(0)
-        _curve(axes, stock, curves[-1][0], undefended, "undefended, adaptive", ":", from_clean=axis.from_clean)
-        for column, label in curves:
-            _curve(axes, rows, column, looks[label][0], label, looks[label][1], from_clean=axis.from_clean)
-        levels = sorted({0.0, *(row.eps for row in (*rows, *stock) if row.eps is not None)})
-        axes.set_xticks(levels, ["0", *(eps_text(eps, rows[0].norm) for eps in levels[1:])])
-        axes.set_xlim(-0.05 * levels[-1], 1.05 * levels[-1])
-        axes.set_ylim(min(0.0, axes.get_ylim()[0]), axis.top * 1.05 if axis.top > 0 else None)
-        axes.yaxis.set_major_locator(MaxNLocator(5))
-        axes.set_xlabel("eps", color=text)
-        axes.set_ylabel(axis.label, color=text)
-        axes.tick_params(colors=text, length=0)
-        axes.grid(axis="y", color=line, linewidth=0.8)
-        axes.set_axisbelow(True)
-        for name, spine in axes.spines.items():
-            spine.set_visible(name == "bottom")
-            spine.set_color(line)
-        place = "upper right" if axis.from_clean else "upper left"  # scores fall, losses rise
-        axes.legend(frameon=False, labelcolor=text, fontsize=8.5, loc=place, handlelength=2.4)
+        against = points(stock, curves[-1][0], from_clean=axis.from_clean)
+        lines = [Curve("undefended, adaptive", against, undefended, ":")]
+        lines += [
+            Curve(label, points(rows, column, from_clean=axis.from_clean), *looks[label]) for column, label in curves
+        ]
+        draw_curves(axes, lines)
+        ticks = {row.eps: eps_text(row.eps, rows[0].norm) for row in (*rows, *stock) if row.eps is not None}
+        finish_eps(axes, ticks, axis.label, top=axis.top * 1.05 if axis.top > 0 else None, text=text, line=line)
+        above = {"loc": "lower left", "bbox_to_anchor": (0, 1.0), "borderaxespad": 0.2}  # where no line runs
+        axes.legend(frameon=False, labelcolor=text, fontsize=8.5, ncols=3, handlelength=2.4, **above)
         out = io.BytesIO()
         figure.savefig(out, format="svg", transparent=True, metadata={"Date": None})
     return _uri("image/svg+xml", out.getvalue())
 
 
-def _curve(
-    axes: Axes, rows: Sequence[Row], column: str, colour: str, label: str, style: str, *, from_clean: bool
-) -> None:
-    points: list[tuple[float, float, float, float]] = []
+def points(rows: Sequence[Row], column: str, *, from_clean: bool) -> list[tuple[float, float, float, float]]:
+    """(eps, score, low, high) of a column of the table, by eps; from_clean: eps 0 is the clean score."""
+    found: list[tuple[float, float, float, float]] = []
     for row in rows:
         cell: Cell | None = getattr(row, column)
         if cell is not None and cell.value is not None and row.eps is not None:
-            low, high = cell.interval or (cell.value, cell.value)
-            points.append((row.eps, cell.value, low, high))
-    if not points:
-        return
+            found.append((row.eps, cell.value, *(cell.interval or (cell.value, cell.value))))
     clean = next((row.clean for row in rows if row.clean.value is not None), None)
-    if from_clean and clean is not None and clean.value is not None:
-        low, high = clean.interval or (clean.value, clean.value)
-        points.append((0.0, clean.value, low, high))
-    points.sort()
-    eps, values, lows, highs = (list(axis) for axis in zip(*points, strict=True))
-    axes.fill_between(eps, lows, highs, color=colour, alpha=0.13, linewidth=0)
-    axes.plot(eps, values, style, color=colour, label=label, linewidth=1.8, marker="o", markersize=4)
+    if found and from_clean and clean is not None and clean.value is not None:
+        found.append((0.0, clean.value, *(clean.interval or (clean.value, clean.value))))
+    return sorted(found)
 
 
 def _high(cell: Cell) -> float:

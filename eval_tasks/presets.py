@@ -238,6 +238,7 @@ class Protocol(_Config):
         """The user's text for one sample: the task's own prompt or its kind's, with the question put in.
 
         {question_capitalised} is the question after Python's `str.capitalize`. Braces in questions stay.
+        Raises UserError where the protocol has no prompt for the task.
         """
         text = self.prompts.get(task.name) or self.prompts.get(task.kind)
         if text is None:
@@ -261,7 +262,8 @@ class Protocol(_Config):
         return self._for_task(self.thresholds, "thresholds", task)
 
     def adapt(self, attack: AttackConfig) -> AttackConfig:
-        """The attack with this protocol's overrides of its APGD settings."""
+        """The attack with this protocol's overrides of its APGD settings; UserError where the attack
+        has no such settings."""
         override = self.attacks.get(attack.name)
         if override is None:
             return attack
@@ -319,7 +321,8 @@ def names(kind: Kind) -> list[str]:
 
 
 def load_protocol(name: str) -> Protocol:
-    """A shipped protocol by name, or the user's own when `name` is the path of a .yaml or .yml file."""
+    """A shipped protocol by name, or the user's own when `name` is the path of a .yaml or .yml file. Raises UserError
+    for a name that is not known, and for a file that cannot be read, is damaged or takes a shipped name."""
     if name.endswith((".yaml", ".yml")):
         protocol = _parse(read_bytes(Path(name)), name, Protocol)
         if protocol.name in names("protocols"):

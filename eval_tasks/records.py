@@ -204,7 +204,7 @@ class RunFolder:
         return [one for one in attacked if not _is_sound(self.path / "images" / image_name(one))]
 
     def records(self) -> list[SampleRecord]:
-        """The records there are, in the order of the selected ids."""
+        """The records there are, in the order of the selected ids; UserError for damaged files and foreign records."""
         records = self._records()
         order = self._selected()
         foreign = sorted(records.keys() - set(order))

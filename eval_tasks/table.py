@@ -283,7 +283,8 @@ def metric_of(run: Run) -> str:
 
 
 def threat_of(run: Run) -> str:
-    """`adaptive`, `transfer`, `noise` (knows no model, whatever is recorded) or `none` (no attack)."""
+    """`adaptive`, `transfer`, `noise` (knows no model, whatever is recorded) or `none` (no attack); UserError where
+    run.json says something else."""
     name = "none" if setting(run, "attack") is None else setting(run, "attack", "name")
     if name in ("none", "noise"):
         return str(name)

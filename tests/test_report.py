@@ -18,124 +18,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 from rich.console import Console
+from run_folders import CLEAN, RADAPT, Maker, N, attack, spread
 
-from eval_tasks.figures import DIFFERENCE_GAIN, difference_image, eps_panels, loss_panels, png_uri
+from eval_tasks import figures
+from eval_tasks.figures import eps_panels, loss_panels, png_uri
 from eval_tasks.metrics import bootstrap_ci, paired_difference_ci
-from eval_tasks.records import Attacked, Run, RunFolder, SampleRecord, Scored, image_name, read_run
+from eval_tasks.records import Run, image_name, read_run
 from eval_tasks.report import reading, write_report
 from eval_tasks.table import COLUMNS, LEGEND, ONLY_TRANSFER, Cell, comparison, tables
-from lvlm_radapt.config import RAdaptConfig
 from lvlm_radapt.errors import UserError
+from lvlm_radapt.plots.curves import Curve, draw_curves
+from lvlm_radapt.plots.images import DIFFERENCE_GAIN, difference_image
 
-N = 12
-RADAPT = RAdaptConfig().to_dict()
 DEFENDED = "tiny-llava + R-Adapt (cutoff 40, alpha 1, interpolate, white)"
-CLEAN = [100.0 + index for index in range(N)]
-
-
-def attack(threat: str | None = "adaptive", levels: int = 4, **changes: Any) -> dict[str, Any]:
-    return {
-        "name": "e2e",
-        "threat": threat,
-        "surrogate": None,
-        "eps": levels / 255,
-        "eps_text": f"{levels}/255",
-        "norm": "Linf",
-        "loss": "nll",
-        "steps": 10,
-        "restarts": 1,
-        "random_start": True,
-        "step_scale": 2.0,
-    } | changes
-
-
-def spread(centre: float, seed: int) -> list[float]:
-    return (centre + np.random.default_rng(seed).normal(0, 3, N)).tolist()
-
-
-class Maker:
-    """Writes finished run folders, and reads them back as the program does."""
-
-    def __init__(self, root: Path) -> None:
-        self.root, self.made = root, 0
-
-    def __call__(
-        self,
-        scores: Sequence[float | None] | None = None,
-        radapt: dict[str, Any] | None = None,
-        attacked: dict[str, Any] | None = None,
-        *,
-        clean: list[float] | None = None,
-        answer: str = "a dog",
-        question: str | None = None,
-        metric: str = "cider",
-        images: bool = False,
-        prefix: str = "s",
-        losses: list[float | None] | None = None,
-        metrics: dict[str, Any] | None = None,
-        model: dict[str, Any] | None = None,
-        **settings: Any,
-    ) -> Run:
-        self.made += 1
-        clean = CLEAN if clean is None else clean
-        ids = [f"{prefix}{index:02d}" for index in range(len(clean))]
-        named = {
-            "name": "tiny-llava",
-            "radapt": radapt,
-            "dtype": "float32",
-            "device": "cpu",
-            "geometry": "stock",
-        }
-        document = {
-            "command": "lvlm-radapt eval tiny-llava --task captions",
-            "model": named | (model or {}),
-            "task": "captions",
-            "data": "scenes",
-            "preset": "scenes",
-            "seed": 42,
-            "chunk_size": 4,
-            "batch_size": 4,
-            "tokenizer": "ptb",
-            "attack": attacked,
-        } | settings
-        folder = RunFolder(self.root / f"run-{self.made}").create(document, ids)
-        for index, sample_id in enumerate(ids):
-            adversarial = None
-            if scores is not None:
-                loss = 1.0 if losses is None else losses[index]
-                adversarial = Attacked(output="a cat", score=scores[index], loss=loss, linf=4 / 255, l2=0.5)
-            folder.append(
-                SampleRecord(
-                    id=sample_id,
-                    question=question,
-                    references=("a dog on a mat", "some dog"),
-                    clean=Scored(output=answer, score=clean[index]),
-                    adversarial=adversarial,
-                    seconds=0.1,
-                )
-            )
-            if images:
-                pixels = np.full((3, 8, 8), 10 * index, np.uint8)
-                folder.save_image(sample_id, pixels + 4)
-                (folder.path / "clean").mkdir(exist_ok=True)
-                Image.fromarray(pixels.transpose(1, 2, 0)).save(folder.path / "clean" / image_name(sample_id))
-        part = None
-        if scores is not None:
-            known = [score for score in scores if score is not None] or [0.0]
-            part = {metric: float(np.mean(known)), "ci95": list(bootstrap_ci(known))}
-        folder.finish(
-            {
-                "n": len(ids),
-                "metric": metric,
-                "clean": {metric: float(np.mean(clean)), "ci95": list(bootstrap_ci(clean))},
-                "adversarial": part,
-                "zero_grad": 0,
-                "seconds": 1.5,
-                "notes": [],
-            }
-            | (metrics or {})
-        )
-        return read_run(folder.path)
 
 
 @pytest.fixture
@@ -493,6 +388,30 @@ def test_score_panels(make: Maker) -> None:
     assert eps_panels(comparison([make(), make(spread(9, 1), None, attack(name="noise", steps=None))])) == []
     nothing = make([None] * N, None, attack(), metrics={"adversarial": {"cider": None, "ci95": None}})
     assert eps_panels(comparison([nothing])) == []
+
+
+def test_a_defended_model_is_drawn_against_its_own_twin(make: Maker, monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn: list[dict[str, list[float]]] = []
+
+    def note(axes: Any, curves: Sequence[Curve]) -> None:
+        draw_curves(axes, curves)
+        drawn.append({curve.label: [value for _, value, _, _ in curve.points] for curve in curves})
+
+    monkeypatch.setattr(figures, "draw_curves", note)
+    runs = []
+    for name, stock, defended in (("tiny-llava", 70.0, 60.0), ("tiny-qwen", 50.0, 40.0), ("alone", None, 30.0)):
+        for score, radapt in ((stock, None), (defended, RADAPT)):
+            if score is not None:
+                runs.append(make([score] * N, radapt, attack(), model={"name": name}))
+    titles = [panel.title for panel in figures.eps_panels(comparison(runs))]
+    found = dict(zip(titles, drawn[::2], strict=True))  # light and dark
+    clean = float(np.mean(CLEAN))
+    for name, stock, defended in (("tiny-llava", 70.0, 60.0), ("tiny-qwen", 50.0, 40.0)):
+        shown = found[DEFENDED.replace("tiny-llava", name)]
+        assert shown["undefended, adaptive"] == [pytest.approx(clean), stock]
+        assert shown["adaptive"] == [pytest.approx(clean), defended]
+        assert found[name]["undefended, adaptive"] == []
+    assert found[DEFENDED.replace("tiny-llava", "alone")]["undefended, adaptive"] == []
 
 
 def test_loss_panels_need_two_eps_of_an_adaptive_attack(make: Maker) -> None:

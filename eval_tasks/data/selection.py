@@ -39,7 +39,8 @@ def select(samples: Sequence[Sample], n: int | None, seed: int = 42) -> tuple[li
 
 
 def chunks(ids: Sequence[T], size: int) -> list[list[T]]:
-    """The ids in order, cut every `size`: the unit of work, a pure function of its two arguments."""
+    """The ids in order, cut every `size`: the unit of work, a pure function of its two arguments. UserError for a
+    `size` under 1."""
     if size < 1:
         raise UserError(f"the chunk size must be at least 1, got {size}")
     return [list(ids[start : start + size]) for start in range(0, len(ids), size)]

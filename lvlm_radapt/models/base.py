@@ -58,7 +58,7 @@ class PixelBatch:
         return PixelBatch(self.x[rows], tuple(self.meta[i] for i in rows))
 
     def replace(self, x: Tensor) -> PixelBatch:
-        """The same images with other pixels; ValueError if the shape differs."""
+        """The same images with other pixels, x [B, 3, H, W] in [0, 1]; ValueError if the shape differs."""
         if x.shape != self.x.shape:
             raise ValueError(f"x must keep its shape {tuple(self.x.shape)}, got {tuple(x.shape)}")
         return dataclass_replace(self, x=x)
@@ -104,7 +104,8 @@ class PixelModel(ABC):
 
     @abstractmethod
     def pixel_values(self, batch: PixelBatch) -> Tensor:
-        """What the vision tower takes: normalised, differentiable in `batch.x`."""
+        """What the vision tower takes: normalised, [B, 3, H, W] or the family's own rows of patches, differentiable in
+        `batch.x`."""
 
     @abstractmethod
     def features(self, batch: PixelBatch, at: FeaturePoint = "tower") -> Tensor:
@@ -133,6 +134,7 @@ class PixelModel(ABC):
 
     @property
     def dtype(self) -> torch.dtype:
+        """What the weights are computed in."""
         return self.hf.dtype
 
     @property
@@ -269,7 +271,8 @@ class LVLM(PixelModel):
         on_text: gets the answers as far as they go, after every token; the last time, those returned.
 
         A checkpoint's own `repetition_penalty` (Qwen2.5-VL ships 1.05) is applied, as transformers' greedy
-        search does; every other sampling setting of its generation config is ignored.
+        search does; every other sampling setting of its generation config is ignored. Raises UserError unless there
+        is a prompt an image, and for `max_new_tokens` under 1.
         """
         self._check_count(batch, prompts=prompts)
         if max_new_tokens < 1:

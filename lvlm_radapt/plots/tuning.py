@@ -6,8 +6,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
+
+from lvlm_radapt.errors import UserError
+from lvlm_radapt.plots.axes import axes_or_new
 
 # (colour, line, label) by score; transfer and adaptive have the colours they have in reports
 LOOKS = {
@@ -32,11 +34,13 @@ def clean_robust_curves(
 
     rows: settings as tune.json's `points` hold them: the knob's value and, by score, {"value", "low", "high"}. A cutoff
     of None (no filter) stands at the right end. undefended: the same scores of the undefended model, drawn as level
-    dotted lines. label: of the y axis, with the unit. Raises ValueError for no rows.
+    dotted lines. label: of the y axis, with the unit.
+    ax: where to draw; None makes a new pyplot figure.
+    Raises UserError for no rows.
     """
     if not rows:
-        raise ValueError("there are no settings to draw")
-    axes = ax if ax is not None else Figure(figsize=(5, 3.6), layout="constrained").add_subplot()
+        raise UserError("there is nothing to draw: no settings")
+    axes = axes_or_new(ax, 5, 3.6)
     numbered = sorted((row for row in rows if row[knob] is not None), key=lambda row: row[knob])
     without = [row for row in rows if row[knob] is None]
     values = [float(row[knob]) for row in numbered]
@@ -73,11 +77,13 @@ def tradeoff(
     """Adaptive score against clean score, a point a setting, with its intervals.
 
     rows, undefended, label: as for `clean_robust_curves`. best: the `name` of the setting to mark; max_loss: in percent
-    of the undefended clean score, drawn as the border of what is allowed. Raises ValueError for no rows.
+    of the undefended clean score, drawn as the border of what is allowed.
+    ax: where to draw; None makes a new pyplot figure.
+    Raises UserError for no rows.
     """
     if not rows:
-        raise ValueError("there are no settings to draw")
-    axes = ax if ax is not None else Figure(figsize=(5, 3.6), layout="constrained").add_subplot()
+        raise UserError("there is nothing to draw: no settings")
+    axes = axes_or_new(ax, 5, 3.6)
     shown = [row for row in rows if row["clean"]["value"] is not None and row["adaptive"]["value"] is not None]
     own = undefended["adaptive"]
     if own["value"] is not None:

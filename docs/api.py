@@ -1,0 +1,54 @@
+"""Builds the API reference from the docstrings:
+
+python docs/api.py site
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import lvlm_radapt
+
+MODULES = (
+    "lvlm_radapt",
+    "lvlm_radapt.plot",
+    "lvlm_radapt.models.base",
+    "lvlm_radapt.models.messages",
+    "lvlm_radapt.errors",
+    "attacks",
+    "attacks.autoattack",
+    "attacks.blackbox",
+    "attacks.classification",
+    "attacks.lines",
+    "attacks.lowfrequency",
+    "attacks.norms",
+    "attacks.pgd",
+    "eval_tasks.audit",
+    "eval_tasks.data",
+    "eval_tasks.eps",
+    "eval_tasks.evaluation",
+    "eval_tasks.metrics",
+    "eval_tasks.planning",
+    "eval_tasks.presets",
+    "eval_tasks.records",
+    "eval_tasks.report",
+    "eval_tasks.runner",
+    "eval_tasks.table",
+)
+"""What people build on: its names change only on purpose."""
+
+
+def build(site: Path) -> None:
+    """Write index.html and a page a module of MODULES into `site`."""
+    import pdoc
+    import pdoc.render
+
+    for name in lvlm_radapt.__all__:  # they are imported on first use, which pdoc does not wait for
+        setattr(lvlm_radapt, name, getattr(lvlm_radapt, name))
+    pdoc.render.configure(show_source=False, footer_text="lvlm-radapt")
+    pdoc.pdoc(*MODULES, output_directory=site)
+
+
+if __name__ == "__main__":
+    build(Path(sys.argv[1]))

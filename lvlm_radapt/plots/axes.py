@@ -1,0 +1,39 @@
+"""Axes to draw on, and the look that all pictures share."""
+
+from __future__ import annotations
+
+from matplotlib.axes import Axes
+
+TEXT, LINE = "#5c6470", "#dcdfe4"
+CLEAN, TRANSFER, ADAPTIVE = "#8a919c", "#2f6db3", "#b3452c"
+THREATS = {"clean": (CLEAN, ":"), "transfer": (TRANSFER, "--"), "adaptive": (ADAPTIVE, "-")}
+"""Colour and line of each kind of score, the same in every picture and in the report."""
+
+
+def axes_or_new(ax: Axes | None, width: float = 5.0, height: float = 3.4) -> Axes:
+    """`ax`, or the axes of a new pyplot figure of that size in inches (so that notebooks show it by themselves)."""
+    if ax is not None:
+        return ax
+    from matplotlib import pyplot
+
+    return pyplot.subplots(figsize=(width, height), layout="constrained")[1]
+
+
+def tidy(axes: Axes, text: str = TEXT, line: str = LINE) -> None:
+    """Horizontal grid lines, no box, quiet ticks."""
+    axes.tick_params(colors=text, length=0)
+    axes.xaxis.label.set_color(text)
+    axes.yaxis.label.set_color(text)
+    axes.grid(axis="y", color=line, linewidth=0.8)
+    axes.set_axisbelow(True)
+    for name, spine in axes.spines.items():
+        spine.set_visible(name == "bottom")
+        spine.set_color(line)
+
+
+def bare(axes: Axes) -> None:
+    """No ticks and no box: for pictures that are images."""
+    axes.set_xticks([])
+    axes.set_yticks([])
+    for spine in axes.spines.values():
+        spine.set_visible(False)

@@ -1,0 +1,202 @@
+"""The documentation holds: its commands parse, its links lead somewhere, every public name is explained."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import inspect
+import json
+import re
+import shlex
+import sys
+from collections.abc import Iterator
+from functools import cached_property
+from pathlib import Path
+
+import click
+import pytest
+import typer
+from PIL import Image
+
+from eval_tasks.eps import parse_eps
+from eval_tasks.presets import load_attack, load_protocol, load_task_config
+from lvlm_radapt import cli
+
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+OURS = ("lvlm_radapt", "attacks", "eval_tasks")
+sys.path.insert(0, str(ROOT / "docs"))
+
+import api  # noqa: E402
+import draw  # noqa: E402
+
+
+def blocks(page: Path) -> Iterator[tuple[str, str]]:
+    """(language, text) of the fenced blocks, also inside lists, and of indented ones ("")."""
+    text = page.read_text()
+    fence = re.compile(r"^( *)```(\w*)\n(.*?)^\1```$", re.MULTILINE | re.DOTALL)
+    yield from ((found[2], inspect.cleandoc("\n" + found[3])) for found in fence.finditer(text))
+    yield from (("", found[0]) for found in re.finditer(r"(?:^    \S.*\n)+", fence.sub("", text), re.MULTILINE))
+
+
+def commands(page: Path) -> list[str]:
+    """What stands after the program's name, in blocks (under a launcher, too) and in running text."""
+    found = []
+    for language, block in blocks(page):
+        if language in ("", "sh", "text"):
+            for line in block.replace("\\\n", " ").splitlines():
+                match = re.search(r"(?:^\s*(?:\$ )?|exec |-m )(?:lvlm-radapt|lvlm_radapt) ([\w-]+\b[^'#|]*)", line)
+                found += [match[1]] if match else []
+    prose = re.sub(r"```.*?```", "", page.read_text(), flags=re.DOTALL)
+    return found + re.findall(r"`lvlm-radapt ([a-z]+ [^`]*--[^`]*)`", prose)
+
+
+def parsed(words: list[str]) -> click.Context:
+    """The command's arguments as the program reads them, without running it."""
+    command = typer.main.get_command(cli.app)
+    while hasattr(command, "commands"):
+        assert words[0] in command.commands, f"there is no command {words[0]}"
+        command, words = command.commands[words[0]], words[1:]
+    return command.make_context(command.name or "", list(words))
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_command_parses_and_names_tasks_attacks_and_presets_that_exist(page):
+    for text in commands(page):
+        words = shlex.split(text)
+        try:
+            given = parsed(words).params
+        except Exception as error:
+            raise AssertionError(f"{page.name}: lvlm-radapt {text}: {getattr(error, 'message', error)}") from error
+        if words[0] not in ("eval", "audit"):
+            continue
+        load_task_config(given["task"])
+        attack = load_attack(given["attack"])
+        if given.get("preset"):
+            load_protocol(given["preset"])
+        parse_eps(given["eps"], given["norm"].value if given["norm"] else (attack.norm or "Linf"))
+
+
+def test_the_commands_are_found_where_they_stand():
+    found = {page.name: commands(page) for page in PAGES}
+    assert len(found["README.md"]) >= 25
+    assert len(found["recipes.md"]) >= 15
+    assert sum("runs/c.jsonl" in text for text in found["recipes.md"]) == 1  # over two lines, inside quotes, under srun
+    assert sum(text.endswith("--attack e2e --out runs/a") for text in found["recipes.md"]) == 1  # accelerate
+    with pytest.raises(Exception, match="No such option"):
+        parsed(shlex.split("eval tiny-llava --task coco --data d --out o --no-such-flag"))
+    with pytest.raises(AssertionError, match="no command"):
+        parsed(["robustifie", "tiny-llava"])
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_link_and_make_target_leads_somewhere(page):
+    text = page.read_text()
+    links = re.findall(r"\]\(([^)\s]+)\)", text) + re.findall(r'(?:src|srcset)="([^"]+)"', text)
+    for link in links:
+        if "://" in link:
+            continue
+        name, _, anchor = link.partition("#")
+        target = page.parent / name if name else page
+        assert target.is_file(), f"{page.name}: {link}"
+        headings = re.findall(r"^#+ (.*)$", target.read_text(), re.MULTILINE) if anchor else []
+        slugs = [re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings]
+        assert not anchor or anchor in slugs, f"{page.name}: {link}"
+    targets = set(re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    assert set(re.findall(r"(?:`|^    )make ([\w-]+)", text, re.MULTILINE)) <= targets
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_python_examples_compile_and_import_names_that_exist(page):
+    for language, block in blocks(page):
+        for node in ast.walk(ast.parse(block)) if language == "python" else ():
+            if isinstance(node, ast.ImportFrom):
+                module = importlib.import_module(node.module or "")
+                assert all(hasattr(module, name.name) for name in node.names), f"{page.name}: {ast.unparse(node)}"
+
+
+def test_the_captions_file_of_the_recipes_is_one_that_the_program_reads(tmp_path, capsys, monkeypatch):
+    (example,) = (block for language, block in blocks(ROOT / "docs" / "recipes.md") if language == "json")
+    (tmp_path / "mine" / "images").mkdir(parents=True)
+    (tmp_path / "mine" / "captions.json").write_text(example)
+    for row in json.loads(example)["images"]:
+        Image.new("RGB", (8, 8)).save(tmp_path / "mine" / "images" / row["file_name"])
+    monkeypatch.chdir(tmp_path)
+    (check,) = (
+        text for text in commands(ROOT / "docs" / "recipes.md") if text.startswith("data check coco --data mine")
+    )
+    monkeypatch.setattr(sys, "argv", ["lvlm-radapt", *shlex.split(check)])
+    with pytest.raises(SystemExit) as end:
+        cli.main()
+    assert end.value.code in (0, None), capsys.readouterr().err
+
+
+def test_the_drawn_pictures_are_those_that_the_script_draws_and_small():
+    images = ROOT / "docs" / "images"
+    assert (images / "how-it-works.svg").read_text(encoding="utf-8") == draw.how_it_works()
+    for name in ("demo-light.png", "demo-dark.png"):
+        assert (images / name).stat().st_size < 120_000
+        with Image.open(images / name) as picture:
+            assert picture.width > 1000
+
+
+class Public:
+    """A public function, class or method and what its docstring has to say."""
+
+    def __init__(self, name: str, thing: object, module: str, *, inherited: str = "") -> None:
+        self.name, self.thing, self.module = name, thing, module
+        self.doc = getattr(thing, "__doc__", None) or inherited
+
+    @cached_property
+    def problems(self) -> list[str]:
+        if not self.doc or self.doc.startswith(f"{self.name}("):  # the latter is what dataclasses write by themselves
+            return ["has no docstring"]
+        if not inspect.isfunction(self.thing):
+            return []
+        words = self.doc + " " + (sys.modules[self.thing.__module__].__doc__ or "")
+        problems = []
+        if re.search("Tensor|NDArray", " ".join(map(str, self.thing.__annotations__.values()))) and not re.search(
+            r"\[[^\]]+\]|as for `", words
+        ):
+            problems.append("does not tell the shape of its tensors")
+        if "raise UserError" in inspect.getsource(self.thing) and not re.search(
+            "UserError|[Rr]aises as|errors as", words
+        ):
+            problems.append("does not tell that it raises UserError")
+        return problems
+
+
+def public() -> Iterator[Public]:
+    for name in api.MODULES:
+        module = importlib.import_module(name)
+        assert module.__doc__, f"{name} has no docstring"
+        listed = getattr(module, "__all__", None)
+        for key in listed or [key for key in vars(module) if not key.startswith("_")]:
+            thing = getattr(module, key)
+            home = getattr(thing, "__module__", "")
+            if not (inspect.isclass(thing) or inspect.isfunction(thing)) or home.split(".")[0] not in OURS:
+                continue
+            if listed is None and home != name:
+                continue
+            yield Public(key, thing, name)
+            for part, value in vars(thing).items() if inspect.isclass(thing) else ():
+                bare = value.fget if isinstance(value, property) else getattr(value, "__func__", value)
+                if not part.startswith("_") and inspect.isfunction(bare):
+                    inherited = inspect.getdoc(getattr(thing, part)) or ""
+                    yield Public(f"{key}.{part}", bare, name, inherited=inherited)
+
+
+def test_every_public_name_tells_what_it_does_its_shapes_and_its_errors():
+    found = list(public())
+    assert len(found) > 150
+    problems = [f"{one.module}: {one.name} {problem}" for one in found for problem in one.problems]
+    assert not problems, "\n".join(problems)
+
+
+@pytest.mark.torture
+def test_the_api_reference_is_built_and_holds_the_public_names(tmp_path):
+    api.build(tmp_path)
+    for module in api.MODULES:
+        page = (tmp_path / (module.replace(".", "/") + ".html")).read_text()
+        for name in getattr(importlib.import_module(module), "__all__", []):
+            assert f'id="{name}"' in page, f"{module}.{name}"
