@@ -39,8 +39,9 @@ def zero_shot_layout(task: str) -> str:
     places = ", ".join(folder.rstrip("/") for folder in folders)
     own = f"; or {READERS[task][1]}" if task in READERS else ""
     return (
-        f"a folder of images for each class in {places}{own}; or DIR/*.parquet or DIR/data/*.parquet, or what save_to_disk "
-        'wrote to DIR, with columns image and label; class names, where others are wanted, in DIR/classnames.json {"CLASS": "name"}'
+        f"a folder of images for each class in {places}{own}; or DIR/*.parquet or DIR/data/*.parquet, or what "
+        "save_to_disk wrote to DIR, with columns image and label; class names, where others are wanted, in "
+        'DIR/classnames.json {"CLASS": "name"}'
     )
 
 
