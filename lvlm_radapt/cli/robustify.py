@@ -106,7 +106,7 @@ def robustify(
 
     The anchor is an answer of the first attention to a white image: the encoder's own (white, training-free), or that
     of an adversarially fine-tuned twin (guided, --guide). A learned one starts from the white and is optimised on
-    attacked images (--images), minutes on a GPU; Ctrl-C keeps what is done: --resume goes on.
+    attacked images (--images); Ctrl-C keeps what is done: --resume goes on.
     """
     leave_it_to_the_first()
     import lvlm_radapt as package
