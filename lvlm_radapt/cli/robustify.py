@@ -111,7 +111,7 @@ def robustify(
 
     The anchor is an answer of the first attention to a white image: the encoder's own (white, training-free), or that
     of an adversarially fine-tuned twin (guided, --guide). A learned one starts from the white and is optimised on
-    attacked images (--images), minutes on a GPU; Ctrl-C keeps what is done: --resume goes on.
+    attacked images (--images); Ctrl-C keeps what is done: --resume goes on.
 
     With --replace no adapter is written but the whole model, in which the parts named are the robust twin's.
     """

@@ -152,7 +152,8 @@ def learn_anchor(
             work.restore(saved)
         with kept:
             _work_on(work, files, kept, announce)
-        anchor, alpha = dataclasses.replace(start, values=work.values.detach().cpu()), float(work.alpha.detach())
+        anchor = dataclasses.replace(start, values=work.values.detach().cpu())
+        alpha = float(work.alpha.detach()) if settings.learn_alpha else config.alpha
     finally:
         remove(model.hf)
     return LearnedAnchor(anchor, alpha, tuple(work.history), tuple(work.probes), work.undefended, len(images), digest)

@@ -19,8 +19,8 @@ class StateFile:
     """path: None for no file at all. identity: what the result depends on, plain values; a file of another one is
     refused. every: seconds between two savings.
 
-    As a context it saves the last state that was noted also when a signal or an error ends the block, but not when a
-    UserError does: what it is about is in the state too.
+    As a context it saves the last state that was noted also when a signal or an error ends the block; not after a
+    UserError, such as a full disk or a loss that diverges.
     """
 
     def __init__(self, path: Path | None, identity: Mapping[str, Any], *, every: float = 10.0) -> None:
