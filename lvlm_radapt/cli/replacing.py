@@ -24,9 +24,8 @@ _TAKEN = {"model", "out", "replace", "guide", "tower", "device", "device_map", "
 def replace_in(flags: Mapping[str, Any], place: dict[str, Any]) -> None:
     """Write MODEL with the guide's parts to --out.
 
-    flags: all of the command's by name; place: where the model is opened.
-
-    UserError for flags that ask for something else too.
+    flags: all of the command's by name; place: where the model is opened. UserError for flags that ask for something
+    else too.
     """
     from lvlm_radapt.folders import check_new_folder
     from lvlm_radapt.models.load import is_robustified, load_any
