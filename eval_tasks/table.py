@@ -573,7 +573,7 @@ def _distinct(runs: Sequence[Run]) -> list[Run]:
 
 
 def _radapt_text(radapt: Mapping[str, Any]) -> str:
-    known = {"cutoff", "cutoff_unit", "boundary", "alpha", "mix", "anchor"}
+    known = {"cutoff", "cutoff_unit", "boundary", "alpha", "mix", "anchor", "anchor_from"}
     parts = []
     if radapt.get("cutoff") is None:
         parts.append("no filter")
@@ -587,6 +587,8 @@ def _radapt_text(radapt: Mapping[str, Any]) -> str:
     else:
         parts.append(f"alpha {_plain(radapt.get('alpha'))}")
         parts += [str(radapt[key]) for key in ("mix", "anchor") if key in radapt]
+        if radapt.get("anchor_from") is not None:
+            parts[-1] += f" from {radapt['anchor_from']}"
     parts += [f"{key.replace('_', ' ')} {_plain(radapt[key])}" for key in radapt if key not in known]
     return ", ".join(parts)
 

@@ -2,6 +2,7 @@
 
 adapter.safetensors   the anchor, float32 `anchor` [T, D] (no tensor where none is needed or it is taken anew)
 radapt.json           format and version, settings, what the anchor lies on, the base model, checksums
+learned.json          of a learned anchor: how it was learned, its losses and probes; read by nothing
 
 An anchor that the tower answers anew on each image's grid (Qwen3-VL's own white one) is not stored: the normalised
 white pixel is, and from it and the tower, whose weights the fingerprint guards, come the same numbers again.
@@ -11,7 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
@@ -84,12 +85,13 @@ class _Settings(_Part):
 Model = TypeVar("Model", bound=PixelModel)
 
 
-def save_adapter(model: PixelModel, out: str | os.PathLike[str]) -> None:
+def save_adapter(model: PixelModel, out: str | os.PathLike[str], *, notes: Mapping[str, str] | None = None) -> None:
     """Write the defence in `model` to the new folder `out`; `load_model` opens it, and `load_encoder` an encoder's.
 
     A model in half precision gives an adapter that opens in that precision and in float32; one in float32
-    opens in every precision. UserError when no defence is in the model, or `out` is not empty or cannot be
-    written.
+    opens in every precision. notes: texts to lay beside it, by file name, for people.
+
+    UserError when no defence is in the model, or `out` is not empty or cannot be written.
     """
     config, white = injected_config(model.hf), injected_white(model.hf)
     anchor = injected_anchor(model.hf) if white is None else None
@@ -119,6 +121,8 @@ def save_adapter(model: PixelModel, out: str | os.PathLike[str]) -> None:
     with new_folder(out) as folder:
         (folder / TENSORS).write_bytes(content)
         (folder / SETTINGS).write_text(settings.model_dump_json(indent=1) + "\n", encoding="utf-8")
+        for name, text in (notes or {}).items():
+            (folder / name).write_text(text, encoding="utf-8")
 
 
 def is_adapter(folder: str | os.PathLike[str]) -> bool:

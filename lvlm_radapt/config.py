@@ -12,7 +12,7 @@ from lvlm_radapt.errors import UserError
 CutoffUnit = Literal["px224", "image"]
 Boundary = Literal["reflect", "periodic"]
 Mix = Literal["interpolate", "add"]
-AnchorSource = Literal["white"]
+AnchorSource = Literal["white", "guided", "learned"]
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,11 @@ class RAdaptConfig:
     mix: Mix = "interpolate"
     """How: "interpolate" is (1 - alpha) r + alpha A, "add" is r + alpha A."""
     anchor: AnchorSource = "white"
-    """Where the anchor comes from: "white" is the same encoder's first attention output on a white image."""
+    """Where the anchor comes from: "white" is the same encoder's first attention output on a white image (the paper's
+    R-Adapt_CLIP), "guided" an adversarially fine-tuned twin's (R-Adapt_M), "learned" what an optimisation on
+    adversarial images made of the white one (R-Adapt+). The last two are given to `robustify` as an `Anchor`."""
+    anchor_from: str | None = None
+    """Of a guided or learned anchor, in one line: which guide, or which images, budget, steps and seed."""
 
     def __post_init__(self) -> None:
         if self.cutoff is not None:
@@ -50,10 +54,12 @@ class RAdaptConfig:
         _choice("boundary", self.boundary, get_args(Boundary))
         _choice("mix", self.mix, get_args(Mix))
         _choice("anchor", self.anchor, get_args(AnchorSource))
+        _origin(self.anchor, self.anchor_from)
 
     def to_dict(self) -> dict[str, Any]:
-        """The settings as plain JSON values; `from_dict` takes them back."""
-        return asdict(self)
+        """The settings as plain JSON values; `from_dict` takes them back. No `anchor_from` where there is none, so
+        that the white anchor's are those that earlier versions wrote."""
+        return {name: value for name, value in asdict(self).items() if (name, value) != ("anchor_from", None)}
 
     def describe(self) -> str:
         """The settings in words."""
@@ -61,7 +67,8 @@ class RAdaptConfig:
         if self.cutoff is not None:
             parts.append(f"a Gaussian filter (cutoff {self.cutoff:g})")
         if self.alpha != 0:
-            parts.append(f"the white anchor (alpha {self.alpha:g}, {self.mix})")
+            origin = f" from {self.anchor_from}" if self.anchor_from else ""
+            parts.append(f"the {self.anchor} anchor{origin} (alpha {self.alpha:g}, {self.mix})")
         return " and ".join(parts) or "nothing (no filter, alpha 0)"
 
     @classmethod
@@ -79,6 +86,15 @@ def _real(name: str, value: object) -> float:
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
         raise UserError(f"{name} is {value!r}: give a finite number")
     return float(value)
+
+
+def _origin(anchor: str, told: object) -> None:
+    if told is None:
+        return
+    if anchor == "white":
+        raise UserError(f"anchor_from is {told!r}: the white anchor is the encoder's own, leave it out")
+    if not isinstance(told, str) or not told.strip() or not told.isprintable():
+        raise UserError(f"anchor_from is {told!r}: say in one line where the anchor comes from")
 
 
 def _choice(name: str, value: object, allowed: tuple[str, ...]) -> None:

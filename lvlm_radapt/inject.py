@@ -128,19 +128,24 @@ def inject(
     Args:
         hf_model: a transformers model with a vision encoder that `find_tower` knows.
         config: the settings.
-        anchor: the anchor to mix in; None takes the white one from the encoder itself. Not needed, and not
-            computed, for `alpha=0`.
+        anchor: the anchor to mix in; None takes the white one from the encoder itself, which `config.anchor` must
+            then ask for. Not needed, and not computed, for `alpha=0`.
         white: without an anchor, a white pixel after the model's normalisation, three numbers; None for the
             family's usual normalisation.
 
     Raises:
-        UserError: unknown model, injected already, or an anchor that does not fit the encoder.
+        UserError: unknown model, injected already, an anchor that does not fit the encoder, or none where the
+            settings ask for a guided or learned one.
     """
     tower = find_tower(hf_model)
     if hasattr(tower.module, STATE):
         raise UserError(f"{type(hf_model).__name__} has R-Adapt injected already: call remove() first")
     own = None
     if anchor is None and config.alpha != 0:
+        if config.anchor != "white":
+            raise UserError(
+                f"the {config.anchor} anchor is not the encoder's own: give it as `anchor`, or set anchor to white"
+            )
         colour = tower.white() if white is None else white
         anchor = uniform_anchor(tower, colour)
         own = colour if anchor.grid is not None and isinstance(tower, AnyGridTower) else None
@@ -184,6 +189,15 @@ def injected_white(hf_model: nn.Module) -> Colour | None:
     without a defence, or where its anchor is fixed."""
     injection = _injection(hf_model)
     return None if injection is None else injection.white
+
+
+def injected_mix(hf_model: nn.Module) -> AnchorMix | None:
+    """The module that mixes the anchor into `hf_model`; None without a defence, or where `alpha=0` needed none.
+
+    Every call reads the module's `anchor` and `alpha`: tensors that ask for gradients, put in their place, get them.
+    """
+    injection = _injection(hf_model)
+    return None if injection is None else injection.mix
 
 
 def disabled(hf_model: nn.Module) -> AbstractContextManager[None]:

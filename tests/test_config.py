@@ -26,6 +26,18 @@ def test_defaults_are_the_papers() -> None:
     }
 
 
+def test_where_an_anchor_comes_from_is_told_in_words_and_kept() -> None:
+    config = RAdaptConfig(anchor="guided", anchor_from="tiny-clip-fare", alpha=0.5)
+    assert RAdaptConfig.from_dict(config.to_dict()) == config
+    assert config.describe() == (
+        "a Gaussian filter (cutoff 40) and the guided anchor from tiny-clip-fare (alpha 0.5, interpolate)"
+    )
+    assert "anchor_from" not in RAdaptConfig(anchor="learned").to_dict()
+    for told in ("", " ", "two\nlines", 3):
+        with pytest.raises(UserError, match="anchor_from is "):
+            RAdaptConfig(anchor="learned", anchor_from=told)  # type: ignore[arg-type]
+
+
 @given(
     cutoff=st.none() | st.floats(1e-6, 1e6) | st.integers(1, 1000),
     cutoff_unit=st.sampled_from(["px224", "image"]),
@@ -58,7 +70,8 @@ def test_round_trip_through_json(**settings: Any) -> None:
         ("alpha", False),
         ("mix", "replace"),
         ("mix", ["add"]),
-        ("anchor", "guided"),
+        ("anchor", "taught"),
+        ("anchor_from", "a guide"),
     ],
 )
 def test_bad_values_are_named_in_one_line(field: str, value: object) -> None:

@@ -329,6 +329,10 @@ def test_an_absent_score_is_no_number(make: Maker) -> None:
         ({"alpha": 0.0}, "cutoff 40, no anchor"),
         ({"cutoff": 22.5, "cutoff_unit": "image"}, "cutoff 22.5 per image side, alpha 1, interpolate, white"),
         ({"boundary": "periodic", "mix": "add"}, "cutoff 40, periodic, alpha 1, add, white"),
+        (
+            {"anchor": "learned", "anchor_from": "9 images (1f), eps 4/255, 2 steps, seed 0"},
+            "cutoff 40, alpha 1, interpolate, learned from 9 images (1f), eps 4/255, 2 steps, seed 0",
+        ),
         ({"guide": "fare4"}, "cutoff 40, alpha 1, interpolate, white, guide fare4"),
     ],
 )

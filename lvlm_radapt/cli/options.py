@@ -41,6 +41,12 @@ class MixName(StrEnum):
     add = "add"
 
 
+class AnchorName(StrEnum):
+    white = "white"
+    guided = "guided"
+    learned = "learned"
+
+
 class Bits(StrEnum):
     four = "4bit"
     eight = "8bit"

@@ -7,9 +7,11 @@ from typing import Annotated, Any
 
 import typer
 
+from lvlm_radapt.cli.anchors import AnchorChoice, made_anchor
 from lvlm_radapt.cli.app import app, console
 from lvlm_radapt.cli.group import leave_it_to_the_first
 from lvlm_radapt.cli.options import (
+    AnchorName,
     DeviceMapOption,
     DeviceOption,
     Dtype,
@@ -21,6 +23,8 @@ from lvlm_radapt.cli.options import (
 )
 from lvlm_radapt.cli.placing import place_of
 from lvlm_radapt.errors import UserError
+
+_LEARNED = "Learned anchor"
 
 
 @app.command()
@@ -38,6 +42,50 @@ def robustify(
     mix: Annotated[
         MixName | None, typer.Option(help="(1 - alpha) r + alpha A, or r + alpha A.", show_default="interpolate")
     ] = None,
+    anchor: Annotated[
+        AnchorName | None,
+        typer.Option(
+            help="The encoder's own answer to white, a robust twin's, or a learned one.", show_default="white"
+        ),
+    ] = None,
+    guide: Annotated[
+        str | None,
+        typer.Option(
+            metavar="ENCODER", help="The robust twin: an embedded name, an open_clip/FARE/TeCoA file, a folder or id."
+        ),
+    ] = None,
+    images: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Any folder of images, no labels.", rich_help_panel=_LEARNED)
+    ] = None,
+    learn_images: Annotated[
+        int | None,
+        typer.Option(min=1, help="How many of them, at most.", show_default="2000", rich_help_panel=_LEARNED),
+    ] = None,
+    learn_eps: Annotated[
+        str | None,
+        typer.Option(
+            help="Budget of the attacks it is learned against.", show_default="4/255", rich_help_panel=_LEARNED
+        ),
+    ] = None,
+    learn_steps: Annotated[
+        int | None, typer.Option(help="Updates of the anchor.", show_default="200", rich_help_panel=_LEARNED)
+    ] = None,
+    learn_batch: Annotated[
+        int | None, typer.Option(help="Images of an update.", show_default="32", rich_help_panel=_LEARNED)
+    ] = None,
+    learn_rate: Annotated[
+        float | None,
+        typer.Option(help="Size of an update, in the anchor's own.", show_default="0.05", rich_help_panel=_LEARNED),
+    ] = None,
+    learn_alpha: Annotated[
+        bool, typer.Option("--learn-alpha", help="Learn --alpha too, from its value on.", rich_help_panel=_LEARNED)
+    ] = False,
+    seed: Annotated[
+        int | None, typer.Option(help="Draws images and noise.", show_default="0", rich_help_panel=_LEARNED)
+    ] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with learning that was stopped.", rich_help_panel=_LEARNED)
+    ] = False,
     tower: TowerOption = None,
     export: Annotated[
         bool, typer.Option("--export", help="Write a whole model folder that needs transformers alone.")
@@ -56,7 +104,9 @@ def robustify(
     unprotected. With --fold plain weights, where the anchor is one vector (Qwen2-VL and 2.5); the filter must
     then run on images before they reach the model. Of an adapter folder both write the defence that is in it.
 
-    The anchor is the training-free one: the encoder's own first attention output on a white image.
+    The anchor is an answer of the first attention to a white image: the encoder's own (white, training-free), or that
+    of an adversarially fine-tuned twin (guided, --guide). A learned one starts from the white and is optimised on
+    attacked images (--images), minutes on a GPU; Ctrl-C keeps what is done: --resume goes on.
     """
     leave_it_to_the_first()
     import lvlm_radapt as package
@@ -66,11 +116,24 @@ def robustify(
 
     if export and fold:
         raise UserError("--export and --fold write different folders: choose one")
-    knobs = {"cutoff": cutoff, "alpha": alpha, "mix": mix and mix.value}
+    knobs = {"cutoff": cutoff, "alpha": alpha, "mix": mix and mix.value, "anchor": anchor and anchor.value}
     chosen: dict[str, Any] = {name: value for name, value in knobs.items() if value is not None}
     if no_filter:
         chosen["cutoff"] = None
     config = package.RAdaptConfig(**chosen)
+    learning = {
+        "eps": learn_eps, "steps": learn_steps, "batch": learn_batch, "rate": learn_rate, "seed": seed,
+        "learn_alpha": learn_alpha or None,
+    }  # fmt: skip
+    choice = AnchorChoice(
+        config,
+        out,
+        guide=guide,
+        images=images,
+        count=learn_images,
+        learning={name: value for name, value in learning.items() if value is not None},
+        resume=resume,
+    )
     protected_already = is_robustified(model)
     if protected_already:
         given = [f"--{name}" if value is not None else "--no-filter" for name, value in chosen.items()]
@@ -82,12 +145,13 @@ def robustify(
             f"{model} is an image encoder: --export and --fold are for vision-language models, leave them out"
         )
     loaded = load_any(model, tower=tower, **place_of(device, dtype, quantize, device_map))
-    protected = loaded if protected_already else package.robustify(loaded, config)
-    if export or fold:
-        _write_model(protected, out, fold=fold)
-        return
-    save_adapter(protected, out)
-    console.print(f"{out}: {model} protected by {config.describe()}", soft_wrap=True)
+    with made_anchor(choice, loaded) as made:
+        protected = loaded if protected_already else package.robustify(loaded, made.config, made.anchor)
+        if export or fold:
+            _write_model(protected, out, fold=fold)
+            return
+        save_adapter(protected, out, notes=made.notes)
+    console.print(f"{out}: {model} protected by {made.config.describe()}", soft_wrap=True)
     task, attack = ("imagefolder", "apgd-ce") if encoder else ("coco", "e2e")
     console.print(
         f"next: lvlm-radapt eval {out} --task {task} --data DIR --attack {attack} --eps 4/255 --out RUN", soft_wrap=True
@@ -113,7 +177,7 @@ def _write_model(protected: Any, out: Path, *, fold: bool) -> None:
     config = protected.radapt
     if fold:
         fold_model(protected, out)
-        console.print(f"{out}: {protected.name} as plain weights, the white anchor folded in", soft_wrap=True)
+        console.print(f"{out}: {protected.name} as plain weights, the {config.anchor} anchor folded in", soft_wrap=True)
         if config.cutoff is not None:
             console.print(
                 f"The filter (cutoff {config.cutoff:g}) is NOT in the weights: pass every image through "

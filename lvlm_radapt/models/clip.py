@@ -63,10 +63,15 @@ class CLIPEncoder(PixelModel):
         (states,) = reading.hidden_states(self.tower, self.pixel_values(batch), [self.feature_layer])
         return states[:, self.prefix_tokens :]
 
+    @property
+    def embeds_images(self) -> bool:
+        """Whether there are `image_features`: a bare vision tower has none."""
+        return hasattr(self.hf, "visual_projection")
+
     def image_features(self, batch: PixelBatch) -> Tensor:
         """[B, P] projected image embeddings, not scaled to unit length; differentiable in `batch.x`. UserError for
         a bare vision tower."""
-        if not hasattr(self.hf, "visual_projection"):
+        if not self.embeds_images:
             raise UserError(f"{self.name} is a bare vision tower without a projection: give a whole CLIP checkpoint")
         return self.hf.visual_projection(self.tower(self.pixel_values(batch)).pooler_output)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TypeVar
 
+from lvlm_radapt.anchor import Anchor
 from lvlm_radapt.config import RAdaptConfig
 from lvlm_radapt.inject import inject
 from lvlm_radapt.models.base import PixelModel
@@ -12,11 +13,16 @@ from lvlm_radapt.towers.base import normalised_white
 Model = TypeVar("Model", bound=PixelModel)
 
 
-def robustify(model: Model, config: RAdaptConfig | None = None) -> Model:
+def robustify(model: Model, config: RAdaptConfig | None = None, anchor: Anchor | None = None) -> Model:
     """The same model, changed in place: filter and anchor in its vision tower, every weight as it was.
 
-    The white anchor is taken with the model's own pixel normalisation. config: `RAdaptConfig()` by default.
+    config: `RAdaptConfig()` by default.
+    anchor: the one to mix in, `lvlm_radapt.guides.guided_anchor`'s or that of
+        `lvlm_radapt.training.learned_anchor.learn_anchor`; None for the white one, which is taken with the model's
+        own pixel normalisation.
+
+    UserError as for `inject`.
     """
     config = RAdaptConfig() if config is None else config
-    inject(model.hf, config, white=normalised_white(model.image_mean, model.image_std))
+    inject(model.hf, config, anchor, white=normalised_white(model.image_mean, model.image_std))
     return model

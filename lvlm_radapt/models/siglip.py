@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -17,6 +17,11 @@ class SiglipEncoder(CLIPEncoder):
     """`SiglipModel`, or a bare `SiglipVisionModel`: no CLS token, images pooled by attention, no projections."""
 
     prefix_tokens: ClassVar[int] = 0
+
+    @property
+    def embeds_images(self) -> bool:
+        tower: Any = self.tower
+        return bool(tower.use_head)
 
     def image_features(self, batch: PixelBatch) -> Tensor:
         """[B, P] pooled image embeddings, not scaled to unit length; differentiable in `batch.x`.

@@ -105,6 +105,14 @@ def batches_of(model: PixelModel, files: Sequence[Path], size: int, *, seed: int
     return batches
 
 
+def canvas_batches(model: PixelModel, files: Sequence[Path], size: int) -> list[list[Path]]:
+    """All files, in order, in batches of at most `size` images that share a canvas: to measure on, not to train."""
+    groups: dict[tuple[int, int], list[Path]] = {}
+    for path in files:
+        groups.setdefault(_canvas(model, path), []).append(path)
+    return [group[i : i + size] for group in groups.values() for i in range(0, len(group), size)]
+
+
 def pixel_batches(
     model: PixelModel, files: Sequence[Path], size: int, *, seed: int = 0, skip: int = 0
 ) -> Iterator[PixelBatch]:

@@ -1,52 +1,95 @@
-"""What training needs to go on where it was stopped, in one file that is there whole or not at all."""
+"""The file that long training saves itself to, so that it can be stopped at any time and go on bit for bit."""
 
 from __future__ import annotations
 
 import os
-import pickle
+import time
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from lvlm_radapt.errors import UserError
+from lvlm_radapt.models.weights import read_pickle
 
 
-def save_state(path: Path, settings: Mapping[str, Any], content: Mapping[str, Any]) -> None:
-    """Writes `content`, tensors and plain values, as the state of a training with these settings (JSON values)."""
-    aside = path.with_name(f"{path.name}.{os.getpid()}.partial")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with aside.open("wb") as file:
-            torch.save({"settings": dict(settings), **content}, file)
-            file.flush()
-            os.fsync(file.fileno())
-        aside.replace(path)
-    except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror or error}") from error
-    finally:
-        aside.unlink(missing_ok=True)
+class StateFile:
+    """path: None for no file at all. identity: what the result depends on, plain values; a file of another one is
+    refused. every: seconds between two savings.
 
-
-def load_state(path: Path, settings: Mapping[str, Any]) -> dict[str, Any] | None:
-    """What was saved last; None where nothing was.
-
-    UserError when the file is damaged, or of a training with other settings, the first of which it names.
+    As a context it saves the last state that was noted also when a signal or an error ends the block; not after a
+    UserError, such as a full disk or a loss that diverges.
     """
-    if not path.exists():
-        return None
-    try:
-        content: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-        begun = content["settings"]
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror or error}") from error
-    except (RuntimeError, EOFError, KeyError, TypeError, ValueError, pickle.UnpicklingError) as error:
-        raise UserError(f"{path} is damaged: remove it and train anew") from error
-    for key, value in settings.items():
-        if begun.get(key) != value:
-            raise UserError(
-                f"{path} was begun with {key} {begun.get(key)!r}, this is {value!r}: give the same settings, or "
-                "remove it and train anew"
-            )
-    return content
+
+    def __init__(self, path: Path | None, identity: Mapping[str, Any], *, every: float = 10.0) -> None:
+        self.path = path
+        self.identity = dict(identity)
+        self.every = every
+        self._saved = time.monotonic()
+        self._last: Mapping[str, Any] | None = None
+
+    def __enter__(self) -> StateFile:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is not None and not issubclass(kind, UserError) and self._last is not None:
+            self._write(self._last)
+
+    def begin(self, *, resume: bool) -> dict[str, Any] | None:
+        """The state to go on from, None to begin anew. UserError for a file that is there and was not asked for, is
+        damaged, or belongs to other settings, the first of which is named."""
+        if self.path is None or not self.path.exists():
+            return None
+        if not resume:
+            raise UserError(f"{self.path} holds training that was stopped: go on with --resume, or remove it")
+        try:
+            content = read_pickle(self.path)
+            identity, state = content["identity"], content["state"]
+        except (UserError, KeyError, TypeError) as error:
+            raise UserError(f"{self.path} is damaged: remove it and begin anew") from error
+        for name in {**identity, **self.identity}:
+            was, now = identity.get(name), self.identity.get(name)
+            if was != now:
+                raise UserError(
+                    f"{self.path} was begun with another {name} ({_short(was)}, now {_short(now)}): go on with that "
+                    "one, or remove the file"
+                )
+        return state
+
+    def note(self, state: Mapping[str, Any]) -> None:
+        """`state`, which nothing changes any more, is the one to go on from; saved if it is time. UserError when that
+        cannot be done."""
+        self._last = state
+        if time.monotonic() - self._saved >= self.every:
+            self._write(state)
+
+    def _write(self, state: Mapping[str, Any]) -> None:
+        """Aside, then renamed."""
+        if self.path is None:
+            return
+        aside = self.path.with_name(f".{self.path.name}.partial")
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            with aside.open("wb") as file:
+                torch.save({"identity": self.identity, "state": dict(state)}, file)
+                file.flush()
+                os.fsync(file.fileno())
+            aside.replace(self.path)
+        except (OSError, RuntimeError) as error:  # torch's writer has an error of its own for a full disk
+            with suppress(OSError):
+                aside.unlink()
+            reason = error.strerror if isinstance(error, OSError) else None
+            raise UserError(f"cannot write {self.path}: {reason or 'is the disk full?'}") from error
+        self._saved = time.monotonic()
+
+    def remove(self) -> None:
+        """Takes the file away, if there is one."""
+        if self.path is not None:
+            self.path.unlink(missing_ok=True)
+
+
+def _short(value: object) -> str:
+    text = str(value)
+    return text if len(text) <= 16 else text[:8] + "..."
