@@ -6,6 +6,7 @@ import copy
 import json
 import math
 import shutil
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,7 @@ from lvlm_radapt.training.labelled import TrainingImages
 from lvlm_radapt.training.losses import fare_loss, tecoa_loss, text_guided_attention, tga_loss
 from lvlm_radapt.training.objectives import Fare, Tga, objective_of
 from lvlm_radapt.training.scopes import scope_parameters
+from lvlm_radapt.training.state import StateFile
 from lvlm_radapt.training.together import Alone
 
 RECIPE = FinetuneRecipe(
@@ -325,6 +327,7 @@ def test_a_resumed_training_ends_at_the_same_bits(
     clip: Path, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "SAVED_EVERY", 2)
+    monkeypatch.setattr(module, "StateFile", partial(StateFile, every=0))
     settings = FinetuneSettings("tga", RECIPE.changed(steps=7))
     images, state = images_of(folder, "tga"), tmp_path / "state.pt"
     whole = load_encoder(clip)
@@ -345,19 +348,25 @@ def test_a_resumed_training_ends_at_the_same_bits(
     again = load_encoder(clip)
     steps: list[int] = []
     resumed = finetune(
-        again, images, settings, state=state, announce=lambda t, n: lambda done, what: steps.append(done)
+        again, images, settings, state=state, resume=True, announce=lambda t, n: lambda done, what: steps.append(done)
     )
     assert steps == [4, 1, 1, 1]  # from the last save on
     assert resumed == log
     assert changed(whole.hf.state_dict(), again.hf.state_dict()) == set()
-    with one_line(r"was begun with another eps \(0.0156"):
-        finetune(load_encoder(clip), images, FinetuneSettings("tga", RECIPE.changed(steps=7, eps=2 / 255)), state=state)
+
+    def refused(encoder: Path, recipe: FinetuneRecipe, **more: Any) -> None:
+        finetune(load_encoder(encoder), images, FinetuneSettings("tga", recipe), state=state, **more)
+
+    with one_line("was begun with another eps"):
+        refused(clip, RECIPE.changed(steps=7, eps=2 / 255), resume=True)
     other = tiny_checkpoints.save_clip(tmp_path / "other", seed=5)
     with one_line("was begun with another model"):
-        finetune(load_encoder(other), images, settings, state=state)
+        refused(other, settings.recipe, resume=True)
+    with one_line("go on with --resume, or remove it"):
+        refused(clip, settings.recipe)
     state.write_bytes(state.read_bytes()[:200])
     with one_line("damaged"):
-        finetune(load_encoder(clip), images, settings, state=state)
+        refused(clip, settings.recipe, resume=True)
 
 
 def test_another_seed_makes_another_model(clip: Path, folder: Path) -> None:
@@ -574,7 +583,7 @@ def test_a_stopped_command_goes_on_and_an_unfinished_one_is_not_begun_anew(
     assert not out.exists()
     code, _, err = call(monkeypatch, capsys, *words)
     assert code == 2
-    assert "holds an unfinished training" in err
+    assert "twin.training holds training that was stopped: go on with --resume" in err
     code, _, err = call(monkeypatch, capsys, *words, "--resume")
     assert (code, err) == (0, "")
     assert calls == 4

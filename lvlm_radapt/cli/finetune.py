@@ -101,9 +101,7 @@ def finetune(
     if features is not None and method is not MethodName.fare:
         raise UserError(f"--features is FARE's: --method {method.value} has none, leave it out")
     target = check_new_folder(out)
-    state = target.with_name(f".{target.name}.training.pt")
-    if state.exists() and not resume:
-        raise UserError(f"{state} holds an unfinished training for {out}: go on with --resume, or remove it")
+    state = target.with_name(f"{target.name}.training")
     place = torch.device(device_named(device))
     written = getattr(torch, dtype.value)
     model = load_any(encoder, device=place, dtype=torch.float32 if alone else written)
@@ -120,7 +118,7 @@ def finetune(
     )
     together = Alone() if Processes.group is None else Together(place)
     with resumable(command_line("--resume"), lambda: _saved(state)), progress() as announce:
-        log = train(model, found, settings, state=state, announce=announce, together=together)
+        log = train(model, found, settings, state=state, resume=resume, announce=announce, together=together)
         together.leave()
     if not is_first():
         return

@@ -27,6 +27,10 @@ TWINS: dict[str, tuple[FinetuneSettings, str]] = {
 }
 """Name -> how it is trained, and on which of the folders that `write_scenes` makes."""
 
+MORE = """
+What the twins do under adaptive attacks, with all settings: `lvlm_radapt/tiny/weights/README.md`.
+"""
+
 
 def make(name: str, out: Path) -> None:
     """Train the twin `name` and write it to the new folder `out`."""
@@ -38,7 +42,7 @@ def make(name: str, out: Path) -> None:
         images = TrainingImages.of(scenes / folder, limit=None, seed=settings.seed, classes=folder == CLASSES)
         log = finetune(model, images, settings)
         model.hf.half()
-        save_twin(model, log, settings, images, out)
+        save_twin(model, log, settings, images, out, more=MORE)
 
 
 if __name__ == "__main__":

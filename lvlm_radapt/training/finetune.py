@@ -15,7 +15,6 @@ import torch
 from torch import Tensor, nn
 
 from attacks.pgd import pgd
-from eval_tasks.data.images import open_image
 from eval_tasks.presets import FinetuneRecipe
 from lvlm_radapt.checkpoint import tower_fingerprints
 from lvlm_radapt.errors import UserError
@@ -24,14 +23,14 @@ from lvlm_radapt.models.base import PixelBatch, PixelModel
 from lvlm_radapt.models.clip import CLIPEncoder
 from lvlm_radapt.progress import Announce
 from lvlm_radapt.towers import find_tower
-from lvlm_radapt.training.images import load_pixels
+from lvlm_radapt.training.images import canvas_batches, load_pixels
 from lvlm_radapt.training.labelled import TrainingImages, batches_from
 from lvlm_radapt.training.objectives import Features, Method, Objective, Targets, objective_of
 from lvlm_radapt.training.scopes import Scope, scope_parameters
 from lvlm_radapt.training.state import StateFile
 from lvlm_radapt.training.together import Alone
 
-SAVED_EVERY = 50  # steps; what is lost at most when a process dies
+SAVED_EVERY = 50  # steps; what is lost at most where one takes long
 DIVERGED = 4.0  # times the first loss, smoothed
 _SMOOTH = 0.8
 _PROJECTION = "visual_projection.weight"
@@ -86,6 +85,7 @@ def finetune(
     settings: FinetuneSettings,
     *,
     state: Path | None = None,
+    resume: bool = False,
     announce: Announce | None = None,
     together: Alone | None = None,
 ) -> TrainingLog:
@@ -96,14 +96,15 @@ def finetune(
     images. Under the scope `tower` CLIP's image projection is trained too where the loss goes through it, as in FARE's
     code. The tower is trained in float32, whatever the rest is in, and given back in its own precision.
 
-    state: a file that is written every `SAVED_EVERY` steps. If it is there already, training goes on from it, and
-        ends at the same weights to the bit as if it had not been stopped (on one CPU thread).
+    state: a file that what is done is saved to every `SAVED_EVERY` steps (but not more often than every few seconds),
+        and left there. With `resume` training goes on from it, where it is there, and ends at the same weights to the
+        bit as if it had not been stopped (on one CPU thread).
     together: the processes that share each batch; the weights they end at are the same up to rounding.
 
     Raises:
         UserError: a model that the method or the scope is not made for, or with R-Adapt in it; too few images for
-            a batch; a batch that the processes cannot share evenly; a state of other settings or damaged; a loss
-            that grows without bounds or is not finite.
+            a batch; a batch that the processes cannot share evenly; a state that is there and not to be resumed, of
+            other settings, or damaged; a loss that grows without bounds or is not finite.
     """
     together = Alone() if together is None else together
     recipe = settings.recipe
@@ -117,8 +118,8 @@ def finetune(
     precision = find_tower(model.hf).dtype
     (model.hf if isinstance(model, CLIPEncoder) else model.tower).float()
     work = _Work(model, objective, images, settings, together)
-    kept = StateFile(state, {} if state is None else settings.plain() | _origin(model, images), every=0.0)
-    begun = kept.begin(resume=True)
+    file = StateFile(state, settings.plain() | _origin(model, images))
+    begun = file.begin(resume=resume)
     if begun is not None:
         work.restore(begun)
     log = work.log
@@ -129,15 +130,16 @@ def finetune(
         log.probes.append(work.probe())
         batches = itertools.chain([first], batches)
     advance(len(log.losses), "")
-    for files, clean in work.loaded(itertools.islice(batches, recipe.steps - len(log.losses))):
-        step = len(log.losses)
-        work.step(files, clean)
-        if (step + 1) % recipe.probe_every == 0 or step + 1 == recipe.steps:
-            log.probes.append(work.probe())
-        if state is not None and together.rank == 0 and ((step + 1) % SAVED_EVERY == 0 or step + 1 == recipe.steps):
-            kept.note(work.saved())
-        last = log.probes[-1]
-        advance(1, f"loss {log.losses[-1]:.4g}, held back: clean {last.clean:.3f} attacked {last.robust:.3f}")
+    with file:
+        for files, clean in work.loaded(itertools.islice(batches, recipe.steps - len(log.losses))):
+            work.step(files, clean)
+            done = len(log.losses)
+            if done % recipe.probe_every == 0 or done == recipe.steps:
+                log.probes.append(work.probe())
+            if together.rank == 0 and (done % SAVED_EVERY == 0 or done == recipe.steps):
+                file.note(work.saved())
+            last = log.probes[-1]
+            advance(1, f"loss {log.losses[-1]:.4g}, held back: clean {last.clean:.3f} attacked {last.robust:.3f}")
     (model.hf if isinstance(model, CLIPEncoder) else model.tower).to(precision)
     model.hf.requires_grad_(False)
     return log
@@ -236,9 +238,16 @@ class _Work:
         return found
 
     def saved(self) -> dict[str, Any]:
+        """All of it as it is now, on the CPU."""
+        weights = {name: weight.detach().cpu().clone() for name, weight in self._trained.items()}
+        optimiser = self._optimiser.state_dict()
+        moments = {
+            number: {key: value.cpu().clone() if isinstance(value, Tensor) else value for key, value in one.items()}
+            for number, one in optimiser["state"].items()
+        }
         return {
-            "weights": {name: weight.detach() for name, weight in self._trained.items()},
-            "optimiser": self._optimiser.state_dict(),
+            "weights": weights,
+            "optimiser": optimiser | {"state": moments},
             "log": asdict(self.log),
             "smooth": self._smooth,
         }
@@ -252,17 +261,12 @@ class _Work:
         self._smooth = state["smooth"]
 
     def _held_back(self) -> Iterator[tuple[PixelBatch, Targets, list[int]]]:
-        groups: dict[tuple[int, int], list[Path]] = {}
-        for file in self._images.watched:
-            groups.setdefault(self._model.canvas(open_image(file)), []).append(file)
         number = 0
-        for files in groups.values():
-            for start in range(0, len(files), self._recipe.batch_size):
-                chosen = files[start : start + self._recipe.batch_size]
-                batch = load_pixels(self._model, chosen)
-                # negative ones are no training image's
-                yield batch, self._targets(batch, chosen), [-1 - number - i for i in range(len(chosen))]
-                number += len(chosen)
+        for files in canvas_batches(self._model, self._images.watched, self._recipe.batch_size):
+            batch = load_pixels(self._model, files)
+            # negative ones are no training image's
+            yield batch, self._targets(batch, files), [-1 - number - i for i in range(len(files))]
+            number += len(files)
 
     def _targets(self, batch: PixelBatch, files: Sequence[Path]) -> Targets:
         class_of = self._images.class_of

@@ -38,11 +38,13 @@ def save_twin(
     settings: FinetuneSettings,
     images: TrainingImages,
     out: str | os.PathLike[str],
+    more: str = "",
 ) -> None:
     """Write `model`, as `finetune` left it, to the new folder `out`: a stock checkpoint in Hugging Face layout.
 
     An encoder's folder is what `load_encoder` opens, so that it serves as a tower or a guide; a vision-language
-    model's what any server opens. UserError when `out` is not empty or cannot be written.
+    model's what any server opens. `more`: Markdown for the end of its card. UserError when `out` is not empty or cannot
+    be written.
     """
     if isinstance(model, LVLM):
         refuse_unwritable(model)
@@ -63,13 +65,11 @@ def save_twin(
             **asdict(log),
         }
         (folder / LOG).write_text(json.dumps(told, indent=1) + "\n", encoding="utf-8")
-        (folder / CARD).write_text(model_card(model, log, settings, images), encoding="utf-8")
+        (folder / CARD).write_text(model_card(model, log, settings, images) + more, encoding="utf-8")
 
 
-def model_card(
-    model: PixelModel, log: TrainingLog, settings: FinetuneSettings, images: TrainingImages, more: str = ""
-) -> str:
-    """The card in Markdown; `more` goes at its end."""
+def model_card(model: PixelModel, log: TrainingLog, settings: FinetuneSettings, images: TrainingImages) -> str:
+    """The card in Markdown."""
     recipe = settings.recipe
     before, after = log.probes[0], log.probes[-1]
     read = f", features: {_READ[settings.features]}" if settings.method == "fare" else ""
@@ -98,7 +98,7 @@ def model_card(
     return (
         f"# {model.label}, adversarially fine-tuned\n\n| | |\n|---|---|\n{table}\n\n"
         "The last row is a look at the training itself, on few images and with its own attack; it is no measure of "
-        f"robustness. `{LOG}` holds every step.\n{more}"
+        f"robustness. `{LOG}` holds every step.\n"
     )
 
 
