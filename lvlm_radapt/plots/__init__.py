@@ -1,1 +1,1 @@
-"""Figures drawn from plain data onto matplotlib axes, a file a topic."""
+"""How the pictures are drawn, a file a topic, from plain data alone; `lvlm_radapt.plot` is the public face."""
