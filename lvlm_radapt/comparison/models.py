@@ -17,6 +17,7 @@ from lvlm_radapt.guides import guide_origin, guided_anchor, load_guide
 from lvlm_radapt.inject import injected_anchor, injected_config
 from lvlm_radapt.models.base import PixelModel
 from lvlm_radapt.models.load import is_encoder, load_any
+from lvlm_radapt.models.open_clip import is_open_clip
 from lvlm_radapt.models.robustify import robustify
 from lvlm_radapt.progress import Announce
 from lvlm_radapt.tiny.dataset import CLASSES, IMAGES, write_scenes
@@ -168,5 +169,7 @@ class Workshop:
             return
         try:
             is_encoder(name)
+            if is_open_clip(name) and not Path(name).expanduser().is_file():
+                raise UserError("no such file")
         except UserError as error:
             raise UserError(f"{who} needs {name}, which cannot be opened: {error}") from error

@@ -148,7 +148,10 @@ def _data(workshop: Workshop, column: Column) -> Path:
 
 def _keep_plan(comparison: Comparison, out: Path) -> None:
     """Write plan.json, or find the same one there: rows made by two plans are no comparison."""
-    out.mkdir(parents=True, exist_ok=True)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"cannot write {out}: {error.strerror or error}") from error
     wanted = json.loads(comparison.model_dump_json())
     if not (out / PLAN).is_file():
         write_text(out / PLAN, json.dumps(wanted, indent=1) + "\n")

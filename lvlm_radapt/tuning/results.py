@@ -206,12 +206,19 @@ def _draw(document: dict[str, Any], tuning: Tuning, out: Path, best: str | None)
                 place.set_ylabel("")
         handles, labels = axes[0].get_legend_handles_labels()
         figure.legend(handles, labels, loc="outside lower center", ncols=5, frameon=False)
-        figure.savefig(out / "curves.png", dpi=160)
+        _save(figure, out / "curves.png")
         figure = Figure(figsize=(7.2, 4.2), layout="constrained")
         place = figure.add_subplot()
         tradeoff(document["points"], place, undefended=undefended, best=best, max_loss=tuning.max_loss, label=label)
         figure.legend(loc="outside right upper", frameon=False, fontsize=9)
-        figure.savefig(out / "tradeoff.png", dpi=160)
+        _save(figure, out / "tradeoff.png")
+
+
+def _save(figure: Figure, path: Path) -> None:
+    try:
+        figure.savefig(path, dpi=160)
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error.strerror or error}") from error
 
 
 def _png_uri(path: Path) -> str:
