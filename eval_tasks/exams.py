@@ -295,7 +295,9 @@ def exam_of(
             raise UserError(f"--task {task.name} is for image encoders: {model.name} answers in texts")
         asked = _with_texts(model, texts)
         if task.kind == "retrieval":
-            return RetrievalExam(model, surrogate, task, Gallery(samples), samples, batch_size, asked)
+            exam = RetrievalExam(model, surrogate, task, Gallery(samples), samples, batch_size, asked)
+            _ = exam.space  # texts that do not fit are told now
+            return exam
         names = class_names(everything)
         known = set_config(task.name) if task.name in zero_shot_sets() else None
         classifier = ZeroShot(model, names, _templates(protocol, known), texts=asked, spelled=_spelled(protocol, names))

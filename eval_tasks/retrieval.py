@@ -91,7 +91,7 @@ class RetrievalExam:
     def answers(self, batch: PixelBatch, samples: Sequence[Sample]) -> list[str]:
         ids = [s.id for s in samples]
         pieces = chunks(range(len(batch)), self.batch_size)
-        return [text for some in pieces for text in self._space.nearest(batch[some], [ids[i] for i in some])]
+        return [text for some in pieces for text in self.space.nearest(batch[some], [ids[i] for i in some])]
 
     def grade(self, answers: Sequence[str], samples: Sequence[Sample]) -> list[float]:
         return [100.0 * self.gallery.belongs(said, s.id) for said, s in zip(answers, samples, strict=True)]
@@ -130,7 +130,7 @@ class RetrievalExam:
             return embedding_distance(attacker, plan, self.batch_size)
 
         def answers(x: Tensor, index: list[int]) -> list[str]:
-            return self._space.nearest(attacker.seen(x, index), [ids[i] for i in index])
+            return self.space.nearest(attacker.seen(x, index), [ids[i] for i in index])
 
         def score(said: Sequence[str], index: list[int]) -> list[float]:
             return self.grade(said, [samples[i] for i in index])
@@ -188,19 +188,20 @@ class RetrievalExam:
                 if attacked is not None:
                     made = torch.stack([from_8bit(attacked(some[row].id)) for row in alike])
                     batch = batch.replace(made.to(batch.x.device))
-                rows[alike] = self._space.cosines(batch).cpu()
+                rows[alike] = self.space.cosines(batch).cpu()
             cosines.append(rows)
         own = self.gallery.own([s.id for s in self.samples])
         return recalls(torch.cat(cosines), own, self.gallery.count)
 
     def _loss(self, batch: PixelBatch, samples: Sequence[Sample]) -> LossFn:
-        space = self._space if self._other is None else self._other
+        space = self.space if self._other is None else self._other
         attacker = Attacker(space.encoder, batch)
         own = self.gallery.own([s.id for s in samples])
         return contrastive_loss(lambda x, index: space.logits(attacker.seen(x, index)), own, self.gallery.count)
 
     @cached_property
-    def _space(self) -> CaptionSpace:
+    def space(self) -> CaptionSpace:
+        """The encoder's view of the gallery, computed once."""
         return CaptionSpace(self.encoder, self.gallery, self.texts)
 
     @cached_property

@@ -95,7 +95,7 @@ def test_who_tells_nothing_retrieves_nothing() -> None:
     assert caption_ranks(one, OWN, COUNT)[0] == 2
 
 
-@hypothesis.settings(deadline=None, max_examples=25)
+@hypothesis.settings(deadline=None, max_examples=12)
 @given(seed=st.integers(0, 10**6), images=st.integers(2, 14), captions=st.integers(1, 4))
 def test_recalls_are_those_of_a_plain_count(seed: int, images: int, captions: int) -> None:
     generator = torch.Generator().manual_seed(seed)
@@ -308,19 +308,20 @@ def test_a_bare_tower_is_asked_by_another_s_texts(
     classes = ["--task", "imagefolder", "--data", folder / CLASSES, "--samples", 8]
     captions = ["--task", "coco-retrieval", "--data", folder, "--samples", 8]
     capsys.readouterr()  # what saving has printed
-    for task in (classes, captions):
-        for name, flags, words in (
-            ("without", [], "tower is a bare vision tower: for texts name the CLIP"),
-            ("foreign", ["--texts", foreign], "do not belong together"),
-            ("bare", ["--texts", bare], "is a bare vision tower itself"),
-            ("spoken", ["--texts", "tiny-llava"], "is no image-text encoder"),
-        ):
-            code, out, err = call(
-                monkeypatch, capsys, "eval", tower, *task, *flags, "--preset", "scenes", "--out", tmp_path / name
-            )
-            assert (code, out, len(err.strip().splitlines())) == (2, "", 1), err
-            assert words in err
-            assert not (tmp_path / name).exists()
+    for task, flags, words in (
+        (classes, [], "tower is a bare vision tower: for texts name the CLIP"),
+        (captions, [], "tower is a bare vision tower: for texts name the CLIP"),
+        (classes, ["--texts", foreign], "do not belong together"),
+        (captions, ["--texts", foreign], "do not belong together"),
+        (captions, ["--texts", bare], "is a bare vision tower itself"),
+        (classes, ["--texts", "tiny-llava"], "is no image-text encoder"),
+    ):
+        code, out, err = call(
+            monkeypatch, capsys, "eval", tower, *task, *flags, "--preset", "scenes", "--out", tmp_path / "no"
+        )
+        assert (code, out, len(err.strip().splitlines())) == (2, "", 1), err
+        assert words in err
+        assert not (tmp_path / "no").exists()
     own = ["--texts", "tiny-clip", "--preset", "scenes", "--out"]
     assert call(monkeypatch, capsys, "eval", tower, *classes, *own, tmp_path / "scored")[0] == 0
     assert call(monkeypatch, capsys, "eval", "tiny-clip", *classes, "--out", tmp_path / "whole")[0] == 0
@@ -342,7 +343,7 @@ def test_the_other_layout_and_the_audit(
         s.references for s in scenes
     ]
     save_adapter(robustify(load_encoder("tiny-clip"), RAdaptConfig()), tmp_path / "clip-r")
-    common = ["--task", "flickr30k-retrieval", "--data", tmp_path / "flickr", "--steps", 2, "--samples", 3]
+    common = ["--task", "flickr30k-retrieval", "--data", tmp_path / "flickr", "--steps", 2, "--samples", 2]
     code, out, err = call(
         monkeypatch, capsys, "eval", tmp_path / "clip-r", *common, "--attack", "embedding", "--out", tmp_path / "run"
     )
