@@ -1,1 +1,1 @@
-"""The terminal chat: a session's state, its commands, what it keeps, and the terminal around it."""
+"""The chat: a session's state, its commands, what it keeps, and around it the terminal or a page in the browser."""

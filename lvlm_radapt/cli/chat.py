@@ -37,7 +37,7 @@ def chat(
     """Talk with MODEL about an image, attack the image, switch the defence, and see what it says then.
 
     Lines are said to the model, in its own chat template; /help lists the commands. In a pipe a line is a turn, and
-    stdout holds the answers alone.
+    stdout holds the answers alone. With --web all of it is a page in the browser.
     """
     from eval_tasks.data.images import open_image
     from lvlm_radapt.chat.session import Session

@@ -73,6 +73,6 @@ def _keep(page: Page, name: str, folder: Path, height: int | None = None) -> Non
     taken = Image.open(io.BytesIO(page.screenshot(full_page=True))).convert("RGB")
     taken = taken.crop((0, 0, taken.width, min(taken.height, height or taken.height)))
     file = Path(os.environ.get("LVLM_RADAPT_PICTURES", folder)) / f"{name}.png"
-    taken.quantize(128, dither=Image.Dither.NONE).save(file, optimize=True)
+    taken.quantize(256, dither=Image.Dither.NONE).save(file, optimize=True)
     assert file.stat().st_size < LARGEST
     assert len(taken.getcolors(taken.width * taken.height) or []) > 20, "not an empty page"
