@@ -11,6 +11,7 @@ import shlex
 import sys
 from collections.abc import Iterator
 from functools import cached_property
+from importlib.util import find_spec
 from pathlib import Path
 
 import click
@@ -112,7 +113,8 @@ def test_python_examples_compile_and_import_names_that_exist(page):
         for node in ast.walk(ast.parse(block)) if language == "python" else ():
             if isinstance(node, ast.ImportFrom):
                 module = importlib.import_module(node.module or "")
-                assert all(hasattr(module, name.name) for name in node.names), f"{page.name}: {ast.unparse(node)}"
+                for name in node.names:
+                    assert hasattr(module, name.name) or find_spec(f"{node.module}.{name.name}"), ast.unparse(node)
 
 
 def test_the_captions_file_of_the_recipes_is_one_that_the_program_reads(tmp_path, capsys, monkeypatch):

@@ -5,6 +5,8 @@ from __future__ import annotations
 import ast
 import importlib
 import re
+from importlib.util import find_spec
+from itertools import groupby
 from pathlib import Path
 
 import nbformat
@@ -30,7 +32,7 @@ def output_kinds(cell):
             continue
         rich = [form for form in ("image/png", "text/markdown") if form in output.get("data", {})]
         kinds.append(output.get("name") or [*rich, "text/plain"][0])
-    return kinds
+    return [kind for kind, _ in groupby(kinds)]  # prints come in one piece or in several
 
 
 def table(notebook):
@@ -70,7 +72,8 @@ def test_every_cell_compiles_and_imports_names_that_exist(tour):
         for node in ast.walk(ast.parse(cell.source)):
             if isinstance(node, ast.ImportFrom):
                 module = importlib.import_module(node.module or "")
-                assert all(hasattr(module, name.name) for name in node.names), ast.unparse(node)
+                for name in node.names:
+                    assert hasattr(module, name.name) or find_spec(f"{node.module}.{name.name}"), ast.unparse(node)
 
 
 @pytest.mark.torture
