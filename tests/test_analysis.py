@@ -391,7 +391,7 @@ def test_the_command_leaves_numbers_figures_and_one_page(
 def test_every_family_is_compared_with_its_twin(name: str, tmp_path: Path) -> None:
     model = load_any(FAMILIES[name].save(tmp_path / "a"))
     guide = load_any(FAMILIES[name].save(tmp_path / "b"))
-    draw = torch.Generator().manual_seed(0)
+    draw = torch.Generator().manual_seed(7)  # not the seed of the weights: noise like them only scales them
     with torch.no_grad():
         for part in ("embedding", "block2"):
             for weight in tower_parts(find_tower(guide.hf))[part]:
