@@ -326,3 +326,30 @@ def test_an_interrupted_writing_leaves_nothing(tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
         write_scenes(tmp_path / "x", count=3, progress=stop)
     assert list(tmp_path.iterdir()) == []
+
+
+@FEW
+@given(INDEX)
+def test_shifted_scenes_have_a_held_out_pair_and_a_new_texture(index: int) -> None:
+    scene = scenes.sample_scene("test", 5, index, shifted=True)
+    assert scene == scenes.sample_scene("test", 5, index, shifted=True)
+    assert scene.held_out
+    assert scene.pattern in scenes.PATTERNS
+    assert scenes.split_of(scene) == "test"
+    plain = replace(scene, pattern="waves")
+    difference = np.asarray(scenes.render(scene)).astype(int) - np.asarray(scenes.render(plain)).astype(int)
+    assert np.abs(difference).mean() > 3
+    assert scenes.sample_scene("test", 5, index).pattern == "waves"
+    single = scenes.sample_single("test", 5, index, "red", "circle", shifted=True)
+    assert single.pattern in scenes.PATTERNS
+
+
+def test_shifted_files_say_so_and_no_training_scene_is_shifted(tmp_path: Path) -> None:
+    done = write_scenes(tmp_path / "s", count=3, shifted=True)
+    assert done["held_out"] == 3
+    assert json.loads((tmp_path / "s" / "scenes.json").read_text())["shifted"] is True
+    assert "textures that no training scene has" in (tmp_path / "s" / "README.txt").read_text()
+    with pytest.raises(UserError, match="shifted scenes are unlike the training split"):
+        write_scenes(tmp_path / "x", count=1, split="train", shifted=True)
+    with pytest.raises(ValueError, match="no training scene is shifted"):
+        scenes.sample_scene("train", 0, 0, shifted=True)
