@@ -482,9 +482,21 @@ def test_half_precision_autocast_stays_near(clip: Path, folder: Path) -> None:
 # --- mistakes
 
 
-def test_a_diverging_loss_stops_with_advice(clip: Path, folder: Path) -> None:
+def test_a_diverging_loss_stops_with_advice_and_leaves_nothing_to_go_on_from(
+    clip: Path, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "SAVED_EVERY", 1)
+    monkeypatch.setattr(module, "StateFile", partial(StateFile, every=0))
+    settings = FinetuneSettings("fare", RECIPE.changed(lr=100.0, steps=20))
+    saved: list[bool] = []
+
+    def announce(title: str, total: int) -> Any:
+        return lambda done, what: saved.append((tmp_path / "state").exists())
+
     with one_line("training diverges: .* lower --lr than 100"):
-        finetune(load_encoder(clip), images_of(folder), FinetuneSettings("fare", RECIPE.changed(lr=100.0, steps=20)))
+        finetune(load_encoder(clip), images_of(folder), settings, state=tmp_path / "state", announce=announce)
+    assert any(saved)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_processes_must_share_a_batch_evenly(clip: Path, folder: Path) -> None:

@@ -36,6 +36,10 @@ _SMOOTH = 0.8
 _PROJECTION = "visual_projection.weight"
 
 
+class Diverged(UserError):
+    """The loss grows without bounds, or is no number any more."""
+
+
 @dataclass(frozen=True)
 class FinetuneSettings:
     """What decides the outcome besides the model, the images and the number of processes.
@@ -104,7 +108,7 @@ def finetune(
     Raises:
         UserError: a model that the method or the scope is not made for, or with R-Adapt in it; too few images for
             a batch; a batch that the processes cannot share evenly; a state that is there and not to be resumed, of
-            other settings, or damaged; a loss that grows without bounds or is not finite.
+            other settings, or damaged; a loss that grows without bounds or is not finite (the state is removed then).
     """
     together = Alone() if together is None else together
     recipe = settings.recipe
@@ -130,16 +134,20 @@ def finetune(
         log.probes.append(work.probe())
         batches = itertools.chain([first], batches)
     advance(len(log.losses), "")
-    with file:
-        for files, clean in work.loaded(itertools.islice(batches, recipe.steps - len(log.losses))):
-            work.step(files, clean)
-            done = len(log.losses)
-            if done % recipe.probe_every == 0 or done == recipe.steps:
-                log.probes.append(work.probe())
-            if together.rank == 0 and (done % SAVED_EVERY == 0 or done == recipe.steps):
-                file.note(work.saved())
-            last = log.probes[-1]
-            advance(1, f"loss {log.losses[-1]:.4g}, held back: clean {last.clean:.3f} attacked {last.robust:.3f}")
+    try:
+        with file:
+            for files, clean in work.loaded(itertools.islice(batches, recipe.steps - len(log.losses))):
+                work.step(files, clean)
+                done = len(log.losses)
+                if done % recipe.probe_every == 0 or done == recipe.steps:
+                    log.probes.append(work.probe())
+                if together.rank == 0 and (done % SAVED_EVERY == 0 or done == recipe.steps):
+                    file.note(work.saved())
+                last = log.probes[-1]
+                advance(1, f"loss {log.losses[-1]:.4g}, held back: clean {last.clean:.3f} attacked {last.robust:.3f}")
+    except Diverged:
+        file.remove()  # going on from there would end here again
+        raise
     (model.hf if isinstance(model, CLIPEncoder) else model.tower).to(precision)
     model.hf.requires_grad_(False)
     return log
@@ -315,7 +323,7 @@ class _Work:
             self._diverged(f"the loss has grown from {first:.4g} to {self._smooth:.4g} by step {step + 1}")
 
     def _diverged(self, what: str) -> None:
-        raise UserError(
+        raise Diverged(
             f"training diverges: {what}; begin anew with a lower --lr than {self._recipe.lr:g}, or a longer warm-up"
         )
 
