@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -14,18 +16,24 @@ from lvlm_radapt.errors import UserError
 
 def write_page(out: Path, template: str, **values: Any) -> Path:
     """Render `templates/TEMPLATE` to the file `out`. UserError when it cannot be written."""
+    return write_text(out, templates().get_template(template).render(**values))
+
+
+@cache
+def templates(package: str = "eval_tasks", **filters: Callable[[Any], str]) -> Environment:
+    """The templates in `package`'s folder `templates`, compiled once a process. filters: beside `minus`."""
     environment = Environment(
-        loader=PackageLoader("eval_tasks", "templates"),
+        loader=PackageLoader(package, "templates"),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters["minus"] = minus
-    return write_text(out, environment.get_template(template).render(**values))
+    environment.filters |= {"minus": _minus, **filters}
+    return environment
 
 
-def minus(text: object) -> str:
+def _minus(text: object) -> str:
     """Hyphens before numbers as minus signs."""
     return re.sub(r"(?<![\w-])-(?=\d)", "\u2212", str(text))
 

@@ -297,7 +297,9 @@ class FinetuneRecipe(_Config):
     probe_every: Annotated[int, Field(ge=1)]
 
     def changed(self, **values: float | None) -> FinetuneRecipe:
-        """With those values that are not None. With other `steps` the warm-up keeps its share of them."""
+        """With those values that are not None. With other `steps` the warm-up keeps its share of them.
+
+        UserError for one out of range."""
         chosen = {key: value for key, value in values.items() if value is not None}
         if "steps" in chosen:
             chosen["warmup"] = round(self.warmup * chosen["steps"] / self.steps)

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from numpy.typing import NDArray
 
 from eval_tasks.audit import Audit
@@ -21,6 +18,7 @@ from eval_tasks.audit.page import TONES, numbers_text
 from eval_tasks.data.images import open_image
 from eval_tasks.eps import eps_text
 from eval_tasks.figures import DIFFERENCE_GAIN, difference_image, eps_panels, loss_panels, png_uri, text_uri
+from eval_tasks.pages import templates, write_text
 from eval_tasks.records import Run, SampleRecord, image_name
 from eval_tasks.retrieval_table import COLUMNS as RECALL_COLUMNS
 from eval_tasks.retrieval_table import recall_rows
@@ -79,7 +77,7 @@ def write_report(runs: Sequence[Run], out_html: Path) -> Path:
     made = tables(runs)
     runs = list({run.path.resolve(): run for run in runs}.values())
     page = (
-        _templates()
+        templates(numbers=numbers_text)
         .get_template("report.html.j2")
         .render(
             title=_title(runs),
@@ -102,14 +100,7 @@ def write_report(runs: Sequence[Run], out_html: Path) -> Path:
             cells=_CELLS,
         )
     )
-    temporary = out_html.with_name(f".{os.getpid()}.{out_html.name}.tmp")
-    try:
-        temporary.write_text(page, encoding="utf-8")
-        os.replace(temporary, out_html)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise UserError(f"cannot write {out_html}: {error.strerror or error}") from error
-    return out_html
+    return write_text(out_html, page)
 
 
 def reading(table: Table) -> list[Finding]:
@@ -186,26 +177,6 @@ def _kept(cell: Cell, clean: Cell) -> str:
 def _said(cell: Cell) -> str:
     """What a targeted attack reached, to follow the score it leaves."""
     return f" and has the {cell.success} of the answers" if cell.success else ""
-
-
-def _minus(text: object) -> str:
-    """Hyphens before numbers as minus signs."""
-    return re.sub(r"(?<![\w-])-(?=\d)", "\u2212", str(text))
-
-
-@cache
-def _templates() -> Environment:
-    """Compiled once a process, not for every report."""
-    environment = Environment(
-        loader=PackageLoader("eval_tasks", "templates"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters["minus"] = _minus
-    environment.filters["numbers"] = numbers_text
-    return environment
 
 
 def _title(runs: Sequence[Run]) -> str:

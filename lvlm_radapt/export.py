@@ -36,7 +36,7 @@ from lvlm_radapt.folders import new_folder
 from lvlm_radapt.inject import inject, injected_anchor, injected_config, injected_white
 from lvlm_radapt.models.base import LVLM, Geometry, PixelModel
 from lvlm_radapt.models.load import embedded_models, load_base
-from lvlm_radapt.models.opening import Opening
+from lvlm_radapt.models.opening import Opening, no_loading_bar
 from lvlm_radapt.models.weights import checkpoint_file, read_tensors, weight_files
 from lvlm_radapt.towers import find_tower
 from lvlm_radapt.towers.base import Colour
@@ -222,6 +222,28 @@ def refuse_unwritable(model: PixelModel) -> None:
         )
     if any(parameter.is_meta for parameter in model.hf.parameters()):
         raise UserError(f"{model.name} is offloaded in part: open it without a device map to write it")
+
+
+def save_stock(model: PixelModel, folder: Path) -> None:
+    """Writes `model` as transformers keeps its stock class: weights as they are, config, tokenizer, image processor."""
+    with no_loading_bar():
+        model.hf.save_pretrained(folder)
+    if isinstance(model, LVLM):
+        save_companions(model, folder)
+    else:
+        model.image_processor.save_pretrained(folder)
+        if model.tokenizer is not None:
+            _as_read(model.tokenizer).save_pretrained(folder)
+    for file in folder.glob("*.safetensors"):
+        file.chmod(0o644)  # they come out readable by their owner alone
+
+
+def _as_read(tokenizer: Any) -> Any:
+    """Without the padding and truncation of its last call, which would be written too."""
+    if tokenizer.is_fast:
+        tokenizer.backend_tokenizer.no_padding()
+        tokenizer.backend_tokenizer.no_truncation()
+    return tokenizer
 
 
 def save_companions(model: LVLM, folder: Path) -> None:

@@ -429,7 +429,9 @@ def test_a_model_against_itself_shows_no_difference(twins: tuple[Path, Path], cl
     assert not np.any(measure.kernels(mixed)["shift"])
 
 
-def test_mistakes_end_in_one_line(call: Call, twins: tuple[Path, Path], classes: Path, tmp_path: Path) -> None:
+def test_mistakes_end_in_one_line(
+    call: Call, twins: tuple[Path, Path], classes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     mine, twin = map(str, twins)
     empty = tmp_path / "empty"
     empty.mkdir()
@@ -441,6 +443,7 @@ def test_mistakes_end_in_one_line(call: Call, twins: tuple[Path, Path], classes:
     (full / "mine.txt").touch()
     siglip = str(tiny_checkpoints.save_siglip(tmp_path / "siglip"))
     base = ["analyze", mine, "--device", "cpu", "--guide", twin, "--images", str(classes), "--out", str(tmp_path / "o")]
+    capsys.readouterr()  # what saving the encoders printed
     cases: list[tuple[list[str], str]] = [
         ([*base, "--images", str(empty)], "holds no images"),
         ([*base, "--images", str(broken)], "none of the 1 images"),
@@ -449,15 +452,15 @@ def test_mistakes_end_in_one_line(call: Call, twins: tuple[Path, Path], classes:
         ([*base, "--task", "imagefolder"], "--task and --data go together"),
         ([*base, "--data-shifted", str(classes)], "are for scores"),
         ([*base, "--task", "imagefolder", "--data", str(classes), "--attack", "noise"], "attacks no model"),
-        ([*base, "--task", "imagefolder", "--data", str(empty)], "class folders"),
+        ([*base, "--task", "imagefolder", "--data", str(empty)], "is empty"),
         ([*base, "--eps", "0"], "eps"),
         ([*base, "--guide", "nowhere"], "unknown"),
     ]
     for words, match in cases:
         code, _, err = call(*words)
         assert code == 2, words
-        assert match in err.splitlines()[-1]
-        assert "Traceback" not in err
+        assert match in err
+        assert len(err.splitlines()) == 1, err
     assert not (tmp_path / "o").exists()
 
 
@@ -517,6 +520,6 @@ def test_replacing_by_command_and_its_mistakes(call: Call, twins: tuple[Path, Pa
     for words, match in cases:
         code, _, err = call(*words, "--out", str(tmp_path / "c"))
         assert code == 2, words
-        assert match in err.splitlines()[-1]
-        assert "Traceback" not in err
+        assert match in err
+        assert len(err.splitlines()) == 1, err
     assert not (tmp_path / "c").exists()

@@ -314,7 +314,7 @@ def test_tunings_that_cannot_be_followed(settings, more, what, data, tmp_path, m
 
 MISTAKES = {
     "no white-box attack": (["--attack", "noise"], "noise"),
-    "no attack": (["--attack", "none"], "--attack"),
+    "no attack": (["--attack", "none"], "makes answers wrong"),
     "a bad range": (["--cutoffs", "60..10"], "must go up"),
     "no such data": (["--data", "nowhere"], "nowhere"),
     "a loss above all": (["--max-clean-loss", "101"], "max-clean-loss"),

@@ -7,10 +7,10 @@ from typing import Any
 
 import rich.box
 import rich.table
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from rich.text import Text
 
 from eval_tasks.audit.findings import Audit, Finding, Number, Verdict
+from eval_tasks.pages import templates
 
 TONES: Mapping[Verdict, str] = {"pass": "good", "warn": "warn", "fail": "bad"}
 _COLOURS: Mapping[Verdict, str] = {"pass": "green", "warn": "yellow", "fail": "red"}
@@ -37,15 +37,8 @@ def audit_table(audit: Audit) -> rich.table.Table:
 
 def audit_page(document: Mapping[str, Any], audit: Audit) -> str:
     """The page of one full audit: self-contained, no script. `document`: what audit.json holds."""
-    environment = Environment(
-        loader=PackageLoader("eval_tasks", "templates"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters["numbers"] = numbers_text
-    return environment.get_template("audit.html.j2").render(document=document, audit=audit, tones=TONES)
+    page = templates(numbers=numbers_text).get_template("audit.html.j2")
+    return page.render(document=document, audit=audit, tones=TONES)
 
 
 def _number(value: Number) -> str:

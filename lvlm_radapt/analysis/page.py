@@ -7,26 +7,25 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
-
+from eval_tasks.pages import templates
 from lvlm_radapt.plots.analysis import DOTS_PER_INCH
 
 
 def analysis_page(document: Mapping[str, Any], figures: Mapping[str, tuple[bytes, bytes]]) -> str:
     """HTML of what analysis.json holds, with its figures (PNG for light and dark) inside."""
-    environment = Environment(
-        loader=PackageLoader("lvlm_radapt.analysis", "templates"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters["basename"] = lambda text: Path(text).name
-    environment.filters["short"] = lambda text: Path(text).name if Path(text).is_absolute() else text
     pictures = {name: (*map(_uri, both), _width(both[0])) for name, both in figures.items()}
-    return environment.get_template("analysis.html.j2").render(
+    pages = templates("lvlm_radapt.analysis", basename=_basename, short=_short)
+    return pages.get_template("analysis.html.j2").render(
         document=document, figures=pictures, findings=_findings(document)
     )
+
+
+def _basename(path: str) -> str:
+    return Path(path).name
+
+
+def _short(name: str) -> str:
+    return Path(name).name if Path(name).is_absolute() else name
 
 
 def _findings(document: Mapping[str, Any]) -> dict[str, str]:

@@ -7,10 +7,10 @@ import os
 from collections.abc import Sequence
 
 from lvlm_radapt.errors import UserError
-from lvlm_radapt.export import refuse_unwritable, save_companions
+from lvlm_radapt.export import refuse_unwritable, save_stock
 from lvlm_radapt.folders import new_folder
 from lvlm_radapt.guides import load_guide
-from lvlm_radapt.models.base import LVLM, PixelModel
+from lvlm_radapt.models.base import PixelModel
 from lvlm_radapt.parts import replace_parts
 from lvlm_radapt.towers import find_tower
 
@@ -36,12 +36,6 @@ def write_replaced(
     except UserError as error:
         raise UserError(f"{os.fspath(guide)} into {model.name}: {error}") from error
     with new_folder(out) as folder:
-        model.hf.save_pretrained(folder)
-        if isinstance(model, LVLM):
-            save_companions(model, folder)
-        else:
-            model.image_processor.save_pretrained(folder)
-            if model.tokenizer is not None:
-                model.tokenizer.save_pretrained(folder)
+        save_stock(model, folder)
         record = {"model": model.label, "guide": os.fspath(guide), "parts": [*parts]}
         (folder / RECORD).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")

@@ -6,13 +6,11 @@ import json
 import os
 from dataclasses import asdict
 from importlib import metadata
-from typing import Any
 
 from eval_tasks.eps import eps_text
-from lvlm_radapt.export import refuse_unwritable, save_companions
+from lvlm_radapt.export import refuse_unwritable, save_stock
 from lvlm_radapt.folders import new_folder
 from lvlm_radapt.models.base import LVLM, PixelModel
-from lvlm_radapt.models.opening import no_loading_bar
 from lvlm_radapt.training.finetune import FinetuneSettings, TrainingLog
 from lvlm_radapt.training.labelled import TrainingImages
 
@@ -48,16 +46,8 @@ def save_twin(
     """
     if isinstance(model, LVLM):
         refuse_unwritable(model)
-    with new_folder(out) as folder, no_loading_bar():
-        model.hf.save_pretrained(folder)
-        if isinstance(model, LVLM):
-            save_companions(model, folder)
-        else:
-            model.image_processor.save_pretrained(folder)
-            if model.tokenizer is not None:
-                _as_read(model.tokenizer).save_pretrained(folder)
-        for file in folder.glob("*.safetensors"):
-            file.chmod(0o644)  # they come out readable by their owner alone
+    with new_folder(out) as folder:
+        save_stock(model, folder)
         told = {
             "model": model.label,
             "images": {"trained_on": len(images.files), "held_back": len(images.watched), "sha256": images.digest},
@@ -100,14 +90,6 @@ def model_card(model: PixelModel, log: TrainingLog, settings: FinetuneSettings, 
         "The last row is a look at the training itself, on few images and with its own attack; it is no measure of "
         f"robustness. `{LOG}` holds every step.\n"
     )
-
-
-def _as_read(tokenizer: Any) -> Any:
-    """Without the padding and truncation of its last call, which would be written too."""
-    if tokenizer.is_fast:
-        tokenizer.backend_tokenizer.no_padding()
-        tokenizer.backend_tokenizer.no_truncation()
-    return tokenizer
 
 
 def _version() -> str:
