@@ -13,11 +13,11 @@ import torch
 
 T = TypeVar("T")
 
-_LEAST = 4  # samples of a worker: with fewer the time goes into starting operations (benchmarks/RESULTS.md)
+_LEAST = 8  # samples of a worker: with fewer the time goes into starting operations (benchmarks/RESULTS.md)
 
 
 def cpu_workers(count: int) -> int:
-    """How many threads to share `count` samples out to: at least 4 samples and one core each."""
+    """How many threads to share `count` samples out to: at least 8 samples and one core each."""
     return max(1, min(torch.get_num_threads(), count // _LEAST))
 
 

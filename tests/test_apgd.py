@@ -593,7 +593,7 @@ def test_workers_need_enough_samples_and_cores():
     threads = torch.get_num_threads()
     try:
         torch.set_num_threads(4)
-        assert [cpu_workers(n) for n in (1, 7, 8, 12, 500)] == [1, 1, 2, 3, 4]
+        assert [cpu_workers(n) for n in (1, 15, 16, 24, 500)] == [1, 1, 2, 3, 4]
         torch.set_num_threads(1)
         assert cpu_workers(500) == 1
     finally:
