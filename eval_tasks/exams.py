@@ -110,7 +110,9 @@ class SpokenExam:
         check_plan(plan, self.model, self.surrogate, prompt=prompt, tokens=tokens)
 
     def settings(self) -> dict[str, Any]:
-        return {}
+        # a preset of the user's own is known by more than its name
+        prompt, tokens = self.protocol.template(self.task), self.protocol.tokens(self.task.name)
+        return {"asked": {"prompt": prompt, "max_new_tokens": tokens}}
 
     def attack_settings(self, plan: AttackPlan) -> dict[str, Any]:
         if plan.config.ensemble is None:

@@ -234,15 +234,20 @@ class Protocol(_Config):
             raise ValueError(f"the prompt for vqa must contain {_PLACES[0]}")
         return prompts
 
-    def prompt(self, task: TaskConfig, question: str | None) -> str:
-        """The user's text for one sample: the task's own prompt or its kind's, with the question put in.
-
-        {question_capitalised} is the question after Python's `str.capitalize`. Braces in questions stay.
-        Raises UserError where the protocol has no prompt for the task.
-        """
+    def template(self, task: TaskConfig) -> str:
+        """The task's own prompt or its kind's, questions left open. UserError where the protocol has none."""
         text = self.prompts.get(task.name) or self.prompts.get(task.kind)
         if text is None:
             raise UserError(f"preset {self.name} has no prompt for task {task.name}: add it to prompts")
+        return text
+
+    def prompt(self, task: TaskConfig, question: str | None) -> str:
+        """The user's text for one sample: the task's `template` with the question put in.
+
+        {question_capitalised} is the question after Python's `str.capitalize`. Braces in questions stay.
+        UserError as for `template`.
+        """
+        text = self.template(task)
         if task.kind == "caption":
             return text
         if question is None:

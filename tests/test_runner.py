@@ -1,5 +1,6 @@
 """The evaluation loop on a small random LLaVA: what is scored, what is written, what resuming gives."""
 
+import dataclasses
 from pathlib import Path
 
 import pytest
@@ -119,6 +120,9 @@ def test_a_resumed_run_is_the_uninterrupted_one(tmp_path, data, checkpoint, stop
         evaluate(model, settings(data), tmp_path / "cut")
     with pytest.raises(UserError, match=r"attack.steps was 2, now 3"):
         evaluate(model, settings(data, steps=3), tmp_path / "cut", resume=True)
+    own = load_protocol("scenes").model_copy(update={"prompts": {"caption": "Say.", "vqa": "{question} Say."}})
+    with pytest.raises(UserError, match=r"asked.prompt was .*, now '?\"?\{question\} Say"):
+        evaluate(model, dataclasses.replace(settings(data), protocol=own), tmp_path / "cut", resume=True)
     again = evaluate(model, settings(data), tmp_path / "cut", resume=True)
 
     def plain(run):
