@@ -30,10 +30,10 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from eval_tasks.data.images import open_image
 from eval_tasks.environment import environment
-from eval_tasks.locking import LOCK
 from eval_tasks.validation import first_problem, read_bytes
 from lvlm_radapt.documents import read_json
 from lvlm_radapt.errors import UserError
+from lvlm_radapt.locking import LOCK
 
 SCHEMA = 1
 # Top-level entries of run.json that may differ when a run is resumed; all others must be equal.

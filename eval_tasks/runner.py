@@ -20,7 +20,6 @@ from eval_tasks.crafting import AttackPlan, Crafted, sample_seed, says
 from eval_tasks.data import Sample, check_images, chunks, load_task, open_image, select, skip_missing, tasks
 from eval_tasks.data.rows import RowImage
 from eval_tasks.exams import Exam, exam_of
-from eval_tasks.locking import RunLock
 from eval_tasks.metrics.tokenizers import TokenizerName
 from eval_tasks.presets import Protocol
 from eval_tasks.processes import Group, Work
@@ -29,6 +28,7 @@ from eval_tasks.records import Attacked, Run, RunFolder, SampleRecord, Scored, i
 from eval_tasks.running import Advance, Log, Running, tally
 from eval_tasks.summary import metrics
 from lvlm_radapt.errors import Unfinished, UserError
+from lvlm_radapt.locking import Lock
 from lvlm_radapt.models.base import PixelBatch, PixelModel
 from lvlm_radapt.models.quantised import quantisation_of
 
@@ -116,7 +116,7 @@ def evaluate(
     pieces = chunks(samples, settings.chunk_size)
     running = Running(len(samples), len(pieces), advance, log)
     work = group.work(str(out))
-    with RunLock(out) as lock:
+    with Lock.of_folder(out) as lock:
 
         def begin() -> dict[str, Any]:
             lock.claim()

@@ -23,7 +23,7 @@ from lvlm_radapt.models.base import PixelBatch, PixelModel
 from lvlm_radapt.models.clip import CLIPEncoder
 from lvlm_radapt.progress import Announce
 from lvlm_radapt.towers import find_tower
-from lvlm_radapt.training.images import canvas_batches, load_pixels
+from lvlm_radapt.training.images import batches_of, canvas_batches, load_pixels
 from lvlm_radapt.training.labelled import TrainingImages, batches_from
 from lvlm_radapt.training.objectives import Features, Method, Objective, Targets, objective_of
 from lvlm_radapt.training.scopes import Scope, scope_parameters
@@ -119,23 +119,22 @@ def finetune(
     objective = objective_of(
         settings.method, model, features=settings.features, class_names=images.names, templates=recipe.templates
     )
+    batches_of(model, images.files, recipe.batch_size, seed=settings.seed, epoch=0)  # too few images are told now
     precision = find_tower(model.hf).dtype
     (model.hf if isinstance(model, CLIPEncoder) else model.tower).float()
     work = _Work(model, objective, images, settings, together)
-    file = StateFile(state, settings.plain() | _origin(model, images))
-    begun = file.begin(resume=resume)
-    if begun is not None:
-        work.restore(begun)
-    log = work.log
-    advance = announce("fine-tuning", recipe.steps) if announce else lambda done, what: None
-    batches = batches_from(model, images.files, recipe.batch_size, seed=settings.seed, skip=len(log.losses))
-    if not log.probes:
-        first = next(batches)  # too few images are found out before the first probe
-        log.probes.append(work.probe())
-        batches = itertools.chain([first], batches)
-    advance(len(log.losses), "")
+    file = StateFile(state, settings.plain() | _origin(model, images), writes=together.rank == 0)
     try:
         with file:
+            begun = file.begin(resume=resume)
+            if begun is not None:
+                work.restore(begun)
+            log = work.log
+            advance = announce("fine-tuning", recipe.steps) if announce else lambda done, what: None
+            batches = batches_from(model, images.files, recipe.batch_size, seed=settings.seed, skip=len(log.losses))
+            if not log.probes:
+                log.probes.append(work.probe())
+            advance(len(log.losses), "")
             for files, clean in work.loaded(itertools.islice(batches, recipe.steps - len(log.losses))):
                 work.step(files, clean)
                 done = len(log.losses)

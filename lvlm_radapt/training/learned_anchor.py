@@ -143,19 +143,20 @@ def learn_anchor(
     batches_of(model, files, settings.batch, seed=settings.seed, epoch=0)  # too few images are told first of all
     digest = images_digest(images)
     kept = StateFile(state, _identity(model, config, settings, digest), every=save_every)
-    saved = kept.begin(resume=resume)
-    start = white_anchor(model.hf, model.image_mean, model.image_std)
-    inject(model.hf, config, start)
-    try:
-        work = _Learning(model, settings, [load_pixels(model, f) for f in canvas_batches(model, held, settings.batch)])
-        if saved is not None:
-            work.restore(saved)
-        with kept:
+    with kept:
+        saved = kept.begin(resume=resume)
+        start = white_anchor(model.hf, model.image_mean, model.image_std)
+        inject(model.hf, config, start)
+        try:
+            watched = [load_pixels(model, f) for f in canvas_batches(model, held, settings.batch)]
+            work = _Learning(model, settings, watched)
+            if saved is not None:
+                work.restore(saved)
             _work_on(work, files, kept, announce)
-        anchor = dataclasses.replace(start, values=work.values.detach().cpu())
-        alpha = float(work.alpha.detach()) if settings.learn_alpha else config.alpha
-    finally:
-        remove(model.hf)
+            anchor = dataclasses.replace(start, values=work.values.detach().cpu())
+            alpha = float(work.alpha.detach()) if settings.learn_alpha else config.alpha
+        finally:
+            remove(model.hf)
     return LearnedAnchor(anchor, alpha, tuple(work.history), tuple(work.probes), work.undefended, len(images), digest)
 
 

@@ -12,30 +12,41 @@ from typing import Any
 import torch
 
 from lvlm_radapt.errors import UserError
+from lvlm_radapt.locking import Lock
 from lvlm_radapt.models.weights import read_pickle
 
 
 class StateFile:
     """path: None for no file at all. identity: what the result depends on, plain values; a file of another one is
-    refused. every: seconds between two savings.
+    refused. every: seconds between two savings. writes: whether this process is the one that saves.
 
-    As a context it saves the last state that was noted also when a signal or an error ends the block; not after a
-    UserError, such as a full disk or a loss that diverges.
+    As a context it is this launch's alone (UserError while another is at work on it), and saves the last state that
+    was noted also when a signal or an error ends the block; not after a UserError, such as a full disk or a loss that
+    diverges.
     """
 
-    def __init__(self, path: Path | None, identity: Mapping[str, Any], *, every: float = 10.0) -> None:
+    def __init__(
+        self, path: Path | None, identity: Mapping[str, Any], *, every: float = 10.0, writes: bool = True
+    ) -> None:
         self.path = path
         self.identity = dict(identity)
         self.every = every
+        self._lock = Lock.of_file(path) if path is not None and writes else None
         self._saved = time.monotonic()
         self._last: Mapping[str, Any] | None = None
 
     def __enter__(self) -> StateFile:
+        if self._lock is not None:
+            self._lock.claim()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        if kind is not None and not issubclass(kind, UserError) and self._last is not None:
-            self._write(self._last)
+        try:
+            if kind is not None and not issubclass(kind, UserError) and self._last is not None:
+                self._write(self._last)
+        finally:
+            if self._lock is not None:
+                self._lock.release()
 
     def begin(self, *, resume: bool) -> dict[str, Any] | None:
         """The state to go on from, None to begin anew. UserError for a file that is there and was not asked for, is

@@ -1,4 +1,4 @@
-"""One launch at a time in a run folder.
+"""One launch at a time in a run folder, or at a file that training is saved to.
 
 The system lets go of these locks when a process ends, however it ends, so that a killed run blocks nothing. Where it
 has none (Windows, some network drives) nothing is locked.
@@ -20,19 +20,29 @@ except ImportError:
     fcntl = None  # type: ignore[assignment]
 
 LOCK = ".lock"
-"""The file that is locked; removed when the last process leaves."""
+"""The file that is locked in a run folder; removed when the last process leaves, like every lock's."""
 
 
-class RunLock:
-    """A folder in use by the processes of one launch, each with a lock of its own: the first `claim`s the folder, then
-    the others `share` it. It stays in use until the last of them has ended, whichever that is."""
+class Lock:
+    """Something in use by the processes of one launch, each with a lock of its own: the first `claim`s it, then the
+    others `share` it. It stays in use until the last of them has ended, whichever that is. path: the file that is
+    locked; owned: what it stands for."""
 
-    def __init__(self, folder: str | os.PathLike[str]) -> None:
-        self._folder = Path(folder)
-        self._path = self._folder / LOCK
+    def __init__(self, path: Path, owned: Path) -> None:
+        self._path = path
+        self._owned = owned
         self._handle: int | None = None
 
-    def __enter__(self) -> RunLock:
+    @classmethod
+    def of_folder(cls, folder: str | os.PathLike[str]) -> Lock:
+        return cls(Path(folder) / LOCK, Path(folder))
+
+    @classmethod
+    def of_file(cls, file: Path) -> Lock:
+        """A file that may not be there yet; the lock lies beside it."""
+        return cls(file.with_name(f".{file.name}{LOCK}"), file)
+
+    def __enter__(self) -> Lock:
         return self
 
     def __exit__(
@@ -41,12 +51,12 @@ class RunLock:
         self.release()
 
     def claim(self) -> None:
-        """Take the folder, which is made if need be, for this process and those that will share it; UserError while
-        another launch is at work in it."""
+        """Take it, in a folder that is made if need be, for this process and those that will share it; UserError while
+        another launch is at work there."""
         if fcntl is None:
             return
         with contextlib.suppress(OSError):  # what cannot be written is told by whoever writes the run
-            self._folder.mkdir(parents=True, exist_ok=True)
+            self._path.parent.mkdir(parents=True, exist_ok=True)
             while not self._take(fcntl.LOCK_EX, os.O_CREAT):
                 pass
         if self._handle is not None:
@@ -56,13 +66,13 @@ class RunLock:
             self._lock(fcntl.LOCK_SH)
 
     def share(self) -> None:
-        """Join the launch whose first process has taken the folder; UserError where another launch has it by now."""
+        """Join the launch whose first process has taken it; UserError where another launch has it by now."""
         if fcntl is not None:
             with contextlib.suppress(OSError):
                 self._take(fcntl.LOCK_SH, 0)
 
     def release(self) -> None:
-        """Leave the folder; nothing is done where it was not taken."""
+        """Leave it; nothing is done where it was not taken."""
         if self._handle is None:
             return
         with contextlib.suppress(OSError, UserError):
@@ -71,7 +81,7 @@ class RunLock:
         self._close()
 
     def _take(self, kind: int, flags: int) -> bool:
-        """Whether the file that was locked is still the one in the folder."""
+        """Whether the file that was locked is still the one that is there."""
         self._handle = os.open(self._path, os.O_RDWR | flags, 0o666)
         try:
             self._lock(kind)
@@ -93,7 +103,7 @@ class RunLock:
         except BlockingIOError as error:
             owner = os.pread(self._handle, 200, 0).decode(errors="replace") or "another process"
             raise UserError(
-                f"{self._folder} is in use by {owner}: wait until it ends, or choose another --out"
+                f"{self._owned} is in use by {owner}: wait until it ends, or choose another --out"
             ) from error
 
     def _close(self) -> None:
