@@ -479,7 +479,12 @@ def test_the_table_is_long_enough() -> None:
 
 @pytest.mark.parametrize("name", CASES)
 def test_a_bad_input_is_one_line_and_nothing_is_lost(
-    name: str, shared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    name: str,
+    shared: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    survived: Callable[[str, int], None],
 ) -> None:
     arrange, expected = CASES[name]
     words = arrange(Place(tmp_path, shared / "data", shared / "model", shared / "adapter"))
@@ -495,6 +500,7 @@ def test_a_bad_input_is_one_line_and_nothing_is_lost(
     assert len(err) < 2000
     assert re.search(expected, err), err
     assert listing(tmp_path) == before
+    survived("bad inputs refused", 1)
 
 
 def test_the_images_of_the_table_are_named_with_their_reason(shared: Path, tmp_path: Path) -> None:
