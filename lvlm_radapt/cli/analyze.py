@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from lvlm_radapt.cli.app import app, console
+from lvlm_radapt.cli.asking import plan_of, protocol_of, settings_of
 from lvlm_radapt.cli.group import leave_it_to_the_first, plain
 from lvlm_radapt.cli.options import (
     DeviceOption,
@@ -21,7 +22,7 @@ from lvlm_radapt.cli.options import (
     StepsOption,
     TowerOption,
 )
-from lvlm_radapt.cli.placing import default_preset, place_of
+from lvlm_radapt.cli.placing import place_of
 from lvlm_radapt.cli.resuming import command_line, progress, resumable
 from lvlm_radapt.errors import UserError
 
@@ -66,9 +67,6 @@ def analyze(
     the twin: original, embedding, block 1's attention, block 1, block 2, ... all of it.
     """
     leave_it_to_the_first()
-    from eval_tasks.planning import plan_attack
-    from eval_tasks.presets import load_attack, load_protocol, load_task_config
-    from eval_tasks.runner import EvalSettings
     from lvlm_radapt.analysis.mixing import open_guide
     from lvlm_radapt.analysis.study import Asked, analyse
     from lvlm_radapt.models.load import is_encoder, is_robustified, load_any
@@ -79,26 +77,17 @@ def analyze(
         raise UserError("--data-shifted, --attack and --samples are for scores: give --task and --data with them")
     if is_robustified(model):
         raise UserError(f"{model} is robustified: the analysis is of plain towers, name its base")
-    protocol = load_protocol(preset or default_preset(model))
+    protocol = protocol_of(preset, model)
     place = place_of(device, dtype, None, None)
-    shared = {"eps": eps, "steps": steps, "device": place["device"], "dtype": place["dtype"]}
-    perturb = plan_attack(load_attack("embedding"), **shared)
+    perturb = plan_of("embedding", protocol, place, eps=eps, steps=steps)
     assert perturb is not None  # the preset is an attack
     scored = None
     if task is not None and data is not None:
         name = attack or ("apgd-ce" if is_encoder(model) else "e2e")
-        plan = plan_attack(protocol.adapt(load_attack(name)), **shared)
+        plan = plan_of(name, protocol, place, eps=eps, steps=steps)
         if plan is None or plan.threat is None:
             raise UserError(f"--attack {name} attacks no model: choose one that does, lvlm-radapt list attacks")
-        scored = EvalSettings(
-            task=load_task_config(task).name,
-            data=data,
-            protocol=protocol,
-            attack=plan,
-            samples=samples if samples is not None else protocol.samples,
-            seed=protocol.seed if seed is None else seed,
-            batch_size=batch_size,
-        )
+        scored = settings_of(task, data, protocol, plan, samples=samples, seed=seed, batch_size=batch_size)
     asked = Asked(
         images=images,
         image_count=image_count,

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from lvlm_radapt.cli.app import app, console
+from lvlm_radapt.cli.asking import plan_of, protocol_of, settings_of
 from lvlm_radapt.cli.group import leave_it_to_the_first
 from lvlm_radapt.cli.options import (
     DeviceMapOption,
@@ -28,7 +29,7 @@ from lvlm_radapt.cli.options import (
     TokenizerOption,
     TowerOption,
 )
-from lvlm_radapt.cli.placing import default_preset, device_named, place_of
+from lvlm_radapt.cli.placing import place_of
 from lvlm_radapt.cli.resuming import command_line, progress
 from lvlm_radapt.progress import JsonLines
 
@@ -67,31 +68,12 @@ def audit(
     leave_it_to_the_first()
     from eval_tasks.audit.page import audit_table
     from eval_tasks.audit.run import run_audit
-    from eval_tasks.planning import plan_attack
-    from eval_tasks.presets import load_attack, load_protocol, load_task_config
-    from eval_tasks.runner import EvalSettings
 
-    task_config = load_task_config(task)
-    protocol = load_protocol(preset or default_preset(model))
+    protocol = protocol_of(preset, model)
     place = place_of(device, dtype, quantize, device_map)
-    plan = plan_attack(
-        protocol.adapt(load_attack(attack)),
-        eps=eps,
-        norm=norm.value if norm else None,
-        steps=steps,
-        target=target,
-        device=device_named("auto") if device_map else place["device"],
-        dtype=place["dtype"],
-    )
-    settings = EvalSettings(
-        task=task_config.name,
-        data=data,
-        protocol=protocol,
-        attack=plan,
-        samples=samples,
-        seed=protocol.seed if seed is None else seed,
-        batch_size=batch_size,
-        tokenizer=tokenizer.value,
+    plan = plan_of(attack, protocol, place, eps=eps, norm=norm, steps=steps, target=target)
+    settings = settings_of(
+        task, data, protocol, plan, samples=samples, seed=seed, batch_size=batch_size, tokenizer=tokenizer.value
     )
     with JsonLines.to(log_json) as log, log.ended(), progress(log) as announce:
         found = run_audit(

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from lvlm_radapt.cli.app import app, console
+from lvlm_radapt.cli.asking import plan_of, protocol_of, settings_of
 from lvlm_radapt.cli.group import Processes, is_first, plain
 from lvlm_radapt.cli.options import (
     DeviceMapOption,
@@ -30,7 +31,7 @@ from lvlm_radapt.cli.options import (
     TokenizerOption,
     TowerOption,
 )
-from lvlm_radapt.cli.placing import default_preset, device_named, place_of
+from lvlm_radapt.cli.placing import place_of
 from lvlm_radapt.cli.resuming import command_line, progress, resumable, saved_in
 from lvlm_radapt.cli.tables import print_tables
 from lvlm_radapt.errors import UserError
@@ -87,34 +88,30 @@ def eval_(
     Under `accelerate launch` or torchrun, all processes share the work. Ctrl-C keeps what is done: --resume goes on.
     """
     from eval_tasks.evaluation import run_evaluation
-    from eval_tasks.planning import plan_attack
-    from eval_tasks.presets import load_attack, load_protocol, load_task_config
     from eval_tasks.processes import restarted
-    from eval_tasks.runner import EvalSettings
 
-    task_config = load_task_config(task)
-    protocol = load_protocol(preset or default_preset(model))
+    protocol = protocol_of(preset, model)
     place = place_of(device, dtype, quantize, device_map)
-    plan = plan_attack(
-        protocol.adapt(load_attack(attack)),
+    plan = plan_of(
+        attack,
+        protocol,
+        place,
         eps=eps,
         threat=threat.value if threat else None,
-        norm=norm.value if norm else None,
+        norm=norm,
         steps=steps,
         target=target,
         half=half.value,
-        device=device_named("auto") if device_map else place["device"],
-        dtype=place["dtype"],
     )
     if plan is None and (surrogate is not None or images_from is not None):
         raise UserError("--surrogate and --images-from need an attack: choose one with --attack")
-    settings = EvalSettings(
-        task=task_config.name,
-        data=data,
-        protocol=protocol,
-        attack=plan,
-        samples=samples if samples is not None else protocol.samples,
-        seed=protocol.seed if seed is None else seed,
+    settings = settings_of(
+        task,
+        data,
+        protocol,
+        plan,
+        samples=samples,
+        seed=seed,
         chunk_size=chunk_size,
         batch_size=batch_size,
         tokenizer=tokenizer.value,

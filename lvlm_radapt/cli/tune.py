@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from lvlm_radapt.cli.app import app, console
+from lvlm_radapt.cli.asking import plan_of, protocol_of, settings_of
 from lvlm_radapt.cli.group import leave_it_to_the_first, plain
 from lvlm_radapt.cli.options import (
     DeviceMapOption,
@@ -22,7 +23,7 @@ from lvlm_radapt.cli.options import (
     SeedOption,
     TowerOption,
 )
-from lvlm_radapt.cli.placing import default_preset, device_named, place_of
+from lvlm_radapt.cli.placing import place_of
 from lvlm_radapt.cli.resuming import command_line, progress, resumable
 from lvlm_radapt.progress import JsonLines
 
@@ -62,33 +63,15 @@ def tune(
     adaptive attack. `lvlm-radapt data scenes --split validation` draws calibration scenes that no test scene repeats.
     """
     leave_it_to_the_first()
-    from eval_tasks.planning import plan_attack
-    from eval_tasks.presets import load_attack, load_protocol, load_task_config
-    from eval_tasks.runner import EvalSettings
     from lvlm_radapt.tuning.knobs import sweep_of
     from lvlm_radapt.tuning.results import kept_apart, table, write_results
     from lvlm_radapt.tuning.run import run_tune
 
     sweep = sweep_of(cutoffs, alphas, mixes)
-    task_config = load_task_config(task)
-    protocol = load_protocol(preset or default_preset(model))
+    protocol = protocol_of(preset, model)
     place = place_of(device, dtype, quantize, device_map)
-    plan = plan_attack(
-        protocol.adapt(load_attack(attack)),
-        eps=eps,
-        steps=steps,
-        device=device_named("auto") if device_map else place["device"],
-        dtype=place["dtype"],
-    )
-    settings = EvalSettings(
-        task=task_config.name,
-        data=data,
-        protocol=protocol,
-        attack=plan,
-        samples=samples,
-        seed=protocol.seed if seed is None else seed,
-        batch_size=batch_size,
-    )
+    plan = plan_of(attack, protocol, place, eps=eps, steps=steps)
+    settings = settings_of(task, data, protocol, plan, samples=samples, seed=seed, batch_size=batch_size)
     with (
         JsonLines.to(log_json) as log,
         resumable(command_line("--resume")),
