@@ -25,11 +25,12 @@ from eval_tasks.crafting import AttackPlan, Crafted, check_plan, check_source, c
 from eval_tasks.data import Sample, chunks
 from eval_tasks.data.imagefolder import class_names
 from eval_tasks.data.set_config import SetConfig, set_config, zero_shot_sets
+from eval_tasks.encoders import check_reads_tower, reading_surrogate, text_side
 from eval_tasks.gallery import Gallery
 from eval_tasks.metrics.tokenizers import TokenizerName
 from eval_tasks.presets import Protocol, TaskConfig
 from eval_tasks.records import ids_digest
-from eval_tasks.retrieval import RetrievalExam, text_side
+from eval_tasks.retrieval import RetrievalExam
 from eval_tasks.scores import text_scores
 from eval_tasks.stages import stage_plans
 from lvlm_radapt.errors import UserError
@@ -179,8 +180,7 @@ class ClassExam:
                 f"--attack {name} needs a model that answers in texts: on --task {self.task.name} use apgd-ce or "
                 "another attack on classifiers, embedding or noise"
             )
-        if loss == "embedding" and plan.config.at != "tower":
-            raise UserError(f"--attack {name} reads a projector, which an image encoder has none of")
+        check_reads_tower(plan)
         check_source(plan, self.classifier.encoder, self.surrogate)
         if plan.config.line is None:
             return
@@ -268,13 +268,10 @@ class ClassExam:
         """The surrogate, asked for the same classes."""
         if self.surrogate is None:
             return None
-        if not isinstance(self.surrogate, CLIPEncoder):
-            raise UserError(
-                f"--surrogate {self.surrogate.name} answers in texts: use an image encoder, or --attack embedding"
-            )
-        mine = self.classifier
-        texts = text_side(self.surrogate, self.texts)
-        return ZeroShot(self.surrogate, mine.class_names, mine.templates, texts=texts, spelled=mine.spelled)
+        mine, other = self.classifier, reading_surrogate(self.surrogate)
+        return ZeroShot(
+            other, mine.class_names, mine.templates, texts=text_side(other, self.texts), spelled=mine.spelled
+        )
 
 
 def exam_of(

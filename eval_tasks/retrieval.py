@@ -16,7 +16,7 @@ from torch import Tensor
 from attacks import contrastive_loss
 from attacks.losses import LossFn
 from eval_tasks.attacker import Attacker
-from eval_tasks.audit.build import in_half, rounding_of, twin_of
+from eval_tasks.audit.build import subject_of
 from eval_tasks.audit.subject import Subject
 from eval_tasks.crafting import (
     AttackPlan,
@@ -29,6 +29,7 @@ from eval_tasks.crafting import (
     sample_seed,
 )
 from eval_tasks.data import Sample, chunks, open_image
+from eval_tasks.encoders import check_reads_tower, reading_surrogate, text_side
 from eval_tasks.gallery import CUTS, CaptionSpace, Gallery, recalls
 from eval_tasks.presets import TaskConfig
 from eval_tasks.quantise import from_8bit
@@ -60,8 +61,7 @@ class RetrievalExam:
         name, loss = plan.config.name, plan.config.loss
         if loss not in ("contrastive", "noise", "embedding"):
             raise UserError(f"--attack {name} is not for --task {self.task.name}: use contrastive, embedding or noise")
-        if loss == "embedding" and plan.config.at != "tower":
-            raise UserError(f"--attack {name} reads a projector, which an image encoder has none of")
+        check_reads_tower(plan)
         check_source(plan, self.encoder, self.surrogate)
         if loss == "contrastive":
             _ = self._other  # a UserError now, not when the run has begun
@@ -117,9 +117,6 @@ class RetrievalExam:
     def subject(
         self, batch: PixelBatch, samples: Sequence[Sample], plan: AttackPlan, *, seed: int, made: Tensor | None = None
     ) -> Subject:
-        assert plan.steps is not None
-        assert plan.config.norm is not None
-        assert plan.config.apgd is not None
         ids = [s.id for s in samples]
         seeds = [sample_seed(seed, own) for own in ids]
         attacker = Attacker(self.encoder, batch)
@@ -139,23 +136,15 @@ class RetrievalExam:
             own = AttackPlan(plan.config, plan.threat, eps, steps)
             return self.craft(batch, samples, own, seeds=seeds).pixels
 
-        loss = attack_loss()
-        return Subject(
-            x=batch.x,
-            loss=loss,
-            eps=plan.eps,
-            steps=plan.steps,
-            norm=plan.config.norm,
-            undefended=None if self.encoder.radapt is None else twin_of(self.encoder, attack_loss),
-            half=in_half(loss, self.encoder) if self.encoder.dtype == torch.float32 else None,
+        return subject_of(
+            self.encoder,
+            batch.x,
+            plan,
+            attack_loss,
             answers=answers,
             score=score,
             craft=crafted,
             made=made,
-            rounding=rounding_of(self.encoder),
-            random_start=plan.config.apgd.random_start,
-            step_scale=plan.config.apgd.step_scale,
-            restarts=plan.config.apgd.restarts,
             seeds=seeds,
             batch_size=self.batch_size,
         )
@@ -209,20 +198,5 @@ class RetrievalExam:
         """The surrogate's own view of the same gallery."""
         if self.surrogate is None:
             return None
-        if not isinstance(self.surrogate, CLIPEncoder):
-            raise UserError(
-                f"--surrogate {self.surrogate.name} answers in texts: use an image encoder, or --attack embedding"
-            )
-        return CaptionSpace(self.surrogate, self.gallery, text_side(self.surrogate, self.texts))
-
-
-def text_side(encoder: CLIPEncoder, texts: CLIPEncoder | None) -> CLIPEncoder | None:
-    """Whose text model is asked in an encoder's place: nobody's where it has its own. UserError where none is named."""
-    if encoder.tokenizer is not None:
-        return None
-    if texts is None:
-        raise UserError(
-            f"{encoder.name} is a bare vision tower: for texts name the CLIP that it was tuned from, --texts MODEL, or "
-            "give a whole checkpoint"
-        )
-    return texts
+        other = reading_surrogate(self.surrogate)
+        return CaptionSpace(other, self.gallery, text_side(other, self.texts))

@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from attacks.lines import LineSettings
 from attacks.losses import LossFn
 from eval_tasks.asked import Asked
 from eval_tasks.attacker import Attacker
@@ -42,9 +44,6 @@ def lvlm_subject(
     attack the score is 0 where the target is read and 100 elsewhere. made: uint8 images that `plan` has made already,
     for attacks that climb to the end of their steps.
     """
-    assert plan.steps is not None
-    assert plan.config.norm is not None
-    assert plan.config.apgd is not None
     seeds = [sample_seed(seed, s.id) for s in asked.samples]
     attacker = Attacker(model, batch)
     loss = attack_loss(attacker, plan, asked)
@@ -72,29 +71,44 @@ def lvlm_subject(
             return attacked, list(heard)
 
     reads = plan.config.loss != "embedding"
-    return Subject(
-        x=batch.x,
-        loss=loss,
-        eps=plan.eps,
-        steps=plan.steps,
-        norm=plan.config.norm,
-        undefended=None if model.radapt is None else twin_of(model, lambda: attack_loss(attacker, plan, asked)),
+    return subject_of(
+        model,
+        batch.x,
+        plan,
+        lambda: attack_loss(attacker, plan, asked),
         targeted={t: attacker.nll(asked.prompts, [t] * len(batch), sign=-1) for t in TARGETS}
         if plan.config.loss == "nll"
         else {},
-        half=in_half(loss, model) if model.dtype == torch.float32 else None,
         answers=answers,
         score=score,
         craft=crafted,
         spares=plan.config.ensemble is not None,
         made=made,
         prompts=prompts if reads else None,
-        rounding=rounding_of(model),
-        random_start=plan.config.apgd.random_start,
-        step_scale=plan.config.apgd.step_scale,
-        restarts=plan.config.apgd.restarts,
         seeds=seeds,
         batch_size=asked.batch_size,
+    )
+
+
+def subject_of(model: PixelModel, x: Tensor, plan: AttackPlan, make: Callable[[], LossFn], **own: Any) -> Subject:
+    """A subject with what follows from the model and the plan: its losses (`make` makes the attack's own), budget and
+    APGD settings, the usual ones where the attack has none. own: further fields of `Subject`."""
+    assert plan.config.norm is not None
+    usual, apgd = LineSettings(), plan.config.apgd
+    loss = make()
+    return Subject(
+        x=x,
+        loss=loss,
+        eps=plan.eps,
+        steps=plan.steps or usual.steps,
+        norm=plan.config.norm,
+        undefended=None if model.radapt is None else twin_of(model, make),
+        half=in_half(loss, model) if model.dtype == torch.float32 else None,
+        rounding=rounding_of(model),
+        random_start=apgd.random_start if apgd else usual.random_start,
+        step_scale=apgd.step_scale if apgd else usual.step_scale,
+        restarts=apgd.restarts if apgd else usual.restarts,
+        **own,
     )
 
 

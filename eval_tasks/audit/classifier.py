@@ -10,10 +10,9 @@ import torch
 from torch import Tensor
 
 from attacks.classification import ce_loss, likely_wrong, targeted_dlr_loss
-from attacks.lines import LineSettings
 from attacks.losses import LossFn
 from eval_tasks.attacker import Attacker
-from eval_tasks.audit.build import in_half, rounding_of, twin_of
+from eval_tasks.audit.build import subject_of
 from eval_tasks.audit.subject import Subject
 from eval_tasks.classification import attack_classifier
 from eval_tasks.crafting import AttackPlan, craft_unasked, embedding_distance, sample_seed
@@ -40,14 +39,11 @@ def classifier_subject(
     The loss is the cross entropy of the true class, whichever line attacks, or the distance of the image tokens in an
     embedding attack. The audit's own attacks are APGD with the line's settings, or the usual ones where it has no APGD.
     """
-    assert plan.config.norm is not None
     encoder, line = classifier.encoder, plan.config.line or []
     attacker = Attacker(encoder, batch)
     names = [s.references[0] for s in samples]
     labels = torch.tensor([classifier.class_names.index(name) for name in names], device=batch.x.device)
     seeds = [sample_seed(seed, s.id) for s in samples]
-    usual = LineSettings()
-    apgd = plan.config.apgd
 
     def logits(x: Tensor, index: list[int]) -> Tensor:
         # an encoder reads nothing but the pixels: the first image's particulars do for all
@@ -80,17 +76,13 @@ def classifier_subject(
     def towards(rank: int) -> LossFn:
         return lambda x, index: targeted_dlr_loss(logits, labels, wrong()[:, rank])(x, index)
 
-    loss = attack_loss()
     aims = line and len(classifier.class_names) >= 4 and not set(_AIMED) & set(line)
-    return Subject(
-        x=batch.x,
-        loss=loss,
-        eps=plan.eps,
-        steps=plan.steps or usual.steps,
-        norm=plan.config.norm,
-        undefended=None if encoder.radapt is None else twin_of(encoder, attack_loss),
+    return subject_of(
+        encoder,
+        batch.x,
+        plan,
+        attack_loss,
         targeted={"the likeliest wrong class": towards(0), "the next": towards(1)} if aims else {},
-        half=in_half(loss, encoder) if encoder.dtype == torch.float32 else None,
         answers=answers,
         score=score,
         logits=logits,
@@ -99,10 +91,6 @@ def classifier_subject(
         spares=bool(line),
         nearest=keeps_near(plan),
         made=made,
-        rounding=rounding_of(encoder),
-        random_start=apgd.random_start if apgd else usual.random_start,
-        step_scale=apgd.step_scale if apgd else usual.step_scale,
-        restarts=apgd.restarts if apgd else usual.restarts,
         seeds=seeds,
         batch_size=batch_size,
     )
