@@ -74,6 +74,30 @@ def tower_parts(tower: Tower) -> dict[str, list[str]]:
     return parts | {HEAD: head}
 
 
+def part_parameters(tower: Tower, parts: Sequence[str]) -> list[str]:
+    """Names of the parameters of those parts, each once, in the module's order.
+
+    parts: of `tower_parts`, or "attention2", "attention3", ...: what "attention1" is, of a later block.
+
+    Raises:
+        UserError: a part that the tower does not have, or none at all.
+    """
+    known = tower_parts(tower)
+    prefix = _LAYOUTS[tower.family].blocks
+    blocks = [part.removeprefix("block") for part in known if part.startswith("block")]
+    for number in blocks[1:]:
+        own = [f"{prefix}{int(number) - 1}.{n.removeprefix(f'{prefix}0.')}" for n in known[ATTENTION]]
+        known[f"attention{number}"] = own
+    foreign = [part for part in parts if part not in known]
+    if foreign or not parts:
+        what = f"part {foreign[0]!r} is unknown" if foreign else "no part is named"
+        raise UserError(
+            f"{what}: choose of {EMBEDDING}, {ATTENTION} to attention{blocks[-1]}, block1 to block{blocks[-1]}, {HEAD}"
+        )
+    chosen = {name for part in parts for name in known[part]}
+    return [name for name, _ in tower.module.named_parameters() if name in chosen]
+
+
 def tower_blocks(tower: Tower) -> Sequence[nn.Module]:
     """The tower's blocks, first to last."""
     module: Any = tower.module.get_submodule(_LAYOUTS[tower.family].blocks.rstrip("."))
@@ -95,18 +119,12 @@ def replace_parts(tower: Tower, guide_tower: Tower, parts: Sequence[str]) -> Non
         UserError: a part that the tower does not have; encoders of another family, width, patch size, number of
             heads or activation; a guide without that block; a tower with R-Adapt in it. Nothing is changed then.
     """
-    known = tower_parts(tower)
-    foreign = [part for part in parts if part not in known]
-    if foreign or not parts:
-        blocks = len(known) - 3
-        what = f"part {foreign[0]!r} is unknown" if foreign else "no part is named"
-        raise UserError(f"{what}: choose of {EMBEDDING}, {ATTENTION}, block1 to block{blocks}, {HEAD}")
+    names = part_parameters(tower, parts)
     for one in (tower, guide_tower):
         if getattr(one.module, STATE, None) is not None:
             raise UserError("R-Adapt is in one of the two encoders: replace the parts first, then robustify")
     _check_alike(tower, guide_tower)
     mine, theirs = dict(tower.module.named_parameters()), dict(guide_tower.module.named_parameters())
-    names = dict.fromkeys(name for part in parts for name in known[part])
     found = {name: _fitting(name, mine[name], theirs.get(name), tower, guide_tower) for name in names}
     with torch.no_grad():
         for name, value in found.items():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import math
+import re
 import shutil
 from functools import partial
 from pathlib import Path
@@ -159,8 +160,12 @@ def test_scopes_are_nested_and_hold_what_they_say(clip: Path) -> None:
     assert "embeddings.patch_embedding.weight" in least
     assert "encoder.layers.0.layer_norm1.weight" in least
     assert set(shallow) - set(least) == {n for n in shallow if "mlp" in n or "layer_norm2" in n}
-    with one_line("scope 'deep' is unknown"):
-        scope_parameters(tower, "deep")  # type: ignore[arg-type]
+    both = scope_parameters(tower, "embedding+attention1+attention2")
+    assert set(both) - set(least) == {n.replace("layers.0.", "layers.1.") for n in least if "layers.0." in n}
+    assert scope_parameters(tower, "block1+embedding") == shallow
+    for wrong in ("deep", "embedding+attention9", "embedding+", ""):
+        with one_line(re.escape(f"scope {wrong!r} is neither tower, shallow, embedding+attention nor parts")):
+            scope_parameters(tower, wrong)
 
 
 @pytest.mark.parametrize("method", ["fare", "tecoa", "tga"])
@@ -529,7 +534,7 @@ MISTAKES: dict[str, tuple[list[str], Any, str]] = {
     ),
     "no classes": (["--method", "tecoa"], lambda root: _empty(root).parent, "holds no images"),
     "unknown method": (["--method", "fair"], None, "'fair' is not one of"),
-    "unknown scope": (["--method", "fare", "--scope", "deep"], None, "'deep' is not one of"),
+    "unknown scope": (["--method", "fare", "--scope", "deep"], None, "scope 'deep' is neither"),
     "unknown preset": (["--method", "fare", "--preset", "publish"], None, "did you mean 'published'"),
     "eps": (["--method", "fare", "--eps", "4"], None, "eps must be in (0, 1]"),
     "rate": (["--method", "fare", "--lr", "-1"], None, "field lr"),

@@ -136,7 +136,7 @@ def test_the_precision_stays_the_towers_own() -> None:
         (
             tiny_random.clip_vision(),
             "attention",
-            "part 'attention' is unknown: choose of embedding, attention1, block1",
+            "part 'attention' is unknown: choose of embedding, attention1 to attention3, block1",
         ),
         (tiny_random.siglip_vision(), "embedding", "the guide is a siglip_vision_model, this encoder a clip"),
         (tiny_random.qwen2_vl(), "block1", "the guide is a qwen2_vl"),

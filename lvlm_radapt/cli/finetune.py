@@ -22,12 +22,6 @@ class MethodName(StrEnum):
     tga = "tga"
 
 
-class ScopeName(StrEnum):
-    tower = "tower"
-    shallow = "shallow"
-    embedding_attention = "embedding+attention"
-
-
 class FeaturesName(StrEnum):
     cls = "cls"
     tokens = "tokens"
@@ -46,7 +40,13 @@ def finetune(
         Path, typer.Option(help="A folder of images; for TeCoA and TGA a folder of images for each class.")
     ],
     out: Annotated[Path, typer.Option(help="A new or empty folder for the fine-tuned model.")],
-    scope: Annotated[ScopeName, typer.Option(help="What is trained; all else stays as it is.")] = ScopeName.tower,
+    scope: Annotated[
+        str,
+        typer.Option(
+            help="What is trained: tower, shallow, embedding+attention, or parts of --replace joined by +; all else "
+            "stays as it is."
+        ),
+    ] = "tower",
     features: Annotated[
         FeaturesName | None,
         typer.Option(
@@ -111,7 +111,7 @@ def finetune(
     settings = FinetuneSettings(
         method=method.value,
         recipe=recipe,
-        scope=scope.value,
+        scope=scope,
         features=features.value if features else "cls" if alone else "tokens",
         seed=seed,
         bf16=bf16,

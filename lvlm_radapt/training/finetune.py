@@ -26,7 +26,7 @@ from lvlm_radapt.towers import find_tower
 from lvlm_radapt.training.images import batches_of, canvas_batches, load_pixels
 from lvlm_radapt.training.labelled import TrainingImages, batches_from
 from lvlm_radapt.training.objectives import Features, Method, Objective, Targets, objective_of
-from lvlm_radapt.training.scopes import Scope, scope_parameters
+from lvlm_radapt.training.scopes import WHOLE, scope_parameters
 from lvlm_radapt.training.state import StateFile
 from lvlm_radapt.training.together import Alone
 
@@ -50,7 +50,7 @@ class FinetuneSettings:
 
     method: Method
     recipe: FinetuneRecipe
-    scope: Scope = "tower"
+    scope: str = WHOLE
     features: Features = "cls"
     seed: int = 0
     bf16: bool = False
@@ -177,7 +177,7 @@ class _Work:
         own = dict(tower.module.named_parameters())
         self._trained: dict[str, nn.Parameter] = {n: own[n] for n in scope_parameters(tower, settings.scope)}
         projected = settings.method != "fare" or settings.features == "cls"
-        if settings.scope == "tower" and projected and hasattr(model.hf, "visual_projection"):
+        if settings.scope == WHOLE and projected and hasattr(model.hf, "visual_projection"):
             self._trained[_PROJECTION] = model.hf.visual_projection.weight
         self._original = {name: weight.detach().clone() for name, weight in self._trained.items()}
         self._optimiser = torch.optim.AdamW(

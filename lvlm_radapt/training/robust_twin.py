@@ -13,6 +13,7 @@ from lvlm_radapt.folders import new_folder
 from lvlm_radapt.models.base import LVLM, PixelModel
 from lvlm_radapt.training.finetune import FinetuneSettings, TrainingLog
 from lvlm_radapt.training.labelled import TrainingImages
+from lvlm_radapt.training.scopes import scope_words
 
 LOG = "training.json"
 CARD = "README.md"
@@ -23,11 +24,6 @@ _METHODS = {
     "tga": "TGA (Yu et al. 2024, arXiv 2410.21802)",
 }
 _READ = {"cls": "the image embedding", "tokens": "the patch tokens that a language model reads"}
-_SCOPES = {
-    "tower": "the whole vision tower",
-    "shallow": "patch embedding and first block of the vision tower",
-    "embedding+attention": "patch embedding and first attention of the vision tower",
-}
 
 
 def save_twin(
@@ -66,10 +62,14 @@ def model_card(model: PixelModel, log: TrainingLog, settings: FinetuneSettings, 
     classes = (
         f" in {len(images.names)} classes, worded {', '.join(map(repr, recipe.templates))}" if images.names else ""
     )
+    trained = scope_words(settings.scope)
     rows = [
         ("base model", model.label),
         ("method", _METHODS[settings.method] + read),
-        ("trained", f"{_SCOPES[settings.scope]}: {log.trained:,} of {log.weights:,} weights; all else is the base's"),
+        (
+            "trained",
+            f"{trained}: {log.trained:,} of {log.weights:,} weights; all else is the base's",
+        ),
         ("threat model", f"Linf, eps {eps_text(recipe.eps)} in [0, 1] pixel units"),
         ("inner attack", f"PGD, {recipe.pgd_steps} steps of {recipe.pgd_step * 255:.4g}/255, random start"),
         ("images", f"{len(images.files):,}{classes}; {len(images.watched)} more held back"),
