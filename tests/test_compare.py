@@ -168,10 +168,13 @@ def test_every_cell_is_a_run_and_every_number_comes_from_it(tmp_path, monkeypatc
 
 def test_what_a_row_needs_is_trained_once_on_images_of_its_own(tmp_path, monkeypatch, capsys):
     learn = {"set": "train", "images": 12, "steps": 1, "batch": 4}
+    tuned = {"scope": "embedding+attention1", "recipe": "scenes", **learn}
     rows = [
         {"name": "none"},
         {"name": "learned", "radapt": {"anchor": "learned"}, "learn": {**learn, "model": "tiny-clip"}},
-        {"name": "shallow", "finetune": {"scope": "shallow", "recipe": "scenes", **learn}},
+        {"name": "shallow+", "radapt": {"alpha": 0}, "finetune": tuned},
+        {"name": "shallow", "finetune": tuned},
+        {"name": "both", "radapt": {"anchor": "learned"}, "learn": learn, "finetune": tuned | {"seed": 1}},
     ]
     columns = [{**column, "set": "test"} for column in SMALL["columns"]]
     own = written(tmp_path, rows=rows, columns=columns, samples=2)
@@ -180,7 +183,8 @@ def test_what_a_row_needs_is_trained_once_on_images_of_its_own(tmp_path, monkeyp
     code, _, err = call(monkeypatch, capsys, *words)
     assert code == 0, err
     assert sorted(p.name for p in (out / "models").iterdir()) == [
-        "learned-tiny-clip", "shallow-tiny-clip", "shallow-tiny-llava",
+        "both-anchor-tiny-clip", "both-anchor-tiny-llava", "both-weights-tiny-clip", "both-weights-tiny-llava",
+        "learned-anchor-tiny-clip", "shallow+-weights-tiny-clip", "shallow+-weights-tiny-llava",
     ]  # fmt: skip
     content = json.loads((out / "data" / "train" / "scenes.json").read_text())
     assert content["split"] == "train"

@@ -85,14 +85,14 @@ class Workshop:
 
     def _undefended(self, row: RowSpec, base: str) -> PixelModel:
         if row.finetune is not None:
-            return self._load(str(self._finetuned(row, row.finetune, base)))
+            return self._load(str(self._finetuned(row.finetune, base)))
         if row.tower is None:
             return self._load(base)
         return self._load(row.tower) if is_encoder(base) else self._load(base, tower=row.tower)
 
     def _learned(self, row: RowSpec, how: Learn, config: RAdaptConfig, source: str) -> tuple[RAdaptConfig, Anchor]:
         """The row's settings and anchor, learned on its own model over `source`; from the adapter kept of that."""
-        folder = self._kept(row, source)
+        folder = self._kept(row, source, "anchor")
         if not folder.exists():
             given = {"steps": how.steps, "batch": how.batch, "eps": None if how.eps is None else parse_eps(how.eps)}
             settings = LearnSettings(**{key: value for key, value in given.items() if value is not None})  # type: ignore[arg-type]
@@ -116,15 +116,17 @@ class Workshop:
             raise UserError(f"{folder} holds no learned anchor: remove it and run again")
         return learned, anchor
 
-    def _finetuned(self, row: RowSpec, how: Finetune, base: str) -> Path:
-        folder = self._kept(row, base)
+    def _finetuned(self, how: Finetune, base: str) -> Path:
+        # once for all rows that differ in nothing but the defence on top
+        first = next(one for one in self._comparison.rows if one.finetune == how)
+        folder = self._kept(first, base, "weights")
         if not folder.exists():
             recipe = load_recipe(how.recipe).changed(
                 eps=None if how.eps is None else parse_eps(how.eps), steps=how.steps, batch_size=how.batch
             )
             model = load_any(base, **self._place)
             features: Features = "cls" if is_encoder(base) else "tokens"
-            settings = FinetuneSettings(method=how.method, recipe=recipe, scope=how.scope, features=features)
+            settings = FinetuneSettings(how.method, recipe, how.scope, features, how.seed)
             images = TrainingImages.of(self.data(how.set) / IMAGES, limit=how.images, seed=settings.seed, classes=False)
             state = folder.with_name(f"{folder.name}.training.pt")
             state.parent.mkdir(parents=True, exist_ok=True)
@@ -143,8 +145,8 @@ class Workshop:
             **self._place,
         )
 
-    def _kept(self, row: RowSpec, base: str) -> Path:
-        return self._out / "models" / f"{slug(row.name)}-{slug(base)}"
+    def _kept(self, row: RowSpec, base: str, what: str) -> Path:
+        return self._out / "models" / f"{slug(row.name)}-{what}-{slug(base)}"
 
     def _sizes(self, name: str) -> tuple[int, int]:
         """How many scenes of a set are needed, and how many images of single things."""

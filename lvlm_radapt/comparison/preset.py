@@ -13,6 +13,7 @@ from lvlm_radapt.config import RAdaptConfig
 from lvlm_radapt.documents import first_problem
 from lvlm_radapt.errors import UserError
 from lvlm_radapt.tiny.scenes import Split
+from lvlm_radapt.training.scopes import WHOLE
 
 Name = Annotated[str, Field(min_length=1, max_length=60)]
 
@@ -58,12 +59,13 @@ class Learn(_Part):
 
 
 class Finetune(_Part):
-    """How a row's weights are fine-tuned, once for each base model, on images of `set`. `recipe`: in configs/finetune;
-    `steps`, `batch`: in place of its own."""
+    """How a row's weights are fine-tuned, once for each base model, on images of `set`. `scope`: as for `finetune`;
+    `recipe`: in configs/finetune; `steps`, `batch`: in place of its own."""
 
     method: Literal["fare"] = "fare"
-    scope: Literal["tower", "shallow", "embedding+attention"] = "tower"
+    scope: Annotated[str, Field(min_length=1)] = WHOLE
     recipe: str
+    seed: Annotated[int, Field(ge=0)] = 0
     set: str
     images: Annotated[int, Field(ge=8)] = 2000
     eps: str | None = None
@@ -107,7 +109,7 @@ class RowSpec(_Part):
 
 class Comparison(_Part):
     """The first row is the undefended model; the others are measured against it on the same samples. `eps`: one or more
-    budgets as in 4/255; `samples`, `steps`, `protocol`, `seed`: for every row and column alike."""
+    budgets as in 4/255; `samples`, `steps`, `protocol`: for every row and column alike."""
 
     name: Name
     description: str
