@@ -58,5 +58,6 @@ def first_problem(error: ValidationError) -> str:
     problem = error.errors(include_url=False)[0]
     field = ".".join(str(part) for part in problem["loc"])
     more = error.error_count() - 1
-    text = (f"field {field}: " if field else "") + problem["msg"] + (f" (and {more} more)" if more else "")
+    told = problem["msg"].removeprefix("Value error, ")
+    text = (f"field {field}: " if field else "") + told + (f" (and {more} more)" if more else "")
     return " ".join(text.split())

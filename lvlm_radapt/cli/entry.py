@@ -49,4 +49,5 @@ def _misused(error: Any) -> None:
     if error.ctx is None or type(error).__name__ == "NoArgsIsHelpError":
         error.show()
         return
-    fail(UserError(f"{error.format_message().rstrip('.')} (see {error.ctx.command_path} --help)"))
+    told = error.format_message().rstrip(".").replace("Value error, ", "")  # the checking library's own words
+    fail(UserError(f"{told} (see {error.ctx.command_path} --help)"))
