@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from eval_tasks.metrics import Interval, bootstrap, bootstrap_ci, paired_difference_ci
+from eval_tasks.metrics import Interval, bootstrap, bootstrap_ci, gain_share_ci, paired_difference_ci
 from lvlm_radapt.errors import UserError
 
 SCORES = st.lists(st.floats(-100, 200, allow_subnormal=False), min_size=1, max_size=30)
@@ -128,3 +128,28 @@ def test_paired_user_errors() -> None:
         paired_difference_ci([1.0, 2.0], [1.0])
     with pytest.raises(UserError, match="at least one score"):
         paired_difference_ci([], [])
+
+
+def test_a_share_of_a_gain_agrees_with_fieller() -> None:
+    """Fieller's interval of a ratio of two correlated means, solved as the quadratic it is."""
+    draw = np.random.default_rng(5)
+    base = (draw.random(900) < 0.25) * 100.0
+    whole = np.maximum(base, (draw.random(900) < 0.5) * 100.0)
+    part = np.where(draw.random(900) < 0.8, whole, base)
+    low, high = gain_share_ci(part.tolist(), whole.tolist(), base.tolist(), resamples=20_000)
+    top, bottom = part - base, whole - base
+    z = NormalDist().inv_cdf(0.975) ** 2 / 900
+    (a, c), (_, b) = np.cov(top, bottom)
+    square, middle, free = bottom.mean() ** 2 - z * b, top.mean() * bottom.mean() - z * c, top.mean() ** 2 - z * a
+    root = math.sqrt(middle**2 - square * free)
+    fieller = (middle - root) / square, (middle + root) / square
+    assert (low, high) == pytest.approx(fieller, abs=0.05 * (fieller[1] - fieller[0]))
+    assert gain_share_ci(whole.tolist(), whole.tolist(), base.tolist()) == Interval(1.0, 1.0)
+    assert gain_share_ci(base.tolist(), whole.tolist(), base.tolist()) == Interval(0.0, 0.0)
+
+
+def test_a_share_of_no_gain_is_refused() -> None:
+    with pytest.raises(UserError, match="not clearly above 0"):
+        gain_share_ci([1.0, 2.0], [2.0, 0.0], [1.0, 1.0])
+    with pytest.raises(UserError, match="same samples, got 1, 2 and 2"):
+        gain_share_ci([1.0], [2.0, 0.0], [1.0, 1.0])

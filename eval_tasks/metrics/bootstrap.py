@@ -32,15 +32,7 @@ def bootstrap_ci(per_sample: Sequence[float], *, level: float = 0.95, resamples:
     values.sort()
     if values[0] == values[-1]:
         return Interval(float(values[0]), float(values[0]))
-    generator = np.random.default_rng(seed)
-    means = np.empty(resamples)
-    block = max(1, _DRAWS_AT_ONCE // values.size)
-    for start in range(0, resamples, block):
-        rows = min(block, resamples - start)
-        draws = generator.integers(0, values.size, size=(rows, values.size))
-        means[start : start + rows] = values[draws].mean(axis=1)
-    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
-    return Interval(float(low), float(high))
+    return _between(_means(values[:, None], resamples, seed)[:, 0], level)
 
 
 def paired_difference_ci(
@@ -60,6 +52,48 @@ def paired_difference_ci(
         raise UserError(f"paired scores need the same samples, got {len(first)} and {len(second)}: match the ids")
     difference = np.subtract(np.asarray(first, dtype=float), np.asarray(second, dtype=float))
     return bootstrap_ci(difference.tolist(), level=level, resamples=resamples, seed=seed)
+
+
+def gain_share_ci(
+    part: Sequence[float],
+    whole: Sequence[float],
+    base: Sequence[float],
+    *,
+    level: float = 0.95,
+    resamples: int = 2000,
+    seed: int = 0,
+) -> Interval:
+    """Interval of mean(part - base) / mean(whole - base): how much of one defence's gain another has.
+
+    Three scores of the same samples in the same order, resampled together. Raises as `bootstrap_ci`, for sequences of
+    different length, and where the whole gain is not positive in every resample: a share of nothing means nothing.
+    """
+    if not len(part) == len(whole) == len(base):
+        raise UserError(
+            f"paired scores need the same samples, got {len(part)}, {len(whole)} and {len(base)}: match the ids"
+        )
+    own, full, none = (_checked(scores, level, resamples) for scores in (part, whole, base))
+    gains = _means(np.stack([own - none, full - none], axis=1), resamples, seed)
+    if gains[:, 1].min() <= 0:
+        raise UserError("the whole gain is not clearly above 0, so nothing has a share of it: evaluate more samples")
+    return _between(gains[:, 0] / gains[:, 1], level)
+
+
+def _means(values: NDArray[np.float64], resamples: int, seed: int) -> NDArray[np.float64]:
+    """[resamples, K] means of [n, K] scores; the K of a sample are drawn together."""
+    generator = np.random.default_rng(seed)
+    means = np.empty((resamples, values.shape[1]))
+    block = max(1, _DRAWS_AT_ONCE // values.size)
+    for start in range(0, resamples, block):
+        rows = min(block, resamples - start)
+        draws = generator.integers(0, len(values), size=(rows, len(values)))
+        means[start : start + rows] = values[draws].mean(axis=1)
+    return means
+
+
+def _between(means: NDArray[np.float64], level: float) -> Interval:
+    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
+    return Interval(float(low), float(high))
 
 
 def _checked(per_sample: Sequence[float], level: float, resamples: int) -> NDArray[np.float64]:

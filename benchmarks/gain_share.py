@@ -1,0 +1,91 @@
+"""How much of full adversarial fine-tuning's gain a cheaper defence has, from a finished `lvlm-radapt compare`.
+
+Rows called "NAME, seed 0", "NAME, seed 1" ... are one defence trained with several seeds: its score of a sample is the
+mean over them. A share is (defence - undefended) / (whole - undefended) of the adaptive scores, its interval a paired
+bootstrap over samples; that the seeds differ shows in the shares of each seed beside it.
+
+Run: lvlm-radapt compare scopes --out FOLDER, then: python benchmarks/gain_share.py FOLDER [--whole FARE]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from eval_tasks.metrics import bootstrap_ci, gain_share_ci, paired_difference_ci
+from eval_tasks.records import Run, read_run
+from lvlm_radapt.comparison.preset import Comparison, slug
+
+Scores = NDArray[np.float64]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--whole", default="FARE", help="the defence whose gain counts as 100 %%")
+    args = parser.parse_args()
+    comparison = Comparison.model_validate_json((args.folder / "plan.json").read_text())
+    for column in comparison.columns:
+        for eps in comparison.eps:
+            attacked = f"{slug(column.title)}-adaptive-{slug(eps)}"
+            print(f"\n{column.title}, adaptive {eps}, {comparison.steps} steps, n = {comparison.samples}\n")
+            print("\n".join(rows(args.folder, comparison, attacked, args.whole)))
+
+
+def rows(folder: Path, comparison: Comparison, attacked: str, whole: str) -> Iterator[str]:
+    """The lines of a Markdown table; attacked: the name of the runs to read, one in each row's folder."""
+    defences: dict[str, list[Run]] = {}
+    for row in comparison.rows:
+        defences.setdefault(row.name.partition(", seed ")[0], []).append(
+            read_run(folder / "runs" / slug(row.name) / attacked)
+        )
+    undefended, best = comparison.rows[0].name, defences[whole]
+    base, full = _mean(defences[undefended], "adversarial"), _mean(best, "adversarial")
+    yield f"| defence | weights, % | clean | clean loss to {whole} | adaptive | share of {whole}'s gain, % | by seed |"
+    yield "|---|---:|---:|---:|---:|---:|---|"
+    for name, runs in defences.items():
+        clean, own = _mean(runs, "clean"), _mean(runs, "adversarial")
+        cells = [name, _weights(runs), _interval(clean)]
+        if name == undefended:
+            cells += ["", _interval(own), "", ""]
+        else:
+            loss = _mean(best, "clean") - clean
+            low, high = paired_difference_ci(_mean(best, "clean").tolist(), clean.tolist())
+            share = (own - base).mean() / (full - base).mean()
+            bounds = gain_share_ci(own.tolist(), full.tolist(), base.tolist())
+            each = [(_mean([run], "adversarial") - base).mean() / (full - base).mean() for run in runs]
+            cells += [
+                f"{loss.mean():+.1f} [{low:+.1f}, {high:+.1f}]",
+                _interval(own),
+                f"{100 * share:.0f} [{100 * bounds.low:.0f}, {100 * bounds.high:.0f}]",
+                ", ".join(f"{100 * one:.0f}" for one in each),
+            ]
+        yield "| " + " | ".join(cells) + " |"
+
+
+def _mean(runs: Sequence[Run], answer: str) -> Scores:
+    """A score a sample, the mean over runs of the same samples."""
+    return np.mean([[getattr(sample, answer).score for sample in run.samples] for run in runs], axis=0)
+
+
+def _interval(scores: Scores) -> str:
+    low, high = bootstrap_ci(scores.tolist())
+    return f"{scores.mean():.1f} [{low:.1f}, {high:.1f}]"
+
+
+def _weights(runs: Sequence[Run]) -> str:
+    """How many of the tower's weights were trained, from the log beside the model that was scored."""
+    log = Path(runs[0].settings["model"]["name"]) / "training.json"
+    if not log.is_file():
+        return ""
+    told = json.loads(log.read_text())
+    return f"{100 * told['trained'] / told['weights']:.1f}"
+
+
+if __name__ == "__main__":
+    main()
