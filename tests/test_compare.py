@@ -174,7 +174,7 @@ def test_what_a_row_needs_is_trained_once_on_images_of_its_own(tmp_path, monkeyp
         {"name": "learned", "radapt": {"anchor": "learned"}, "learn": {**learn, "model": "tiny-clip"}},
         {"name": "shallow+", "radapt": {"alpha": 0}, "finetune": tuned},
         {"name": "shallow", "finetune": tuned},
-        {"name": "both", "radapt": {"anchor": "learned"}, "learn": learn, "finetune": tuned | {"seed": 1}},
+        {"name": "both", "radapt": {"anchor": "learned"}, "learn": learn, "finetune": tuned | {"seed": 1, "lr": 1e-5}},
     ]
     columns = [{**column, "set": "test"} for column in SMALL["columns"]]
     own = written(tmp_path, rows=rows, columns=columns, samples=2)
@@ -188,6 +188,8 @@ def test_what_a_row_needs_is_trained_once_on_images_of_its_own(tmp_path, monkeyp
     ]  # fmt: skip
     content = json.loads((out / "data" / "train" / "scenes.json").read_text())
     assert content["split"] == "train"
+    log = json.loads((out / "models" / "both-weights-tiny-llava" / "training.json").read_text())
+    assert (log["settings"]["seed"], log["settings"]["lr"], log["settings"]["scope"]) == (1, 1e-5, tuned["scope"])
     # one anchor in both columns' models
     defences = [
         read_run(out / "runs" / "learned" / f"{column}-adaptive-8-255").settings["model"]["radapt"]

@@ -122,7 +122,7 @@ class Workshop:
         folder = self._kept(first, base, "weights")
         if not folder.exists():
             recipe = load_recipe(how.recipe).changed(
-                eps=None if how.eps is None else parse_eps(how.eps), steps=how.steps, batch_size=how.batch
+                eps=None if how.eps is None else parse_eps(how.eps), steps=how.steps, batch_size=how.batch, lr=how.lr
             )
             model = load_any(base, **self._place)
             features: Features = "cls" if is_encoder(base) else "tokens"

@@ -60,7 +60,7 @@ class Learn(_Part):
 
 class Finetune(_Part):
     """How a row's weights are fine-tuned, once for each base model, on images of `set`. `scope`: as for `finetune`;
-    `recipe`: in configs/finetune; `steps`, `batch`: in place of its own."""
+    `recipe`: in configs/finetune; `eps`, `steps`, `batch`, `lr`: in place of its own."""
 
     method: Literal["fare"] = "fare"
     scope: Annotated[str, Field(min_length=1)] = WHOLE
@@ -71,6 +71,7 @@ class Finetune(_Part):
     eps: str | None = None
     steps: Annotated[int, Field(ge=1)] | None = None
     batch: Annotated[int, Field(ge=1)] | None = None
+    lr: Annotated[float, Field(gt=0)] | None = None
 
 
 class RowSpec(_Part):
