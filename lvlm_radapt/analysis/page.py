@@ -36,9 +36,10 @@ def _findings(document: Mapping[str, Any]) -> dict[str, str]:
     if diagonal:
         layers = [layer for i, layer in enumerate(cka["layers"]) if cka["matrix"][i][i] is not None]
         low = min(range(len(diagonal)), key=diagonal.__getitem__)
+        last = "" if low == len(diagonal) - 1 else f", {diagonal[-1]:.2f} at the last"
         found["cka"] = (
             f"Layer against the same layer: {diagonal[0]:.2f} at the {layers[0]}, lowest {diagonal[low]:.2f} at "
-            f"{layers[low]}, {diagonal[-1]:.2f} at the last."
+            f"{layers[low]}{last}."
         )
     side = len(kernels["shift"])
     near: list[float] = []
