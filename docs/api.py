@@ -34,7 +34,9 @@ MODULES = (
     "eval_tasks.records",
     "eval_tasks.report",
     "eval_tasks.runner",
+    "eval_tasks.settings",
     "eval_tasks.table",
+    "eval_tasks.tabulate",
 )
 """What people build on: its names change only on purpose."""
 

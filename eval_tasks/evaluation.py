@@ -12,8 +12,9 @@ from eval_tasks.data import check_images, load_task, select, skip_missing
 from eval_tasks.processes import Group
 from eval_tasks.records import Run, Scored
 from eval_tasks.report import write_report
-from eval_tasks.runner import EvalSettings, evaluate
+from eval_tasks.runner import evaluate
 from eval_tasks.running import Advance, Log
+from eval_tasks.settings import EvalSettings
 from lvlm_radapt.models.base import PixelModel
 from lvlm_radapt.models.load import load_any, load_surrogate
 from lvlm_radapt.models.quantised import Quantisation

@@ -22,7 +22,9 @@ from eval_tasks.pages import templates, write_text
 from eval_tasks.records import Run, SampleRecord, image_name
 from eval_tasks.retrieval_table import COLUMNS as RECALL_COLUMNS
 from eval_tasks.retrieval_table import recall_rows
-from eval_tasks.table import METRICS, Cell, Row, Table, metric_of, model_label, setting, tables, threat_of
+from eval_tasks.run_facts import metric_of, model_label, setting, threat_of
+from eval_tasks.table import METRICS, Cell, Row, Table
+from eval_tasks.tabulate import tables
 from lvlm_radapt.errors import UserError
 
 SHOWN = 6  # samples of either kind in the gallery

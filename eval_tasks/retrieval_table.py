@@ -13,7 +13,7 @@ from eval_tasks.eps import eps_text
 from eval_tasks.gallery import CUTS
 from eval_tasks.records import Run
 from eval_tasks.retrieval import DIRECTIONS
-from eval_tasks.table import model_label, setting, threat_of
+from eval_tasks.run_facts import model_label, setting, threat_of
 from lvlm_radapt.errors import UserError
 
 COLUMNS = ("Model", "Task", "Images", *(f"{words} R@{k}, %" for words in DIRECTIONS.values() for k in CUTS))

@@ -20,8 +20,8 @@ from eval_tasks.presets import load_attack, load_protocol
 from eval_tasks.processes import Group
 from eval_tasks.records import Run, Scored
 from eval_tasks.report import write_report
-from eval_tasks.runner import EvalSettings
 from eval_tasks.running import Advance
+from eval_tasks.settings import EvalSettings
 from lvlm_radapt.checkpoint import is_adapter, save_adapter
 from lvlm_radapt.config import RAdaptConfig
 from lvlm_radapt.errors import UserError

@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 from eval_tasks.eps import eps_text
 from eval_tasks.figures import points
 from eval_tasks.records import Run, read_run
-from eval_tasks.table import tables
+from eval_tasks.tabulate import tables
 from lvlm_radapt.errors import UserError
 from lvlm_radapt.plots.axes import TEXT, axes_or_new
 from lvlm_radapt.plots.curves import Curve, draw_curves, finish_eps, replacement_curve

@@ -27,7 +27,7 @@ from eval_tasks.evaluation import run_evaluation
 from eval_tasks.planning import plan_attack
 from eval_tasks.presets import load_attack, load_protocol
 from eval_tasks.records import RunFolder
-from eval_tasks.runner import EvalSettings
+from eval_tasks.settings import EvalSettings
 from lvlm_radapt.analysis import measure
 from lvlm_radapt.analysis.attention import attention_maps, evenness, first_attention, moved
 from lvlm_radapt.analysis.cka import cka_matrix, linear_cka

@@ -15,7 +15,8 @@ from eval_tasks.data import load_task, tasks
 from eval_tasks.planning import plan_attack
 from eval_tasks.presets import load_attack, load_protocol
 from eval_tasks.records import read_run
-from eval_tasks.runner import EvalSettings, evaluate
+from eval_tasks.runner import evaluate
+from eval_tasks.settings import EvalSettings
 from eval_tasks.vqa import VqaScores
 from lvlm_radapt import RAdaptConfig, cli, load_model, robustify
 from lvlm_radapt.models.base import LVLM

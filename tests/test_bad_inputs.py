@@ -30,7 +30,8 @@ from eval_tasks.data.checking import check_data
 from eval_tasks.metrics.vqa import normalise_answer, vqa_accuracy
 from eval_tasks.presets import load_protocol
 from eval_tasks.records import read_run
-from eval_tasks.runner import EvalSettings, evaluate
+from eval_tasks.runner import evaluate
+from eval_tasks.settings import EvalSettings
 from lvlm_radapt import cli
 from lvlm_radapt.checkpoint import load_adapter
 from lvlm_radapt.errors import UserError

@@ -19,7 +19,8 @@ from eval_tasks.data.imagefolder import class_names
 from eval_tasks.planning import plan_attack
 from eval_tasks.presets import load_attack, load_protocol
 from eval_tasks.records import Run, RunFolder, SampleRecord, read_run
-from eval_tasks.runner import EvalSettings, evaluate
+from eval_tasks.runner import evaluate
+from eval_tasks.settings import EvalSettings
 from lvlm_radapt import RAdaptConfig, load_encoder, robustify
 from lvlm_radapt.checkpoint import save_adapter
 from lvlm_radapt.errors import UserError

@@ -9,7 +9,8 @@ from safetensors import safe_open
 
 from eval_tasks.crafting import AttackPlan
 from eval_tasks.presets import load_attack, load_protocol
-from eval_tasks.runner import EvalSettings, evaluate
+from eval_tasks.runner import evaluate
+from eval_tasks.settings import EvalSettings
 from lvlm_radapt import RAdaptConfig, load_encoder, load_model, robustify
 from lvlm_radapt.models.load import EMBEDDED, embedded_models
 from lvlm_radapt.tiny import scenes

@@ -25,7 +25,8 @@ from eval_tasks.figures import eps_panels, loss_panels, png_uri
 from eval_tasks.metrics import bootstrap_ci, paired_difference_ci
 from eval_tasks.records import Run, image_name, read_run
 from eval_tasks.report import reading, write_report
-from eval_tasks.table import COLUMNS, LEGEND, ONLY_TRANSFER, Cell, comparison, tables
+from eval_tasks.table import COLUMNS, LEGEND, Cell
+from eval_tasks.tabulate import ONLY_TRANSFER, comparison, tables
 from lvlm_radapt.errors import UserError
 from lvlm_radapt.plots.curves import Curve, draw_curves
 from lvlm_radapt.plots.images import DIFFERENCE_GAIN, difference_image

@@ -12,7 +12,8 @@ from eval_tasks.metrics import CiderScorer, vqa_accuracy
 from eval_tasks.presets import load_attack, load_protocol
 from eval_tasks.quantise import from_8bit
 from eval_tasks.records import RunFolder, read_run
-from eval_tasks.runner import EvalSettings, evaluate
+from eval_tasks.runner import evaluate
+from eval_tasks.settings import EvalSettings
 from lvlm_radapt import RAdaptConfig, load_model, robustify
 from lvlm_radapt.errors import UserError
 from lvlm_radapt.tiny.dataset import write_scenes

@@ -10,7 +10,8 @@ from eval_tasks.data import load_task, open_image
 from eval_tasks.planning import plan_attack
 from eval_tasks.presets import load_attack, load_protocol
 from eval_tasks.records import RunFolder
-from eval_tasks.runner import EvalSettings, evaluate
+from eval_tasks.runner import evaluate
+from eval_tasks.settings import EvalSettings
 from lvlm_radapt import RAdaptConfig, load_model, robustify
 from lvlm_radapt.errors import UserError
 from lvlm_radapt.tiny.dataset import write_scenes

@@ -21,7 +21,8 @@ from eval_tasks.data.imagefolder import class_names
 from eval_tasks.planning import plan_attack
 from eval_tasks.presets import AttackConfig, load_attack, load_protocol
 from eval_tasks.quantise import from_8bit
-from eval_tasks.runner import EvalSettings, evaluate
+from eval_tasks.runner import evaluate
+from eval_tasks.settings import EvalSettings
 from lvlm_radapt import RAdaptConfig, load_encoder, load_model, robustify
 from lvlm_radapt.errors import UserError
 from lvlm_radapt.models.base import PixelBatch

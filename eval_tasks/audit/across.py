@@ -11,7 +11,7 @@ from eval_tasks.audit.findings import Finding, Verdict
 from eval_tasks.audit.rules import MARGIN, bounded, difference
 from eval_tasks.eps import eps_text
 from eval_tasks.records import Run
-from eval_tasks.table import model_label, setting, threat_of
+from eval_tasks.run_facts import model_label, setting, threat_of
 
 NAME = "adaptive against transfer"
 

@@ -17,7 +17,7 @@ from eval_tasks.environment import environment
 from eval_tasks.eps import eps_text
 from eval_tasks.exams import exam_of
 from eval_tasks.presets import load_task_config
-from eval_tasks.runner import EvalSettings
+from eval_tasks.settings import EvalSettings
 from lvlm_radapt.errors import UserError
 from lvlm_radapt.folders import check_new_folder
 from lvlm_radapt.models.load import load_any

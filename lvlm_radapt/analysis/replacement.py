@@ -9,7 +9,8 @@ from typing import Any
 
 from eval_tasks.records import Run, Scored
 from eval_tasks.report import write_report
-from eval_tasks.runner import EvalSettings, evaluate
+from eval_tasks.runner import evaluate
+from eval_tasks.settings import EvalSettings
 from lvlm_radapt.analysis.mixing import Mixed
 
 Advance = Callable[[int, str], None]

@@ -23,7 +23,7 @@ from matplotlib.figure import Figure
 from eval_tasks.crafting import AttackPlan
 from eval_tasks.environment import environment
 from eval_tasks.eps import eps_text
-from eval_tasks.runner import EvalSettings
+from eval_tasks.settings import EvalSettings
 from lvlm_radapt.analysis import measure
 from lvlm_radapt.analysis.mixing import Mixed
 from lvlm_radapt.analysis.page import analysis_page

@@ -11,7 +11,7 @@ from lvlm_radapt.cli.placing import default_preset, device_named
 if TYPE_CHECKING:
     from eval_tasks.crafting import AttackPlan
     from eval_tasks.presets import Protocol
-    from eval_tasks.runner import EvalSettings
+    from eval_tasks.settings import EvalSettings
 
 
 def protocol_of(preset: str | None, model: str) -> Protocol:
@@ -49,7 +49,7 @@ def settings_of(
 ) -> EvalSettings:
     """The evaluation; samples and seed are the protocol's where they are None. more: further fields of its settings."""
     from eval_tasks.presets import load_task_config
-    from eval_tasks.runner import EvalSettings
+    from eval_tasks.settings import EvalSettings
 
     return EvalSettings(
         task=load_task_config(task).name,

@@ -16,7 +16,8 @@ from eval_tasks.planning import plan_attack
 from eval_tasks.presets import load_attack, load_protocol, load_task_config
 from eval_tasks.records import Run, Scored
 from eval_tasks.report import write_report
-from eval_tasks.runner import EvalSettings, evaluate
+from eval_tasks.runner import evaluate
+from eval_tasks.settings import EvalSettings
 from lvlm_radapt.comparison.models import Workshop
 from lvlm_radapt.comparison.preset import Column, Comparison, RowSpec, slug
 from lvlm_radapt.documents import read_json

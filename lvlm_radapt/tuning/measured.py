@@ -8,7 +8,8 @@ from typing import Any
 
 from eval_tasks.metrics import Interval, bootstrap_ci
 from eval_tasks.records import Run
-from eval_tasks.table import Cell, Row, comparison
+from eval_tasks.table import Cell, Row
+from eval_tasks.tabulate import comparison
 from lvlm_radapt.config import RAdaptConfig
 from lvlm_radapt.tuning.knobs import point_name, point_text
 

@@ -12,7 +12,8 @@ from eval_tasks.crafting import AttackPlan, Threat
 from eval_tasks.data import check_images, load_task, select
 from eval_tasks.records import Run, Scored
 from eval_tasks.report import write_report
-from eval_tasks.runner import EvalSettings, evaluate
+from eval_tasks.runner import evaluate
+from eval_tasks.settings import EvalSettings
 from eval_tasks.table import Row
 from lvlm_radapt.config import RAdaptConfig
 from lvlm_radapt.errors import UserError

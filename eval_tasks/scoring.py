@@ -1,0 +1,167 @@
+"""Some samples of a run: clean answers, attack, 8-bit PNG on disk, answers to it, scores."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from eval_tasks.crafting import Crafted, sample_seed, says
+from eval_tasks.data import Sample, open_image
+from eval_tasks.exams import Exam
+from eval_tasks.quantise import from_8bit
+from eval_tasks.records import Attacked, RunFolder, SampleRecord, Scored, ids_digest, read_run
+from eval_tasks.settings import EvalSettings
+from lvlm_radapt.errors import UserError
+from lvlm_radapt.models.base import PixelBatch, PixelModel
+
+
+def canvas_groups(model: PixelModel, chunk: Sequence[Sample]) -> Iterator[tuple[list[Sample], PixelBatch]]:
+    """The chunk's samples in groups of one canvas shape."""
+    images = [open_image(s.image) for s in chunk]
+    groups: dict[tuple[int, int], list[int]] = {}
+    for i, image in enumerate(images):
+        groups.setdefault(model.canvas(image), []).append(i)
+    for rows in groups.values():
+        yield [chunk[i] for i in rows], model.pixels([images[i] for i in rows])
+
+
+def score_batch(
+    exam: Exam,
+    settings: EvalSettings,
+    samples: Sequence[Sample],
+    folder: RunFolder,
+    batch: PixelBatch,
+    source: RunFolder | None,
+    gallery: set[str],
+    known: dict[str, Scored],
+    tell: Callable[[str], None],
+) -> list[SampleRecord]:
+    """The records of `samples`, whose pixels are `batch`; their attacked images are saved to `folder`.
+
+    source: a run whose attacked images are taken; None crafts them. gallery: ids whose clean canvas is saved too.
+    known: clean answers by id, those that are missing are put in. tell: gets what is being done.
+    """
+    started = time.monotonic()
+
+    def answer(of: PixelBatch) -> list[Scored]:
+        said = exam.answers(of, samples)
+        return [Scored(output=o, score=v) for o, v in zip(said, exam.grade(said, samples), strict=True)]
+
+    if any(s.id not in known for s in samples):
+        tell("clean answers")
+        known.update(zip((s.id for s in samples), answer(batch), strict=True))
+    clean = [known[s.id] for s in samples]
+    attacked: list[Attacked | None] = [None] * len(samples)
+    plan = settings.attack
+    if plan is not None:
+        if source is None:
+            tell(plan.config.name)
+            seeds = [sample_seed(settings.seed, s.id) for s in samples]
+            own = [c.score for c in clean if c.score is not None]
+            crafted = exam.craft(
+                batch, samples, plan, seeds=seeds, clean=own,
+                tell=lambda stage, count: tell(f"{stage}, {count} images"),
+            )  # fmt: skip
+        else:
+            crafted = _reuse(source, samples, batch)
+        for sample, pixels in zip(samples, crafted.pixels, strict=True):
+            folder.save_image(sample.id, pixels)
+        # what is scored is what lies on the disk
+        read = [from_8bit(folder.load_image(s.id)).to(batch.x.device) for s in samples]
+        scored_batch = batch.replace(torch.stack(read))
+        tell("answers to attacked images")
+        distance = (scored_batch.x - batch.x).flatten(1)
+        attacked = [
+            Attacked(
+                output=a.output,
+                score=a.score,
+                loss=crafted.loss[i],
+                steps=crafted.steps[i],
+                linf=float(distance[i].abs().max()),
+                l2=float(distance[i].norm()),
+                zero_grad=crafted.zero_grad[i],
+                failed=crafted.failed[i],
+                success=None if plan.target is None else says(a.output, plan.target),
+                stage=crafted.stage[i],
+                broken=crafted.broken[i],
+                rounded_back=crafted.rounded_back[i],
+                remarks=tuple(crafted.remarks),
+            )
+            for i, a in enumerate(answer(scored_batch))
+        ]
+    for i, sample in enumerate(samples):
+        if sample.id in gallery:
+            folder.save_image(sample.id, (batch.x[i] * 255).round().to("cpu").byte(), under="clean")
+    seconds = (time.monotonic() - started) / len(samples)
+    return [
+        SampleRecord(
+            id=s.id,
+            question=s.question,
+            references=s.references,
+            clean=clean[i],
+            adversarial=attacked[i],
+            seconds=seconds,
+        )
+        for i, s in enumerate(samples)
+    ]
+
+
+def image_source(images_from: Path | None, document: dict[str, Any], samples: list[Sample]) -> RunFolder | None:
+    """The run whose images are scored again, checked to be the same attack on the same samples."""
+    if images_from is None:
+        return None
+    attack = document["attack"]
+    if attack is None or attack["threat"] != "transfer":
+        raise UserError("saved images are scored under --threat transfer only: they were not made for this model")
+    run = read_run(images_from)
+    made = run.settings["attack"]
+    if made is None:
+        raise UserError(f"run {images_from} has no attacked images: it was clean")
+    if ids_digest(s.id for s in samples) != run.settings["ids"]["sha256"]:
+        raise UserError(f"run {images_from} attacked other samples: use the same data, --samples and --seed")
+    differs = [
+        key
+        for key in (
+            "name",
+            "eps",
+            "norm",
+            "steps",
+            "restarts",
+            "random_start",
+            "step_scale",
+            "at",
+            "distance",
+            "target",
+            "half",
+            "stages",
+            "threshold",
+            "line",
+            "queries",
+        )
+        if made.get(key) != attack.get(key)
+    ]
+    if differs:
+        was, wanted = made.get(differs[0]), attack.get(differs[0])
+        raise UserError(f"run {images_from} was made with another {differs[0]}: {was}, not {wanted}")
+    if any(run.settings.get(key) != document.get(key) for key in ("classes", "gallery")):
+        raise UserError(f"run {images_from} was made among other classes or captions, or asked for by other templates")
+    victim = run.settings["model"]
+    twin = victim["name"] == document["model"]["name"] and victim["radapt"] is None
+    # None is the undefended twin, as when the images are crafted anew
+    attack["surrogate"] = made["surrogate"] or (None if twin else victim["name"])
+    return RunFolder(images_from)
+
+
+def _reuse(source: RunFolder, samples: Sequence[Sample], batch: PixelBatch) -> Crafted:
+    pixels = [source.load_image(s.id) for s in samples]
+    for sample, image in zip(samples, pixels, strict=True):
+        if image.shape != batch.x.shape[1:]:
+            got, wanted = "x".join(map(str, image.shape[1:])), "x".join(map(str, batch.x.shape[2:]))
+            raise UserError(
+                f"the image of sample {sample.id} in {source.path} has canvas {got}, this model's is {wanted}"
+            )
+    return Crafted.plain(torch.stack(pixels))

@@ -1,0 +1,358 @@
+"""Runs put into the table: which share a row, which are compared, and what a reader has to know of them."""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any, Literal
+
+from eval_tasks.metrics.bootstrap import Interval, bootstrap_ci, paired_difference_ci
+from eval_tasks.records import Run, SampleRecord
+from eval_tasks.run_facts import metric_of, model_label, plain_value, setting, threat_of
+from eval_tasks.table import NO_SCORE, UNDEFENDED, Cell, Row, Table
+from lvlm_radapt.errors import UserError
+
+Part = Literal["clean", "adversarial"]
+
+NOT_RUN = "not run"
+ONLY_TRANSFER = "holds only against attacks that do not know it"
+
+
+def tables(runs: Sequence[Run]) -> dict[str, Table]:
+    """One table a preset, in the order of the runs; raises as `comparison`."""
+    by_preset: dict[str, list[Run]] = defaultdict(list)
+    for run in _distinct(runs):
+        by_preset[setting(run, "preset")].append(run)
+    return {preset: comparison(group) for preset, group in by_preset.items()}
+
+
+def comparison(runs: Sequence[Run]) -> Table:
+    """The table of runs that share a preset.
+
+    A transfer and an adaptive run share a row when all else is equal: model and R-Adapt settings, precision,
+    geometry, task, seed, samples and every setting of the attack. The same holds between a defended model and
+    the undefended one it is compared with. Raises UserError for no runs, several presets, two runs that would
+    fill the same cell, and settings or metrics that lack a field.
+    """
+    runs = _distinct(runs)
+    presets = list(dict.fromkeys(setting(run, "preset") for run in runs))
+    if len(presets) > 1:
+        raise UserError(f"presets never share a table, these runs use {', '.join(presets)}: compare each preset alone")
+    groups: dict[_Key, _Group] = {}
+    for run in runs:
+        groups.setdefault(_key(run), _Group()).add(run)
+    rows = [row for key, group in groups.items() for row in _rows(key, group, groups)]
+    models = list(dict.fromkeys(setting(run, "model", "name") for run in runs))
+    defences = list(dict.fromkeys(row.model for row in rows))
+    base = {model_label(run): models.index(setting(run, "model", "name")) for run in runs}
+    rows.sort(
+        key=lambda row: (
+            row.task,
+            row.attack == "noise",
+            row.attack,
+            row.eps or 0.0,
+            row.steps or 0,
+            base[row.model],
+            row.defended,
+            defences.index(row.model),
+        )
+    )
+    return Table(presets[0], tuple(_told_apart(rows)), _remarks(runs))
+
+
+_Key = tuple[str, str, str]  # model name, R-Adapt settings, everything else that must be equal
+
+
+class _Group:
+    """The runs that differ in nothing but the threat model."""
+
+    def __init__(self) -> None:
+        self.first: Run | None = None
+        self.single: dict[str, Run] = {}  # by threat: none, noise, adaptive
+        self.transfer: dict[str | None, Run] = {}  # by surrogate; None is the model's undefended twin
+
+    def add(self, run: Run) -> None:
+        threat = threat_of(run)
+        place: dict[Any, Run] = self.transfer if threat == "transfer" else self.single
+        index = _surrogate(run) if threat == "transfer" else threat
+        if index in place:
+            raise UserError(f"{place[index].path} and {run.path} have the same settings: give only one of them")
+        place[index] = run
+
+
+def _rows(key: _Key, group: _Group, groups: Mapping[_Key, _Group]) -> list[Row]:
+    stock = groups.get((key[0], "null", key[2]), _Group())
+    rows = []
+    for threat in ("none", "noise"):
+        if threat in group.single:
+            run = group.single[threat]
+            absent = Cell(NOT_RUN if threat == "none" else "n/a (noise)")
+            transfer = absent if threat == "none" else _score(run, "adversarial", "control")
+            rows.append(_row(run, [run], transfer, absent, Cell("n/a"), None, _same_clean(run, groups), {}))
+    adaptive = group.single.get("adaptive")
+    surrogates: list[str | None] = sorted(group.transfer, key=lambda name: (name is not None, name or ""))
+    if not surrogates and adaptive is not None:
+        surrogates = [None]
+    for surrogate in surrogates:
+        transfer_run = group.transfer.get(surrogate)
+        present = [run for run in (adaptive, transfer_run) if run is not None]
+        defended = key[1] != "null"
+        if transfer_run is not None:
+            known = surrogate or ("" if defended else "surrogate not named")
+            transfer = _score(transfer_run, "adversarial", f"crafted on {known}" if surrogate else known)
+        else:
+            transfer = Cell(NOT_RUN if defended else UNDEFENDED)
+        # The same images on the undefended model: its own adaptive run, or one from the same surrogate.
+        same_images = stock.single.get("adaptive") if surrogate is None else stock.transfer.get(surrogate)
+        gain, transfer_gain = Cell(UNDEFENDED), None
+        if defended:
+            gain = _gain(adaptive, stock.single.get("adaptive"))
+            if transfer_run is not None and same_images is not None:
+                transfer_gain = _difference(transfer_run, same_images, "adversarial")
+        hidden = {"surrogate": surrogate or "undefended twin"} if transfer_run is not None else {}
+        rows.append(
+            _row(
+                present[0],
+                present,
+                transfer,
+                Cell(NOT_RUN) if adaptive is None else _score(adaptive, "adversarial"),
+                gain,
+                transfer_gain,
+                _same_clean(present[0], groups),
+                hidden,
+            )
+        )
+    return rows
+
+
+def _row(
+    run: Run,
+    present: Sequence[Run],
+    transfer: Cell,
+    adaptive: Cell,
+    gain: Cell,
+    transfer_gain: Cell | None,
+    stock: Run | None,
+    hidden: Mapping[str, str],
+) -> Row:
+    attack = setting(run, "attack") or {}
+    attacked = threat_of(run) != "none"
+    only_transfer = bool(
+        transfer_gain is not None
+        and transfer_gain.interval is not None
+        and transfer_gain.interval.low > 0
+        and gain.interval is not None
+        and gain.interval.low <= 0
+    )
+    return Row(
+        model=model_label(run),
+        defended=setting(run, "model", "radapt") is not None,
+        task=setting(run, "task"),
+        metric=metric_of(run),
+        attack=str(attack.get("name", "none")),
+        norm=attack.get("norm") if attacked else None,
+        eps=float(setting(run, "attack", "eps")) if attacked else None,
+        steps=attack.get("steps") if attacked else None,
+        target=attack.get("target"),
+        variant="",
+        n=len(run.samples),
+        clean=_score(run, "clean"),
+        transfer=transfer,
+        adaptive=adaptive,
+        gain=gain,
+        transfer_gain=transfer_gain,
+        clean_change=None if stock is None else _difference(run, stock, "clean"),
+        adaptive_loss=next((_loss(one) for one in present if threat_of(one) == "adaptive"), None),
+        only_transfer=only_transfer,
+        notes=tuple(_notes(present, only_transfer)),
+        hidden={**_hidden(run), **hidden},
+    )
+
+
+def _notes(present: Sequence[Run], only_transfer: bool) -> list[str]:
+    notes = [ONLY_TRANSFER] if only_transfer else []
+    if len(present) == 2:
+        adaptive, transfer = present
+        excess = _difference(adaptive, transfer, "adversarial")
+        if excess is not None and excess.interval is not None and excess.interval.low > 0:
+            notes.append("the transfer attack beats the adaptive one: the adaptive score is too high")
+        clean = [_score(run, "clean").number for run in present]
+        if clean[0] != clean[1]:
+            notes.append(f"the clean score was {clean[1]} in the transfer run")
+    for run in present:
+        zero = run.metrics.get("zero_grad") or 0
+        if zero:
+            notes.append(f"zero gradient on {zero} of {len(run.samples)} samples ({threat_of(run)})")
+        failed = run.metrics.get("failed") or 0
+        if failed:
+            notes.append(f"the attack failed on {failed} of {len(run.samples)} samples ({threat_of(run)})")
+    return notes
+
+
+def _same_clean(run: Run, groups: Mapping[_Key, _Group]) -> Run | None:
+    """A run of the undefended model on the same samples: its clean answers do not depend on the attack."""
+    if setting(run, "model", "radapt") is None:
+        return None
+    wanted = _context(run)
+    for (name, radapt, _), group in groups.items():
+        if name == setting(run, "model", "name") and radapt == "null":
+            for other in (*group.single.values(), *group.transfer.values()):
+                if _context(other) == wanted:
+                    return other
+    return None
+
+
+def _gain(adaptive: Run | None, stock: Run | None) -> Cell:
+    if adaptive is None:
+        return Cell(NOT_RUN)
+    if stock is None:
+        return Cell("not run (undefended model)")
+    return _difference(adaptive, stock, "adversarial") or Cell(NO_SCORE)
+
+
+def _difference(first: Run, second: Run, part: Part) -> Cell | None:
+    """Paired difference over the shared ids; None when there is nothing to subtract."""
+    value = _clean_score if part == "clean" else _adversarial_score
+    others = {sample.id: value(sample) for sample in second.samples}
+    pairs = [
+        (mine, theirs)
+        for sample in first.samples
+        if (mine := value(sample)) is not None and (theirs := others.get(sample.id)) is not None
+    ]
+    if not pairs:
+        return None
+    mine_all, theirs_all = [pair[0] for pair in pairs], [pair[1] for pair in pairs]
+    interval = paired_difference_ci(mine_all, theirs_all)
+    mean = sum(a - b for a, b in pairs) / len(pairs)
+    return Cell(value=mean, interval=interval, signed=True)
+
+
+def _loss(run: Run) -> Cell | None:
+    """Mean of the attack's loss over the samples that have one; None where there is none."""
+    losses = [s.adversarial.loss for s in run.samples if s.adversarial is not None and s.adversarial.loss is not None]
+    return Cell(value=sum(losses) / len(losses), interval=bootstrap_ci(losses)) if losses else None
+
+
+def _clean_score(sample: SampleRecord) -> float | None:
+    return sample.clean.score
+
+
+def _adversarial_score(sample: SampleRecord) -> float | None:
+    return None if sample.adversarial is None else sample.adversarial.score
+
+
+def _score(run: Run, part: Part, detail: str = "") -> Cell:
+    metric, scores = metric_of(run), run.metrics.get(part)
+    if not isinstance(scores, Mapping) or metric not in scores:
+        raise UserError(f"{run.path / 'metrics.json'} lacks the field {part}.{metric}: run it again")
+    if scores[metric] is None:
+        return Cell(NO_SCORE, detail=detail)
+    bounds = scores.get("ci95")
+    interval = None if bounds is None else Interval(float(bounds[0]), float(bounds[1]))
+    value = float(scores[metric])
+    success = run.metrics.get("success") if part == "adversarial" else None
+    if success is None:
+        return Cell(value=value, interval=interval, detail=detail)
+    low, high = success["ci95"]
+    rate = float(success["success_rate"])
+    said = f"target in {rate:.1f} % [{low:.1f}, {high:.1f}]"
+    return Cell(value=value, interval=interval, detail=detail, success=said, success_rate=rate)
+
+
+def _surrogate(run: Run) -> str | None:
+    """None when the attack was crafted on the defended model's own undefended twin."""
+    named = setting(run, "attack").get("surrogate")
+    defended = setting(run, "model", "radapt") is not None
+    return None if named is None or (defended and named == setting(run, "model", "name")) else str(named)
+
+
+def _key(run: Run) -> _Key:
+    attack = setting(run, "attack") or {}
+    named = {key: value for key, value in attack.items() if key not in ("threat", "surrogate", "eps_text")}
+    rest = {**_context(run), "seed": run.settings.get("seed"), "attack": _filled(named)}
+    radapt = setting(run, "model", "radapt")
+    return setting(run, "model", "name"), _canonical(radapt), _canonical(rest)
+
+
+def _context(run: Run) -> dict[str, Any]:
+    """What a clean score depends on, besides the model itself."""
+    return {
+        "task": setting(run, "task"),
+        "preset": setting(run, "preset"),
+        "samples": setting(run, "ids", "sha256"),
+        "dtype": setting(run, "model").get("dtype"),
+        "quantize": setting(run, "model").get("quantize"),
+        "geometry": setting(run, "model").get("geometry"),
+        "tokenizer": run.settings.get("tokenizer"),
+        **_classes(run),
+    }
+
+
+def _classes(run: Run) -> dict[str, Any]:
+    """What an image encoder chooses among, the texts it is asked with, and whose they are."""
+    said: dict[str, Any] = {}
+    if classes := run.settings.get("classes"):
+        said |= {"classes": classes["sha256"], "templates": " | ".join(classes["templates"])}
+    if gallery := run.settings.get("gallery"):
+        said["gallery"] = gallery["sha256"]
+    if texts := run.settings.get("texts"):
+        said["texts"] = texts
+    return said
+
+
+def _hidden(run: Run) -> dict[str, str]:
+    """Settings that no column shows, in words."""
+    shown = ("name", "norm", "eps", "eps_text", "steps", "target", "threat", "surrogate")
+    attack = setting(run, "attack") or {}
+    context = {key: value for key, value in _context(run).items() if key not in ("task", "preset")}
+    context |= {key: context[key][:8] for key in ("samples", "classes", "gallery") if key in context}
+    rest = {"seed": run.settings.get("seed"), **{k: v for k, v in attack.items() if k not in shown}}
+    return {key.replace("_", " "): plain_value(value) for key, value in (context | rest).items()}
+
+
+def _told_apart(rows: Sequence[Row]) -> list[Row]:
+    """Rows that would read the same get the settings in which they differ."""
+    alike: dict[tuple[object, ...], list[Row]] = defaultdict(list)
+    for row in rows:
+        alike[_reads(row)].append(row)
+    result = []
+    for row in rows:
+        group = alike[_reads(row)]
+        keys = [key for key in row.hidden if len({other.hidden.get(key) for other in group}) > 1]
+        result.append(replace(row, variant=", ".join(f"{key} {row.hidden[key]}" for key in keys)))
+    return result
+
+
+def _reads(row: Row) -> tuple[object, ...]:
+    return (row.model, row.task, row.metric, row.attack, row.norm, row.eps, row.steps, row.target)
+
+
+def _remarks(runs: Sequence[Run]) -> tuple[str, ...]:
+    samples: dict[str, set[str]] = defaultdict(set)
+    for run in runs:
+        samples[setting(run, "task")].add(setting(run, "ids", "sha256"))
+    mixed = sorted(task for task, digests in samples.items() if len(digests) > 1)
+    if not mixed:
+        return ()
+    return (f"Rows of {', '.join(mixed)} are over different samples: do not compare them with each other.",)
+
+
+def _distinct(runs: Sequence[Run]) -> list[Run]:
+    """Each folder once, however often it was named."""
+    found = list({run.path.resolve(): run for run in runs}.values())
+    if not found:
+        raise UserError("there are no runs to compare: give at least one finished run folder")
+    for run in found:  # before anything reads deeper
+        setting(run, "model", "name")
+        threat_of(run)
+    return found
+
+
+def _filled(values: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in values.items() if value is not None}
+
+
+def _canonical(value: object) -> str:
+    return json.dumps(value, sort_keys=True)
