@@ -1,8 +1,9 @@
 """How much of full adversarial fine-tuning's gain a cheaper defence has, from a finished `lvlm-radapt compare`.
 
 Rows called "NAME, seed 0", "NAME, seed 1" ... are one defence trained with several seeds: its score of a sample is the
-mean over them. A share is (defence - undefended) / (whole - undefended) of the adaptive scores, its interval a paired
-bootstrap over samples; that the seeds differ shows in the shares of each seed beside it.
+mean over them. Lost beside: what it loses clean beyond what the whole one does. A share is (defence - undefended) /
+(whole - undefended) of the adaptive scores, its interval a paired bootstrap over samples; that the seeds differ shows
+in the shares of each seed beside it.
 
 Run: lvlm-radapt compare scopes --out FOLDER, then: python benchmarks/gain_share.py FOLDER [--whole FARE]
 """
@@ -20,6 +21,7 @@ from numpy.typing import NDArray
 from eval_tasks.metrics import bootstrap_ci, gain_share_ci, paired_difference_ci
 from eval_tasks.records import Run, read_run
 from lvlm_radapt.comparison.preset import Comparison, slug
+from lvlm_radapt.errors import UserError
 
 Scores = NDArray[np.float64]
 
@@ -34,7 +36,10 @@ def main() -> None:
         for eps in comparison.eps:
             attacked = f"{slug(column.title)}-adaptive-{slug(eps)}"
             print(f"\n{column.title}, adaptive {eps}, {comparison.steps} steps, n = {comparison.samples}\n")
-            print("\n".join(rows(args.folder, comparison, attacked, args.whole)))
+            try:
+                print("\n".join(rows(args.folder, comparison, attacked, args.whole)))
+            except UserError as error:  # no gain to have a share of
+                print(error)
 
 
 def rows(folder: Path, comparison: Comparison, attacked: str, whole: str) -> Iterator[str]:
@@ -46,12 +51,12 @@ def rows(folder: Path, comparison: Comparison, attacked: str, whole: str) -> Ite
         )
     undefended, best = comparison.rows[0].name, defences[whole]
     base, full = _mean(defences[undefended], "adversarial"), _mean(best, "adversarial")
-    yield f"| defence | weights, % | clean | clean loss to {whole} | adaptive | share of {whole}'s gain, % | by seed |"
+    yield f"| defence | weights, % | clean | lost beside {whole} | adaptive | share of {whole}'s gain, % | by seed |"
     yield "|---|---:|---:|---:|---:|---:|---|"
     for name, runs in defences.items():
         clean, own = _mean(runs, "clean"), _mean(runs, "adversarial")
         cells = [name, _weights(runs), _interval(clean)]
-        if name == undefended:
+        if name in (undefended, whole):
             cells += ["", _interval(own), "", ""]
         else:
             loss = _mean(best, "clean") - clean
