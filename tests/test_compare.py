@@ -152,7 +152,9 @@ def test_every_cell_is_a_run_and_every_number_comes_from_it(tmp_path, monkeypatc
     links = [part.split('"')[0] for part in page.split('<a href="')[1:]]
     assert len(links) == 3 * 2 * 3 - 1  # clean too; all but the transfer cell that no run made
     assert all((out / link).is_file() for link in links)
-    assert (out / "comparison.md").read_text().count("| R-Adapt |") == 2
+    written_out = (out / "comparison.md").read_text()
+    assert written_out.count("| R-Adapt |") == 2
+    assert written_out.count(f"; n = {len(runs['none', 'VQA', 'adaptive'].samples)})") == 2
 
     before = {path: path.stat().st_mtime_ns for path in out.glob("runs/*/*/*")}
     code, _, err = call(monkeypatch, capsys, *words)

@@ -164,14 +164,16 @@ def table_of(compared: Compared) -> ComparisonTable:
         lines.append(Line(row.name, entries))
     columns = tuple((c.title, _about(compared.any_run(first, c.title))) for c in comparison.columns)
     headings = ("clean", *(f"{threat} {eps}" for threat in THREATS for eps in comparison.eps))
-    settings = f"n = {comparison.samples} a column, {comparison.steps} steps, preset {comparison.protocol}"
+    settings = f"{comparison.steps} steps, preset {comparison.protocol}"
     return ComparisonTable(comparison.description, settings, columns, headings, tuple(lines))
 
 
 def _about(run: Run) -> str:
     attack, metric = run.settings["attack"], run.metrics["metric"]
     task, model = run.settings["task"], run.settings["model"]["name"]
-    return f"{model}, {task}, {METRICS.get(metric, metric)}; {attack['name']}, {attack['norm']}"
+    # a set may hold fewer samples than were asked for
+    n = len(run.samples)
+    return f"{model}, {task}, {METRICS.get(metric, metric)}; {attack['name']}, {attack['norm']}; n = {n}"
 
 
 def _entry(run: Run, stock: Run, against: Run, own: bool, *, attacked: bool) -> Entry:
