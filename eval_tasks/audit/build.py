@@ -46,7 +46,9 @@ def lvlm_subject(
     """
     seeds = [sample_seed(seed, s.id) for s in asked.samples]
     attacker = Attacker(model, batch)
-    loss = attack_loss(attacker, plan, asked)
+
+    def make() -> LossFn:
+        return attack_loss(attacker, plan, asked)
 
     def score(texts: Sequence[str], index: list[int]) -> list[float]:
         if plan.target is not None:
@@ -60,7 +62,7 @@ def lvlm_subject(
         return attacker.answers(asked, x, index)
 
     def prompts() -> tuple[list[str], list[str]]:
-        everyone = list(range(len(batch)))
+        everyone, loss = list(range(len(batch))), make()
         with _listening(model) as heard, torch.no_grad():
             for first in range(0, len(batch), asked.batch_size):
                 rows = everyone[first : first + asked.batch_size]
@@ -75,7 +77,7 @@ def lvlm_subject(
         model,
         batch.x,
         plan,
-        lambda: attack_loss(attacker, plan, asked),
+        make,
         targeted={t: attacker.nll(asked.prompts, [t] * len(batch), sign=-1) for t in TARGETS}
         if plan.config.loss == "nll"
         else {},
