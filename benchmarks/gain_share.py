@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from numpy.typing import NDArray
 from eval_tasks.metrics import bootstrap_ci, gain_share_ci, paired_difference_ci
 from eval_tasks.records import Run, read_run
 from lvlm_radapt.comparison.preset import Comparison, slug
+from lvlm_radapt.documents import read_json
 from lvlm_radapt.errors import UserError
 
 Scores = NDArray[np.float64]
@@ -31,24 +33,30 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--whole", default="FARE", help="the defence whose gain counts as 100 %%")
     args = parser.parse_args()
-    comparison = Comparison.model_validate_json((args.folder / "plan.json").read_text())
+    try:
+        print_tables(args.folder, args.whole)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(2) from error
+
+
+def print_tables(folder: Path, whole: str) -> None:
+    """A table a column and budget. UserError for a folder that holds no finished comparison, or none of `whole`."""
+    comparison = Comparison.model_validate(read_json(folder / "plan.json"))
+    if whole not in (names := {_defence(row.name) for row in comparison.rows}):
+        raise UserError(f"{folder} has no defence {whole}: choose --whole of {', '.join(sorted(names))}")
     for column in comparison.columns:
         for eps in comparison.eps:
             attacked = f"{slug(column.title)}-adaptive-{slug(eps)}"
             print(f"\n{column.title}, adaptive {eps}, {comparison.steps} steps, n = {comparison.samples}\n")
-            try:
-                print("\n".join(rows(args.folder, comparison, attacked, args.whole)))
-            except UserError as error:  # no gain to have a share of
-                print(error)
+            print("\n".join(rows(folder, comparison, attacked, whole)))
 
 
 def rows(folder: Path, comparison: Comparison, attacked: str, whole: str) -> Iterator[str]:
     """The lines of a Markdown table; attacked: the name of the runs to read, one in each row's folder."""
     defences: dict[str, list[Run]] = {}
     for row in comparison.rows:
-        defences.setdefault(row.name.partition(", seed ")[0], []).append(
-            read_run(folder / "runs" / slug(row.name) / attacked)
-        )
+        defences.setdefault(_defence(row.name), []).append(read_run(folder / "runs" / slug(row.name) / attacked))
     undefended, best = comparison.rows[0].name, defences[whole]
     base, full = _mean(defences[undefended], "adversarial"), _mean(best, "adversarial")
     yield f"| defence | weights, % | clean | lost beside {whole} | adaptive | share of {whole}'s gain, % | by seed |"
@@ -61,16 +69,24 @@ def rows(folder: Path, comparison: Comparison, attacked: str, whole: str) -> Ite
         else:
             loss = _mean(best, "clean") - clean
             low, high = paired_difference_ci(_mean(best, "clean").tolist(), clean.tolist())
-            share = (own - base).mean() / (full - base).mean()
-            bounds = gain_share_ci(own.tolist(), full.tolist(), base.tolist())
-            each = [(_mean([run], "adversarial") - base).mean() / (full - base).mean() for run in runs]
-            cells += [
-                f"{loss.mean():+.1f} [{low:+.1f}, {high:+.1f}]",
-                _interval(own),
-                f"{100 * share:.0f} [{100 * bounds.low:.0f}, {100 * bounds.high:.0f}]",
-                ", ".join(f"{100 * one:.0f}" for one in each),
-            ]
+            each = [_mean([run], "adversarial") for run in runs]
+            cells += [f"{loss.mean():+.1f} [{low:+.1f}, {high:+.1f}]", _interval(own), *_shares(own, each, full, base)]
         yield "| " + " | ".join(cells) + " |"
+
+
+def _defence(row: str) -> str:
+    """The name of a row less its seed."""
+    return row.partition(", seed ")[0]
+
+
+def _shares(own: Scores, each: Sequence[Scores], full: Scores, base: Scores) -> tuple[str, str]:
+    """The share of the gain with its interval, and that of each seed; or that there is no gain."""
+    try:
+        low, high = gain_share_ci(own.tolist(), full.tolist(), base.tolist())
+    except UserError:  # the three are of the same samples: the gain is not clear
+        return "no clear gain", ""
+    share, *seeds = (100 * (one - base).mean() / (full - base).mean() for one in (own, *each))
+    return f"{share:.0f} [{100 * low:.0f}, {100 * high:.0f}]", ", ".join(f"{one:.0f}" for one in seeds)
 
 
 def _mean(runs: Sequence[Run], answer: str) -> Scores:
