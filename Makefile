@@ -62,6 +62,8 @@ bench: setup
 	$(BIN)/python benchmarks/batching.py
 	$(BIN)/python benchmarks/attack_speed.py
 	$(BIN)/python benchmarks/attack_speed.py --attack ensemble
+	$(BIN)/python benchmarks/attack_speed.py --early-exit
+	$(BIN)/python benchmarks/attack_speed.py --attack ensemble --early-exit
 	$(BIN)/python benchmarks/full_size.py
 
 # The API reference, from the docstrings: open site/index.html.

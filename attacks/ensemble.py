@@ -11,7 +11,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from attacks.apgd import apgd
+from attacks.apgd import SuccessFn, apgd
+from attacks.asking import asked_when, early_and_rarer
 from attacks.losses import LossFn
 from attacks.noise import sample_seeds
 from attacks.norms import Norm
@@ -80,6 +81,7 @@ def ensemble(
     clean_score: Tensor,
     eps: float,
     finish: Callable[[Tensor, list[int]], Tensor] = lambda x_adv, index: x_adv,
+    beaten: SuccessFn | None = None,
     steps: int = 100,
     norm: Norm = "Linf",
     random_start: bool = True,
@@ -95,6 +97,8 @@ def ensemble(
     x: [B, C, H, W] in [0, 1]. clean_score: [B], the score of x; a sample that is broken there is never attacked.
     score is asked once a stage, about the images `finish(x_adv, index)` makes of APGD's points (8-bit ones,
     say); those are what is kept.
+    beaten: asked ever more rarely in the course of a stage, about APGD's points as they are; a sample leaves the stage
+    where it is true.
     workers: how many threads for so many samples. tell: called with a stage's name and its number of samples when it
     begins. The other arguments are those of `apgd` and the same for every stage;
     a stage that starts at the kept image has neither noise nor restarts.
@@ -132,6 +136,7 @@ def ensemble(
                 step_scale=step_scale,
                 restarts=1 if from_best else restarts,
                 seed=[seeds[i] for i in index],
+                success=_early(beaten, index, steps),
                 batch_size=batch_size,
                 workers=workers(len(index)),
             )
@@ -155,6 +160,14 @@ def ensemble(
 def _of_rows(loss: LossFn, rows: list[int]) -> LossFn:
     """The loss of a part of the batch, whose samples count from 0."""
     return lambda x, index: loss(x, [rows[i] for i in index])
+
+
+def _early(beaten: SuccessFn | None, rows: list[int], steps: int) -> SuccessFn | None:
+    """When a stage on a part of the batch, whose samples count from 0, lets one leave."""
+    if beaten is None:
+        return None
+    ask = beaten
+    return asked_when(early_and_rarer, lambda x, index: ask(x, [rows[i] for i in index]), count=len(rows), steps=steps)
 
 
 def _checked(what: str, scores: Tensor, index: list[int]) -> Tensor:

@@ -3,9 +3,10 @@
 The reference loop is written here: one sample, the library's own forward pass with labels (all layers of the tower,
 logits at every position), a plain APGD with Python numbers, an answer, a score; then the next sample. Same model
 code, images, questions, threads, dtype, steps and seeds; accuracy under both attacks is printed, since a fast attack
-that is weaker is none. For a GPU's share of its matrix peak see full_size.py.
+that is weaker is none. With --early-exit the engine lets a sample go once its answer scores 0, as `eval` does with
+that flag. For a GPU's share of its matrix peak see full_size.py.
 
-Run: python benchmarks/attack_speed.py [--attack e2e|ensemble] [--images 32] [--steps 20] [--repeats 3] [--threads 2]
+Run: python benchmarks/attack_speed.py [--attack e2e|ensemble] [--early-exit] [--images 32] [--steps 20] [--repeats 3]
 """
 
 from __future__ import annotations
@@ -91,10 +92,11 @@ def plain_apgd(loss_fn: Callable[[Tensor], Tensor], x: Tensor, start: Tensor, st
 class Job:
     """The samples of one comparison, and both ways to attack and score them."""
 
-    def __init__(self, model: LVLM, samples: Sequence[Sample], attack: str, steps: int) -> None:
-        self.model, self.samples, self.steps, self.attack = model, samples, steps, attack
+    def __init__(self, model: LVLM, samples: Sequence[Sample], args: argparse.Namespace) -> None:
+        self.model, self.samples, self.steps, self.attack = model, samples, args.steps, args.attack
         protocol, task = load_protocol("scenes"), load_task_config("vqav2")
-        self.plan = AttackPlan(protocol.adapt(load_attack(attack)), "adaptive", EPS, steps)
+        config = protocol.adapt(load_attack(args.attack))
+        self.plan = AttackPlan(config, "adaptive", EPS, args.steps, early_exit=args.early_exit)
         self.asked = Asked(samples, task, protocol, VqaScores(samples, style="vqav2"), batch_size=len(samples))
         self.batch = model.pixels([open_image(s.image) for s in samples])
         self.seeds = [sample_seed(0, s.id) for s in samples]
@@ -148,6 +150,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--early-exit", action="store_true")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
 
@@ -155,8 +158,9 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         data = Path(folder) / "scenes"
         write_scenes(data, count=args.images, seed=1)
-        job = Job(model, load_task("vqav2", data)[: args.images], args.attack, args.steps)
-        Job(model, job.samples[:2], args.attack, 1).ours()  # the first call is slower
+        job = Job(model, load_task("vqav2", data)[: args.images], args)
+        first = argparse.Namespace(**vars(args) | {"steps": 1})
+        Job(model, job.samples[:2], first).ours()  # the first call is slower
         rounds = []
         for _ in range(args.repeats):
             results = []
@@ -169,8 +173,9 @@ def main() -> None:
     slow, fast = (statistics.median(r[i][0] for r in rounds) for i in (0, 1))
     ratio = statistics.median(r[1][0] / r[0][0] for r in rounds)
     where = environment()
+    attack_named = args.attack + (", early exit" if args.early_exit else "")
     print(
-        f"| {datetime.date.today()} | tiny-llava, vqav2, {args.attack} | {where['cpu']}, {where['threads']} threads, "
+        f"| {datetime.date.today()} | {attack_named} | {where['cpu']}, {where['threads']} threads, "
         f"torch {torch.__version__} | {args.images} images, {args.steps} steps, float32 | {slow:.2f} | {fast:.2f} "
         f"| {ratio:.2f}x | {accuracy:.1f} / {ours:.1f} |"
     )

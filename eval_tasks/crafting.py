@@ -14,6 +14,7 @@ from torch import Tensor
 
 from attacks import apgd, cpu_workers, embedding_loss, ensemble, random_noise
 from attacks.apgd import SuccessFn
+from attacks.asking import asked_when, early_and_rarer
 from attacks.losses import LossFn
 from eval_tasks.asked import Asked
 from eval_tasks.attacker import Attacker
@@ -34,7 +35,7 @@ class AttackPlan:
     """An attack with its threat model and budget. `threat` None: noise, which knows no model at all.
 
     target: the text a targeted attack wants to read. half: the precision of an ensemble's first stages; None: the
-    model's own.
+    model's own. early_exit: under the adaptive threat a sample leaves as soon as its answer scores 0.
     """
 
     config: AttackConfig
@@ -43,6 +44,12 @@ class AttackPlan:
     steps: int | None
     target: str | None = None
     half: Half | None = None
+    early_exit: bool = False
+
+    @property
+    def leaves_early(self) -> bool:
+        """Whether samples leave before their last step. A transfer attack may not ask its victim."""
+        return self.early_exit and self.threat == "adaptive"
 
     def settings(self) -> dict[str, object]:
         """What run.json says of it (the runner adds the surrogate, and an ensemble's stages and threshold)."""
@@ -57,6 +64,7 @@ class AttackPlan:
             "distance": self.config.distance,
             "target": self.target,
             "half": self.half,
+            "early_exit": self.early_exit,
             "steps": self.steps,
             "restarts": self.config.apgd.restarts if self.config.apgd else None,
             "random_start": made.random_start if made else None,
@@ -191,7 +199,13 @@ def craft(
         if plan.config.loss == "ensemble":
             known = clean if plan.threat == "adaptive" else None
             return _ensemble(attacker, batch, plan, asked, seeds, known, tell)
-        success = _reads(attacker, asked, plan, _rounding(batch, plan)) if plan.config.loss == "targeted" else None
+        success = None
+        if plan.config.loss == "targeted":
+            success = _reads(attacker, asked, plan, _rounding(batch, plan))
+        elif plan.leaves_early:
+            assert plan.steps is not None
+            beaten = _beaten(attacker, asked, _rounding(batch, plan))
+            success = asked_when(early_and_rarer, beaten, count=len(batch), steps=plan.steps)
         loss = attack_loss(attacker, plan, asked)
         return climbed(batch, plan, loss, seeds=seeds, batch_size=asked.batch_size, success=success)
 
@@ -277,24 +291,23 @@ def _reads(attacker: Attacker, asked: Asked, plan: AttackPlan, rounded: Round) -
     passes of its own."""
     assert plan.steps is not None
     assert plan.target is not None
-    target, every, a_run = plan.target, max(10, plan.steps // 50), plan.steps + 1
-    seen = [0] * len(asked.samples)
+    target, every = plan.target, max(10, plan.steps // 50)
 
-    def success(x_adv: Tensor, index: list[int]) -> Tensor:
-        due = []
-        for place, i in enumerate(index):
-            done = seen[i] % a_run  # steps of this restart; its start point is 0
-            seen[i] += 1
-            if done and done % every == 0:
-                due.append(place)
-        reads = torch.zeros(len(index), dtype=torch.bool)
-        if due:
-            rows = [index[place] for place in due]
-            answers = attacker.answers(asked, from_8bit(rounded(x_adv[due], rows)), rows)
-            reads[due] = torch.tensor([says(answer, target) for answer in answers])
-        return reads
+    def ask(x_adv: Tensor, rows: list[int]) -> Tensor:
+        answers = attacker.answers(asked, from_8bit(rounded(x_adv, rows)), rows)
+        return torch.tensor([says(answer, target) for answer in answers])
 
-    return success
+    return asked_when(lambda done: done > 0 and done % every == 0, ask, count=len(asked.samples), steps=plan.steps)
+
+
+def _beaten(attacker: Attacker, asked: Asked, rounded: Round) -> SuccessFn:
+    """Whether the answer to the 8-bit image scores 0: no attack can do better."""
+
+    def ask(x_adv: Tensor, rows: list[int]) -> Tensor:
+        answers = attacker.answers(asked, from_8bit(rounded(x_adv, rows)), rows)
+        return torch.tensor([score <= 0 for score in asked.grade(answers, rows)])
+
+    return ask
 
 
 def _ensemble(
@@ -323,6 +336,7 @@ def _ensemble(
         broken=asked.broken,
         clean_score=score(batch.x, everyone) if clean is None else torch.tensor(clean, dtype=torch.float64),
         finish=lambda x_adv, index: from_8bit(rounded(x_adv, index)),
+        beaten=_beaten(attacker, asked, rounded) if plan.leaves_early else None,
         **plan.apgd_arguments(),
         seed=seeds,
         batch_size=asked.batch_size,

@@ -109,6 +109,8 @@ class SpokenExam:
     def check(self, plan: AttackPlan, sample: Sample) -> None:
         prompt, tokens = self.protocol.prompt(self.task, sample.question), self.protocol.tokens(self.task.name)
         check_plan(plan, self.model, self.surrogate, prompt=prompt, tokens=tokens)
+        if plan.early_exit and self.task.kind == "caption":
+            raise UserError(f"--early-exit is for questions: a caption of {self.task.name} can always score less")
 
     def settings(self) -> dict[str, Any]:
         # a preset of the user's own is known by more than its name

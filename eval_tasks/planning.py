@@ -24,18 +24,20 @@ def plan_attack(
     steps: int | None = None,
     target: str | None = None,
     half: HalfChoice = "auto",
+    early_exit: bool = False,
     device: str = "cpu",
     dtype: torch.dtype = torch.float32,
 ) -> AttackPlan | None:
     """The plan of `config`, None for the attack `none`. What is left out is the attack's own; an adaptive threat.
 
     half: of an ensemble's first stages; `auto` is the attack's own on a GPU, where it pays, and only there.
+    early_exit: as in AttackPlan.
     device, dtype: of the model the attack is crafted on. Raises UserError for options that the attack does not know
     and for values that mean nothing.
     """
     if config.loss == "none":
         given = {"--threat": threat, "--norm": norm, "--target": target}
-        named = [flag for flag, value in given.items() if value is not None]
+        named = [flag for flag, value in given.items() if value is not None] + ["--early-exit"] * early_exit
         if named:
             raise UserError(f"{named[0]} needs an attack: choose one with --attack")
         return None
@@ -58,6 +60,11 @@ def plan_attack(
             raise UserError("--attack targeted needs a text the model shall say: give it as --target TEXT")
     if config.ensemble is None and half != "auto":
         raise UserError(f"--half is for the first stages of --attack ensemble: {config.name} has none, see --dtype")
+    if early_exit and config.loss not in ("nll", "ensemble"):
+        raise UserError(
+            f"--early-exit is for --attack e2e and ensemble: {config.name} "
+            + ("leaves early in any case" if config.loss in ("targeted", "classifier") else "asks no answer on its way")
+        )
     return AttackPlan(
         config=config.model_copy(update={"norm": norm}),
         threat=None if config.loss == "noise" else (threat or "adaptive"),
@@ -65,6 +72,7 @@ def plan_attack(
         steps=steps or config.steps,
         target=target,
         half=_half(config, half, device, dtype),
+        early_exit=early_exit,
     )
 
 

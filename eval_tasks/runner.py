@@ -199,6 +199,8 @@ def _remarks(model: PixelModel, surrogate: PixelModel | None, plan: AttackPlan, 
                 f"the surrogate {surrogate.name} sees the images resized, the first from {sizes[0]} to {sizes[1]}, "
                 "differentiably: what is attacked is the victim's canvas"
             )
+    if plan.leaves_early:
+        said.append("early exit: a sample left the attack when its answer scored 0, which was asked ever more rarely")
     ensemble = plan.config.ensemble
     if ensemble is not None:
         own = str((surrogate or model).dtype).removeprefix("torch.")

@@ -121,6 +121,10 @@ def image_source(images_from: Path | None, document: dict[str, Any], samples: li
     made = run.settings["attack"]
     if made is None:
         raise UserError(f"run {images_from} has no attacked images: it was clean")
+    if made.get("early_exit") and made["threat"] == "adaptive":
+        raise UserError(
+            f"run {images_from} left its images as soon as they fooled its own model: make it without --early-exit"
+        )
     if ids_digest(s.id for s in samples) != run.settings["ids"]["sha256"]:
         raise UserError(f"run {images_from} attacked other samples: use the same data, --samples and --seed")
     differs = [

@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from attacks import apgd, cpu_workers
+from attacks.asking import asked_when, early_and_rarer
 from attacks.climb import checkpoints
 from attacks.noise import random_start
 from attacks.norms import length
@@ -332,6 +333,21 @@ def test_l2_length_of_a_large_image_does_not_depend_on_its_batch():
         torch.set_num_threads(threads)
     assert torch.equal(whole, alone)
     torch.testing.assert_close(whole.flatten().double(), v.double().flatten(1).norm(dim=1), rtol=1e-6, atol=0)
+
+
+def test_what_holds_is_asked_ever_more_rarely_in_every_restart_and_each_sample_by_its_own_count():
+    assert [n for n in range(101) if early_and_rarer(n)] == [1, 2, 3, 4, 6, 9, 13, 19, 28, 42, 63, 94]
+    count, steps, asked = 5, 7, []
+
+    def ask(x_adv, index):
+        asked.extend(index)
+        return x_adv.new_zeros(len(index), dtype=torch.bool)
+
+    success = asked_when(early_and_rarer, ask, count=count, steps=steps)
+    result = apgd(waves(count), images(count), eps=0.1, steps=steps, restarts=2, seed=5, success=success, batch_size=2)
+    assert sorted(asked) == sorted(2 * 5 * list(range(count)))  # after 1, 2, 3, 4 and 6 steps, twice
+    assert not result.succeeded.any()
+    assert result.steps.tolist() == [2 * steps] * count
 
 
 def test_early_exit_follows_the_full_run_until_success():

@@ -122,6 +122,32 @@ def test_the_finished_image_is_what_is_scored_and_kept_and_the_first_among_equal
     assert found.stage == ["a", "clean"]
 
 
+def test_a_beaten_sample_leaves_its_stage_at_the_point_that_beat_it():
+    x = images(3)
+    bars = torch.tensor([0.5 + 0.6 * EPS, 0.9, 0.5 + 0.2 * EPS])  # the second is out of reach
+    asked = []
+
+    def beaten(x_adv, index):
+        asked.append(index)
+        return x_adv.flatten(1)[:, 0] > bars[index]
+
+    parts = [Stage("one", lambda so_far: Climb(0)), Stage("two", lambda so_far: Climb(0))]
+    found, _ = run(parts, x, lambda x, index: bars[index] - x.flatten(1)[:, 0], 0.0, beaten=beaten)
+    plain, _ = run(parts, x, lambda x, index: bars[index] - x.flatten(1)[:, 0], 0.0)
+    # a step of eps reaches both bars; three steps a stage, and the last sample that stands goes through both
+    assert found.steps.tolist() == [1, 6, 1]
+    assert plain.steps.tolist() == [3, 6, 3]
+    assert found.broken.tolist() == plain.broken.tolist() == [True, False, True]
+    assert asked == [
+        [0, 1, 2],
+        [1],
+        [1],
+        [1],
+        [1],
+        [1],
+    ]  # the last stage asks about the rest in the whole batch's count
+
+
 def test_a_stage_may_be_for_some_samples_only():
     first = Climb(0)
     found, asked = run([Stage("a", lambda so_far: first, rows=[1])], images(3), lambda x, i: 1 - x.amax((1, 2, 3)), 0.0)

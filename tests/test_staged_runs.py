@@ -54,7 +54,7 @@ def settings(data, *, attack="ensemble", task="coco", samples=5, threat="adaptiv
     protocol = load_protocol("scenes")
     plan = plan_attack(
         protocol.adapt(load_attack(attack)), eps="8/255", threat=threat, steps=steps,
-        **{k: more.pop(k) for k in ("target", "half") if k in more},
+        **{k: more.pop(k) for k in ("target", "half", "early_exit") if k in more},
     )  # fmt: skip
     return EvalSettings(
         task=task, data=data, protocol=protocol, attack=plan, samples=samples, seed=1,
@@ -247,6 +247,41 @@ def test_a_targeted_attack_looks_now_and_then_and_stops_where_it_reads_its_text(
     assert losses == [{"stop"}] * 12  # clean, start, ten steps
     assert run.metrics["success"]["success_rate"] == 100
     assert run.metrics["success"]["ci95"][1] == 100
+
+
+@pytest.mark.parametrize("attack", ["e2e", "ensemble"])
+def test_an_early_exit_spends_fewer_steps_and_leaves_no_higher_score(tmp_path, attack):
+    """On the embedded model, whose answers are right until an attack changes them."""
+    write_scenes(tmp_path / "scenes", count=16, seed=3)
+    model = load_model("tiny-llava")
+    more = {"attack": attack, "task": "vqav2", "samples": 16, "steps": 6, "chunk_size": 16, "batch_size": 4}
+    data = tmp_path / "scenes"
+    whole = evaluate(model, settings(data, **more), tmp_path / "whole")
+    early = evaluate(model, settings(data, early_exit=True, **more), tmp_path / "early")
+    pairs = [(a.adversarial, b.adversarial) for a, b in zip(whole.samples, early.samples, strict=True)]
+    beaten = [b for _, b in pairs if b.score == 0]
+    assert 0 < len(beaten) < 16
+    assert all(b.score <= a.score and b.steps <= a.steps for a, b in pairs)
+    assert sum(b.steps for _, b in pairs) < 0.8 * sum(a.steps for a, _ in pairs)
+    assert min(b.steps for b in beaten) <= 1
+    assert all(b.linf <= 8 / 255 + 1e-6 for _, b in pairs)
+    assert any(note.startswith("early exit") for note in early.metrics["notes"])
+    assert not any(note.startswith("early exit") for note in whole.metrics["notes"])
+    assert [run.settings["attack"]["early_exit"] for run in (whole, early)] == [False, True]
+
+
+def test_images_that_left_early_are_not_used_on_another_model_and_a_transfer_attack_goes_to_its_end(tmp_path):
+    write_scenes(tmp_path / "scenes", count=4, seed=3)
+    model = load_model("tiny-llava")
+    more = {"attack": "e2e", "task": "vqav2", "samples": 4, "steps": 3}
+    evaluate(model, settings(tmp_path / "scenes", early_exit=True, **more), tmp_path / "early")
+    protected = robustify(load_model("tiny-llava"), RAdaptConfig())
+    for early_exit in (False, True):
+        transfer = settings(tmp_path / "scenes", early_exit=early_exit, threat="transfer", **more)
+        with pytest.raises(UserError, match="left its images as soon as"):
+            evaluate(protected, transfer, tmp_path / "no", images_from=tmp_path / "early")
+    run = evaluate(protected, transfer, tmp_path / "transfer")
+    assert [r.adversarial.steps for r in run.samples] == [3] * 4
 
 
 def test_a_surrogate_of_another_size_is_said(tmp_path, data, checkpoint):

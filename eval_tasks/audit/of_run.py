@@ -30,9 +30,9 @@ def audit_of_run(
 ) -> Audit:
     """Audit the images in `folder`, which `plan` made on `model` for all of these samples.
 
-    An ensemble leaves an image alone when its score is low, a targeted attack when its text is read, and a line on a
-    classifier when that is wrong, so that their losses say little: such runs are audited with a short climb of the
-    audit's own.
+    An ensemble leaves an image alone when its score is low, a targeted attack when its text is read, a line on a
+    classifier when that is wrong, and an early exit any image that is answered wrongly, so that their losses say
+    little: such runs are audited with a short climb of the audit's own.
     """
     assert plan.config.norm is not None
     norm, steps = plan.config.norm, _steps(plan)
@@ -40,7 +40,7 @@ def audit_of_run(
         steps *= plan.config.apgd.restarts
     attacked = {r.id: r.adversarial for r in folder.records() if r.adversarial is not None}
     climbed = {i: a for i, a in attacked.items() if a.stage != CLEAN or not a.broken}
-    stops_early = plan.config.loss in ("ensemble", "targeted", "classifier")
+    stops_early = plan.leaves_early or plan.config.loss in ("ensemble", "targeted", "classifier")
     sound = [s for s in samples if s.id in attacked and attacked[s.id].failed is None]
 
     def subject_of(count: int) -> Subject:

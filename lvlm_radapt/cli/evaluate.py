@@ -75,6 +75,9 @@ def eval_(
     half: Annotated[
         HalfChoice, typer.Option(help="Of an ensemble's first stages; auto: the attack's own on a GPU, none on a CPU.")
     ] = HalfChoice.auto,
+    early_exit: Annotated[
+        bool, typer.Option("--early-exit", help="Adaptive e2e or ensemble: a sample leaves once its answer scores 0.")
+    ] = False,
     quantize: QuantizeOption = None,
     skip_missing: Annotated[
         bool, typer.Option("--skip-missing", help="Leave samples without an image out; the run says how many.")
@@ -102,6 +105,7 @@ def eval_(
         steps=steps,
         target=target,
         half=half.value,
+        early_exit=early_exit,
     )
     if plan is None and (surrogate is not None or images_from is not None):
         raise UserError("--surrogate and --images-from need an attack: choose one with --attack")
