@@ -20,6 +20,7 @@ from failures import one_line
 from PIL import Image
 from safetensors.torch import load_file
 from test_cli import call
+from torch.nn.utils import parametrize
 from transformers import CLIPModel, LlavaForConditionalGeneration
 
 from attacks.losses import embedding_loss
@@ -33,6 +34,7 @@ from lvlm_radapt.training import finetune as module
 from lvlm_radapt.training.finetune import FinetuneSettings, TrainingLog, finetune, rate_at
 from lvlm_radapt.training.labelled import TrainingImages
 from lvlm_radapt.training.losses import fare_loss, tecoa_loss, text_guided_attention, tga_loss
+from lvlm_radapt.training.low_rank import low_rank_changes
 from lvlm_radapt.training.objectives import Fare, Tga, objective_of
 from lvlm_radapt.training.scopes import scope_parameters
 from lvlm_radapt.training.state import StateFile
@@ -211,20 +213,72 @@ def test_of_a_language_model_the_blocks_that_it_reads_are_trained_and_nothing_el
         tiny_checkpoints.save_onevision,
     ],
 )
-def test_families_with_canvases_of_several_shapes_are_trained_too(save: Any, folder: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("rank", [None, 2])
+def test_families_with_canvases_of_several_shapes_are_trained_too(
+    save: Any, rank: int | None, folder: Path, tmp_path: Path
+) -> None:
     mixed = tmp_path / "mixed"
     shutil.copytree(folder, mixed)
     for path in sorted(mixed.glob("red/*.png")):
         Image.open(path).resize((112, 60)).save(path)
     model = load_model(save(tmp_path / "model"))
     before = copy.deepcopy(model.hf.state_dict())
-    log = finetune(model, images_of(mixed), FinetuneSettings("fare", RECIPE.changed(steps=2), "shallow", "tokens"))
+    settings = FinetuneSettings("fare", RECIPE.changed(steps=2), "shallow", "tokens", rank=rank)
+    log = finetune(model, images_of(mixed), settings)
     assert all(map(math.isfinite, log.losses))
     moved = changed(before, model.hf.state_dict())
     assert moved
     first = (".patch_embed.", ".pos_embed.", ".blocks.0.", ".embeddings.", ".pre_layrnorm.", ".layers.0.")
     assert all(any(part in name for part in first) for name in moved)
     assert not any("language_model" in name for name in moved)
+
+
+@pytest.mark.parametrize("scope", ["tower", "attention1+block2"])
+def test_changes_of_low_rank_are_what_is_trained_and_are_merged_into_plain_weights(
+    scope: str, clip: Path, folder: Path
+) -> None:
+    encoder = load_encoder(clip)
+    tower = find_tower(encoder.hf).module
+    before = copy.deepcopy(tower.state_dict())
+    everything = copy.deepcopy(encoder.hf.state_dict())
+    log = finetune(encoder, images_of(folder), FinetuneSettings("fare", RECIPE, scope, rank=3))
+    after = tower.state_dict()
+    assert after.keys() == before.keys()
+    assert not any(parametrize.is_parametrized(layer) for layer in tower.modules())
+    assert not any(p.requires_grad for p in encoder.hf.parameters())
+    linear = {f"{name}.weight" for name, layer in tower.named_modules() if isinstance(layer, torch.nn.Linear)}
+    wanted = linear & set(scope_parameters(find_tower(encoder.hf), scope))
+    assert changed(before, after) == wanted
+    assert changed(everything, encoder.hf.state_dict()) == {f"vision_model.{name}" for name in wanted}
+    for name in wanted:
+        values = torch.linalg.svdvals((after[name] - before[name]).double())
+        assert values[2] > 1e-6
+        assert values[3] < 1e-3 * values[2]  # what float32 rounds off the sum
+    assert log.trained == sum(3 * sum(before[name].shape) for name in wanted)
+    assert log.weights == sum(value.numel() for value in tower.parameters())
+
+
+def test_a_change_of_low_rank_is_none_at_first_and_ends_as_the_product_of_its_factors() -> None:
+    torch.manual_seed(0)
+    module = torch.nn.Sequential(torch.nn.Linear(6, 4), torch.nn.ReLU(), torch.nn.Linear(4, 5))
+    x = torch.randn(7, 6)
+    plain, weight = module(x), module[0].weight.detach().clone()
+    with low_rank_changes(module, ["0.weight", "2.bias"], 2, seed=1) as factors:
+        assert torch.equal(module(x), plain)
+        assert {name: tuple(value.shape) for name, value in factors.items()} == {"0.down": (2, 6), "0.up": (4, 2)}
+        module(x).square().sum().backward()
+        assert factors["0.up"].grad is not None
+        assert bool(factors["0.up"].grad.any())
+        with torch.no_grad():
+            factors["0.up"] += 0.5
+        changed_to = weight + factors["0.up"].detach() @ factors["0.down"].detach()
+        inside = module(x)
+    assert torch.equal(module[0].weight, changed_to)
+    assert torch.equal(module(x), inside)
+    assert sorted(name for name, _ in module.named_parameters()) == ["0.bias", "0.weight", "2.bias", "2.weight"]
+    with pytest.raises(ZeroDivisionError), low_rank_changes(module, ["2.weight"], 1, seed=1):
+        raise ZeroDivisionError
+    assert not parametrize.is_parametrized(module[2])
 
 
 def test_training_lowers_the_loss_and_raises_the_attacked_score(tmp_path: Path) -> None:
@@ -328,12 +382,13 @@ class _Killed(Exception):
     pass
 
 
+@pytest.mark.parametrize("rank", [None, 2])
 def test_a_resumed_training_ends_at_the_same_bits(
-    clip: Path, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    rank: int | None, clip: Path, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "SAVED_EVERY", 2)
     monkeypatch.setattr(module, "StateFile", partial(StateFile, every=0))
-    settings = FinetuneSettings("tga", RECIPE.changed(steps=7))
+    settings = FinetuneSettings("tga", RECIPE.changed(steps=7), rank=rank)
     images, state = images_of(folder, "tga"), tmp_path / "state.pt"
     whole = load_encoder(clip)
     log = finetune(whole, images, settings)
@@ -360,7 +415,7 @@ def test_a_resumed_training_ends_at_the_same_bits(
     assert changed(whole.hf.state_dict(), again.hf.state_dict()) == set()
 
     def refused(encoder: Path, recipe: FinetuneRecipe, **more: Any) -> None:
-        finetune(load_encoder(encoder), images, FinetuneSettings("tga", recipe), state=state, **more)
+        finetune(load_encoder(encoder), images, FinetuneSettings("tga", recipe, rank=rank), state=state, **more)
 
     with one_line("was begun with another eps"):
         refused(clip, RECIPE.changed(steps=7, eps=2 / 255), resume=True)
@@ -535,6 +590,8 @@ MISTAKES: dict[str, tuple[list[str], Any, str]] = {
     "no classes": (["--method", "tecoa"], lambda root: _empty(root).parent, "holds no images"),
     "unknown method": (["--method", "fair"], None, "'fair' is not one of"),
     "unknown scope": (["--method", "fare", "--scope", "deep"], None, "scope 'deep' is neither"),
+    "rank of whole weights": (["--method", "fare", "--rank", "999"], None, "--rank must be from 1 to"),
+    "rank of no layer": (["--method", "fare", "--scope", "embedding", "--rank", "2"], None, "no linear layer is among"),
     "unknown preset": (["--method", "fare", "--preset", "publish"], None, "did you mean 'published'"),
     "eps": (["--method", "fare", "--eps", "4"], None, "eps must be in (0, 1]"),
     "rate": (["--method", "fare", "--lr", "-1"], None, "field lr"),

@@ -47,6 +47,15 @@ def finetune(
             "stays as it is."
         ),
     ] = "tower",
+    rank: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="Train changes of this low rank of the scope's linear layers (LoRA) and merge them at the end. They "
+            "want an --lr some ten times higher.",
+            show_default="the weights themselves",
+        ),
+    ] = None,
     features: Annotated[
         FeaturesName | None,
         typer.Option(
@@ -115,6 +124,7 @@ def finetune(
         features=features.value if features else "cls" if alone else "tokens",
         seed=seed,
         bf16=bf16,
+        rank=rank,
     )
     together = Alone() if Processes.group is None else Together(place)
     with resumable(command_line("--resume"), lambda: _saved(state)), progress() as announce:

@@ -126,7 +126,7 @@ class Workshop:
             )
             model = load_any(base, **self._place)
             features: Features = "cls" if is_encoder(base) else "tokens"
-            settings = FinetuneSettings(how.method, recipe, how.scope, features, how.seed)
+            settings = FinetuneSettings(how.method, recipe, how.scope, features, how.seed, rank=how.rank)
             images = TrainingImages.of(self.data(how.set) / IMAGES, limit=how.images, seed=settings.seed, classes=False)
             state = folder.with_name(f"{folder.name}.training.pt")
             state.parent.mkdir(parents=True, exist_ok=True)

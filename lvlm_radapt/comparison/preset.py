@@ -59,11 +59,12 @@ class Learn(_Part):
 
 
 class Finetune(_Part):
-    """How a row's weights are fine-tuned, once for each base model, on images of `set`. `scope`: as for `finetune`;
-    `recipe`: in configs/finetune; `eps`, `steps`, `batch`, `lr`: in place of its own."""
+    """How a row's weights are fine-tuned, once for each base model, on images of `set`. `scope`, `rank`: as for
+    `finetune`; `recipe`: in configs/finetune; `eps`, `steps`, `batch`, `lr`: in place of its own."""
 
     method: Literal["fare"] = "fare"
     scope: Annotated[str, Field(min_length=1)] = WHOLE
+    rank: Annotated[int, Field(ge=1)] | None = None
     recipe: str
     seed: Annotated[int, Field(ge=0)] = 0
     set: str

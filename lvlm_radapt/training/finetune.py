@@ -9,7 +9,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -25,6 +25,7 @@ from lvlm_radapt.progress import Announce
 from lvlm_radapt.towers import find_tower
 from lvlm_radapt.training.images import batches_of, canvas_batches, load_pixels
 from lvlm_radapt.training.labelled import TrainingImages, batches_from
+from lvlm_radapt.training.low_rank import low_rank_changes
 from lvlm_radapt.training.objectives import Features, Method, Objective, Targets, objective_of
 from lvlm_radapt.training.scopes import WHOLE, scope_parameters
 from lvlm_radapt.training.state import StateFile
@@ -46,6 +47,7 @@ class FinetuneSettings:
 
     features: what FARE compares, the image embedding (`cls`) or the patch tokens that a language model reads.
     bf16: networks run under bfloat16 autocast; weights and optimiser stay float32.
+    rank: train changes of this rank of the linear layers in the scope, and nothing else of it; None trains its weights.
     """
 
     method: Method
@@ -54,6 +56,7 @@ class FinetuneSettings:
     features: Features = "cls"
     seed: int = 0
     bf16: bool = False
+    rank: int | None = None
 
     def plain(self) -> dict[str, Any]:
         """As JSON values; the recipe's fields among the others, less its texts for people."""
@@ -98,7 +101,8 @@ def finetune(
     A step: PGD with a random start finds, in the eps ball around each image, what the loss is highest on; one AdamW
     step lowers the loss there. What features should be comes from the original weights, once a batch, on the clean
     images. Under the scope `tower` CLIP's image projection is trained too where the loss goes through it, as in FARE's
-    code. The tower is trained in float32, whatever the rest is in, and given back in its own precision.
+    code; changes of low rank are the tower's alone, and end up in its weights. The tower is trained in float32,
+    whatever the rest is in, and given back in its own precision.
 
     state: a file that what is done is saved to every `SAVED_EVERY` steps (but not more often than every few seconds),
         and left there. With `resume` training goes on from it, where it is there, and ends at the same weights to the
@@ -122,10 +126,10 @@ def finetune(
     batches_of(model, images.files, recipe.batch_size, seed=settings.seed, epoch=0)  # too few images are told now
     precision = find_tower(model.hf).dtype
     (model.hf if isinstance(model, CLIPEncoder) else model.tower).float()
-    work = _Work(model, objective, images, settings, together)
     file = StateFile(state, settings.plain() | _origin(model, images), writes=together.rank == 0)
     try:
-        with file:
+        with _trained(model, settings) as weights, file:
+            work = _Work(model, objective, images, settings, together, weights)
             begun = file.begin(resume=resume)
             if begun is not None:
                 work.restore(begun)
@@ -160,6 +164,30 @@ def rate_at(recipe: FinetuneRecipe, step: int) -> float:
     return recipe.lr * 0.5 * (1 + math.cos(math.pi * done))
 
 
+class _Weights(NamedTuple):
+    trained: dict[str, nn.Parameter]
+    all: int
+    """How many numbers the tower has in its weights, and the projection where it is trained."""
+
+
+@contextmanager
+def _trained(model: PixelModel, settings: FinetuneSettings) -> Iterator[_Weights]:
+    tower = find_tower(model.hf)
+    names = scope_parameters(tower, settings.scope)
+    own = dict(tower.module.named_parameters())
+    count = sum(weight.numel() for weight in own.values())
+    if settings.rank is not None:
+        with low_rank_changes(tower.module, names, settings.rank, seed=settings.seed) as factors:
+            yield _Weights(factors, count)
+        return
+    chosen = {name: own[name] for name in names}
+    projected = settings.method != "fare" or settings.features == "cls"
+    if settings.scope == WHOLE and projected and hasattr(model.hf, "visual_projection"):
+        chosen[_PROJECTION] = model.hf.visual_projection.weight
+        count += chosen[_PROJECTION].numel()
+    yield _Weights(chosen, count)
+
+
 class _Work:
     """A model in training: its weights, optimiser and log."""
 
@@ -170,21 +198,16 @@ class _Work:
         images: TrainingImages,
         settings: FinetuneSettings,
         together: Alone,
+        weights: _Weights,
     ) -> None:
         self._model, self._objective, self._images, self._together = model, objective, images, together
         self._settings, self._recipe = settings, settings.recipe
-        tower = find_tower(model.hf)
-        own = dict(tower.module.named_parameters())
-        self._trained: dict[str, nn.Parameter] = {n: own[n] for n in scope_parameters(tower, settings.scope)}
-        projected = settings.method != "fare" or settings.features == "cls"
-        if settings.scope == WHOLE and projected and hasattr(model.hf, "visual_projection"):
-            self._trained[_PROJECTION] = model.hf.visual_projection.weight
+        self._trained = weights.trained
         self._original = {name: weight.detach().clone() for name, weight in self._trained.items()}
         self._optimiser = torch.optim.AdamW(
             list(self._trained.values()), lr=self._recipe.lr, weight_decay=self._recipe.weight_decay
         )
-        everything = own | {name: self._trained[name] for name in self._trained}
-        self.log = TrainingLog(objective.watched, weights=sum(weight.numel() for weight in everything.values()))
+        self.log = TrainingLog(objective.watched, weights=weights.all)
         self._watched: list[tuple[PixelBatch, Targets, list[int]]] | None = None
         self._smooth: float | None = None
 

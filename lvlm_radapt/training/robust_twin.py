@@ -62,7 +62,7 @@ def model_card(model: PixelModel, log: TrainingLog, settings: FinetuneSettings, 
     classes = (
         f" in {len(images.names)} classes, worded {', '.join(map(repr, recipe.templates))}" if images.names else ""
     )
-    trained = scope_words(settings.scope)
+    trained = scope_words(settings.scope, settings.rank)
     rows = [
         ("base model", model.label),
         ("method", _METHODS[settings.method] + read),

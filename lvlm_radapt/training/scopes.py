@@ -30,9 +30,10 @@ def scope_parameters(tower: Tower, scope: str) -> list[str]:
         raise UserError(f"scope {scope!r} is neither {known} nor parts joined by +: {error}") from error
 
 
-def scope_words(scope: str) -> str:
+def scope_words(scope: str, rank: int | None = None) -> str:
     """What is trained, for people."""
-    return "the whole vision tower" if scope == WHOLE else f"{' and '.join(_parts(scope))} of the vision tower"
+    place = "the whole vision tower" if scope == WHOLE else f"{' and '.join(_parts(scope))} of the vision tower"
+    return place if rank is None else f"changes of rank {rank} of the linear layers in {place}"
 
 
 def _parts(scope: str) -> list[str]:
