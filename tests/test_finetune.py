@@ -233,7 +233,7 @@ def test_families_with_canvases_of_several_shapes_are_trained_too(
     assert not any("language_model" in name for name in moved)
 
 
-@pytest.mark.parametrize("scope", ["tower", "attention1+block2"])
+@pytest.mark.parametrize("scope", ["tower", "embedding", "attention1+block2"])
 def test_changes_of_low_rank_are_what_is_trained_and_are_merged_into_plain_weights(
     scope: str, clip: Path, folder: Path
 ) -> None:
@@ -246,15 +246,16 @@ def test_changes_of_low_rank_are_what_is_trained_and_are_merged_into_plain_weigh
     assert after.keys() == before.keys()
     assert not any(parametrize.is_parametrized(layer) for layer in tower.modules())
     assert not any(p.requires_grad for p in encoder.hf.parameters())
-    linear = {f"{name}.weight" for name, layer in tower.named_modules() if isinstance(layer, torch.nn.Linear)}
-    wanted = linear & set(scope_parameters(find_tower(encoder.hf), scope))
+    kinds = torch.nn.Linear, torch.nn.Conv2d
+    matrices = {f"{name}.weight" for name, layer in tower.named_modules() if isinstance(layer, kinds)}
+    wanted = matrices & set(scope_parameters(find_tower(encoder.hf), scope))
     assert changed(before, after) == wanted
     assert changed(everything, encoder.hf.state_dict()) == {f"vision_model.{name}" for name in wanted}
     for name in wanted:
-        values = torch.linalg.svdvals((after[name] - before[name]).double())
+        values = torch.linalg.svdvals((after[name] - before[name]).flatten(1).double())
         assert values[2] > 1e-6
         assert values[3] < 1e-3 * values[2]  # what float32 rounds off the sum
-    assert log.trained == sum(3 * sum(before[name].shape) for name in wanted)
+    assert log.trained == sum(3 * sum(before[name].flatten(1).shape) for name in wanted)
     assert log.weights == sum(value.numel() for value in tower.parameters())
 
 
@@ -591,7 +592,7 @@ MISTAKES: dict[str, tuple[list[str], Any, str]] = {
     "unknown method": (["--method", "fair"], None, "'fair' is not one of"),
     "unknown scope": (["--method", "fare", "--scope", "deep"], None, "scope 'deep' is neither"),
     "rank of whole weights": (["--method", "fare", "--rank", "999"], None, "--rank must be from 1 to"),
-    "rank of no layer": (["--method", "fare", "--scope", "embedding", "--rank", "2"], None, "no linear layer is among"),
+    "rank of no layer": (["--method", "fare", "--scope", "head", "--rank", "2"], None, "finds no linear layer"),
     "unknown preset": (["--method", "fare", "--preset", "publish"], None, "did you mean 'published'"),
     "eps": (["--method", "fare", "--eps", "4"], None, "eps must be in (0, 1]"),
     "rate": (["--method", "fare", "--lr", "-1"], None, "field lr"),

@@ -51,8 +51,8 @@ def finetune(
         int | None,
         typer.Option(
             min=1,
-            help="Train changes of this low rank of the scope's linear layers (LoRA) and merge them at the end. They "
-            "want an --lr some ten times higher.",
+            help="Train changes of this low rank of the scope's matrices (LoRA) and merge them at the end. They want "
+            "an --lr some ten times higher.",
             show_default="the weights themselves",
         ),
     ] = None,

@@ -47,7 +47,8 @@ class FinetuneSettings:
 
     features: what FARE compares, the image embedding (`cls`) or the patch tokens that a language model reads.
     bf16: networks run under bfloat16 autocast; weights and optimiser stay float32.
-    rank: train changes of this rank of the linear layers in the scope, and nothing else of it; None trains its weights.
+    rank: train changes of this rank of the scope's matrices (linear layers, patch embedding) and nothing else of it;
+        None trains its weights.
     """
 
     method: Method

@@ -1,4 +1,4 @@
-"""Changes of low rank in place of the weights themselves: a few of the numbers, and plain weights at the end."""
+"""Changes of low rank in place of the weights themselves: few numbers to train, and plain weights at the end."""
 
 from __future__ import annotations
 
@@ -11,14 +11,16 @@ from torch.nn.utils import parametrize
 
 from lvlm_radapt.errors import UserError
 
+_LAYERS = (nn.Linear, nn.Conv2d, nn.Conv3d)  # a patch embedding is a convolution
+
 
 class LowRankChange(nn.Module):
-    """weight [O, I] -> weight + up @ down, `down` [rank, I] drawn, `up` [O, rank] zero at first: no change (LoRA, Hu
-    et al. 2021, arXiv 2106.09685, at scale 1)."""
+    """weight, a matrix of O rows and I columns -> weight + up @ down; `down` [rank, I] is drawn, `up` [O, rank] zero at
+    first: no change (LoRA, Hu et al. 2021, arXiv 2106.09685, at scale 1). Of a convolution each kernel is a row."""
 
     def __init__(self, weight: Tensor, rank: int, generator: torch.Generator) -> None:
         super().__init__()
-        rows, columns = weight.shape
+        rows, columns = _matrix(weight)
         drawn = torch.randn(rank, columns, generator=generator) / columns**0.5
         self.down = nn.Parameter(drawn.to(weight))
         self.up = nn.Parameter(torch.zeros(rows, rank).to(weight))
@@ -26,26 +28,27 @@ class LowRankChange(nn.Module):
     def forward(self, weight: Tensor) -> Tensor:
         # what is merged in the end is this, whatever precision the layer computes in
         with torch.autocast(weight.device.type, enabled=False):
-            return weight + self.up @ self.down
+            return weight + (self.up @ self.down).view_as(weight)
 
 
 @contextmanager
 def low_rank_changes(
     module: nn.Module, names: Collection[str], rank: int, *, seed: int
 ) -> Iterator[dict[str, nn.Parameter]]:
-    """Inside, the linear layers of `module` whose weight is among `names` carry a change; gives the changes' factors by
-    name. When it ends, by an error too, the changes are in the weights and the module is as it was built.
+    """Inside, the linear layers and convolutions of `module` whose weight is among `names` carry a change; gives the
+    changes' factors by name. When it ends, by an error too, the changes are in the weights and the module is as it was
+    built.
 
     Raises UserError when there is no such layer, or the rank is none for one of them.
     """
     layers = {
         name: layer
         for name, layer in module.named_modules()
-        if isinstance(layer, nn.Linear) and f"{name}.weight" in names
+        if isinstance(layer, _LAYERS) and f"{name}.weight" in names
     }
     if not layers:
-        raise UserError("no linear layer is among what is trained: choose a wider --scope, or leave --rank out")
-    least = min(min(layer.weight.shape) for layer in layers.values())
+        raise UserError("--rank finds no linear layer or convolution to train: choose a wider --scope")
+    least = min(min(_matrix(layer.weight)) for layer in layers.values())
     if not 1 <= rank < least:
         raise UserError(f"--rank must be from 1 to {least - 1}, below the layers' own, got {rank}")
     generator = torch.Generator().manual_seed(seed)
@@ -60,3 +63,8 @@ def low_rank_changes(
         for layer in layers.values():
             if parametrize.is_parametrized(layer):
                 parametrize.remove_parametrizations(layer, "weight")
+
+
+def _matrix(weight: Tensor) -> tuple[int, int]:
+    """Rows and columns of a weight."""
+    return len(weight), weight[0].numel()

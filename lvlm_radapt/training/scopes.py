@@ -33,7 +33,7 @@ def scope_parameters(tower: Tower, scope: str) -> list[str]:
 def scope_words(scope: str, rank: int | None = None) -> str:
     """What is trained, for people."""
     place = "the whole vision tower" if scope == WHOLE else f"{' and '.join(_parts(scope))} of the vision tower"
-    return place if rank is None else f"changes of rank {rank} of the linear layers in {place}"
+    return place if rank is None else f"changes of rank {rank} of the matrices in {place}"
 
 
 def _parts(scope: str) -> list[str]:
