@@ -28,6 +28,7 @@ from eval_tasks.data.set_config import SetConfig, set_config, zero_shot_sets
 from eval_tasks.encoders import check_reads_tower, reading_surrogate, text_side
 from eval_tasks.gallery import Gallery
 from eval_tasks.metrics.tokenizers import TokenizerName
+from eval_tasks.planning import check_early_exit
 from eval_tasks.presets import Protocol, TaskConfig
 from eval_tasks.records import ids_digest
 from eval_tasks.retrieval import RetrievalExam
@@ -109,8 +110,7 @@ class SpokenExam:
     def check(self, plan: AttackPlan, sample: Sample) -> None:
         prompt, tokens = self.protocol.prompt(self.task, sample.question), self.protocol.tokens(self.task.name)
         check_plan(plan, self.model, self.surrogate, prompt=prompt, tokens=tokens)
-        if plan.early_exit and self.task.kind == "caption":
-            raise UserError(f"--early-exit is for questions: a caption of {self.task.name} can always score less")
+        check_early_exit(plan, self.task)
 
     def settings(self) -> dict[str, Any]:
         # a preset of the user's own is known by more than its name

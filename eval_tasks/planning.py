@@ -9,7 +9,7 @@ import torch
 from attacks.norms import Norm
 from eval_tasks.crafting import AttackPlan, Threat
 from eval_tasks.eps import parse_eps
-from eval_tasks.presets import AttackConfig, Half
+from eval_tasks.presets import AttackConfig, Half, TaskConfig
 from lvlm_radapt.errors import UserError
 
 HalfChoice = Literal["auto", "none", "bfloat16", "float16"]
@@ -74,6 +74,12 @@ def plan_attack(
         half=_half(config, half, device, dtype),
         early_exit=early_exit,
     )
+
+
+def check_early_exit(plan: AttackPlan, task: TaskConfig) -> None:
+    """UserError where no score is the lowest there can be."""
+    if plan.early_exit and task.kind == "caption":
+        raise UserError(f"--early-exit is for questions: a caption of {task.name} can always score less")
 
 
 def _half(config: AttackConfig, half: HalfChoice, device: str, dtype: torch.dtype) -> Half | None:

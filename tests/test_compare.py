@@ -75,6 +75,10 @@ PRESETS = {
     "a budget in levels": ({"eps": ["4"]}, "4/255"),
     "no budget": ({"eps": []}, "eps"),
     "an attack that is none": ({"columns": [{**SMALL["columns"][0], "attack": "noise"}]}, "noise"),
+    "an early exit of captions": (
+        {"columns": [{**SMALL["columns"][0], "task": "coco", "early_exit": True}]},
+        "--early-exit is for questions",
+    ),
     "an unknown task": ({"columns": [{**SMALL["columns"][0], "task": "vqa"}]}, "vqav2"),
     "a model that is not there": ({"columns": [{**SMALL["columns"][0], "model": "tiny-lava"}]}, "column VQA needs"),
     "a guide that is not there": (
@@ -99,6 +103,21 @@ def test_an_unknown_comparison_is_told_with_the_nearest_name(tmp_path, monkeypat
     code, _, err = call(monkeypatch, capsys, "compare", "papre", "--out", tmp_path / "out")
     assert (code, err.count("\n")) == (2, 1)
     assert "did you mean 'paper'" in err
+
+
+def test_transfer_images_are_made_to_last_where_adaptive_ones_leave_early(tmp_path, monkeypatch, capsys):
+    out = tmp_path / "table"
+    own = written(tmp_path, columns=[{**SMALL["columns"][0], "early_exit": True}], rows=SMALL["rows"][:2], steps=2)
+    code, _, err = call(monkeypatch, capsys, "compare", own, "--out", out, "--device", "cpu")
+    assert (code, err) == (0, "")
+    stock, defended = (read_run(out / "runs" / row / "vqa-transfer-8-255") for row in ("none", "r-adapt"))
+    assert [s.adversarial.steps for s in stock.samples] == [2] * 4
+    for sample in stock.samples:
+        images = [RunFolder(run.path).load_image(sample.id) for run in (stock, defended)]
+        assert images[0].equal(images[1])
+    adaptive = read_run(out / "runs" / "r-adapt" / "vqa-adaptive-8-255")
+    assert adaptive.settings["attack"]["early_exit"] is True
+    assert "early exit; n = 4" in (out / "comparison.html").read_text()
 
 
 def test_every_cell_is_a_run_and_every_number_comes_from_it(tmp_path, monkeypatch, capsys):

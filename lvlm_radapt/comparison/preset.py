@@ -36,13 +36,15 @@ class SceneSet(_Part):
 
 
 class Column(_Part):
-    """A task on one base model. `set`: of the scenes it is asked about; classification sees their class folders."""
+    """A task on one base model. `set`: of the scenes it is asked about; classification sees their class folders.
+    `early_exit`: of its adaptive attacks, as for `eval`."""
 
     title: Name
     task: str
     model: str
     set: str
     attack: str
+    early_exit: bool = False
 
 
 class Learn(_Part):

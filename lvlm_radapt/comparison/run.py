@@ -12,7 +12,7 @@ import torch
 
 from eval_tasks.crafting import AttackPlan, Threat
 from eval_tasks.pages import write_text
-from eval_tasks.planning import plan_attack
+from eval_tasks.planning import check_early_exit, plan_attack
 from eval_tasks.presets import load_attack, load_protocol, load_task_config
 from eval_tasks.records import Run, Scored
 from eval_tasks.report import write_report
@@ -133,12 +133,13 @@ def _plan(column: Column, eps: str, comparison: Comparison, place: dict[str, Any
         load_protocol(comparison.protocol).adapt(load_attack(column.attack)),
         eps=eps,
         steps=comparison.steps,
+        early_exit=column.early_exit,
         device=str(place.get("device", "cpu")),
         dtype=place.get("dtype", torch.float32),
     )
     if plan is None or plan.threat != "adaptive":
         raise UserError(f"column {column.title}: --attack {column.attack} is not white-box: choose e2e or apgd-ce")
-    load_task_config(column.task)
+    check_early_exit(plan, load_task_config(column.task))
     return plan
 
 

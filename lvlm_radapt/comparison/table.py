@@ -173,7 +173,8 @@ def _about(run: Run) -> str:
     task, model = run.settings["task"], run.settings["model"]["name"]
     # a set may hold fewer samples than were asked for
     n = len(run.samples)
-    return f"{model}, {task}, {METRICS.get(metric, metric)}; {attack['name']}, {attack['norm']}; n = {n}"
+    early = ", early exit" if attack.get("early_exit") else ""
+    return f"{model}, {task}, {METRICS.get(metric, metric)}; {attack['name']}, {attack['norm']}{early}; n = {n}"
 
 
 def _entry(run: Run, stock: Run, against: Run, own: bool, *, attacked: bool) -> Entry:

@@ -134,7 +134,7 @@ def run_tune(
 
 def stops_early(plan: AttackPlan) -> bool:
     """Whether the attack leaves an image alone as soon as the attacked model is wrong about it, when adaptive."""
-    return plan.config.line is not None
+    return plan.config.line is not None or plan.early_exit
 
 
 def check_folder(out: Path, ours: frozenset[str], *, resume: bool) -> None:
