@@ -442,9 +442,12 @@ def _words(encoder: Path | str, images: Path, out: Path, *more: str) -> list[str
     return [*words, "--steps", "3", "--batch-size", "4", "--device", "cpu", *more]
 
 
-def test_two_processes_share_every_batch_and_end_at_the_same_model(clip: Path, folder: Path, tmp_path: Path) -> None:
-    alone = Command(_words(clip, folder, tmp_path / "one", "--method", "tecoa"), tmp_path / "logs")
-    pair = launch(_words(clip, folder, tmp_path / "two", "--method", "tecoa"), tmp_path / "logs", 2)
+@pytest.mark.parametrize("rank", [(), ("--rank", "2")])
+def test_two_processes_share_every_batch_and_end_at_the_same_model(
+    rank: tuple[str, ...], clip: Path, folder: Path, tmp_path: Path
+) -> None:
+    alone = Command(_words(clip, folder, tmp_path / "one", "--method", "tecoa", *rank), tmp_path / "logs")
+    pair = launch(_words(clip, folder, tmp_path / "two", "--method", "tecoa", *rank), tmp_path / "logs", 2)
     for command in (alone, *pair):
         assert command.wait() == 0, command.err
     assert pair[0].err == alone.err == ""
