@@ -136,8 +136,9 @@ def finetune(
     save_twin(model, log, settings, found, target)
     state.unlink(missing_ok=True)
     before, after = log.probes[0], log.probes[-1]
+    counted = "weights" if rank is None else "numbers of low rank"
     console.print(
-        f"{out}: {model.label} fine-tuned by {method.value}, {log.trained:,} weights, {len(found.files):,} images, "
+        f"{out}: {model.label} fine-tuned by {method.value}, {log.trained:,} {counted}, {len(found.files):,} images, "
         f"{len(log.losses):,} steps ({LOG} has each)",
         soft_wrap=True,
         highlight=False,

@@ -63,10 +63,13 @@ def model_card(model: PixelModel, log: TrainingLog, settings: FinetuneSettings, 
         f" in {len(images.names)} classes, worded {', '.join(map(repr, recipe.templates))}" if images.names else ""
     )
     trained = scope_words(settings.scope, settings.rank)
+    count = f"{log.trained:,} of {log.weights:,} weights"
+    if settings.rank is not None:
+        count = f"{log.trained:,} numbers, merged into the tower's {log.weights:,} weights"
     rows = [
         ("base model", model.label),
         ("method", _METHODS[settings.method] + read),
-        ("trained", f"{trained}: {log.trained:,} of {log.weights:,} weights; all else is the base's"),
+        ("trained", f"{trained}: {count}; all else is the base's"),
         ("threat model", f"Linf, eps {eps_text(recipe.eps)} in [0, 1] pixel units"),
         ("inner attack", f"PGD, {recipe.pgd_steps} steps of {recipe.pgd_step * 255:.4g}/255, random start"),
         ("images", f"{len(images.files):,}{classes}; {len(images.watched)} more held back"),
