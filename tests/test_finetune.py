@@ -526,8 +526,9 @@ def test_bare_towers_and_siglip_are_trained_too(folder: Path, tmp_path: Path) ->
         log = finetune(encoder, images_of(folder), FinetuneSettings("fare", RECIPE, features="tokens"))
         assert all(map(math.isfinite, log.losses))
     siglip = load_encoder(tiny_checkpoints.save_siglip(tmp_path / "whole"))
-    log = finetune(siglip, images_of(folder, "tecoa"), FinetuneSettings("tecoa", RECIPE))
-    assert all(map(math.isfinite, log.losses))
+    for rank in (None, 2):
+        log = finetune(siglip, images_of(folder, "tecoa"), FinetuneSettings("tecoa", RECIPE, rank=rank))
+        assert all(map(math.isfinite, log.losses))
     with one_line("has no projection of its patches"):
         finetune(siglip, images_of(folder, "tga"), FinetuneSettings("tga", RECIPE))
     with one_line("without a projection"):

@@ -2,26 +2,18 @@
 
 from __future__ import annotations
 
-import importlib.util
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from benchmark_scripts import benchmark
 
 from lvlm_radapt import RAdaptConfig, robustify
-
-SCRIPT = Path(__file__).parents[1] / "benchmarks" / "full_size.py"
 
 
 @pytest.fixture(scope="module")
 def full_size() -> Any:
-    spec = importlib.util.spec_from_file_location("full_size", SCRIPT)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return benchmark("full_size")
 
 
 # of the released checkpoints: 7.06 billion, and 8.29 billion

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import shutil
 from pathlib import Path
@@ -10,22 +9,17 @@ from typing import Any
 
 import numpy as np
 import pytest
+from benchmark_scripts import benchmark
 from run_folders import Maker, attack
 
 from lvlm_radapt.comparison.preset import load_comparison, slug
 
-SCRIPT = Path(__file__).parents[1] / "benchmarks" / "gain_share.py"
 N = 40
 
 
 @pytest.fixture(scope="module")
 def gain_share() -> Any:
-    spec = importlib.util.spec_from_file_location("gain_share", SCRIPT)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return benchmark("gain_share")
 
 
 def compared(folder: Path, tmp_path: Path, whole: float = 40.0) -> Path:
