@@ -4,6 +4,7 @@ import pytest
 import torch
 from tiny_checkpoints import save_llava
 
+from eval_tasks.audit.short import short_audit
 from eval_tasks.captioning import CaptionScores
 from eval_tasks.crafting import says
 from eval_tasks.data import load_task, open_image
@@ -250,8 +251,15 @@ def test_a_targeted_attack_looks_now_and_then_and_stops_where_it_reads_its_text(
 
 
 @pytest.mark.parametrize("attack", ["e2e", "ensemble"])
-def test_an_early_exit_spends_fewer_steps_and_leaves_no_higher_score(tmp_path, attack):
+def test_an_early_exit_spends_fewer_steps_and_leaves_no_higher_score(tmp_path, attack, monkeypatch):
     """On the embedded model, whose answers are right until an attack changes them."""
+    climbs = []
+
+    def noted(*args, own_climb, **more):
+        climbs.append(own_climb)
+        return short_audit(*args, own_climb=own_climb, **more)
+
+    monkeypatch.setattr("eval_tasks.audit.of_run.short_audit", noted)
     write_scenes(tmp_path / "scenes", count=16, seed=3)
     model = load_model("tiny-llava")
     more = {"attack": attack, "task": "vqav2", "samples": 16, "steps": 6, "chunk_size": 16, "batch_size": 4}
@@ -268,6 +276,8 @@ def test_an_early_exit_spends_fewer_steps_and_leaves_no_higher_score(tmp_path, a
     assert any(note.startswith("early exit") for note in early.metrics["notes"])
     assert not any(note.startswith("early exit") for note in whole.metrics["notes"])
     assert [run.settings["attack"]["early_exit"] for run in (whole, early)] == [False, True]
+    # losses of images that left early are none to hold a rival attack against
+    assert climbs == [attack == "ensemble", True]
 
 
 def test_images_that_left_early_are_not_used_on_another_model_and_a_transfer_attack_goes_to_its_end(tmp_path):
