@@ -6,13 +6,14 @@ different roads through the library.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from transformers import RepetitionPenaltyLogitsProcessor
+from transformers import DynamicCache, RepetitionPenaltyLogitsProcessor
 
 
 def _pad(rows: Sequence[Sequence[int]], pad_id: int, *, left: bool) -> tuple[Tensor, Tensor]:
@@ -66,6 +67,17 @@ def target_nll(states: Tensor, head: nn.Module, labels: Tensor) -> Tensor:
     return nll.sum(1) / (labels != -100).sum(1)
 
 
+def key_value_cache(language_model: Any) -> dict[str, DynamicCache]:
+    """An empty key-value cache under the keyword that this model's `forward` has for it.
+
+    transformers 5.24 calls it `cache`, older versions `past_key_values`. The signature decides, because older versions
+    accept an unknown keyword without a word. The forward pass fills the object in place: never read it from the output.
+    """
+    known = inspect.signature(language_model.forward).parameters
+    keyword = "cache" if "cache" in known else "past_key_values"
+    return {keyword: DynamicCache(config=language_model.config)}
+
+
 def greedy(
     hf: Any,
     *,
@@ -101,18 +113,18 @@ def greedy(
         position[:] = position.amax(0, keepdim=True)
     open_rows = torch.ones(len(ids), dtype=torch.bool, device=ids.device)
     answers: list[list[int]] = [[] for _ in range(len(ids))]
-    cache = None
+    cached = key_value_cache(language_model)
     extra = dict(first)
     for _ in range(max_new_tokens):
         out = language_model(
             inputs_embeds=embeds,
             attention_mask=mask,
             position_ids=positions,
-            past_key_values=cache,
             use_cache=True,
+            **cached,
             **extra,
         )
-        cache, extra = out.past_key_values, {}
+        extra = {}
         logits = head(out.last_hidden_state[:, -1]).float().to(ids.device)
         token = (logits if penalise is None else penalise(said, logits)).argmax(-1)
         open_rows &= ~torch.isin(token, ends)
