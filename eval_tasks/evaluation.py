@@ -57,15 +57,13 @@ def run_evaluation(
     check_images(chosen)  # before a model is loaded for nothing
     calibration = read_calibration(model)
     warned = None if calibration is None else calibration.note(chosen)
-    conversation = settings.protocol.conversation
     victim = open_model(
         model,
         device=device,
         dtype=dtype,
         quantize=quantize,
         device_map=device_map,
-        geometry=settings.protocol.geometry,
-        conversation=conversation.name if conversation else None,
+        **settings.protocol.opening(),
         tower=tower,
     )
     source = load_surrogate(surrogate, device=victim.device, dtype=dtype) if surrogate else None

@@ -115,7 +115,9 @@ class SpokenExam:
     def settings(self) -> dict[str, Any]:
         # a preset of the user's own is known by more than its name
         prompt, tokens = self.protocol.template(self.task), self.protocol.tokens(self.task.name)
-        return {"asked": {"prompt": prompt, "max_new_tokens": tokens}}
+        conversation = self.model.text.conversation
+        how = None if conversation is None else conversation.settings()  # None: the checkpoint's own chat template
+        return {"asked": {"prompt": prompt, "max_new_tokens": tokens, "conversation": how}}
 
     def attack_settings(self, plan: AttackPlan) -> dict[str, Any]:
         if plan.config.ensemble is None:

@@ -21,6 +21,7 @@ from attacks.lines import Member
 from eval_tasks.eps import parse_eps
 from eval_tasks.shipped import shipped_configs
 from eval_tasks.validation import first_problem, read_bytes, unknown_name
+from lvlm_radapt.conversations import Conversation, conversation_of
 from lvlm_radapt.errors import UserError
 
 Kind = Literal["protocols", "attacks", "tasks", "comparisons", "finetune"]
@@ -163,24 +164,25 @@ class APGDOverride(_Part):
     step_scale: Annotated[float, Field(gt=0)] | None = None
 
 
-class Conversation(_Part):
-    """A conversation template with the places {system} and {text}."""
+class ConversationSettings(_Part):
+    """How a preset wants the model to be asked.
+
+    A built-in `name` alone is that conversation whole, `system` puts another system prompt into it; under a name of
+    its own a preset gives the whole `template`, with the places <image>, {text} and, for `system`, {system}.
+    """
 
     name: str
-    system: str
-    template: str
+    system: str | None = None
+    template: str | None = None
 
-    @field_validator("template")
-    @classmethod
-    def _has_text(cls, template: str) -> str:
-        if "{text}" not in template:
-            raise ValueError("must contain {text}")
-        return template
+    @model_validator(mode="after")
+    def _consistent(self) -> ConversationSettings:
+        self.whole()
+        return self
 
-    def render(self, text: str) -> str:
-        """The user's text inside the template; braces in the text stay as they are."""
-        before, _, after = self.template.partition("{text}")
-        return before.replace("{system}", self.system) + text + after.replace("{system}", self.system)
+    def whole(self) -> Conversation:
+        """The conversation itself; ValueError where these fields make none."""
+        return conversation_of(self.name, self.system, self.template)
 
 
 class Threshold(_Part):
@@ -206,7 +208,7 @@ class Protocol(_Config):
 
     geometry: Literal["stock", "pad"] | None
     """None: the checkpoint's own, padding for original LLaVA-1.5 checkpoints and the image processor's elsewhere."""
-    conversation: Conversation | None
+    conversation: ConversationSettings | None
     """None: the checkpoint's own chat template."""
     seed: Annotated[int, Field(ge=0, lt=2**32)]
     samples: Annotated[int, Field(ge=1)] | None
@@ -233,6 +235,13 @@ class Protocol(_Config):
         if not any(place in prompts["vqa"] for place in _PLACES):
             raise ValueError(f"the prompt for vqa must contain {_PLACES[0]}")
         return prompts
+
+    def opening(self) -> dict[str, Any]:
+        """The keywords of `load_any` that this protocol decides."""
+        return {
+            "geometry": self.geometry,
+            "conversation": None if self.conversation is None else self.conversation.whole(),
+        }
 
     def template(self, task: TaskConfig) -> str:
         """The task's own prompt or its kind's, questions left open. UserError where the protocol has none."""

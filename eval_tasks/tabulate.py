@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -286,13 +287,15 @@ def _context(run: Run) -> dict[str, Any]:
         "quantize": setting(run, "model").get("quantize"),
         "geometry": setting(run, "model").get("geometry"),
         "tokenizer": run.settings.get("tokenizer"),
-        **_classes(run),
+        **_asked(run),
     }
 
 
-def _classes(run: Run) -> dict[str, Any]:
-    """What an image encoder chooses among, the texts it is asked with, and whose they are."""
+def _asked(run: Run) -> dict[str, Any]:
+    """How a language model is asked; what an image encoder chooses among, with which texts, and whose they are."""
     said: dict[str, Any] = {}
+    if asked := run.settings.get("asked"):  # two presets of the user's own may have one name
+        said["asked"] = hashlib.sha256(_canonical(asked).encode()).hexdigest()
     if classes := run.settings.get("classes"):
         said |= {"classes": classes["sha256"], "templates": " | ".join(classes["templates"])}
     if gallery := run.settings.get("gallery"):
@@ -307,7 +310,7 @@ def _hidden(run: Run) -> dict[str, str]:
     shown = ("name", "norm", "eps", "eps_text", "steps", "target", "threat", "surrogate")
     attack = setting(run, "attack") or {}
     context = {key: value for key, value in _context(run).items() if key not in ("task", "preset")}
-    context |= {key: context[key][:8] for key in ("samples", "classes", "gallery") if key in context}
+    context |= {key: context[key][:8] for key in ("samples", "asked", "classes", "gallery") if key in context}
     rest = {"seed": run.settings.get("seed"), **{k: v for k, v in attack.items() if k not in shown}}
     return {key.replace("_", " "): plain_value(value) for key, value in (context | rest).items()}
 

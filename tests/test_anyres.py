@@ -20,8 +20,8 @@ from torch import Tensor
 
 from eval_tasks.attacker import view_of
 from lvlm_radapt import load_encoder, load_model
+from lvlm_radapt.conversations import CONVERSATIONS
 from lvlm_radapt.errors import UserError
-from lvlm_radapt.models.text import CONVERSATIONS
 
 NAMES = ["llava-next", "onevision"]
 SHAPES = [(112, 112), (112, 84), (101, 200)]  # four crops each, but other token counts
@@ -123,7 +123,7 @@ def test_onevision_shrinks_crops_beyond_its_limit(cases: dict[str, Case], tmp_pa
 
 def test_default_conversations(tmp_path: Path) -> None:
     following = load_model(tiny_checkpoints.save_llava_next(tmp_path / "n", chat_template=None))
-    vicuna = CONVERSATIONS["vicuna_v1"].format(image="<image><image>", text="What?")
+    vicuna = CONVERSATIONS["vicuna_v1"].render("What?", "<image><image>")
     assert following.text.prompt("What?", 2) == following.tokenizer(vicuna)["input_ids"]
     chatml = (
         "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n<|im_start|>user\n"

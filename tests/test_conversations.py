@@ -15,9 +15,9 @@ from families import FAMILIES, Case, open_case
 from PIL import Image
 
 from lvlm_radapt import load_model
+from lvlm_radapt.conversations import CONVERSATIONS, Conversation
 from lvlm_radapt.errors import UserError
 from lvlm_radapt.models.original import _jinja
-from lvlm_radapt.models.text import CONVERSATIONS, FOLLOW_UPS, conversation
 
 TALK = ("what is this", "a red circle", "how many", "two", "what color is the circle?")
 # By role, as the templates of released checkpoints are; the families' own test templates know users alone.
@@ -102,23 +102,30 @@ BY_HAND = {
 
 
 def test_every_named_conversation_is_written_by_hand_here() -> None:
-    assert set(BY_HAND) == set(CONVERSATIONS) == set(FOLLOW_UPS)
+    assert set(BY_HAND) == set(CONVERSATIONS)
 
 
 @pytest.mark.parametrize("name", BY_HAND)
 def test_named_conversations_go_on(name: str) -> None:
-    render = conversation(None, image_token="<image>", name=name, chat_template=None, default="vicuna_v1")
-    assert render(("Q1", "A1", "Q2")) == BY_HAND[name]
-    assert render("{text} {answer}") == CONVERSATIONS[name].format(image="<image>", text="{text} {answer}")
+    conversation = CONVERSATIONS[name]
+    assert conversation.render(("Q1", "A1", "Q2"), "<image>") == BY_HAND[name]
+    odd = "{text} {answer} {system} {image} <image>"
+    assert conversation.render(odd, "<image>") == BY_HAND[name].partition("A1")[0].rstrip(" ").replace("Q1", odd)
+
+
+def test_a_template_without_further_turns_is_for_one_question() -> None:
+    own = Conversation("own", None, "<image>{text}")
+    assert own.render("Q1", "<|i|>") == "<|i|>Q1"
+    with pytest.raises(UserError, match="own is for one question"):
+        own.render(("Q1", "A1", "Q2"), "<|i|>")
 
 
 @pytest.mark.parametrize("name", BY_HAND)
 def test_the_template_given_to_original_checkpoints_writes_the_same(name: str) -> None:
-    render = conversation(None, image_token="<image>", name=name, chat_template=None, default="vicuna_v1")
     tokenizer = tiny_checkpoints.word_tokenizer({}, bos=True, eos="</s>")
     talk = ('a "red" {pig}\\n', "an 'answer'", "Q2", "A2", "Q3")
     made = tokenizer.apply_chat_template(listed(talk), chat_template=_jinja(name), tokenize=False)
-    assert made == render(talk)
+    assert made == CONVERSATIONS[name].render(talk, "<image>")
 
 
 def test_the_loss_of_a_later_answer_is_the_library_s(case: Case) -> None:

@@ -57,12 +57,12 @@ def test_fare_facts() -> None:
     assert fare.prompt(load_task_config("coco"), None) == "Provide a short caption for this image."
     asked = fare.prompt(load_task_config("textvqa"), "what is {this}?")
     assert asked == "what is {this}?\nAnswer the question using a single word or phrase."
-    assert fare.conversation is not None
-    assert fare.conversation.render("Who?") == (
+    asked_in = fare.opening()["conversation"]
+    assert asked_in.render("Who?", "<image>") == (
         "A chat between a curious user and an artificial intelligence assistant. The assistant gives "
         "helpful, detailed, and polite answers to the user's questions. USER: <image>\nWho? ASSISTANT:"
     )
-    assert fare.conversation.render("{system}{text}").endswith("USER: <image>\n{system}{text} ASSISTANT:")
+    assert asked_in.render("{system}{text}<image>", "I").endswith("USER: I\n{system}{text}<image> ASSISTANT:")
     apgd = fare.adapt(load_attack("e2e")).apgd
     assert apgd is not None
     assert (apgd.random_start, apgd.step_scale, apgd.steps) == (False, 1.0, 100)
@@ -161,7 +161,15 @@ def test_a_users_own_protocol(tmp_path: Path) -> None:
             "field thresholds.coco.value",
         ),
         ({"attacks": {"e2e": {"step_scale": 0}}}, "field attacks.e2e.step_scale"),
-        ({"conversation": {"name": "x", "system": "", "template": "USER:"}}, "must contain {text}"),
+        ({"conversation": {"name": "x", "system": "", "template": "USER:"}}, "must contain <image> once"),
+        ({"conversation": {"name": "x", "template": "<image>"}}, "must contain {text} once"),
+        ({"conversation": {"name": "x", "template": "<image>{text}<image>"}}, "must contain <image> once"),
+        ({"conversation": {"name": "x", "template": "{system}<image>{text}"}}, "system and the place {system}"),
+        ({"conversation": {"name": "x", "system": "s", "template": "<image>{text}"}}, "system and the place {system}"),
+        ({"conversation": {"name": "vicuna"}}, "choose one of vicuna_v1, "),
+        ({"conversation": {"name": "vicuna", "system": "s"}}, "or give it a template"),
+        ({"conversation": {"name": "vicuna_v1", "template": "<image>{text}"}}, "is built in with another template"),
+        ({"conversation": {"name": "qwen3", "system": "s"}}, "system and the place {system}"),
         ({"name": "fare"}, "shipped preset's name"),
         ({"templates": ["a photo"]}, "must contain {}"),
         ({"templates": []}, "field templates"),
@@ -173,6 +181,18 @@ def test_bad_fields_are_named_on_one_line(tmp_path: Path, changes: dict[str, obj
         load_protocol(str(path))
     assert words in one_line(caught)
     assert str(path) in one_line(caught)
+
+
+def test_a_built_in_conversation_needs_its_name_alone_and_takes_another_system_prompt(tmp_path: Path) -> None:
+    def asked(**conversation: str) -> str:
+        protocol = load_protocol(str(own(tmp_path, conversation=conversation)))
+        return protocol.opening()["conversation"].render("Who?", "<image>")
+
+    fare = load_protocol("fare").opening()["conversation"]
+    assert asked(name="vicuna_v1") == fare.render("Who?", "<image>")
+    assert asked(name="vicuna_v1", system="Be {brief}.") == "Be {brief}. USER: <image>\nWho? ASSISTANT:"
+    assert asked(name="vicuna_v1", system="") == " USER: <image>\nWho? ASSISTANT:"
+    assert asked(name="mine", template="Q: {text} <image>") == "Q: Who? <image>"
 
 
 @pytest.mark.parametrize(

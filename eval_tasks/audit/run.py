@@ -48,11 +48,9 @@ def run_audit(
     samples, _ = select(everything, settings.samples, settings.seed)
     check_images(samples)
     task = load_task_config(settings.task)
-    conversation = settings.protocol.conversation
     victim = load_any(
         model,
-        geometry=settings.protocol.geometry,
-        conversation=conversation.name if conversation else None,
+        **settings.protocol.opening(),
         tower=tower,
         **place,
     )

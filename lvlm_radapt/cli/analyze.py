@@ -98,11 +98,9 @@ def analyze(
         shifted=replace(scored, data=data_shifted) if scored is not None and data_shifted is not None else None,
         command=command_line(),
     )
-    conversation = protocol.conversation
     opened = load_any(
         model,
-        geometry=protocol.geometry,
-        conversation=conversation.name if conversation else None,
+        **protocol.opening(),
         tower=tower,
         **place,
     )

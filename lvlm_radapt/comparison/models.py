@@ -136,12 +136,10 @@ class Workshop:
         return folder
 
     def _load(self, name: str, tower: str | None = None) -> PixelModel:
-        conversation = self._protocol.conversation
         return load_any(
             name,
             tower=tower,
-            geometry=self._protocol.geometry,
-            conversation=conversation.name if conversation else None,
+            **self._protocol.opening(),
             **self._place,
         )
 

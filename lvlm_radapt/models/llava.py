@@ -9,12 +9,13 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from lvlm_radapt.conversations import CONVERSATIONS, Conversation
 from lvlm_radapt.errors import UserError
 from lvlm_radapt.models import reading
 from lvlm_radapt.models.base import LVLM, FeaturePoint, Geometry, PixelBatch
 from lvlm_radapt.models.geometry import clip_canvas, clip_canvas_bytes, pad_to_square
 from lvlm_radapt.models.language import text_positions
-from lvlm_radapt.models.text import PromptEncoder, conversation
+from lvlm_radapt.models.text import PromptEncoder, renderer
 
 
 class LlavaLVLM(LVLM):
@@ -32,17 +33,13 @@ class LlavaLVLM(LVLM):
         name: str,
         geometry: Geometry = "stock",
         chat_template: Any = None,
-        conversation_name: str | None = None,
+        conversation: Conversation | None = None,
     ) -> None:
         image_id = int(hf.config.image_token_id)
         image_token = tokenizer.convert_ids_to_tokens(image_id)
-        render = conversation(
-            tokenizer,
-            image_token=image_token,
-            name=conversation_name,
-            chat_template=chat_template,
-            default=self.default_conversation,
-        )
+        if conversation is None and chat_template is None:
+            conversation = CONVERSATIONS[self.default_conversation]
+        render = renderer(tokenizer, conversation, image_token=image_token, chat_template=chat_template)
         video_id = getattr(hf.config, "video_token_id", None)
         video = () if video_id is None else (tokenizer.convert_ids_to_tokens(video_id),)
         text = PromptEncoder(
@@ -52,6 +49,7 @@ class LlavaLVLM(LVLM):
             end_id=tokenizer.eos_token_id,
             target_prefix="" if render("").endswith("\n") else " ",
             placeholders=(image_token, *video),
+            conversation=conversation,
         )
         super().__init__(hf, tokenizer, image_processor, name=name, text=text, geometry=geometry)
         reading.prepare(self.tower)

@@ -11,6 +11,7 @@ from PIL import Image
 from torch import Tensor
 from transformers.image_processing_utils import select_best_resolution
 
+from lvlm_radapt.conversations import Conversation
 from lvlm_radapt.errors import UserError
 from lvlm_radapt.models.base import Geometry, PixelBatch
 from lvlm_radapt.models.geometry import eight_bit
@@ -36,7 +37,7 @@ class LlavaNextLVLM(LlavaLVLM):
         name: str,
         geometry: Geometry = "stock",
         chat_template: Any = None,
-        conversation_name: str | None = None,
+        conversation: Conversation | None = None,
     ) -> None:
         if geometry == "pad":
             raise UserError(f"{name}: geometry pad is for LLaVA-1.5; this model cuts an image into views, use stock")
@@ -47,7 +48,7 @@ class LlavaNextLVLM(LlavaLVLM):
             name=name,
             geometry=geometry,
             chat_template=chat_template,
-            conversation_name=conversation_name,
+            conversation=conversation,
         )
         vision = hf.config.vision_config
         self._side, self._high = int(vision.image_size), int(vision.image_size) // int(vision.patch_size)

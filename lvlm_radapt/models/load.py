@@ -13,6 +13,7 @@ import torch
 import transformers
 from jinja2 import TemplateError
 
+from lvlm_radapt.conversations import Conversation, conversation_of
 from lvlm_radapt.errors import UserError
 from lvlm_radapt.models.base import LVLM, Geometry, PixelModel
 from lvlm_radapt.models.clip import CLIPEncoder
@@ -82,7 +83,7 @@ def load_model(
     dtype: torch.dtype = torch.float32,
     geometry: Geometry | None = None,
     attn: Attention = "auto",
-    conversation: str | None = None,
+    conversation: str | Conversation | None = None,
     tower: str | os.PathLike[str] | None = None,
     quantize: Quantisation | None = None,
     device_map: DeviceMap | None = None,
@@ -97,7 +98,8 @@ def load_model(
         None for what a robustified folder was saved with or an original LLaVA's config.json says (`pad` for
         LLaVA-1.5), and `stock` elsewhere.
     attn: attention implementation; `auto` is sdpa, the faster one in attacks.
-    conversation: a named template (`vicuna_v1`, `qwen`, `qwen3`, `chatml`) in place of the checkpoint's chat template.
+    conversation: one of `lvlm_radapt.conversations` (a name as `vicuna_v1`, `qwen`, `chatml`, or a whole one) in place
+        of the checkpoint's chat template.
     tower: another vision tower in its place (LLaVA-1.5 only): what `load_encoder` takes, an open_clip, FARE or
         TeCoA file for one.
     quantize: `4bit` or `8bit`: the language model in so many bits (bitsandbytes), tower and projector in `dtype`.
@@ -110,6 +112,8 @@ def load_model(
     from lvlm_radapt.checkpoint import is_adapter, load_adapter
     from lvlm_radapt.export import load_export
 
+    if isinstance(conversation, str):
+        conversation = conversation_of(conversation)
     opening = Opening(device, dtype, attn, conversation, quantize, device_map, offload_folder)
     robustified = is_robustified(name_or_path)
     if tower is not None:
@@ -164,7 +168,7 @@ def load_base(name_or_path: str | os.PathLike[str], *, geometry: Geometry | None
             name=name,
             geometry="stock" if geometry is None else geometry,
             chat_template=_chat_template(source, tokenizer),
-            conversation_name=opening.conversation,
+            conversation=opening.conversation,
         )
     except TemplateError as error:
         raise UserError(f"{name}: its chat template is no jinja template: {one_line(error)}") from error
@@ -272,7 +276,7 @@ def load_any(
     device: str | torch.device = "cpu",
     dtype: torch.dtype = torch.float32,
     geometry: Geometry | None = None,
-    conversation: str | None = None,
+    conversation: str | Conversation | None = None,
     tower: str | os.PathLike[str] | None = None,
     quantize: Quantisation | None = None,
     device_map: DeviceMap | None = None,

@@ -18,6 +18,7 @@ from huggingface_hub.errors import StrictDataclassError
 from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
 from safetensors import SafetensorError
 
+from lvlm_radapt.conversations import Conversation
 from lvlm_radapt.errors import UserError
 from lvlm_radapt.models.quantised import Quantisation, mend_gradients, quantisation_config
 
@@ -34,7 +35,7 @@ class Opening:
     device: str | torch.device = "cpu"
     dtype: torch.dtype = torch.float32
     attn: Attention = "auto"
-    conversation: str | None = None
+    conversation: Conversation | None = None
     quantize: Quantisation | None = None
     device_map: DeviceMap | None = None
     offload_folder: str | None = None

@@ -18,6 +18,7 @@ from tokenizers import AddedToken
 from torch import Tensor
 from transformers.utils import is_protobuf_available, is_sentencepiece_available
 
+from lvlm_radapt.conversations import CONVERSATIONS, IMAGE
 from lvlm_radapt.errors import UserError
 from lvlm_radapt.models.assemble import assemble, check_shape
 from lvlm_radapt.models.base import LVLM, Geometry
@@ -32,7 +33,6 @@ from lvlm_radapt.models.load import (
     read_generation_config,
 )
 from lvlm_radapt.models.opening import Opening, OpeningError, opening_errors
-from lvlm_radapt.models.text import CONVERSATIONS, FOLLOW_UPS
 from lvlm_radapt.models.weights import checkpoint_file, read_tensors, weight_files
 
 IMAGE_TOKEN = "<image>"
@@ -117,7 +117,7 @@ def load_original(
         name=name,
         geometry=geometry,
         chat_template=tokenizer.chat_template,
-        conversation_name=opening.conversation,
+        conversation=opening.conversation,
     )
 
 
@@ -280,9 +280,11 @@ def _usual_conversation(language: Any, tokenizer: Any) -> str:
 
 def _jinja(name: str) -> str:
     """The chat template, image first, that writes what the named conversation does."""
-    before, rest = CONVERSATIONS[name].split("{image}")
+    conversation = CONVERSATIONS[name]
+    assert conversation.follow_up is not None  # the built-in ones go on
+    before, rest = conversation.template.replace("{system}", conversation.system or "").split(IMAGE)
     between, after = rest.split("{text}")
-    answering, rest = FOLLOW_UPS[name].split("{answer}")
+    answering, rest = conversation.follow_up.split("{answer}")
     asking, after_later = rest.split("{text}")
     image = f"{{% if part['type'] == 'image' %}}{{{{ {json.dumps(IMAGE_TOKEN + between)} }}}}{{% else %}}"
     words = f"{{% for part in message['content'] %}}{image}{{{{ part['text'] }}}}{{% endif %}}{{% endfor %}}"

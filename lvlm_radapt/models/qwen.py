@@ -10,10 +10,11 @@ from PIL import Image
 from torch import Tensor, nn
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_resize
 
+from lvlm_radapt.conversations import CONVERSATIONS, Conversation
 from lvlm_radapt.errors import UserError
 from lvlm_radapt.models.base import LVLM, FeaturePoint, Geometry, PixelBatch
 from lvlm_radapt.models.geometry import eight_bit
-from lvlm_radapt.models.text import PromptEncoder, conversation
+from lvlm_radapt.models.text import PromptEncoder, renderer
 from lvlm_radapt.towers.qwen import (
     QwenTower,
     batch_equal_windows,
@@ -42,7 +43,7 @@ class QwenLVLM(LVLM):
         name: str,
         geometry: Geometry = "stock",
         chat_template: Any = None,
-        conversation_name: str | None = None,
+        conversation: Conversation | None = None,
     ) -> None:
         if geometry == "pad":
             raise UserError(f"{name}: geometry pad is for LLaVA; Qwen keeps the image's shape, use stock")
@@ -54,13 +55,9 @@ class QwenLVLM(LVLM):
             config.vision_start_token_id,
             config.vision_end_token_id,
         )
-        render = conversation(
-            tokenizer,
-            image_token=image_token,
-            name=conversation_name,
-            chat_template=chat_template,
-            default=self.default_conversation,
-        )
+        if conversation is None and chat_template is None:
+            conversation = CONVERSATIONS[self.default_conversation]
+        render = renderer(tokenizer, conversation, image_token=image_token, chat_template=chat_template)
         text = PromptEncoder(
             tokenizer,
             render,
@@ -68,6 +65,7 @@ class QwenLVLM(LVLM):
             end_id=tokenizer.convert_tokens_to_ids("<|im_end|>"),
             target_prefix="",
             placeholders=[token for token in map(tokenizer.convert_ids_to_tokens, reserved) if token],
+            conversation=conversation,
         )
         super().__init__(hf, tokenizer, image_processor, name=name, text=text, geometry=geometry)
         batch_equal_windows(hf)

@@ -4,96 +4,39 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection
 from functools import lru_cache
-from typing import Any, TypeAlias
+from typing import Any
 
+from lvlm_radapt.conversations import CONVERSATIONS, Conversation, Prompt, turns
 from lvlm_radapt.errors import UserError
-
-Prompt: TypeAlias = str | tuple[str, ...]
-"""The user's words; or those of a conversation, user and model in turn, the user's first and last. The image belongs
-to the first turn."""
-
-CONVERSATIONS: dict[str, str] = {
-    "vicuna_v1": (
-        "A chat between a curious user and an artificial intelligence assistant. The assistant gives "
-        "helpful, detailed, and polite answers to the user's questions. USER: {image}\n{text} ASSISTANT:"
-    ),
-    "qwen": (
-        "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n<|im_start|>user\n"
-        "<|vision_start|>{image}<|vision_end|>{text}<|im_end|>\n<|im_start|>assistant\n"
-    ),
-    "qwen3": "<|im_start|>user\n<|vision_start|>{image}<|vision_end|>{text}<|im_end|>\n<|im_start|>assistant\n",
-    "chatml": (
-        "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n<|im_start|>user\n{image}\n{text}<|im_end|>\n"
-        "<|im_start|>assistant\n"
-    ),
-    "mistral_instruct": "[INST] {image}\n{text} [/INST]",
-    "chatml_direct": (
-        "<|im_start|>system\nAnswer the questions.<|im_end|><|im_start|>user\n{image}\n{text}<|im_end|>"
-        "<|im_start|>assistant\n"
-    ),
-}
-"""Named templates: `{image}` is one image placeholder, `{text}` the user's words."""
-
-_CHATML_TURN = "{answer}<|im_end|>\n<|im_start|>user\n{text}<|im_end|>\n<|im_start|>assistant\n"
-FOLLOW_UPS: dict[str, str] = {
-    "vicuna_v1": " {answer}</s>USER: {text} ASSISTANT:",
-    "qwen": _CHATML_TURN,
-    "qwen3": _CHATML_TURN,
-    "chatml": _CHATML_TURN,
-    "mistral_instruct": " {answer} </s>[INST] {text} [/INST]",
-    "chatml_direct": "{answer}<|im_end|><|im_start|>user\n{text}<|im_end|><|im_start|>assistant\n",
-}
-"""How the named templates go on: `{answer}` is what the model said, `{text}` the user's next words."""
 
 
 def messages(prompt: Prompt) -> list[dict[str, Any]]:
     """The prompt as chat messages, the image in front of the first turn's words."""
-    turns = _turns(prompt)
     listed: list[dict[str, Any]] = [
         {"role": ("user", "assistant")[i % 2], "content": [{"type": "text", "text": text}]}
-        for i, text in enumerate(turns)
+        for i, text in enumerate(turns(prompt))
     ]
     listed[0]["content"].insert(0, {"type": "image"})
     return listed
 
 
-def conversation(
-    tokenizer: Any, *, image_token: str, name: str | None, chat_template: Any, default: str
+def renderer(
+    tokenizer: Any, conversation: Conversation | None, *, image_token: str, chat_template: Any
 ) -> Callable[[Prompt], str]:
-    """A function from a prompt to its whole text with one image placeholder.
+    """A function from a prompt to its whole text with one image token: in that conversation, or in the checkpoint's
+    chat template where it is None."""
+    if conversation is not None:
+        return lambda prompt: conversation.render(prompt, image_token)
 
-    `name` picks one of CONVERSATIONS; without it the checkpoint's chat template is used, and the conversation
-    `default` where there is none. UserError for an unknown name.
-    """
-    if name is None and chat_template is not None:
+    def render(prompt: Prompt) -> str:
+        return tokenizer.apply_chat_template(
+            messages(prompt),
+            chat_template=chat_template,
+            tokenize=False,
+            add_generation_prompt=True,
+        )
 
-        def render(prompt: Prompt) -> str:
-            return tokenizer.apply_chat_template(
-                messages(prompt),
-                chat_template=chat_template,
-                tokenize=False,
-                add_generation_prompt=True,
-            )
-
-        return render
-    if (name or default) not in CONVERSATIONS:
-        raise UserError(f"conversation {name!r} is unknown, choose one of {', '.join(CONVERSATIONS)}")
-    template, follow_up = CONVERSATIONS[name or default], FOLLOW_UPS[name or default]
-
-    def fill(prompt: Prompt) -> str:
-        first, *later = _turns(prompt)
-        parts = [template.format(image=image_token, text=first)]
-        parts += [follow_up.format(answer=a, text=t) for a, t in zip(later[::2], later[1::2], strict=True)]
-        return "".join(parts)
-
-    return fill
-
-
-def _turns(prompt: Prompt) -> tuple[str, ...]:
-    turns = (prompt,) if isinstance(prompt, str) else prompt
-    if len(turns) % 2 == 0:
-        raise ValueError(f"a conversation begins and ends with the user's words, so {len(turns)} turns are none")
-    return turns
+    return render
 
 
 class PromptEncoder:
@@ -101,7 +44,8 @@ class PromptEncoder:
 
     image_id: id of the placeholder that stands for one image position; end_id: the token that ends an
     answer; target_prefix: what stands between prompt and answer (a space, or nothing after a line's end);
-    placeholders: the strings that users' texts must not contain.
+    placeholders: the strings that users' texts must not contain. conversation: the one that `render` writes; None
+    for the checkpoint's own chat template.
     """
 
     def __init__(
@@ -113,7 +57,9 @@ class PromptEncoder:
         end_id: int,
         target_prefix: str,
         placeholders: Collection[str],
+        conversation: Conversation | None = None,
     ) -> None:
+        self.conversation = conversation
         self.image_id = image_id
         self.end_id = end_id
         self.pad_id: int = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else end_id
@@ -142,7 +88,7 @@ class PromptEncoder:
         return {self.end_id, *(int(i) for i in extra)}
 
     def _encode_prompt(self, prompt: Prompt) -> tuple[int, ...]:
-        for text in _turns(prompt):
+        for text in turns(prompt):
             self._refuse_placeholders(text)
         ids = self._tokens(self._render(prompt))
         if ids.count(self.image_id) != 1:

@@ -78,8 +78,7 @@ def run_tune(
     opened = open_model(
         model,
         tower=tower,
-        geometry=protocol.geometry,
-        conversation=protocol.conversation.name if protocol.conversation else None,
+        **protocol.opening(),
         **place,
     )
     points = sweep.points()

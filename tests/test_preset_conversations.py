@@ -1,0 +1,92 @@
+"""A preset's conversation decides what the model is asked, and the run says so."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from eval_tasks.evaluation import run_evaluation
+from eval_tasks.presets import load_protocol
+from eval_tasks.records import Run
+from eval_tasks.settings import EvalSettings
+from eval_tasks.tabulate import comparison
+from lvlm_radapt import load_model
+from lvlm_radapt.models.text import PromptEncoder
+from lvlm_radapt.tiny.dataset import write_scenes
+
+VICUNA = (
+    "A chat between a curious user and an artificial intelligence assistant. The assistant gives helpful, detailed, "
+    "and polite answers to the user's questions. USER: <image>\n{} ASSISTANT:"
+)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("data") / "scenes"
+    write_scenes(out, count=2)
+    return out
+
+
+def own(folder: Path, **conversation: str) -> str:
+    """A copy of the preset `fare` with another conversation."""
+    fields = load_protocol("fare").model_dump(exclude_none=True) | {"name": "mine"}
+    folder.mkdir(exist_ok=True)
+    path = folder / "mine.yaml"
+    path.write_text(yaml.safe_dump({**fields, "conversation": {**fields["conversation"], **conversation}}))
+    return str(path)
+
+
+def asked(preset: str, data: Path, out: Path) -> tuple[Run, list[list[int]]]:
+    """A clean run of two questions, and the token ids of its prompts, one image token each."""
+    heard: list[list[int]] = []
+    encode = PromptEncoder.prompt
+
+    def listened(self: PromptEncoder, prompt: Any, image_tokens: int) -> list[int]:
+        heard.append(encode(self, prompt, 1))
+        return encode(self, prompt, image_tokens)
+
+    settings = EvalSettings("vqav2", data, load_protocol(preset), None, samples=2, seed=1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(PromptEncoder, "prompt", listened)
+        run = run_evaluation("tiny-llava", settings, out, announce=lambda title, total: lambda done, text: None)
+    return run, heard
+
+
+def test_another_system_prompt_changes_the_token_ids_and_is_recorded(data: Path, tmp_path: Path) -> None:
+    tokenizer = load_model("tiny-llava").tokenizer
+    shipped, usual = asked("fare", data, tmp_path / "fare")
+    brief, changed = asked(own(tmp_path / "b", system="a red circle."), data, tmp_path / "brief")
+    for run, heard, text in (
+        (shipped, usual, VICUNA),
+        (brief, changed, "a red circle. USER: <image>\n{} ASSISTANT:"),
+    ):
+        suffix = "\nAnswer the question using a single word or phrase."
+        expected = [tokenizer(text.format(f"{s.question}{suffix}"))["input_ids"] for s in run.samples]
+        assert heard == expected
+    assert usual != changed
+    assert brief.settings["asked"]["conversation"] == {
+        "name": "vicuna_v1",
+        "system": "a red circle.",
+        "template": "{system} USER: <image>\n{text} ASSISTANT:",
+    }
+    recorded = shipped.settings["asked"]["conversation"]
+    assert recorded["template"].replace("{system}", recorded["system"]).replace("{text}", "{}") == VICUNA
+
+
+def test_two_presets_of_one_name_that_ask_differently_do_not_share_a_row(data: Path, tmp_path: Path) -> None:
+    runs = [asked(own(tmp_path / name, system=name), data, tmp_path / f"{name}-run")[0] for name in ("one", "two")]
+    rows = comparison(runs).rows
+    assert len(rows) == 2
+    assert len({row.variant for row in rows}) == 2
+    assert all("asked" in row.variant for row in rows)
+
+
+def test_the_checkpoint_s_own_template_is_recorded_as_none(data: Path, tmp_path: Path) -> None:
+    run, heard = asked("scenes", data, tmp_path / "scenes")
+    assert run.settings["asked"]["conversation"] is None
+    model = load_model("tiny-llava")
+    suffix = "\nAnswer the question using a single word or phrase."
+    assert heard == [model.text.prompt(f"{s.question}{suffix}", 1) for s in run.samples]
