@@ -223,7 +223,7 @@ def _described(run: Run) -> dict[str, Any]:
         "label": model_label(run),
         "folder": run.path.name,
         "task": setting(run, "task"),
-        "attack": "no attack" if attack is None else f"{attack.get('name')} {attack.get('eps_text') or ''}".strip(),
+        "attack": "no attack" if attack is None else f"{attack['name']}, {_budget(attack)}",
         "threat": threat_of(run),
         "n": len(run.samples),
         "metric": METRICS.get(metric, metric),
@@ -237,6 +237,10 @@ def _described(run: Run) -> dict[str, Any]:
     }
 
 
+def _budget(attack: Mapping[str, Any]) -> str:
+    return f"{attack['norm']} {eps_text(attack['eps'], attack['norm'])}"
+
+
 def _audits(runs: Sequence[Run]) -> list[tuple[str, Audit]]:
     """The audits that runs carry, with what they are of; UserError for one that cannot be read."""
     found = []
@@ -248,9 +252,7 @@ def _audits(runs: Sequence[Run]) -> list[tuple[str, Audit]]:
         except (KeyError, TypeError) as error:
             raise UserError(f"{run.path / 'metrics.json'}: the field audit cannot be read: run it again") from error
         attack = setting(run, "attack")
-        subject = (
-            f"{model_label(run)}, {setting(run, 'task')}, {attack['name']}, {eps_text(attack['eps'], attack['norm'])}"
-        )
+        subject = f"{model_label(run)}, {setting(run, 'task')}, {attack['name']}, {_budget(attack)}"
         found.append((subject, audit))
     return found
 
@@ -288,7 +290,7 @@ def _gallery(runs: Sequence[Run]) -> Gallery | None:
     return Gallery(
         model=model_label(run),
         threat=threat_of(run),
-        attack=f"{attack['name']}{target}, {attack.get('norm')} {eps_text(attack['eps'], attack.get('norm'))}{steps}",
+        attack=f"{attack['name']}{target}, {_budget(attack)}{steps}",
         metric=METRICS.get(metric_of(run), metric_of(run)),
         truth={"accuracy": "Class", "recall@1": "Captions"}.get(metric_of(run), "References"),
         broken=tuple(_picture(run, sample) for sample in broken[:SHOWN]),

@@ -53,7 +53,6 @@ def plain_value(value: object) -> str:
 
 
 def _radapt_text(radapt: Mapping[str, Any]) -> str:
-    known = {"cutoff", "cutoff_unit", "boundary", "alpha", "mix", "anchor", "anchor_from"}
     parts = []
     if radapt.get("cutoff") is None:
         parts.append("no filter")
@@ -69,5 +68,4 @@ def _radapt_text(radapt: Mapping[str, Any]) -> str:
         parts += [str(radapt[key]) for key in ("mix", "anchor") if key in radapt]
         if radapt.get("anchor_from") is not None:
             parts[-1] += f" from {radapt['anchor_from']}"
-    parts += [f"{key.replace('_', ' ')} {plain_value(radapt[key])}" for key in radapt if key not in known]
     return ", ".join(parts)

@@ -1,37 +1,74 @@
-"""Finished run folders, written and read as the program does, for tests of what is made of them."""
+"""Finished run folders for tests of what is made of them: their documents are written by the program's own code.
+
+Tests may put other values into a document; a key that the program does not write is refused.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
-from eval_tasks.metrics import bootstrap_ci
+from eval_tasks.crafting import AttackPlan
+from eval_tasks.data import Sample
+from eval_tasks.exams import Exam, exam_of
+from eval_tasks.presets import load_attack, load_protocol, load_task_config
 from eval_tasks.records import Attacked, Run, RunFolder, SampleRecord, Scored, image_name, read_run
-from lvlm_radapt.config import RAdaptConfig
+from eval_tasks.settings import EvalSettings, run_document
+from eval_tasks.summary import metrics as written_metrics
+from lvlm_radapt import RAdaptConfig, load_model
+from lvlm_radapt.models.base import LVLM
 
 N = 12
 RADAPT = RAdaptConfig().to_dict()
 CLEAN = [100.0 + index for index in range(N)]
+REFERENCES = ("a dog on a mat", "some dog")
+_SAMPLES = [Sample(str(index), Path("absent.png"), "what is it?", REFERENCES) for index in range(2)]
 
 
-def attack(threat: str | None = "adaptive", levels: int = 4, **changes: Any) -> dict[str, Any]:
-    return {
-        "name": "e2e",
-        "threat": threat,
-        "surrogate": None,
-        "eps": levels / 255,
-        "eps_text": f"{levels}/255",
-        "norm": "Linf",
-        "loss": "nll",
-        "steps": 10,
-        "restarts": 1,
-        "random_start": True,
-        "step_scale": 2.0,
-    } | changes
+def changed(written: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """The document with other values; AssertionError for a key that the program did not write."""
+    unknown = sorted(changes.keys() - written.keys())
+    assert not unknown, f"no run has the key {', '.join(unknown)}"
+    result = dict(written)
+    for key, value in changes.items():
+        inner = written[key]
+        result[key] = changed(inner, value) if isinstance(inner, dict) and isinstance(value, dict) else value
+    return result
+
+
+@cache
+def _model() -> LVLM:
+    return load_model("tiny-llava")
+
+
+@cache
+def _exam(task: str) -> Exam:
+    return exam_of(
+        _model(), load_task_config(task), everything=_SAMPLES, samples=_SAMPLES, protocol=load_protocol("scenes"),
+        batch_size=4, tokenizer="ptb",
+    )  # fmt: skip
+
+
+def _document(task: str = "coco", plan: AttackPlan | None = None) -> dict[str, Any]:
+    """What `eval` writes into run.json for the undefended tiny-llava."""
+    settings = EvalSettings(
+        task, Path("scenes"), load_protocol("scenes"), plan, samples=N, seed=42, chunk_size=4, batch_size=4
+    )
+    command = f"lvlm-radapt eval tiny-llava --task {task}"
+    return run_document(_model(), settings, _exam(task), None, command)
+
+
+def attack(threat: str | None = "adaptive", levels: int = 4, name: str = "e2e", **changes: Any) -> dict[str, Any]:
+    """The attack's part of run.json, with 10 steps where it has any; then with other values."""
+    config = load_attack(name)
+    steps = None if config.steps is None else 10
+    plan = AttackPlan(config, None if name == "noise" else "adaptive", levels / 255, steps)
+    return changed(_document(plan=plan)["attack"], {"threat": threat} | changes)
 
 
 def spread(centre: float, seed: int) -> list[float]:
@@ -46,78 +83,59 @@ class Maker:
 
     def __call__(
         self,
-        scores: Sequence[float | None] | None = None,
-        radapt: dict[str, Any] | None = None,
-        attacked: dict[str, Any] | None = None,
+        scores: Sequence[float] | None = None,
+        radapt: Mapping[str, Any] | None = None,
+        attacked: Mapping[str, Any] | None = None,
         *,
         clean: list[float] | None = None,
         answer: str = "a dog",
         question: str | None = None,
-        metric: str = "cider",
+        asked: str = "coco",
         images: bool = False,
         prefix: str = "s",
         losses: list[float | None] | None = None,
-        metrics: dict[str, Any] | None = None,
-        model: dict[str, Any] | None = None,
+        metrics: Mapping[str, Any] | None = None,
+        model: Mapping[str, Any] | None = None,
         **settings: Any,
     ) -> Run:
+        """scores: under attack, None for no records of one; asked: the task; model, settings, metrics: other values in
+        run.json's `model`, at its top and in metrics.json, whose `audit` an adaptive run has."""
         self.made += 1
         clean = CLEAN if clean is None else clean
         ids = [f"{prefix}{index:02d}" for index in range(len(clean))]
-        named = {
-            "name": "tiny-llava",
-            "radapt": radapt,
-            "dtype": "float32",
-            "device": "cpu",
-            "geometry": "stock",
-        }
-        document = {
-            "command": "lvlm-radapt eval tiny-llava --task captions",
-            "model": named | (model or {}),
-            "task": "captions",
-            "data": "scenes",
-            "preset": "scenes",
-            "seed": 42,
-            "chunk_size": 4,
-            "batch_size": 4,
-            "tokenizer": "ptb",
-            "attack": attacked,
-        } | settings
+        defence = None if radapt is None else RAdaptConfig.from_dict(radapt).to_dict()
+        changes = {"model": {"radapt": defence, **(model or {})}, **settings}
+        document = changed(_document(asked), changes) | {"attack": None if attacked is None else dict(attacked)}
         folder = RunFolder(self.root / f"run-{self.made}").create(document, ids)
+        records = []
         for index, sample_id in enumerate(ids):
             adversarial = None
             if scores is not None:
                 loss = 1.0 if losses is None else losses[index]
                 adversarial = Attacked(output="a cat", score=scores[index], loss=loss, linf=4 / 255, l2=0.5)
-            folder.append(
+            records.append(
                 SampleRecord(
                     id=sample_id,
                     question=question,
-                    references=("a dog on a mat", "some dog"),
+                    references=REFERENCES,
                     clean=Scored(output=answer, score=clean[index]),
                     adversarial=adversarial,
                     seconds=0.1,
                 )
             )
+            folder.append(records[-1])
             if images:
                 pixels = np.full((3, 8, 8), 10 * index, np.uint8)
                 folder.save_image(sample_id, pixels + 4)
                 (folder.path / "clean").mkdir(exist_ok=True)
                 Image.fromarray(pixels.transpose(1, 2, 0)).save(folder.path / "clean" / image_name(sample_id))
-        part = None
-        if scores is not None:
-            known = [score for score in scores if score is not None] or [0.0]
-            part = {metric: float(np.mean(known)), "ci95": list(bootstrap_ci(known))}
-        folder.finish(
-            {
-                "n": len(ids),
-                "metric": metric,
-                "clean": {metric: float(np.mean(clean)), "ci95": list(bootstrap_ci(clean))},
-                "adversarial": part,
-                "zero_grad": 0,
-                "seconds": 1.5,
-                "notes": [],
-            }
-            | (metrics or {})
-        )
+        written = written_metrics(records, load_task_config(asked), _plan(attacked), [], 1.5)
+        folder.finish(changed({"audit": None} | written, metrics or {}))
         return read_run(folder.path)
+
+
+def _plan(attacked: Mapping[str, Any] | None) -> AttackPlan | None:
+    if attacked is None:
+        return None
+    given = {key: attacked[key] for key in ("threat", "eps", "steps", "target")}
+    return AttackPlan(load_attack(attacked["name"]), **given)

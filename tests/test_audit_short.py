@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from audit_subjects import EPS, B, sound
-from test_report import RADAPT, Maker, attack, spread
+from run_folders import RADAPT, Maker, attack, spread
 
 from attacks import apgd
 from eval_tasks.audit import Finding, short_audit, short_budget
@@ -113,7 +113,7 @@ def test_an_adaptive_score_above_the_transfer_score_fails(make):
     for other in (
         make(spread(40, 2), RADAPT, attack("transfer", levels=2)),
         make(spread(40, 2), None, attack("transfer", surrogate="other")),
-        make(spread(40, 2), RADAPT, attack("transfer"), task="vqa"),
+        make(spread(40, 2), RADAPT, attack("transfer"), asked="vqav2"),
         make(spread(40, 2), RADAPT, attack("transfer"), prefix="t"),
         make(spread(40, 2), RADAPT, attack("transfer"), model={"dtype": "float16"}),
     ):

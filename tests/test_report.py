@@ -40,6 +40,14 @@ def make(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Maker:
     return Maker(tmp_path)
 
 
+def test_the_runs_of_these_tests_have_no_key_that_the_program_does_not_write(make: Maker) -> None:
+    with pytest.raises(AssertionError, match="no run has the key eps_text"):
+        attack(eps_text="4/255")
+    for invented in ({"batch": 1}, {"model": {"colour": "red"}}, {"metrics": {"eps_text": "4/255"}}):
+        with pytest.raises(AssertionError, match="no run has the key"):
+            make(**invented)
+
+
 # The table
 
 
@@ -83,7 +91,7 @@ def test_gain_is_the_paired_difference(make: Maker) -> None:
         {"attacked": {"norm": "L2"}},
         {"attacked": {"eps": 5 / 255}},
         {"attacked": {"name": "embedding"}},
-        {"task": "vqa"},
+        {"asked": "vqav2"},
         {"radapt": RADAPT | {"alpha": 0.5}},
     ],
 )
@@ -122,7 +130,7 @@ def test_missing_cells_say_so(make: Maker) -> None:
 
 def test_noise_is_a_control_whatever_threat_was_recorded(make: Maker) -> None:
     for threat in ("adaptive", "transfer", None):
-        noise = attack(threat, name="noise", steps=None)
+        noise = attack(threat, name="noise")
         (row,) = comparison([make(spread(95, 1), RADAPT, noise)]).rows
         assert row.attack_text == "noise, Linf 4/255"
         assert row.transfer.value == pytest.approx(np.mean(spread(95, 1)))
@@ -229,7 +237,6 @@ def test_an_absent_score_is_no_number(make: Maker) -> None:
             {"anchor": "learned", "anchor_from": "9 images (1f), eps 4/255, 2 steps, seed 0"},
             "cutoff 40, alpha 1, interpolate, learned from 9 images (1f), eps 4/255, 2 steps, seed 0",
         ),
-        ({"guide": "fare4"}, "cutoff 40, alpha 1, interpolate, white, guide fare4"),
     ],
 )
 def test_model_labels(make: Maker, changes: dict[str, Any], label: str) -> None:
@@ -259,11 +266,11 @@ def test_markdown_by_hand(make: Maker) -> None:
     assert lines[0] == "| " + " | ".join(COLUMNS) + " |"
     assert lines[1] == "| --- | --- | --- | ---: | ---: | ---: | ---: | ---: | --- |"
     assert lines[2] == (
-        "| tiny-llava | captions (CIDEr x100) | e2e, Linf 4/255, 10 steps | 12 | 100.0 [99.0, 101.0] "
+        "| tiny-llava | coco (CIDEr x100) | e2e, Linf 4/255, 10 steps | 12 | 100.0 [99.0, 101.0] "
         "| n/a (undefended) | 12.3 [10.0, 15.1] | n/a (undefended) |  |"
     )
     assert lines[3] == (
-        f"| {DEFENDED} | captions (CIDEr x100) | e2e, Linf 4/255, 10 steps | 12 | 100.0 [99.0, 101.0] "
+        f"| {DEFENDED} | coco (CIDEr x100) | e2e, Linf 4/255, 10 steps | 12 | 100.0 [99.0, 101.0] "
         "| not run | 12.3 [10.0, 15.1] | 0.0 [0.0, 0.0] |  |"
     )
     assert lines[4:] == ["", f"Preset scenes. {LEGEND}"]
@@ -272,7 +279,7 @@ def test_markdown_by_hand(make: Maker) -> None:
 def test_markdown_cells_cannot_break_the_table(make: Maker) -> None:
     name = "a|b\n<b>*x*_y_`z`"
     text = comparison([make(model={"name": name})]).to_markdown()
-    assert text.splitlines()[2].startswith(r"| a\|b &lt;b>\*x\*\_y\_\`z\` | captions")
+    assert text.splitlines()[2].startswith(r"| a\|b &lt;b>\*x\*\_y\_\`z\` | coco")
 
 
 def test_csv_by_hand(make: Maker) -> None:
@@ -280,7 +287,7 @@ def test_csv_by_hand(make: Maker) -> None:
     assert rows[1] == {
         "preset": "scenes",
         "model": DEFENDED,
-        "task": "captions",
+        "task": "coco",
         "metric": "cider",
         "attack": "e2e",
         "norm": "Linf",
@@ -386,8 +393,8 @@ def test_score_panels(make: Maker) -> None:
             assert b"<svg" in base64.b64decode(uri.removeprefix("data:image/svg+xml;base64,"), validate=True)
         assert panel.light != panel.dark
     assert eps_panels(comparison(two)) == panels, "the same numbers give the same picture"
-    assert eps_panels(comparison([make(), make(spread(9, 1), None, attack(name="noise", steps=None))])) == []
-    nothing = make([None] * N, None, attack(), metrics={"adversarial": {"cider": None, "ci95": None}})
+    assert eps_panels(comparison([make(), make(spread(9, 1), None, attack(name="noise"))])) == []
+    nothing = make([0.0] * N, None, attack(), metrics={"adversarial": {"cider": None, "ci95": None}})
     assert eps_panels(comparison([nothing])) == []
 
 
@@ -493,13 +500,14 @@ def test_report_of_one_run(make: Maker) -> None:
         "what is it?",
         "max. change 4/255",
         "a dog on a mat",
-        "lvlm-radapt eval tiny-llava --task captions",
+        "lvlm-radapt eval tiny-llava --task coco",
         "attack.step_scale",
         "ids.sha256",
         run.settings["ids"]["sha256"],
         "environment.packages.torch",
         "n = 12",
         "document frequency",
+        "coco, e2e, Linf 4/255, adaptive",
     ):
         assert part in found.text
     assert "VQA accuracy is" not in found.text
@@ -520,7 +528,7 @@ def test_report_of_many_runs(make: Maker, tmp_path: Path) -> None:
         make(spread(90, 2), RADAPT, attack("transfer"), images=True),
         make([0.0] * 4 + [100.0] * 8, RADAPT, attack(), images=True),
         make(spread(20, 2), RADAPT, attack(levels=8)),
-        make([0.0] * N, None, attack(), metric="vqa_accuracy", task="vqa"),
+        make([0.0] * N, None, attack(), asked="vqav2"),
         make(preset="fare"),
     ]
     found = page([*runs, runs[0]], tmp_path / "all.html")
@@ -553,7 +561,7 @@ def test_texts_from_data_are_escaped(make: Maker, tmp_path: Path) -> None:
     evil = "<script>alert(1)</script><img src=x onerror=alert(2)>\"'&"
     run = make(
         [0.0] * 6 + [100.0] * 6,
-        RADAPT | {"guide": evil},
+        RADAPT | {"anchor": "guided", "anchor_from": evil},
         attack("transfer", surrogate=evil),
         answer=evil,
         question=evil,
@@ -611,7 +619,7 @@ def test_a_targeted_attack_shows_its_text_and_how_often_it_was_read(make: Maker,
     def success(rate: float, low: float, high: float) -> dict[str, Any]:
         return {"success": {"target": "maybe", "success_rate": rate, "ci95": [low, high]}, "failed": 3}
 
-    named = {"name": "targeted", "loss": "targeted", "target": "maybe"}
+    named = {"name": "targeted", "target": "maybe"}
     scores = spread(40.0, 1)
     runs = [
         make(scores, RADAPT, attack(**named), metrics=success(75.0, 46.8, 91.1)),
