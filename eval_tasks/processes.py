@@ -22,6 +22,7 @@ PATIENCE = 60.0  # seconds without one after which it counts as dead
 MEETING = 300.0  # seconds for all processes to come up
 _GLANCE = 0.1  # seconds between two looks at the store
 
+_LAUNCH = "start with accelerate launch or torchrun"
 _NEEDED = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
 
@@ -31,13 +32,13 @@ def launched() -> bool:
 
 
 def local_rank() -> int:
-    """This process's number among those on its machine."""
-    return int(os.environ.get("LOCAL_RANK", "0"))
+    """This process's number among those on its machine. UserError where the environment has none."""
+    return _number("LOCAL_RANK", least=0)
 
 
 def restarted() -> bool:
     """Whether a launcher with --max-restarts started the command anew after a failure."""
-    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
+    return _number("TORCHELASTIC_RESTART_COUNT", least=0) > 0
 
 
 def join() -> Group:
@@ -49,7 +50,10 @@ def join() -> Group:
         return Group()
     missing = [name for name in _NEEDED if name not in os.environ]
     if missing:
-        raise UserError(f"RANK is set but not {', '.join(missing)}: start with accelerate launch or torchrun")
+        raise UserError(f"RANK is set but not {', '.join(missing)}: {_LAUNCH}")
+    size = _number("WORLD_SIZE", least=1)
+    _number("RANK", least=0, most=size - 1)  # an unknown rank would wait for the others for ever
+    _number("MASTER_PORT", least=1, most=65535)
     # read when torch is first imported: of a lost store it logs, in pages, what Unfinished says in a line
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     from torch.distributed import PrefixStore
@@ -238,6 +242,19 @@ class Work:
                 return left
             self.group.check()
             time.sleep(_GLANCE)
+
+
+def _number(name: str, *, least: int, most: int | None = None) -> int:
+    """The environment's variable as a number, 0 where it is not set; UserError for anything else."""
+    text = os.environ.get(name, "0")
+    try:
+        number = int(text)
+    except ValueError:
+        number = least - 1
+    if number < least or (most is not None and number > most):
+        wanted = f"{least} or more" if most is None else f"{least} to {most}"
+        raise UserError(f"the environment says {name}={text!r}, which must be {wanted}: {_LAUNCH}")
+    return number
 
 
 def _first_line(error: Exception) -> str:

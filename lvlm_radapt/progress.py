@@ -61,7 +61,7 @@ class JsonLines:
     def to(cls, name: str | None) -> Iterator[JsonLines]:
         """Appends to the file of that name; `-` is stdout, None nothing at all. UserError when it cannot be opened."""
         if name is None or name == "-":
-            yield cls(None if name is None else sys.stdout, name or "")
+            yield cls(None if name is None else sys.stdout, "stdout")
             return
         with _opened(name) as file:
             yield cls(file, name)
@@ -78,8 +78,10 @@ class JsonLines:
         try:
             self._file.write(json.dumps(line, allow_nan=False) + "\n")
             self._file.flush()
+        except BrokenPipeError:  # of stdout, whose reader has seen enough
+            raise
         except OSError as error:
-            raise UserError(f"cannot write {self._name}: {error.strerror or error}") from error
+            raise UserError(f"cannot write to {self._name}: {error.strerror or error}") from error
 
     @contextmanager
     def ended(self) -> Iterator[None]:

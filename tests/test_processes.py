@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 from commands import Command, contents, evaluation, free_port, launch
+from failures import one_line
 from torch.distributed import HashStore
 
 from eval_tasks import processes
@@ -112,6 +113,32 @@ def test_one_process_alone_needs_no_store(monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(UserError, match="RANK is set but not MASTER_ADDR, MASTER_PORT"):
         join()
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"WORLD_SIZE": "0"}, {"WORLD_SIZE": "-1"}, {"WORLD_SIZE": "x"}, {"WORLD_SIZE": "2.0"}, {"RANK": "5"},
+        {"RANK": "2"}, {"RANK": "-1"}, {"RANK": ""}, {"MASTER_PORT": "http"}, {"MASTER_PORT": "65536"},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_a_launch_that_cannot_be_is_refused_at_once(wrong, monkeypatch):
+    right = {"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port()}
+    for name, value in {**right, **wrong}.items():
+        monkeypatch.setenv(name, value)
+    ((name, value),) = wrong.items()
+    with one_line(f"the environment says {name}='{value}'"):
+        join()
+
+
+def test_places_in_a_launch_that_are_no_numbers_are_refused(monkeypatch):
+    monkeypatch.setenv("LOCAL_RANK", "first")
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "-1")
+    with one_line("LOCAL_RANK='first'"):
+        processes.local_rank()
+    with one_line("TORCHELASTIC_RESTART_COUNT='-1'"):
+        processes.restarted()
 
 
 @pytest.fixture(scope="module")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import sys
 from typing import Any
 
@@ -21,6 +23,7 @@ def main() -> None:
             Processes.group = join_group()
             of_the_first_only(console, progress_console)
             code = app(standalone_mode=False) or 0  # of --help and the like
+            sys.stdout.flush()
     except UserError as error:
         code = 2
         fail(error)
@@ -30,6 +33,16 @@ def main() -> None:
     except Unfinished as error:
         code = 1
         fail(error)
+    except BrokenPipeError:  # who reads stdout has seen enough, as `head` does
+        code = 1
+        _drop_stdout()
+    except OSError as error:
+        told = _in_words(error)
+        if told is None:
+            raise
+        code = 2
+        fail(UserError(told))
+        _drop_stdout()
     except Stopped as stop:
         code = 128 + stop.signal_number
         say(f"stopped; {stop.advice}" if stop.advice else "stopped", once="stopped")
@@ -38,6 +51,26 @@ def main() -> None:
             Processes.group.leave()
             Processes.group = None
     sys.exit(code)
+
+
+_UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EBADF)
+
+
+def _in_words(error: OSError) -> str | None:
+    """One line for what the system refuses wherever it is asked; None for what no command should have met."""
+    if isinstance(error, PermissionError) and error.filename is not None:
+        return f"cannot open {error.filename!s}: {error.strerror}"
+    if error.errno in _UNWRITABLE:
+        where = "stdout" if error.filename is None else str(error.filename)
+        return f"cannot write to {where}: {error.strerror}"
+    return None
+
+
+def _drop_stdout() -> None:
+    """Let go of what stdout still holds: Python would try to write it once more at its end."""
+    null = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, sys.stdout.fileno())
+    os.close(null)
 
 
 # A flag or an argument that does not fit: the base of typer's own public error, in whichever package it has it.

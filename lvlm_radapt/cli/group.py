@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 import typer
@@ -54,7 +55,8 @@ def fail(error: Exception) -> None:
 def say(text: str, *, once: str, markup: bool = False) -> None:
     """A line on stderr, by one process alone of all that have one to say under the name `once`."""
     if Processes.group is None or Processes.group.once(once):
-        Console(stderr=True, soft_wrap=True).print(text, highlight=False, markup=markup)
+        with suppress(OSError):  # a stderr that takes nothing: there is nobody to tell
+            Console(stderr=True, soft_wrap=True).print(text, highlight=False, markup=markup)
 
 
 def plain(text: str) -> str:

@@ -18,8 +18,13 @@ def device_named(name: str) -> str:
         device = torch.device(name)
     except RuntimeError as error:
         raise UserError(f"--device {name!r} is no device: use auto, cpu, cuda or cuda:N") from error
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise UserError(f"--device {name}: no CUDA device is available here, use --device cpu")
+    if device.type not in ("cpu", "cuda"):
+        raise UserError(f"--device {name} is not supported: use auto, cpu, cuda or cuda:N")
+    if device.type == "cuda":
+        if not torch.cuda.is_available():
+            raise UserError(f"--device {name}: no CUDA device is available here, use --device cpu")
+        if device.index is not None and device.index >= torch.cuda.device_count():
+            raise UserError(f"--device {name}: there are {torch.cuda.device_count()} CUDA devices here, from cuda:0 on")
     if Processes.group is not None and name == "cuda":
         from eval_tasks.processes import local_rank
 
