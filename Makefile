@@ -1,20 +1,38 @@
 # Two commands are all a newcomer needs: `make demo` and `make test`.
 PYTHON ?= python3
+# The package index that torch comes from, for another build than pip finds: see "Install" in README.md.
+TORCH_INDEX ?=
+
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+PIP := -m pip --disable-pip-version-check install --quiet --quiet
+PIP_LOCKED := $(PIP) --no-deps --require-hashes --only-binary :all: --requirement
+PIP_SELF := $(PIP) --no-deps --no-build-isolation --editable .
+PIP_TORCH := $(PIP) $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX))
 
-.PHONY: setup demo results test lint torture test-web test-gpu test-compat compat-one bench docs wheel clean
+.PHONY: setup demo results test lint torture test-web test-gpu test-compat compat-oldest compat-newest lock bench docs wheel clean
 export HF_HUB_OFFLINE := 1
 
 setup: $(STAMP)
 
-# torch first, as one exact version: elsewhere a range would pull gigabytes of CUDA packages onto a CPU machine
-$(STAMP): pyproject.toml
+# Exactly the locked versions and files, with all extras. torch comes after them: it finds what it needs in place.
+$(STAMP): pyproject.toml requirements/lock.txt requirements/torch.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check torch==2.13.0
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[test]'
+	$(BIN)/python $(PIP_LOCKED) requirements/lock.txt
+	$(BIN)/python $(PIP_TORCH) --requirement requirements/torch.txt
+	$(BIN)/python $(PIP_SELF)
 	touch $(STAMP)
+
+# After a change of requirements in pyproject.toml. What is locked stays, unless UPGRADE=1 asks for the newest.
+UV_COMPILE = $(VENV)-lock/bin/uv pip compile --quiet pyproject.toml --all-extras --group build --generate-hashes \
+	--only-binary :all: --no-emit-package torch --custom-compile-command 'make lock' $(if $(UPGRADE),--upgrade)
+
+lock:
+	test -x $(VENV)-lock/bin/python || $(PYTHON) -m venv $(VENV)-lock
+	$(VENV)-lock/bin/python $(PIP) uv
+	$(UV_COMPILE) --universal --python-version 3.11 --constraint requirements/torch.txt --output-file requirements/lock.txt
+	$(UV_COMPILE) --resolution lowest-direct --python-version 3.11 --python-platform linux --output-file requirements/oldest.txt
 
 demo: setup
 	$(BIN)/lvlm-radapt demo --out demo-out
@@ -37,25 +55,33 @@ lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
-# The web chat in headless Chromium. Gradio and the browser's driver stay out of `make setup`.
+# The web chat in headless Chromium.
 test-web: setup
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[web,test-web]'
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m web tests/web
 
 # What can only be shown on CUDA. It runs in the environment at hand: a GPU machine brings its own torch.
 test-gpu:
 	$(PYTHON) -m pytest -m gpu
 
-# The oldest supported transformers and the newest one, each in an environment of its own.
-test-compat:
-	$(MAKE) compat-one ENV=$(VENV)-compat-oldest TRANSFORMERS='transformers==5.17.0'
-	$(MAKE) compat-one ENV=$(VENV)-compat-newest TRANSFORMERS='transformers'
+# The oldest versions that pyproject.toml allows (on Python 3.11) and the newest, each in an environment of its own;
+# TRANSFORMERS=oldest or newest runs one of both. TORCH=2.13.0 spares the CUDA build that another torch may come as.
+test-compat: $(addprefix compat-,$(or $(TRANSFORMERS),oldest newest))
 
-compat-one:
-	test -x $(ENV)/bin/python || $(PYTHON) -m venv $(ENV)
-	$(ENV)/bin/python -m pip install --quiet --disable-pip-version-check torch==2.13.0
-	$(ENV)/bin/python -m pip install --quiet --disable-pip-version-check --upgrade '$(TRANSFORMERS)' --editable '.[test]'
-	OMP_NUM_THREADS=1 $(ENV)/bin/python -m pytest $(SIDE_BY_SIDE)
+COMPAT = $(VENV)-$@/bin/python
+OLDEST_TORCH = $(shell sed -n 's/.*"torch>=\([0-9.]*\).*/\1/p' pyproject.toml)
+
+compat-oldest:
+	$(PYTHON) -m venv --clear $(VENV)-$@
+	$(COMPAT) $(PIP_LOCKED) requirements/oldest.txt
+	$(COMPAT) $(PIP_TORCH) torch==$(or $(TORCH),$(OLDEST_TORCH))
+	$(COMPAT) $(PIP_SELF)
+	OMP_NUM_THREADS=1 $(COMPAT) -m pytest $(SIDE_BY_SIDE)
+
+compat-newest:
+	$(PYTHON) -m venv --clear $(VENV)-$@
+	$(COMPAT) $(PIP_TORCH) torch$(if $(TORCH),==$(TORCH))
+	$(COMPAT) $(PIP) --editable '.[test,qwen,original,zero-shot,web,test-web]'
+	OMP_NUM_THREADS=1 $(COMPAT) -m pytest $(SIDE_BY_SIDE)
 
 bench: setup
 	$(BIN)/python benchmarks/overhead.py
@@ -68,11 +94,10 @@ bench: setup
 
 # The API reference, from the docstrings: open site/index.html.
 docs: setup
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[docs]'
 	$(BIN)/python docs/api.py site
 
 wheel: setup
-	$(BIN)/python -m build --wheel
+	$(BIN)/python -m build --wheel --no-isolation
 
 clean:
-	rm -rf $(VENV) $(VENV)-compat* dist demo-out site
+	rm -rf $(VENV) $(VENV)-lock $(VENV)-compat* dist demo-out site

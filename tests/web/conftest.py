@@ -20,7 +20,7 @@ from lvlm_radapt.tiny.scenes import render, sample_scene
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
 
-# `make test-web` installs both: without them these files cannot even be imported
+# `make setup` installs both: without them these files cannot even be imported
 if find_spec("gradio") is None or find_spec("playwright") is None:
     collect_ignore_glob = ["test_*.py"]
 
