@@ -39,7 +39,7 @@ class LlavaLVLM(LVLM):
         image_token = tokenizer.convert_ids_to_tokens(image_id)
         if conversation is None and chat_template is None:
             conversation = CONVERSATIONS[self.default_conversation]
-        render = renderer(tokenizer, conversation, image_token=image_token, chat_template=chat_template)
+        render = renderer(tokenizer, conversation, image_token=image_token, chat_template=chat_template, model=name)
         video_id = getattr(hf.config, "video_token_id", None)
         video = () if video_id is None else (tokenizer.convert_ids_to_tokens(video_id),)
         text = PromptEncoder(

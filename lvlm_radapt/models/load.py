@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 import transformers
-from jinja2 import TemplateError
 
 from lvlm_radapt.conversations import Conversation, conversation_of
 from lvlm_radapt.errors import UserError
@@ -20,11 +19,12 @@ from lvlm_radapt.models.clip import CLIPEncoder
 from lvlm_radapt.models.llava import LlavaLVLM
 from lvlm_radapt.models.llava_next import LlavaNextLVLM
 from lvlm_radapt.models.onevision import LlavaOnevisionLVLM
-from lvlm_radapt.models.opening import Attention, DeviceMap, Opening, OpeningError, building, one_line, opening_errors
+from lvlm_radapt.models.opening import Attention, DeviceMap, Opening, OpeningError, building, opening_errors
 from lvlm_radapt.models.quantised import Quantisation
 from lvlm_radapt.models.qwen import QwenLVLM
 from lvlm_radapt.models.qwen3 import Qwen3LVLM
 from lvlm_radapt.models.siglip import SiglipEncoder
+from lvlm_radapt.models.text import renders_image
 from lvlm_radapt.models.weights import checkpoint_file
 
 if TYPE_CHECKING:
@@ -160,18 +160,17 @@ def load_base(name_or_path: str | os.PathLike[str], *, geometry: Geometry | None
     _check_image_token(hf, tokenizer, name)
     if issubclass(family, LlavaLVLM):
         check_layers(hf.config, name)
-    try:
-        return family(
-            hf,
-            tokenizer,
-            image_processor,
-            name=name,
-            geometry="stock" if geometry is None else geometry,
-            chat_template=_chat_template(source, tokenizer),
-            conversation=opening.conversation,
-        )
-    except TemplateError as error:
-        raise UserError(f"{name}: its chat template is no jinja template: {one_line(error)}") from error
+    image_token = tokenizer.convert_ids_to_tokens(hf.config.image_token_id)
+    tokenizer.chat_template = _chat_template(source, name, tokenizer, image_token)  # which is what will be saved
+    return family(
+        hf,
+        tokenizer,
+        image_processor,
+        name=name,
+        geometry="stock" if geometry is None else geometry,
+        chat_template=tokenizer.chat_template,
+        conversation=opening.conversation,
+    )
 
 
 def read_generation_config(hf: Any, source: str, name: str) -> None:
@@ -414,9 +413,22 @@ def _image_processor(source: str, name: str) -> Any:
     raise UserError(f"{name}: image processor {kind!r} is not supported, only {', '.join(IMAGE_PROCESSORS)} are")
 
 
-def _chat_template(source: str, tokenizer: Any) -> Any:
-    """The tokenizer's chat template, or else the processor's own file; None where there is neither."""
-    if tokenizer.chat_template is not None:
-        return tokenizer.chat_template
-    config, _ = transformers.ProcessorMixin.get_processor_dict(source)
-    return config.get("chat_template")
+def _chat_template(source: str, name: str, tokenizer: Any, image_token: str) -> str | None:
+    """The template that transformers' AutoProcessor takes: the processor's own, whichever file holds it. Many released
+    tokenizers have a text-only one beside it, so theirs counts only where the processor has none and it renders an
+    image. None where there is neither."""
+    try:
+        with opening_errors():
+            config, _ = transformers.ProcessorMixin.get_processor_dict(source)
+    except OpeningError as error:
+        raise UserError(f"{name}: cannot read its chat template: {error}") from error
+    own = _default_template(config.get("chat_template"))
+    if own is not None:
+        return own
+    template = _default_template(tokenizer.chat_template)
+    return template if template is not None and renders_image(tokenizer, template, image_token) else None
+
+
+def _default_template(templates: Any) -> Any:
+    """Of several named templates the default one, as transformers takes it."""
+    return templates.get("default") if isinstance(templates, Mapping) else templates

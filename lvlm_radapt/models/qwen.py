@@ -57,7 +57,7 @@ class QwenLVLM(LVLM):
         )
         if conversation is None and chat_template is None:
             conversation = CONVERSATIONS[self.default_conversation]
-        render = renderer(tokenizer, conversation, image_token=image_token, chat_template=chat_template)
+        render = renderer(tokenizer, conversation, image_token=image_token, chat_template=chat_template, model=name)
         text = PromptEncoder(
             tokenizer,
             render,

@@ -8,6 +8,7 @@ from typing import Any
 
 from lvlm_radapt.conversations import CONVERSATIONS, Conversation, Prompt, turns
 from lvlm_radapt.errors import UserError
+from lvlm_radapt.models.opening import one_line
 
 
 def messages(prompt: Prompt) -> list[dict[str, Any]]:
@@ -20,22 +21,40 @@ def messages(prompt: Prompt) -> list[dict[str, Any]]:
     return listed
 
 
+def renders_image(tokenizer: Any, chat_template: str, image_token: str) -> bool:
+    """Whether this chat template writes a message's image; many text models' templates fail at one, or print it as
+    Python does."""
+    try:
+        return image_token in _rendered(tokenizer, chat_template, "")
+    except Exception:  # a template is a program of the checkpoint's author
+        return False
+
+
+def _rendered(tokenizer: Any, chat_template: str, prompt: Prompt) -> str:
+    return tokenizer.apply_chat_template(
+        messages(prompt), chat_template=chat_template, tokenize=False, add_generation_prompt=True
+    )
+
+
 def renderer(
-    tokenizer: Any, conversation: Conversation | None, *, image_token: str, chat_template: Any
+    tokenizer: Any, conversation: Conversation | None, *, image_token: str, chat_template: Any, model: str
 ) -> Callable[[Prompt], str]:
     """A function from a prompt to its whole text with one image token: in that conversation, or in the checkpoint's
-    chat template where it is None."""
+    chat template where it is None. UserError, with the name `model`, where that template does not render: now, or at a
+    later prompt."""
     if conversation is not None:
         return lambda prompt: conversation.render(prompt, image_token)
 
     def render(prompt: Prompt) -> str:
-        return tokenizer.apply_chat_template(
-            messages(prompt),
-            chat_template=chat_template,
-            tokenize=False,
-            add_generation_prompt=True,
-        )
+        try:
+            return _rendered(tokenizer, chat_template, prompt)
+        except Exception as error:  # a template is a program of the checkpoint's author
+            raise UserError(
+                f"{model}: its chat template does not render an image and a question ({one_line(error)}): "
+                f"choose a named conversation, {' or '.join(CONVERSATIONS)}"
+            ) from error
 
+    render("")  # a template of no use is found before the first question
     return render
 
 

@@ -1,0 +1,147 @@
+"""The small files of released checkpoints, in the form in which they are released.
+
+Templates are cut down to what decides: which file holds them, whether they read a message's content as one string
+or as a list of parts, where they put the image, and what opens the answer. The forms are those of llava-hf's
+llava-1.5, llava-v1.6-mistral and llava-onevision-qwen2, and of Qwen's Qwen2-VL, Qwen2.5-VL and Qwen3-VL.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import tiny_random
+import transformers
+
+Place = Literal["chat_template.json", "chat_template.jinja", "processor_config.json"]
+
+# The language models' own, which their tokenizer_config.json kept: content is one string.
+_MISTRAL_TEXT = (
+    "{{ bos_token }}{% for message in messages %}{% if (message['role'] == 'user') != (loop.index0 % 2 == 0) %}"
+    "{{ raise_exception('Conversation roles must alternate user/assistant/user/assistant/...') }}{% endif %}"
+    "{% if message['role'] == 'user' %}{{ '[INST] ' + message['content'] + ' [/INST]' }}"
+    "{% elif message['role'] == 'assistant' %}{{ message['content'] + eos_token + ' ' }}{% endif %}{% endfor %}"
+)
+_CHATML_TEXT = (
+    "{% for message in messages %}{% if loop.first and messages[0]['role'] != 'system' %}"
+    "{{ '<|im_start|>system\nYou are a helpful assistant<|im_end|>\n' }}{% endif %}"
+    "{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + '\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+# Prints a list of parts as Python does, without an error.
+_LLAMA_TEXT = (
+    "{% for message in messages %}{% if message['role'] == 'user' %}{{ bos_token }}[INST] {{ message['content'] }}"
+    " [/INST]{% else %} {{ message['content'] }} {{ eos_token }}{% endif %}{% endfor %}"
+)
+
+
+def _parts(kind: str, written: str) -> str:
+    """The loop over a message's parts of one kind, as llava-hf's templates have it."""
+    return (
+        f"{{% for content in message['content'] | selectattr('type', 'equalto', '{kind}') %}}"
+        f"{{{{ {written} }}}}{{% endfor %}}"
+    )
+
+
+_VICUNA = (
+    "{% for message in messages %}{% if message['role'] != 'system' %}{{ message['role'].upper() + ': ' }}{% endif %}"
+    "{# Render all images first #}" + _parts("image", r"'<image>\n'") + "{# Render all text next #}"
+    "{% if message['role'] != 'assistant' %}" + _parts("text", "content['text'] + ' '") + "{% else %}"
+    "{% for content in message['content'] | selectattr('type', 'equalto', 'text') %}{% generation %}"
+    "{{ content['text'] + ' ' }}{% endgeneration %}{% endfor %}{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}{{ 'ASSISTANT:' }}{% endif %}"
+)
+_MISTRAL = (
+    "{% for message in messages %}{% if message['role'] == 'user' %}{{ '[INST] ' }}"
+    + _parts("image", r"'<image>\n'")
+    + _parts("text", "content['text']")
+    + "{{ ' [/INST]' }}{% elif message['role'] == 'assistant' %}{{ ' ' + message['content'][0]['text'] + '</s> ' }}"
+    "{% else %}{{ raise_exception('Only user and assistant roles are supported!') }}{% endif %}{% endfor %}"
+)
+_ONEVISION = (
+    "{% for message in messages %}{{ '<|im_start|>' + message['role'] + ' ' }}"
+    + _parts("image", "'<image>'")
+    + _parts("video", "'<video>'")
+    + _parts("text", r"'\n' + content['text']")
+    + "{{ '<|im_end|>' }}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+_QWEN = (
+    "{% set image_count = namespace(value=0) %}{% for message in messages %}"
+    "{% if loop.first and message['role'] != 'system' %}<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n"
+    "{% endif %}<|im_start|>{{ message['role'] }}\n{% if message['content'] is string %}{{ message['content'] }}"
+    "<|im_end|>\n{% else %}{% for content in message['content'] %}"
+    "{% if content['type'] == 'image' or 'image' in content or 'image_url' in content %}"
+    "{% set image_count.value = image_count.value + 1 %}<|vision_start|><|image_pad|><|vision_end|>"
+    "{% elif 'text' in content %}{{ content['text'] }}{% endif %}{% endfor %}<|im_end|>\n{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+_QWEN3 = (
+    "{%- set image_count = namespace(value=0) %}\n{%- for message in messages %}\n"
+    "    {{- '<|im_start|>' + message.role + '\\n' }}\n    {%- if message.content is string %}\n"
+    "        {{- message.content }}\n    {%- else %}\n        {%- for content in message.content %}\n"
+    "            {%- if content.type == 'image' or 'image' in content or 'image_url' in content %}\n"
+    "<|vision_start|><|image_pad|><|vision_end|>\n            {%- elif 'text' in content %}\n"
+    "                {{- content.text }}\n            {%- endif %}\n        {%- endfor %}\n    {%- endif %}\n"
+    "    {{- '<|im_end|>\\n' }}\n{%- endfor %}\n{%- if add_generation_prompt %}\n"
+    "    {{- '<|im_start|>assistant\\n' }}\n{%- endif %}\n"
+)
+
+
+@dataclass(frozen=True)
+class Templates:
+    """processor: what AutoProcessor takes; tokenizer: what stands in tokenizer_config.json beside it."""
+
+    processor: str
+    tokenizer: str
+
+
+TEMPLATES = {
+    "llava": Templates(_VICUNA, _LLAMA_TEXT),
+    "llava-next": Templates(_MISTRAL, _MISTRAL_TEXT),
+    "onevision": Templates(_ONEVISION, _CHATML_TEXT),
+    "qwen2": Templates(_QWEN, _QWEN),
+    "qwen2.5": Templates(_QWEN, _QWEN),
+    "qwen3": Templates(_QWEN3, _QWEN3.replace("<|vision_start|>", "")),
+}
+"""Family -> its two templates; Qwen2's and 2.5's are one text in two files."""
+
+
+def merge(path: Path, **values: Any) -> None:
+    """Sets keys of a JSON file, which may not be there yet."""
+    old = json.loads(path.read_bytes()) if path.is_file() else {}
+    path.write_text(json.dumps(old | values))
+
+
+def put_templates(folder: Path, templates: Templates, place: Place = "chat_template.json") -> None:
+    """Both templates where released checkpoints have them."""
+    merge(folder / "tokenizer_config.json", chat_template=templates.tokenizer)
+    if place == "chat_template.jinja":
+        (folder / place).write_text(templates.processor)
+    else:
+        merge(folder / place, chat_template=templates.processor)
+
+
+def stock_processor(name: str, folder: Path) -> Any:
+    """transformers' own processor of a checkpoint of that family.
+
+    Qwen's and OneVision's want a video processor, which wants torchvision: theirs is put together without one.
+    """
+    if name in ("llava", "llava-next"):
+        return transformers.AutoProcessor.from_pretrained(folder)
+    kinds = {"onevision": "LlavaOnevision", "qwen2": "Qwen2VL", "qwen2.5": "Qwen2_5_VL", "qwen3": "Qwen3VL"}
+    kind: Any = getattr(transformers, f"{kinds[name]}Processor")
+    stored, _ = kind.get_processor_dict(folder)
+    processor = kind.__new__(kind)
+    processor.chat_template = stored.get("chat_template")
+    processor.tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    image = "LlavaOnevisionImageProcessorPil" if name == "onevision" else "Qwen2VLImageProcessorPil"
+    processor.image_processor = getattr(transformers, image).from_pretrained(folder)
+    processor.image_token, processor.video_token = processor.tokenizer.convert_ids_to_tokens(
+        [tiny_random.IMAGE_TOKEN, tiny_random.VIDEO_TOKEN]
+    )
+    processor.image_token_id, processor.video_token_id = tiny_random.IMAGE_TOKEN, tiny_random.VIDEO_TOKEN
+    for key in ("num_image_tokens", "vision_aspect_ratio", "vision_feature_select_strategy"):
+        setattr(processor, key, stored.get(key))
+    return processor
