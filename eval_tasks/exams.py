@@ -47,8 +47,9 @@ Tell = Callable[[str, int], None]
 class Exam(Interface):
     """The samples given to its methods are the rows of the batch given with them, among the selected ones."""
 
-    def check(self, plan: AttackPlan, sample: Sample) -> None:
-        """UserError for an attack that cannot mean what it says here; `sample`: one of those to be asked."""
+    def check(self, plan: AttackPlan | None, samples: Sequence[Sample]) -> None:
+        """UserError, before a run is begun, for an attack that cannot mean what it says here, and for a text of one of
+        the `samples`, all of those to be asked, that a model cannot be given. None: no attack."""
         ...
 
     def settings(self) -> dict[str, Any]:
@@ -107,10 +108,14 @@ class SpokenExam:
     scores: TextScores
     batch_size: int
 
-    def check(self, plan: AttackPlan, sample: Sample) -> None:
-        prompt, tokens = self.protocol.prompt(self.task, sample.question), self.protocol.tokens(self.task.name)
-        check_plan(plan, self.model, self.surrogate, prompt=prompt, tokens=tokens)
-        check_early_exit(plan, self.task)
+    def check(self, plan: AttackPlan | None, samples: Sequence[Sample]) -> None:
+        if plan is not None:
+            prompt, tokens = self.protocol.prompt(self.task, samples[0].question), self.protocol.tokens(self.task.name)
+            check_plan(plan, self.model, self.surrogate, prompt=prompt, tokens=tokens)
+            check_early_exit(plan, self.task)
+        self._check_texts(self.model, samples, 0 if self.surrogate is not None else _pushed_away(plan))
+        if isinstance(self.surrogate, LVLM):
+            self._check_texts(self.surrogate, samples, _pushed_away(plan))
 
     def settings(self) -> dict[str, Any]:
         # a preset of the user's own is known by more than its name
@@ -160,6 +165,16 @@ class SpokenExam:
     def _asked(self, samples: Sequence[Sample]) -> Asked:
         return Asked(samples, self.task, self.protocol, self.scores, self.batch_size)
 
+    def _check_texts(self, model: LVLM, samples: Sequence[Sample], references: int) -> None:
+        """UserError naming the sample whose prompt, or one of its first references, `model` cannot be given."""
+        for sample, prompt in zip(samples, self._asked(samples).prompts, strict=True):
+            try:
+                model.text.prompt(prompt, 1)
+                for text in self.scores.references(sample, references) if references else ():
+                    model.text.target(prompt, text)
+            except UserError as error:
+                raise UserError(f"sample {sample.id}: {error}") from error
+
 
 @dataclass(frozen=True)
 class ClassExam:
@@ -175,7 +190,9 @@ class ClassExam:
     published: int | None = None
     """How many classes the field counts in this set."""
 
-    def check(self, plan: AttackPlan, sample: Sample) -> None:
+    def check(self, plan: AttackPlan | None, samples: Sequence[Sample]) -> None:
+        if plan is None:
+            return
         name, loss = plan.config.name, plan.config.loss
         if loss == "contrastive":
             raise UserError(f"--attack {name} is for retrieval: on --task {self.task.name} use apgd-ce or another")
@@ -312,6 +329,13 @@ def exam_of(
         raise UserError(f"--texts is for image encoders: {model.name} reads its texts itself")
     protocol.prompt(task, samples[0].question), protocol.tokens(task.name)  # what is missing there is told now
     return SpokenExam(model, surrogate, task, protocol, text_scores(task, samples, tokenizer=tokenizer), batch_size)
+
+
+def _pushed_away(plan: AttackPlan | None) -> int:
+    """How many of a sample's references an attack makes unlikely at most."""
+    if plan is None:
+        return 0
+    return plan.config.ensemble.references if plan.config.ensemble else int(plan.config.loss == "nll")
 
 
 def _with_texts(model: CLIPEncoder, texts: PixelModel | None) -> CLIPEncoder | None:

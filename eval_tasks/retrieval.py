@@ -57,7 +57,9 @@ class RetrievalExam:
     batch_size: int
     texts: CLIPEncoder | None = None
 
-    def check(self, plan: AttackPlan, sample: Sample) -> None:
+    def check(self, plan: AttackPlan | None, samples: Sequence[Sample]) -> None:
+        if plan is None:
+            return
         name, loss = plan.config.name, plan.config.loss
         if loss not in ("contrastive", "noise", "embedding"):
             raise UserError(f"--attack {name} is not for --task {self.task.name}: use contrastive, embedding or noise")

@@ -78,8 +78,8 @@ def evaluate(
         texts=texts,
     )  # fmt: skip
     remarks = [*remarks, *(said for said in (note, left_out) if said), *exam.remarks()]
+    exam.check(plan, samples)
     if plan is not None:
-        exam.check(plan, samples[0])
         remarks += _remarks(model, surrogate, plan, samples[0])
     document = run_document(model, settings, exam, surrogate, command) | {"processes": group.size, "left_out": left_out}
     source = image_source(images_from, document, samples)

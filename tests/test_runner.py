@@ -1,13 +1,17 @@
 """The evaluation loop on a small random LLaVA: what is scored, what is written, what resuming gives."""
 
 import dataclasses
+import json
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
+from failures import one_line
 from tiny_checkpoints import save_llava, save_qwen
 
 from eval_tasks.crafting import AttackPlan, sample_seed
+from eval_tasks.data import load_task, select
 from eval_tasks.metrics import CiderScorer, vqa_accuracy
 from eval_tasks.presets import load_attack, load_protocol
 from eval_tasks.quantise import from_8bit
@@ -16,7 +20,7 @@ from eval_tasks.runner import evaluate
 from eval_tasks.settings import EvalSettings
 from lvlm_radapt import RAdaptConfig, load_model, robustify
 from lvlm_radapt.errors import UserError
-from lvlm_radapt.tiny.dataset import write_scenes
+from lvlm_radapt.tiny.dataset import ANNOTATIONS, QUESTIONS, write_scenes
 
 
 @pytest.fixture(scope="module")
@@ -73,6 +77,46 @@ def test_captions_share_one_document_frequency(tmp_path, data, checkpoint):
     assert run.metrics["clean"]["cider"] == pytest.approx(corpus)
     assert {r.id: r.clean.score for r in run.samples} == pytest.approx(per_id)
     assert run.metrics["adversarial"] is None
+
+
+def _with_late_texts(data: Path, folder: Path, question: str | None, answer: str | None) -> tuple[Path, str]:
+    """A copy of the data, the last of 7 selected samples changed, and that sample's id."""
+    last = select(load_task("vqav2", data), 7, 1)[0][-1].id
+    shutil.copytree(data, folder)
+    for name, kind, change in ((QUESTIONS, "questions", question), (ANNOTATIONS, "annotations", answer)):
+        content = json.loads((folder / name).read_bytes())
+        for entry in content[kind]:
+            if str(entry["question_id"]) == last and change is not None:
+                if kind == "questions":
+                    entry["question"] = change
+                for one in entry.get("answers", ()):
+                    one["answer"] = change
+        (folder / name).write_text(json.dumps(content))
+    return folder, last
+
+
+@pytest.mark.parametrize(
+    ("question", "answer", "attack", "refused"),
+    [
+        ("what is <image>?", None, None, True),
+        ("what is <image>?", None, "e2e", True),
+        (None, "<image>", "e2e", True),
+        (None, "<image>", "ensemble", True),
+        (None, "<image>", "embedding", False),
+        (None, "<image>", None, False),
+    ],
+)
+def test_a_text_that_no_model_can_be_given_is_told_before_the_run_is_begun(
+    question, answer, attack, refused, data, checkpoint, tmp_path
+):
+    changed, last = _with_late_texts(data, tmp_path / "data", question, answer)
+    asked = settings(changed, attack=attack, threat=attack and "adaptive")
+    if refused:
+        with one_line(f"sample {last}: the text .* contains the reserved token <image>"):
+            evaluate(load_model(checkpoint), asked, tmp_path / "run")
+        assert not (tmp_path / "run").exists()
+    else:
+        assert len(evaluate(load_model(checkpoint), asked, tmp_path / "run").samples) == 7
 
 
 def test_clean_answers_of_an_earlier_run_are_not_asked_for_again(tmp_path, data, checkpoint, monkeypatch):

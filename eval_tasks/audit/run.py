@@ -59,7 +59,7 @@ def run_audit(
         victim, task, everything=everything, samples=samples, protocol=settings.protocol,
         batch_size=settings.batch_size, tokenizer=settings.tokenizer, texts=asked,
     )  # fmt: skip
-    exam.check(plan, samples[0])
+    exam.check(plan, samples)
     chosen, batch = on_one_canvas(victim, samples)
     subject = exam.subject(batch, chosen, plan, seed=settings.seed)
     advance = announce(f"{Path(model).name} · {settings.task} · audit", len(CHECKS))
