@@ -18,7 +18,7 @@ from eval_tasks.data import Sample, open_image
 from eval_tasks.data.rows import RowImage
 from eval_tasks.records import ids_digest
 from lvlm_radapt.documents import read_own
-from lvlm_radapt.errors import UserError
+from lvlm_radapt.writing import write_whole
 
 FILE = "calibration.json"
 FORMAT: Literal["lvlm-radapt calibration"] = "lvlm-radapt calibration"
@@ -71,10 +71,7 @@ def image_digest(image: Path | RowImage) -> str:
 
 def write_calibration(calibration: Calibration, folder: Path) -> None:
     """Put it into a model's folder. UserError where that cannot be written."""
-    try:
-        (folder / FILE).write_text(calibration.model_dump_json(indent=1) + "\n", encoding="utf-8")
-    except OSError as error:
-        raise UserError(f"cannot write {folder / FILE}: {error.strerror or error}") from error
+    write_whole(folder / FILE, (calibration.model_dump_json(indent=1) + "\n").encode())
 
 
 def read_calibration(model: str | Path) -> Calibration | None:

@@ -18,6 +18,7 @@ from eval_tasks.settings import EvalSettings
 from lvlm_radapt.models.base import PixelModel
 from lvlm_radapt.models.load import load_any, load_surrogate
 from lvlm_radapt.models.quantised import Quantisation
+from lvlm_radapt.writing import check_outside_runs
 
 Announce = Callable[[str, int], Advance]
 """Called once with (title, number of samples) before work begins; what it returns is told of progress."""
@@ -51,6 +52,7 @@ def run_evaluation(
     place of `load_any`, one that keeps models open. The run notes where samples are among those that the model's
     settings were chosen on.
     """
+    check_outside_runs(out)
     chosen, _ = select(load_task(settings.task, settings.data), settings.samples, settings.seed)
     if settings.skip_missing:
         chosen, _ = skip_missing(chosen)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Callable
 from functools import cache
@@ -11,7 +10,7 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from lvlm_radapt.errors import UserError
+from lvlm_radapt.writing import write_whole
 
 
 def write_page(out: Path, template: str, **values: Any) -> Path:
@@ -40,11 +39,4 @@ def _minus(text: object) -> str:
 
 def write_text(out: Path, text: str) -> Path:
     """The file, whole or not at all. UserError when it cannot be written."""
-    temporary = out.with_name(f".{os.getpid()}.{out.name}.tmp")
-    try:
-        temporary.write_text(text, encoding="utf-8")
-        os.replace(temporary, out)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise UserError(f"cannot write {out}: {error.strerror or error}") from error
-    return out
+    return write_whole(out, text.encode())

@@ -34,6 +34,7 @@ from eval_tasks.validation import first_problem, read_bytes
 from lvlm_radapt.documents import read_json
 from lvlm_radapt.errors import UserError
 from lvlm_radapt.locking import LOCK
+from lvlm_radapt.writing import check_outside_runs, sync_folder, whole_file
 
 SCHEMA = 1
 # Top-level entries of run.json that may differ when a run is resumed; all others must be equal.
@@ -152,6 +153,7 @@ class RunFolder:
         }
         # What is compared later is what JSON keeps: tuples become lists, and NaN is refused here.
         document = json.loads(json.dumps(document, allow_nan=False))
+        check_outside_runs(self.path)
         with _writing(self.path):
             if self.path.exists() and not self.path.is_dir():
                 raise UserError(f"{self.path} is a file: choose another --out")
@@ -274,7 +276,7 @@ class RunFolder:
             if path.exists():  # an earlier process with the same number, perhaps killed while writing
                 os.truncate(path, path.read_bytes().rfind(b"\n") + 1)
             handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
-            _sync_folder(path.parent)
+            sync_folder(path.parent)
         return handle
 
     def _parts(self) -> list[Path]:
@@ -366,25 +368,8 @@ def _is_leftover(path: Path) -> bool:
 
 
 def _write_atomic(path: Path, content: bytes) -> None:
-    """Write beside the target, flush to disk, then rename: a reader sees the old file or the new one."""
-    temporary = path.with_name(f".{os.getpid()}.{hashlib.sha256(path.name.encode()).hexdigest()[:16]}.tmp")
-    with _writing(path):
-        with open(temporary, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-        _sync_folder(path.parent)
-
-
-def _sync_folder(folder: Path) -> None:
-    if os.name != "posix":  # only there can a folder be opened and flushed
-        return
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+    with _writing(path), whole_file(path) as file:
+        file.write(content)
 
 
 @contextlib.contextmanager

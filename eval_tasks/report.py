@@ -26,8 +26,10 @@ from eval_tasks.run_facts import metric_of, model_label, setting, threat_of
 from eval_tasks.table import METRICS, Cell, Row, Table
 from eval_tasks.tabulate import tables
 from lvlm_radapt.errors import UserError
+from lvlm_radapt.writing import check_file
 
 SHOWN = 6  # samples of either kind in the gallery
+_MARK = b'<meta name="generator" content="lvlm-radapt report">'
 _CELLS = ("clean", "transfer", "adaptive", "gain")
 
 
@@ -74,8 +76,9 @@ def write_report(runs: Sequence[Run], out_html: Path) -> Path:
 
     The page is self-contained: styles inline, images as data URIs, no script. Everything that comes from data
     is escaped. Images that are missing or damaged are left out. Raises UserError as `eval_tasks.table.tables`
-    does, and when the file cannot be written.
+    does, as `check_report` does, and when the file cannot be written.
     """
+    check_report(out_html)
     made = tables(runs)
     runs = list({run.path.resolve(): run for run in runs}.values())
     page = (
@@ -103,6 +106,11 @@ def write_report(runs: Sequence[Run], out_html: Path) -> Path:
         )
     )
     return write_text(out_html, page)
+
+
+def check_report(out_html: Path) -> None:
+    """UserError unless a report may be written there: a new file, or an earlier report."""
+    check_file(out_html, what="report", own=lambda head: _MARK in head)
 
 
 def reading(table: Table) -> list[Finding]:

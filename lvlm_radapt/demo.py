@@ -19,7 +19,7 @@ from eval_tasks.evaluation import Announce, run_evaluation
 from eval_tasks.presets import load_attack, load_protocol
 from eval_tasks.processes import Group
 from eval_tasks.records import Run, Scored
-from eval_tasks.report import write_report
+from eval_tasks.report import check_report, write_report
 from eval_tasks.running import Advance
 from eval_tasks.settings import EvalSettings
 from lvlm_radapt.checkpoint import is_adapter, save_adapter
@@ -29,6 +29,7 @@ from lvlm_radapt.models.base import PixelModel
 from lvlm_radapt.models.load import load_any, load_model
 from lvlm_radapt.models.robustify import robustify
 from lvlm_radapt.tiny.dataset import write_scenes
+from lvlm_radapt.writing import check_outside_runs
 
 T = TypeVar("T")
 
@@ -182,9 +183,11 @@ def _side_by_side(stop: Event) -> Iterator[ThreadPoolExecutor]:
 
 def _check_folder(out: Path) -> None:
     """Only a new folder, an empty one or an earlier demo is written to."""
+    check_outside_runs(out)
     known = {"models", "runs", "report.html", *SCENES.values()}
     if out.is_file():
         raise UserError(f"{out} is a file: choose another --out")
     foreign = sorted(p.name for p in out.iterdir() if p.name not in known) if out.is_dir() else []
     if foreign:
         raise UserError(f"{out} holds other files ({foreign[0]}, ...): choose an empty folder as --out")
+    check_report(out / "report.html")

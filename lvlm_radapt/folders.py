@@ -9,11 +9,13 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from lvlm_radapt.errors import UserError
+from lvlm_radapt.writing import check_outside_runs
 
 
 def check_new_folder(out: str | os.PathLike[str]) -> Path:
     """`out` as a path; UserError unless it is missing or an empty folder. Asked before long work begins."""
     target = Path(out).expanduser()
+    check_outside_runs(target)
     try:
         if target.exists() and not target.is_dir():
             raise UserError(f"{target} is a file: name a new folder")

@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from typing import IO, Any
 
 from rich.console import Console
@@ -16,6 +17,7 @@ from rich.text import Text
 
 from lvlm_radapt.errors import Stopped, UserError
 from lvlm_radapt.stopping import check_stopped
+from lvlm_radapt.writing import check_file
 
 Announce = Callable[[str, int], Callable[[int, str], None]]
 """Called with (title, total); what it returns is told (done since the last call, remark)."""
@@ -42,10 +44,17 @@ class Pace:
 
 
 def _opened(name: str) -> IO[str]:
+    check_file(Path(name), what="log", own=_is_log)
     try:
         return open(name, "a", encoding="utf-8")
     except OSError as error:
         raise UserError(f"cannot write {name}: {error.strerror or error}") from error
+
+
+def _is_log(head: bytes) -> bool:
+    """Whether a file that begins like this is one that `JsonLines` wrote."""
+    first = head.split(b"\n", 1)[0]
+    return first.startswith(b'{"time": ') and b', "event": "' in first
 
 
 class JsonLines:
@@ -59,7 +68,7 @@ class JsonLines:
     @classmethod
     @contextmanager
     def to(cls, name: str | None) -> Iterator[JsonLines]:
-        """Appends to the file of that name; `-` is stdout, None nothing at all. UserError when it cannot be opened."""
+        """Appends to the file of that name; `-` is stdout, None nothing. UserError where `check_file` says so."""
         if name is None or name == "-":
             yield cls(None if name is None else sys.stdout, "stdout")
             return

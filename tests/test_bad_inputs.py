@@ -1,10 +1,7 @@
 """Every bad input ends in one line on stderr and exit code 2, and nothing is written or lost: one table of them."""
 
-import io
 import json
 import os
-import pickle
-import re
 import shutil
 import struct
 import subprocess
@@ -12,18 +9,44 @@ import sys
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from cases import (
+    DEEP,
+    NOISE,
+    Case,
+    Place,
+    adapter,
+    assert_refused,
+    checkpoint,
+    data_check,
+    encoded,
+    evaluated,
+    field,
+    file,
+    holding,
+    image,
+    json_file,
+    lines_of,
+    made_folder,
+    malicious,
+    png,
+    preset,
+    run_folder,
+    simple,
+    torch_bytes,
+    tower,
+)
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from test_data import ANNOTATIONS, MAKERS, QUESTIONS, change, write
 from test_records import finished, record, started
-from tiny_checkpoints import save_llava, save_qwen
+from tiny_checkpoints import save_qwen
 
 from eval_tasks.data import load_task, open_image
 from eval_tasks.data.checking import check_data
@@ -36,211 +59,6 @@ from lvlm_radapt import cli
 from lvlm_radapt.checkpoint import load_adapter
 from lvlm_radapt.errors import UserError
 from lvlm_radapt.models.load import load_model
-
-DEEP = b"[" * 100_000
-
-
-@dataclass(frozen=True)
-class Place:
-    """What a case may use: an empty folder of its own, a good data folder (COCO, two images), a small checkpoint and
-    its adapter; `out` must not exist, or be unchanged, afterwards."""
-
-    tmp: Path
-    data: Path
-    model: Path
-    adapter: Path
-
-    @property
-    def out(self) -> Path:
-        return self.tmp / "out"
-
-
-Words = list[Any]
-Case = tuple[Callable[[Place], Words], str]
-
-
-@pytest.fixture(scope="module")
-def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("shared")
-    make, _ = MAKERS["coco"]
-    make(folder / "data")
-    save_llava(folder / "model")
-    sys_argv, sys.argv = sys.argv, ["lvlm-radapt", "robustify", str(folder / "model"), "--out", str(folder / "adapter")]
-    try:
-        with pytest.raises(SystemExit) as stop:
-            cli.main()
-        assert not stop.value.code
-    finally:
-        sys.argv = sys_argv
-    return folder
-
-
-# --- how cases are made
-
-
-def data_check(task: str, name: str | None, content: Callable[[Any], Any] | bytes, words: str) -> Case:
-    """`data check` of a task whose file `name` (None: its annotations) is changed or replaced."""
-
-    def arrange(at: Place) -> Words:
-        folder = made_folder(task, at)
-        path = folder / (name or MAKERS[task][1])
-        write(path, content if isinstance(content, bytes) else content(json.loads(path.read_bytes())))
-        return ["data", "check", task, "--data", folder]
-
-    return arrange, words
-
-
-def made_folder(task: str, at: Place) -> Path:
-    make, _ = MAKERS[task]
-    make(at.tmp / "set")
-    return at.tmp / "set"
-
-
-def field(task: str, where: list[Any], value: Any, words: str) -> Case:
-    return data_check(task, None, lambda content: change(content, where, value), words)
-
-
-def image(put: Callable[[Path], object], words: str) -> Case:
-    """`data check` where one of COCO's two images is what `put` puts there."""
-
-    def arrange(at: Place) -> Words:
-        shutil.copytree(at.data, at.tmp / "set")
-        path = at.tmp / "set" / "val2014" / "COCO_val2014_000000000009.jpg"
-        path.unlink()
-        put(path)
-        return ["data", "check", "coco", "--data", at.tmp / "set"]
-
-    return arrange, words
-
-
-def holding(content: bytes) -> Callable[[Path], object]:
-    return lambda path: path.write_bytes(content)
-
-
-def encoded(made: Image.Image, form: str, **how: Any) -> bytes:
-    stream = io.BytesIO()
-    made.save(stream, format=form, **how)
-    return stream.getvalue()
-
-
-def png(width: int, height: int, *extra: tuple[bytes, bytes]) -> bytes:
-    """A PNG whose header claims this size, with nothing but `extra` chunks behind it."""
-
-    def chunk(kind: bytes, body: bytes) -> bytes:
-        return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
-
-    head = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0))
-    rest = b"".join(chunk(kind, body) for kind, body in extra)
-    return b"\x89PNG\r\n\x1a\n" + head + rest + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b"")
-
-
-NOISE = Image.frombytes("RGB", (40, 40), bytes(range(256)) * 18 + bytes(192))
-
-
-def evaluated(changed: dict[str, Any], words: str, *more: Any) -> Case:
-    """`eval` of the small checkpoint with these flags changed; a Path in a value is taken inside the case's folder."""
-
-    def arrange(at: Place) -> Words:
-        flags = {
-            "--task": "coco", "--data": at.data, "--attack": "e2e", "--eps": "4/255", "--steps": "2", "--out": at.out,
-            "--preset": "scenes",
-        } | {name: at.tmp / value if isinstance(value, Path) else value for name, value in changed.items()}  # fmt: skip
-        return ["eval", at.model, *(part for pair in flags.items() for part in pair), *more]
-
-    return arrange, words
-
-
-def preset(content: bytes | dict[str, Any], words: str) -> Case:
-    """`eval` with a preset file: FARE's with these fields changed (or without them, ...), or this text."""
-
-    def arrange(at: Place) -> Words:
-        path = at.tmp / "mine.yaml"
-        fare = load_protocol("fare").model_dump(exclude_none=True) | {"name": "mine"}
-        if isinstance(content, dict):
-            fields = {key: value for key, value in (fare | content).items() if value is not ...}
-            path.write_text(json.dumps(fields))  # JSON is YAML
-        else:
-            path.write_bytes(content)
-        return ["eval", at.model, "--task", "coco", "--data", at.data, "--out", at.out, "--preset", path]
-
-    return arrange, words
-
-
-def run_folder(put: Callable[[Path], object], words: str) -> Case:
-    """`report` of a finished run in which `put` changed something."""
-
-    def arrange(at: Place) -> Words:
-        finished(at.tmp / "run").close()
-        put(at.tmp / "run")
-        return ["report", at.tmp / "run", "--out", at.out]
-
-    return arrange, words
-
-
-def file(name: str, content: bytes) -> Callable[[Path], object]:
-    return lambda folder: (folder / name).write_bytes(content)
-
-
-def json_file(name: str, edit: Callable[[Any], Any]) -> Callable[[Path], object]:
-    return lambda folder: write(folder / name, edit(json.loads((folder / name).read_bytes())))
-
-
-def lines_of(folder: Path, edit: Callable[[list[bytes]], list[bytes]]) -> None:
-    path = folder / "samples.jsonl"
-    path.write_bytes(b"\n".join(edit(path.read_bytes().split(b"\n"))))
-
-
-def adapter(put: Callable[[Path], object], words: str) -> Case:
-    def arrange(at: Place) -> Words:
-        shutil.copytree(at.adapter, at.tmp / "changed")
-        put(at.tmp / "changed")
-        return ["eval", at.tmp / "changed", "--task", "coco", "--data", at.data, "--out", at.out]
-
-    return arrange, words
-
-
-def checkpoint(put: Callable[[Path], object], words: str) -> Case:
-    def arrange(at: Place) -> Words:
-        shutil.copytree(at.model, at.tmp / "changed")
-        put(at.tmp / "changed")
-        return ["robustify", at.tmp / "changed", "--out", at.out]
-
-    return arrange, words
-
-
-def tower(content: Callable[[Place], bytes], words: str) -> Case:
-    """`robustify --tower` with a weight file of this content."""
-
-    def arrange(at: Place) -> Words:
-        (at.tmp / "tower.pt").write_bytes(content(at))
-        return ["robustify", at.model, "--tower", at.tmp / "tower.pt", "--out", at.out]
-
-    return arrange, words
-
-
-class _Shell:
-    """A pickle that, opened carelessly, leaves a file where the test looks for it."""
-
-    def __init__(self, at: Place) -> None:
-        self._command = f"touch {at.out}"
-
-    def __reduce__(self) -> Any:
-        return os.system, (self._command,)
-
-
-def malicious(at: Place) -> bytes:
-    return pickle.dumps({"visual.proj": _Shell(at)})
-
-
-def torch_bytes(content: Any) -> bytes:
-    stream = io.BytesIO()
-    torch.save(content, stream)
-    return stream.getvalue()
-
-
-def simple(*words: str, expected: str) -> Case:
-    return lambda at: [word.format(at=at) for word in words], expected
-
 
 EMPTY = ["data", "check", "coco", "--data"]
 VQA_LINE = b'{"annotations": [' + b",".join([b'{"question_id": 1, "image_id": 2, "answers": []}'] * 5000) + b"]}"
@@ -466,14 +284,6 @@ CASES: dict[str, Case] = {
 }
 
 
-def listing(folder: Path) -> dict[str, bytes | None]:
-    """Every path below the folder with its content (of what can be read without waiting)."""
-    return {
-        str(path.relative_to(folder)): path.read_bytes() if path.is_file() and not path.is_symlink() else None
-        for path in folder.rglob("*")
-    }
-
-
 def test_the_table_is_long_enough() -> None:
     assert len(CASES) >= 60
 
@@ -487,20 +297,7 @@ def test_a_bad_input_is_one_line_and_nothing_is_lost(
     capsys: pytest.CaptureFixture[str],
     survived: Callable[[str, int], None],
 ) -> None:
-    arrange, expected = CASES[name]
-    words = arrange(Place(tmp_path, shared / "data", shared / "model", shared / "adapter"))
-    before = listing(tmp_path)
-    monkeypatch.setattr(sys, "argv", ["lvlm-radapt", *map(str, words)])
-    monkeypatch.setenv("COLUMNS", "200")
-    capsys.readouterr()
-    with pytest.raises(SystemExit) as stop:
-        cli.main()
-    err = capsys.readouterr().err
-    assert stop.value.code == 2, err
-    assert len(err.strip().splitlines()) == 1, err
-    assert len(err) < 2000
-    assert re.search(expected, err), err
-    assert listing(tmp_path) == before
+    assert_refused(CASES[name], Place.of(shared, tmp_path), monkeypatch, capsys)
     survived("bad inputs refused", 1)
 
 

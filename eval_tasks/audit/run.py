@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from eval_tasks.data import check_images, load_task, select
 from eval_tasks.environment import environment
 from eval_tasks.eps import eps_text
 from eval_tasks.exams import exam_of
+from eval_tasks.pages import write_text
 from eval_tasks.presets import load_task_config
 from eval_tasks.settings import EvalSettings
 from lvlm_radapt.errors import UserError
@@ -80,12 +80,9 @@ def run_audit(
 
 
 def _write(out: Path, document: dict[str, Any], page: str) -> None:
-    texts = {"audit.json": json.dumps(document, indent=2, allow_nan=False) + "\n", "audit.html": page}
     try:
         out.mkdir(parents=True, exist_ok=True)
-        for name, text in texts.items():
-            temporary = out / f".{name}.tmp"
-            temporary.write_text(text, encoding="utf-8")
-            os.replace(temporary, out / name)
     except OSError as error:
         raise UserError(f"cannot write {out}: {error.strerror or error}") from error
+    write_text(out / "audit.json", json.dumps(document, indent=2, allow_nan=False) + "\n")
+    write_text(out / "audit.html", page)

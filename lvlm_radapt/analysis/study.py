@@ -12,7 +12,6 @@ from __future__ import annotations
 import csv
 import io
 import json
-import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -33,6 +32,7 @@ from lvlm_radapt.models.base import PixelModel
 from lvlm_radapt.plots import analysis as plots
 from lvlm_radapt.progress import Announce
 from lvlm_radapt.training.images import image_files, images_digest
+from lvlm_radapt.writing import check_outside_runs, write_whole
 
 SCHEMA = 1
 METRICS = {"accuracy": "zero-shot accuracy, %", "vqa_accuracy": "VQA accuracy, %", "cider": "CIDEr x100"}
@@ -97,12 +97,12 @@ def analyse(
     out.mkdir(parents=True, exist_ok=True)
     (out / "figures").mkdir(exist_ok=True)
     for name, (light, dark) in figures.items():
-        _write(out / "figures" / f"{name}.png", light)
-        _write(out / "figures" / f"{name}-dark.png", dark)
+        write_whole(out / "figures" / f"{name}.png", light)
+        write_whole(out / "figures" / f"{name}-dark.png", dark)
     for name, rows in _tables(document).items():
-        _write(out / f"{name}.csv", _csv(rows).encode())
-    _write(out / "analysis.json", (json.dumps(document, indent=1, allow_nan=False) + "\n").encode())
-    _write(out / "index.html", analysis_page(document, figures).encode())
+        write_whole(out / f"{name}.csv", _csv(rows).encode())
+    write_whole(out / "analysis.json", (json.dumps(document, indent=1, allow_nan=False) + "\n").encode())
+    write_whole(out / "index.html", analysis_page(document, figures).encode())
     return document
 
 
@@ -216,18 +216,9 @@ def _csv(rows: Iterable[Mapping[str, Any]]) -> str:
     return text.getvalue()
 
 
-def _write(path: Path, content: bytes) -> None:
-    aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        aside.write_bytes(content)
-        os.replace(aside, path)
-    except OSError as error:
-        aside.unlink(missing_ok=True)
-        raise UserError(f"cannot write {path}: {error.strerror or error}") from error
-
-
 def _check_folder(out: Path) -> None:
     """Only a new folder, an empty one or an earlier analysis is written to."""
+    check_outside_runs(out)
     known = _OWN | {f"{name}.csv" for name in _TABLES}
     if out.exists() and not out.is_dir():
         raise UserError(f"{out} is a file: choose another --out")

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Mapping
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +12,7 @@ import torch
 from lvlm_radapt.errors import UserError
 from lvlm_radapt.locking import Lock
 from lvlm_radapt.models.weights import read_pickle
+from lvlm_radapt.writing import whole_file
 
 
 class StateFile:
@@ -77,20 +76,13 @@ class StateFile:
             self._write(state)
 
     def _write(self, state: Mapping[str, Any]) -> None:
-        """Aside, then renamed."""
         if self.path is None:
             return
-        aside = self.path.with_name(f".{self.path.name}.partial")
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            with aside.open("wb") as file:
+            with whole_file(self.path) as file:
                 torch.save({"identity": self.identity, "state": dict(state)}, file)
-                file.flush()
-                os.fsync(file.fileno())
-            aside.replace(self.path)
         except (OSError, RuntimeError) as error:  # torch's writer has an error of its own for a full disk
-            with suppress(OSError):
-                aside.unlink()
             reason = error.strerror if isinstance(error, OSError) else None
             raise UserError(f"cannot write {self.path}: {reason or 'is the disk full?'}") from error
         self._saved = time.monotonic()

@@ -30,6 +30,7 @@ from lvlm_radapt.plots.tuning import clean_robust_curves, tradeoff
 from lvlm_radapt.tuning.knobs import DEFAULT, point_text, settled
 from lvlm_radapt.tuning.measured import CELLS, numbers_of
 from lvlm_radapt.tuning.run import Tuning
+from lvlm_radapt.writing import write_whole
 
 FORMAT, VERSION = "lvlm-radapt tuning", 1
 
@@ -215,10 +216,9 @@ def _draw(document: dict[str, Any], tuning: Tuning, out: Path, best: str | None)
 
 
 def _save(figure: Figure, path: Path) -> None:
-    try:
-        figure.savefig(path, dpi=160)
-    except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror or error}") from error
+    drawn = io.BytesIO()
+    figure.savefig(drawn, format="png", dpi=160)
+    write_whole(path, drawn.getvalue())
 
 
 def _png_uri(path: Path) -> str:

@@ -25,6 +25,7 @@ from lvlm_radapt.progress import Announce
 from lvlm_radapt.tuning.choose import Choice, best_pair, choose
 from lvlm_radapt.tuning.knobs import Sweep, point_name
 from lvlm_radapt.tuning.measured import Measured, measure, undefended_row
+from lvlm_radapt.writing import check_outside_runs
 
 RUNS = "runs"
 OURS = frozenset({RUNS, "tune.json", "points.csv", "curves.png", "tradeoff.png", "tune.html"})
@@ -138,6 +139,7 @@ def stops_early(plan: AttackPlan) -> bool:
 
 def check_folder(out: Path, ours: frozenset[str], *, resume: bool) -> None:
     """UserError unless `out` is missing, empty or, to go on with `resume`, holds nothing but `ours`."""
+    check_outside_runs(out)
     if out.is_file():
         raise UserError(f"{out} is a file: choose another --out")
     there = sorted(p.name for p in out.iterdir()) if out.is_dir() else []
