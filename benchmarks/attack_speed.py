@@ -97,7 +97,7 @@ class Job:
         protocol, task = load_protocol("scenes"), load_task_config("vqav2")
         config = protocol.adapt(load_attack(args.attack))
         self.plan = AttackPlan(config, "adaptive", EPS, args.steps, early_exit=args.early_exit)
-        self.asked = Asked(samples, task, protocol, VqaScores(samples, style="vqav2"), batch_size=len(samples))
+        self.asked = Asked(samples, task, protocol, VqaScores(samples, style="openflamingo"), batch_size=len(samples))
         self.batch = model.pixels([open_image(s.image) for s in samples])
         self.seeds = [sample_seed(0, s.id) for s in samples]
 

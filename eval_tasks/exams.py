@@ -28,6 +28,7 @@ from eval_tasks.data.set_config import SetConfig, set_config, zero_shot_sets
 from eval_tasks.encoders import check_reads_tower, reading_surrogate, text_side
 from eval_tasks.gallery import Gallery
 from eval_tasks.metrics.tokenizers import TokenizerName
+from eval_tasks.metrics.vqa import RULES
 from eval_tasks.planning import check_early_exit
 from eval_tasks.presets import Protocol, TaskConfig
 from eval_tasks.records import ids_digest
@@ -122,7 +123,9 @@ class SpokenExam:
         prompt, tokens = self.protocol.template(self.task), self.protocol.tokens(self.task.name)
         conversation = self.model.text.conversation
         how = None if conversation is None else conversation.settings()  # None: the checkpoint's own chat template
-        return {"asked": {"prompt": prompt, "max_new_tokens": tokens, "conversation": how}}
+        asked = {"asked": {"prompt": prompt, "max_new_tokens": tokens, "conversation": how}}
+        style = self.protocol.vqa_style(self.task)
+        return asked if style is None else asked | {"answers": {"style": style, "rule": RULES[style]}}
 
     def attack_settings(self, plan: AttackPlan) -> dict[str, Any]:
         if plan.config.ensemble is None:
@@ -133,7 +136,8 @@ class SpokenExam:
         }
 
     def remarks(self) -> list[str]:
-        return []
+        style = self.protocol.vqa_style(self.task)
+        return [] if style is None else [f"answers are scored by the rule {style}: {RULES[style]}"]
 
     def answers(self, batch: PixelBatch, samples: Sequence[Sample]) -> list[str]:
         return self._asked(samples).answers(self.model, batch, range(len(samples)))
@@ -328,7 +332,8 @@ def exam_of(
     if texts is not None:
         raise UserError(f"--texts is for image encoders: {model.name} reads its texts itself")
     protocol.prompt(task, samples[0].question), protocol.tokens(task.name)  # what is missing there is told now
-    return SpokenExam(model, surrogate, task, protocol, text_scores(task, samples, tokenizer=tokenizer), batch_size)
+    scores = text_scores(task, samples, tokenizer=tokenizer, style=protocol.vqa_style(task))
+    return SpokenExam(model, surrogate, task, protocol, scores, batch_size)
 
 
 def _pushed_away(plan: AttackPlan | None) -> int:

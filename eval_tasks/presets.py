@@ -19,6 +19,7 @@ from pydantic import (
 
 from attacks.lines import Member
 from eval_tasks.eps import parse_eps
+from eval_tasks.metrics.vqa import Style
 from eval_tasks.shipped import shipped_configs
 from eval_tasks.validation import first_problem, read_bytes, unknown_name
 from lvlm_radapt.conversations import Conversation, conversation_of
@@ -56,11 +57,11 @@ Eps = Annotated[float, Field(gt=0, le=1), BeforeValidator(_budget)]
 
 class TaskConfig(_Config):
     """A task: what is asked ("caption", "vqa", "choice" of closed answers or, of an encoder, "classification" or
-    "retrieval"), its metric, and in which style answers are normalised (vqa) or read (choice)."""
+    "retrieval"), its metric, and how a choice is read. The style of a VQA score belongs to the preset."""
 
     kind: Literal["caption", "vqa", "choice", "classification", "retrieval"]
     metric: Literal["cider", "vqa_accuracy", "accuracy", "recall@1"]
-    style: Literal["vqav2", "textvqa", "yes_no", "letter"] | None
+    style: Literal["yes_no", "letter"] | None
 
     @model_validator(mode="after")
     def _consistent(self) -> TaskConfig:
@@ -68,7 +69,7 @@ class TaskConfig(_Config):
         expected = metrics.get(self.kind, "accuracy")
         if self.metric != expected:
             raise ValueError(f"metric must be {expected} for kind {self.kind}")
-        styles = {"vqa": ("vqav2", "textvqa"), "choice": ("yes_no", "letter")}.get(self.kind, (None,))
+        styles = ("yes_no", "letter") if self.kind == "choice" else (None,)
         if self.style not in styles:
             raise ValueError(f"style must be {' or '.join(style or 'null' for style in styles)} for kind {self.kind}")
         return self
@@ -217,6 +218,8 @@ class Protocol(_Config):
     """By task name or, for the others, by kind ("caption", "vqa", "choice")."""
     max_new_tokens: dict[str, Annotated[int, Field(ge=1)]]
     thresholds: dict[str, Threshold]
+    vqa_styles: dict[str, Style] = {}
+    """By task name: how answers are normalised before they are compared."""
     attacks: dict[str, APGDOverride] = {}
     templates: Templates | Literal["task"] = ["a photo of a {}."]
     """What a zero-shot classifier asks for, {} in the place of the class name; the mean of several. "task": those of
@@ -274,6 +277,10 @@ class Protocol(_Config):
     def threshold(self, task: str) -> Threshold:
         """When an ensemble leaves an image of this task alone."""
         return self._for_task(self.thresholds, "thresholds", task)
+
+    def vqa_style(self, task: TaskConfig) -> Style | None:
+        """How answers to the task's questions are normalised; None for tasks of another kind than "vqa"."""
+        return self._for_task(self.vqa_styles, "vqa_styles", task.name) if task.kind == "vqa" else None
 
     def adapt(self, attack: AttackConfig) -> AttackConfig:
         """The attack with this protocol's overrides of its APGD settings; UserError where the attack

@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from eval_tasks.metrics import CiderScorer, normalise_answer
 from eval_tasks.metrics.choice import read_letter, read_yes_no
 from eval_tasks.metrics.tokenizers import TokenizerName, tokenizer
+from eval_tasks.metrics.vqa import Style
 from eval_tasks.presets import TaskConfig
 from eval_tasks.records import SampleRecord
 from lvlm_radapt.errors import UserError
@@ -23,12 +24,13 @@ def retained_scores(
     undefended: Mapping[str, str],
     task: TaskConfig,
     *,
+    style: Style = "openflamingo",
     tokenizer_name: TokenizerName = "ptb",
 ) -> dict[str, float]:
     """Percent retained by sample id.
 
     outputs: what the model under test says, by sample id; undefended: what the undefended model says to the same clean
-    images. Captions: the document frequency comes from the undefended captions, so at least two are needed; a caption
+    images; style: how answers to questions are normalised. Captions: the document frequency comes from the undefended captions, so at least two are needed; a caption
     without a score against itself (no words, or none that sets it apart from the others) is retained where it is equal
     word for word. Raises UserError where the ids differ.
     """
@@ -36,7 +38,7 @@ def retained_scores(
         raise UserError("the retained share needs answers to the same samples: evaluate both models on the same ids")
     if task.kind == "caption":
         return _captions(outputs, undefended, tokenizer_name)
-    read = _reading(task)
+    read = _reading(task, style)
     return {one: 100.0 * (read(text) == read(undefended[one])) for one, text in outputs.items()}
 
 
@@ -46,6 +48,7 @@ def retained_of(
     task: TaskConfig,
     *,
     attacked: bool,
+    style: Style = "openflamingo",
     tokenizer_name: TokenizerName = "ptb",
 ) -> list[float]:
     """`retained_scores` of a run's records, attacked or clean, against an undefended run's; in the order of `samples`.
@@ -59,7 +62,7 @@ def retained_of(
             raise UserError(f"sample {sample.id} has no attacked image: the run was clean")
         outputs[sample.id] = said.output
     clean = {sample.id: sample.clean.output for sample in undefended}
-    scores = retained_scores(outputs, clean, task, tokenizer_name=tokenizer_name)
+    scores = retained_scores(outputs, clean, task, style=style, tokenizer_name=tokenizer_name)
     return [scores[sample.id] for sample in samples]
 
 
@@ -77,9 +80,9 @@ def _captions(
     }
 
 
-def _reading(task: TaskConfig) -> Callable[[str], str | None]:
+def _reading(task: TaskConfig, style: Style) -> Callable[[str], str | None]:
     if task.kind == "vqa":
-        return lambda text: normalise_answer(text, task.style or "vqav2")
+        return lambda text: normalise_answer(text, style)
     if task.kind == "choice":
         return read_yes_no if task.style == "yes_no" else read_letter
     return str

@@ -8,6 +8,9 @@ from typing import Any
 from eval_tasks.records import Run
 from lvlm_radapt.errors import UserError
 
+EARLIER = "an earlier rule"
+"""The style of VQA scores in runs made before runs named it. It is none of the official ones."""
+
 
 def model_label(run: Run) -> str:
     """`tiny-llava`, or `tiny-llava + R-Adapt (cutoff 40, alpha 1, interpolate, white)`."""
@@ -31,6 +34,14 @@ def metric_of(run: Run) -> str:
     if not isinstance(metric, str):
         raise UserError(f"{run.path / 'metrics.json'} lacks the field metric: run it again")
     return metric
+
+
+def vqa_style_of(run: Run) -> str | None:
+    """How answers were normalised: a style of `eval_tasks.metrics.vqa`, or EARLIER for a run that does not say; None
+    where the score is no VQA accuracy."""
+    if metric_of(run) != "vqa_accuracy":
+        return None
+    return str(setting(run, "answers", "style")) if "answers" in run.settings else EARLIER
 
 
 def threat_of(run: Run) -> str:

@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from eval_tasks.metrics.bootstrap import Interval, bootstrap_ci, paired_difference_ci
 from eval_tasks.records import Run, SampleRecord
-from eval_tasks.run_facts import metric_of, model_label, plain_value, setting, threat_of
+from eval_tasks.run_facts import EARLIER, metric_of, model_label, plain_value, setting, threat_of, vqa_style_of
 from eval_tasks.table import NO_SCORE, UNDEFENDED, Cell, Row, Table
 from lvlm_radapt.errors import UserError
 
@@ -22,11 +22,17 @@ ONLY_TRANSFER = "holds only against attacks that do not know it"
 
 
 def tables(runs: Sequence[Run]) -> dict[str, Table]:
-    """One table a preset, in the order of the runs; raises as `comparison`."""
-    by_preset: dict[str, list[Run]] = defaultdict(list)
-    for run in _distinct(runs):
-        by_preset[setting(run, "preset")].append(run)
-    return {preset: comparison(group) for preset, group in by_preset.items()}
+    """One table a preset, in the order of the runs; raises as `comparison`.
+
+    Where runs of a preset score a task's answers by different rules, each rule has a table of its own for that task.
+    """
+    runs = _distinct(runs)
+    mixed = {(preset, task) for preset, task, _ in _rules_that_differ(runs)}
+    groups: dict[str, list[Run]] = defaultdict(list)
+    for run in runs:
+        preset, task = setting(run, "preset"), setting(run, "task")
+        groups[f"{preset}, answers by {vqa_style_of(run)}" if (preset, task) in mixed else preset].append(run)
+    return {label: replace(comparison(group), preset=label) for label, group in groups.items()}
 
 
 def comparison(runs: Sequence[Run]) -> Table:
@@ -34,13 +40,15 @@ def comparison(runs: Sequence[Run]) -> Table:
 
     A transfer and an adaptive run share a row when all else is equal: model and R-Adapt settings, precision,
     geometry, task, seed, samples and every setting of the attack. The same holds between a defended model and
-    the undefended one it is compared with. Raises UserError for no runs, several presets, two runs that would
-    fill the same cell, and settings or metrics that lack a field.
+    the undefended one it is compared with. Raises UserError for no runs, several presets, several rules for the
+    answers of one task, two runs that would fill the same cell, and settings or metrics that lack a field.
     """
     runs = _distinct(runs)
     presets = list(dict.fromkeys(setting(run, "preset") for run in runs))
     if len(presets) > 1:
         raise UserError(f"presets never share a table, these runs use {', '.join(presets)}: compare each preset alone")
+    for _, task, rules in _rules_that_differ(runs):
+        raise UserError(f"runs of {task} score answers by different rules: {', '.join(rules)}: compare each rule alone")
     groups: dict[_Key, _Group] = {}
     for run in runs:
         groups.setdefault(_key(run), _Group()).add(run)
@@ -334,12 +342,26 @@ def _reads(row: Row) -> tuple[object, ...]:
 
 def _remarks(runs: Sequence[Run]) -> tuple[str, ...]:
     samples: dict[str, set[str]] = defaultdict(set)
+    rules: dict[str, str] = {}
     for run in runs:
         samples[setting(run, "task")].add(setting(run, "ids", "sha256"))
+        if (style := vqa_style_of(run)) is not None:
+            rule = setting(run, "answers", "rule") if style != EARLIER else "which was none of the official ones"
+            rules[setting(run, "task")] = f"{style} ({rule})"
+    said = [f"Answers of {task} are scored by {rule}." for task, rule in sorted(rules.items())]
     mixed = sorted(task for task, digests in samples.items() if len(digests) > 1)
-    if not mixed:
-        return ()
-    return (f"Rows of {', '.join(mixed)} are over different samples: do not compare them with each other.",)
+    if mixed:
+        said.append(f"Rows of {', '.join(mixed)} are over different samples: do not compare them with each other.")
+    return tuple(said)
+
+
+def _rules_that_differ(runs: Sequence[Run]) -> list[tuple[str, str, list[str]]]:
+    """(preset, task, rules) where runs normalise the answers of one task in several ways."""
+    found: dict[tuple[str, str], dict[str, None]] = defaultdict(dict)
+    for run in runs:
+        if (style := vqa_style_of(run)) is not None:
+            found[setting(run, "preset"), setting(run, "task")][style] = None
+    return [(preset, task, [*rules]) for (preset, task), rules in found.items() if len(rules) > 1]
 
 
 def _distinct(runs: Sequence[Run]) -> list[Run]:

@@ -16,8 +16,8 @@ class VqaScores:
     metric = "vqa_accuracy"
 
     def __init__(self, samples: Sequence[Sample], *, style: Style) -> None:
+        self.style: Style = style
         self._answers = {s.id: s.references for s in samples}
-        self._style: Style = style
 
     def references(self, sample: Sample, most: int) -> list[str]:
         """The texts attacks make unlikely, at most so many: the distinct answers, the most frequent first and the
@@ -30,4 +30,4 @@ class VqaScores:
 
     def score(self, outputs: Mapping[str, str]) -> dict[str, float]:
         """Accuracy in percent of each answer by sample id."""
-        return {i: 100 * vqa_accuracy(text, self._answers[i], self._style) for i, text in outputs.items()}
+        return {i: 100 * vqa_accuracy(text, self._answers[i], self.style) for i, text in outputs.items()}

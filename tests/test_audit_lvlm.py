@@ -40,7 +40,7 @@ def subject(model, data, *, samples=4, steps=3, attack="e2e", target=None):
     assert isinstance(plan, AttackPlan)
     chosen = load_task("vqav2", data)[:samples]
     task = tasks()["vqav2"]
-    asked = Asked(chosen, task, load_protocol("scenes"), VqaScores(chosen, style=task.style), batch_size=4)
+    asked = Asked(chosen, task, load_protocol("scenes"), VqaScores(chosen, style="openflamingo"), batch_size=4)
     same, batch = on_one_canvas(model, chosen)
     assert same == chosen
     return lvlm_subject(model, batch, asked, plan, seed=0)

@@ -396,7 +396,7 @@ def test_adapter_settings_with_any_value_anywhere_open_or_are_refused(
         load_adapter(folder)
 
 
-@given(st.text(), st.sampled_from(["vqav2", "textvqa"]))
+@given(st.text(), st.sampled_from(["vqav2", "openflamingo", "textvqa"]))
 def test_answers_are_normalised_whatever_they_are(text: str, style: str) -> None:
     once = normalise_answer(text, style)
     assert "\n" not in once
@@ -406,7 +406,7 @@ def test_answers_are_normalised_whatever_they_are(text: str, style: str) -> None
 
 @given(st.lists(st.sampled_from(["red", "a", "two", "dont", "maam", "Cat", "7"]), max_size=6).map(" ".join))
 def test_normalising_plain_words_twice_changes_nothing(text: str) -> None:
-    for style in ("vqav2", "textvqa"):
+    for style in ("vqav2", "openflamingo", "textvqa"):
         once = normalise_answer(text, style)
         assert normalise_answer(once, style) == once
 

@@ -160,6 +160,7 @@ def test_a_users_own_protocol(tmp_path: Path) -> None:
             {"thresholds": {"coco": {"kind": "absolute", "value": float("nan")}}},
             "field thresholds.coco.value",
         ),
+        ({"vqa_styles": {"vqav2": "official"}}, "field vqa_styles.vqav2"),
         ({"attacks": {"e2e": {"step_scale": 0}}}, "field attacks.e2e.step_scale"),
         ({"conversation": {"name": "x", "system": "", "template": "USER:"}}, "must contain <image> once"),
         ({"conversation": {"name": "x", "template": "<image>"}}, "must contain {text} once"),
@@ -223,6 +224,19 @@ def test_a_preset_without_the_task(tmp_path: Path) -> None:
         protocol.prompt(load_task_config("vqav2"), None)
 
 
+def test_how_each_preset_scores_answers(tmp_path: Path) -> None:
+    questions = [task for name in names("tasks") if (task := load_task_config(name)).kind == "vqa"]
+    assert len(questions) == 4
+    for preset in ("fare", "native", "scenes"):
+        assert {load_protocol(preset).vqa_style(task) for task in questions} == {"openflamingo"}
+    theirs = {task.name: load_protocol("lmms-eval").vqa_style(task) for task in questions}
+    assert theirs == {"vqav2": "openflamingo", "textvqa": "textvqa", "okvqa": "textvqa", "vizwiz": "textvqa"}
+    assert load_protocol("fare").vqa_style(load_task_config("pope")) is None
+    silent = load_protocol(str(own(tmp_path, vqa_styles={})))
+    with pytest.raises(UserError, match="no vqa_styles for task vqav2: add it to the preset"):
+        silent.vqa_style(load_task_config("vqav2"))
+
+
 def test_an_override_of_what_an_attack_has_not(tmp_path: Path) -> None:
     protocol = load_protocol(str(own(tmp_path, attacks={"noise": {"steps": 3}})))
     with pytest.raises(UserError, match="which has none"):
@@ -256,9 +270,10 @@ def test_attack_fields_fit_together(fields: dict[str, object], words: str) -> No
     ("fields", "words"),
     [
         ({"kind": "caption", "metric": "vqa_accuracy", "style": None}, "metric must be cider"),
-        ({"kind": "vqa", "metric": "vqa_accuracy", "style": None}, "style must be"),
+        ({"kind": "vqa", "metric": "vqa_accuracy", "style": "yes_no"}, "style must be null"),
+        ({"kind": "choice", "metric": "accuracy", "style": None}, "style must be yes_no or letter"),
         ({"kind": "classification", "metric": "cider", "style": None}, "metric must be accuracy"),
-        ({"kind": "classification", "metric": "accuracy", "style": "vqav2"}, "style must be"),
+        ({"kind": "classification", "metric": "accuracy", "style": "letter"}, "style must be null"),
     ],
 )
 def test_task_fields_fit_together(fields: dict[str, object], words: str) -> None:

@@ -138,6 +138,39 @@ def test_noise_is_a_control_whatever_threat_was_recorded(make: Maker) -> None:
         assert not row.only_transfer
 
 
+def rule(style: str) -> dict[str, Any]:
+    return {"metric": "vqa_accuracy", "task": "vqav2", "answers": {"style": style, "rule": f"words of {style}"}}
+
+
+def test_answers_scored_by_different_rules_stand_in_tables_of_their_own(make: Maker) -> None:
+    captions = make(spread(30, 1), None, attack())
+    other = make(spread(40, 1), None, attack(), **rule("textvqa") | {"task": "textvqa"})
+    new = make(spread(30, 1), None, attack(), **rule("openflamingo"))
+    assert list(tables([captions, new, other])) == ["scenes"]  # one rule a task
+    earlier = make(spread(30, 1), None, attack(), metric="vqa_accuracy", task="vqav2")
+    official = make(spread(30, 1), RADAPT, attack(), **rule("vqav2"))
+    for runs in ([captions, new, earlier, other, official], [official, earlier, other, captions, new]):
+        made = tables(runs)
+        shown = {label: [row.task for row in table.rows] for label, table in made.items()}
+        assert shown == {
+            "scenes": ["captions", "textvqa"],
+            "scenes, answers by openflamingo": ["vqav2"],
+            "scenes, answers by an earlier rule": ["vqav2"],
+            "scenes, answers by vqav2": ["vqav2"],
+        }
+        assert all(table.preset == label for label, table in made.items())
+    assert "Answers of vqav2 are scored by openflamingo (words of openflamingo)." in made[
+        "scenes, answers by openflamingo"
+    ].to_markdown()
+    assert "an earlier rule (which was none of the official ones)" in made[
+        "scenes, answers by an earlier rule"
+    ].to_markdown()
+    # the defended model has no undefended twin under its own rule
+    assert str(made["scenes, answers by vqav2"].rows[0].gain) == "not run (undefended model)"
+    with pytest.raises(UserError, match=r"runs of vqav2 .* different rules: openflamingo, an earlier rule"):
+        comparison([new, earlier])
+
+
 def test_a_named_surrogate_is_shown_and_keeps_its_own_row(make: Maker) -> None:
     runs = [
         make(spread(30, 1), RADAPT, attack()),

@@ -13,6 +13,7 @@ from tiny_checkpoints import save_llava, save_qwen
 from eval_tasks.crafting import AttackPlan, sample_seed
 from eval_tasks.data import load_task, select
 from eval_tasks.metrics import CiderScorer, vqa_accuracy
+from eval_tasks.metrics.vqa import RULES
 from eval_tasks.presets import load_attack, load_protocol
 from eval_tasks.quantise import from_8bit
 from eval_tasks.records import RunFolder, read_run
@@ -62,12 +63,15 @@ def test_the_scored_image_is_the_one_on_disk_and_the_scores_are_the_metrics_own(
         prompt = f"{sample.question}\nAnswer the question using a single word or phrase."
         assert model.generate(attacked, [prompt], max_new_tokens=5) == [record.adversarial.output]
         assert model.generate(clean, [prompt], max_new_tokens=5) == [record.clean.output]
-        assert record.clean.score == 100 * vqa_accuracy(record.clean.output, sample.references, "vqav2")
+        assert record.clean.score == 100 * vqa_accuracy(record.clean.output, sample.references, "openflamingo")
         distance = (pixels.int() - (clean.x[0] * 255).round().int()).abs().max()
         assert 0 < distance <= 8
         assert record.adversarial.linf == pytest.approx(int(distance) / 255)
     mean = sum(r.adversarial.score for r in run.samples) / 7
     assert run.metrics["adversarial"]["vqa_accuracy"] == pytest.approx(mean)
+    rule = run.settings["answers"]
+    assert rule == {"style": "openflamingo", "rule": RULES["openflamingo"]}
+    assert f"answers are scored by the rule openflamingo: {rule['rule']}" in run.metrics["notes"]
 
 
 def test_captions_share_one_document_frequency(tmp_path, data, checkpoint):

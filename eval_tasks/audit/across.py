@@ -79,5 +79,5 @@ def _victim(run: Run) -> str:
     """What two runs must share: the model as it is scored, the questions, the budget."""
     model, attack = dict(setting(run, "model")), setting(run, "attack")
     parts = [setting(run, "task"), setting(run, "preset"), setting(run, "ids", "sha256"), run.settings.get("tokenizer")]
-    parts.append(run.settings.get("classes"))
+    parts += [run.settings.get("classes"), run.settings.get("answers")]
     return json.dumps([model, parts, attack.get("norm"), attack["eps"]], sort_keys=True)

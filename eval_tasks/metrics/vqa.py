@@ -1,12 +1,15 @@
-"""VQA accuracy with the two official answer normalisations.
+"""VQA accuracy under the three answer normalisations in use.
 
 Accuracy (Antol et al., VQA, ICCV 2015): over the subsets that leave one human answer out, the mean of
-min(1, matching answers / 3).
+min(1, matching answers / 3). Before that, both sides are normalised:
 
-`vqav2` follows the VQAv2 evaluation script: prediction and answers lose newlines, tabs and outer blanks; if
-the answers are then all the same string, they are compared as they are (so "Yes" does not match ten times
-"yes"); otherwise the answers get the punctuation step only, the prediction punctuation and the word step.
-`textvqa` follows TextVQA's EvalAI answer processor: both sides get everything.
+- `vqav2`, the official VQA evaluation script: newlines and tabs to blanks, outer blanks off. If all answers are then the
+  same string, nothing more is done to either side (so "Yes" does not match ten times "yes"). Otherwise both sides get
+  the punctuation step and the word step.
+- `openflamingo`, OpenFlamingo's copy of that script, which FARE's published numbers are computed with: both sides
+  always get both steps.
+- `textvqa`, TextVQA's EvalAI answer processor (LLaVA's m4c evaluator, lmms-eval): before both steps, text is put in
+  lower case, `,` and `?` go, and `'s` is split off.
 
 Quirks of those scripts, kept because published numbers contain them:
 - A sign next to a blank anywhere in the text, or a digit-comma-digit anywhere, deletes that sign
@@ -25,7 +28,13 @@ from typing import Literal, get_args
 
 from lvlm_radapt.errors import UserError
 
-Style = Literal["vqav2", "textvqa"]
+Style = Literal["vqav2", "openflamingo", "textvqa"]
+RULES: dict[Style, str] = {
+    "vqav2": "official VQA script, answers that all agree are compared as written",
+    "openflamingo": "OpenFlamingo's evaluator as in FARE's tables, both sides are always normalised",
+    "textvqa": "TextVQA's EvalAI processor as in LLaVA and lmms-eval, both sides are always normalised",
+}
+"""Each style in words."""
 
 _SIGNS = ';/[]"{}()=+\\_-><@`,?!'
 _DIGIT_COMMA = re.compile(r"\d,\d")
@@ -58,22 +67,16 @@ def vqa_accuracy(prediction: str, answers: Sequence[str], style: str = "vqav2") 
 
     Any other number n >= 1 works too: leave-one-out over the n answers, and with fewer than four answers
     the 3 becomes n - 1, so that agreeing with everyone still gives 1; a single answer means exact match.
-    style: "vqav2" or "textvqa". Raises UserError for no answers or another style.
+    style: "vqav2", "openflamingo" or "textvqa". Raises UserError for no answers or another style.
     """
     _check(style)
     if isinstance(answers, str) or not answers:
         raise UserError("VQA accuracy needs a list of at least one reference answer: check the annotations")
-    if style == "textvqa":
-        prediction = normalise_answer(prediction, style)
-        answers = [normalise_answer(answer, style) for answer in answers]
-    else:
-        prediction = _one_line(prediction)
-        answers = [_one_line(answer) for answer in answers]
-        if len(set(answers)) > 1:
-            prediction = _words(_signs(prediction))
-            answers = [_signs(answer) for answer in answers]
-    total = len(answers)
-    matches = sum(answer == prediction for answer in answers)
+    said, wanted = _one_line(prediction), [_one_line(answer) for answer in answers]
+    if style != "vqav2" or len(set(wanted)) > 1:
+        said, wanted = normalise_answer(prediction, style), [normalise_answer(answer, style) for answer in answers]
+    total = len(wanted)
+    matches = wanted.count(said)
     if total == 1:
         return float(matches)
     enough = min(3, total - 1)
@@ -83,14 +86,10 @@ def vqa_accuracy(prediction: str, answers: Sequence[str], style: str = "vqav2") 
 
 
 def normalise_answer(text: str, style: str = "vqav2") -> str:
-    """The text after every step that `style` ("vqav2" or "textvqa") applies to a prediction.
-
-    Raises UserError for another style.
-    """
+    """The text after every step of `style` ("vqav2", "openflamingo" or "textvqa"). UserError for another style."""
     _check(style)
-    if style == "vqav2":
-        return _words(_signs(_one_line(text)))
-    text = text.lower().replace(",", "").replace("?", "").replace("'s", " 's").strip()
+    if style == "textvqa":
+        text = text.lower().replace(",", "").replace("?", "").replace("'s", " 's").strip()
     return _words(_signs(_one_line(text)))
 
 

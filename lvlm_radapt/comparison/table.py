@@ -185,6 +185,7 @@ def _entry(run: Run, stock: Run, against: Run, own: bool, *, attacked: bool) -> 
         stock.samples,
         load_task_config(run.settings["task"]),
         attacked=attacked,
+        style=run.settings.get("answers", {}).get("style", "openflamingo"),
         tokenizer_name=run.settings["tokenizer"],
     )
     change = None

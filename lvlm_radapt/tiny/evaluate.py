@@ -43,6 +43,7 @@ def evaluate_lvlm(model: LVLM, folder: Path, *, batch_size: int = 128, tick: Tic
     Accuracies in percent, CIDEr x100 with the document frequency of the whole folder.
     """
     protocol = load_protocol("scenes")
+    style = protocol.vqa_styles["vqav2"]
     told: dict[str, dict[str, Any]] = json.loads((folder / SCENES).read_text(encoding="utf-8"))["images"]
     captions, asked = load_task("coco", folder), load_task("vqav2", folder)
     answers = _answers(model, protocol, "coco", captions, batch_size, tick)
@@ -52,7 +53,7 @@ def evaluate_lvlm(model: LVLM, folder: Path, *, batch_size: int = 128, tick: Tic
     _, cider = scorer.score(answers)
     _, ceiling = scorer.score({image: entry["caption"] for image, entry in told.items()})
     kinds = {question: kind for entry in told.values() for question, kind in entry["questions"].items()}
-    scores = {s.id: 100 * vqa_accuracy(replies[s.id], s.references) for s in asked}
+    scores = {s.id: 100 * vqa_accuracy(replies[s.id], s.references, style) for s in asked}
     owner = {question: image for image, entry in told.items() for question in entry["questions"]}
 
     def part(images: set[str]) -> dict[str, Any]:
