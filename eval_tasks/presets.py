@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -293,7 +294,7 @@ class Protocol(_Config):
         apgd = attack.apgd.model_copy(update=override.model_dump(exclude_none=True))
         return attack.model_copy(update={"apgd": apgd})
 
-    def _for_task(self, values: dict[str, ValueT], field: str, task: str) -> ValueT:
+    def _for_task(self, values: Mapping[str, ValueT], field: str, task: str) -> ValueT:
         if task not in values:
             raise UserError(f"preset {self.name} has no {field} for task {task}: add it to the preset")
         return values[task]

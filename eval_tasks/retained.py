@@ -30,9 +30,9 @@ def retained_scores(
     """Percent retained by sample id.
 
     outputs: what the model under test says, by sample id; undefended: what the undefended model says to the same clean
-    images; style: how answers to questions are normalised. Captions: the document frequency comes from the undefended captions, so at least two are needed; a caption
-    without a score against itself (no words, or none that sets it apart from the others) is retained where it is equal
-    word for word. Raises UserError where the ids differ.
+    images; style: how answers to questions are normalised. Captions: the document frequency comes from the undefended
+    captions, so at least two are needed; a caption without a score against itself (no words, or none that sets it apart
+    from the others) is retained where it is equal word for word. Raises UserError where the ids differ.
     """
     if outputs.keys() != undefended.keys():
         raise UserError("the retained share needs answers to the same samples: evaluate both models on the same ids")

@@ -8,11 +8,10 @@ import random
 import re
 
 SIGNS = [";", "/", "[", "]", '"', "{", "}", "(", ")", "=", "+", "\\", "_", "-", ">", "<", "@", "`", ",", "?", "!"]
-NUMBERS = dict(zip("none zero one two three four five six seven eight nine ten".split(), [0, *range(11)], strict=True))
+NUMBERS = {"none": "0", "zero": "0", "one": "1", "two": "2", "three": "3", "four": "4", "five": "5", "six": "6"}
+NUMBERS |= {"seven": "7", "eight": "8", "nine": "9", "ten": "10"}
 # As the scripts spell them: what is looked up, and what it becomes.
-CONTRACTIONS = dict(
-    pair.split("=")
-    for pair in """
+_PAIRS = """
 aint=ain't arent=aren't cant=can't couldve=could've couldnt=couldn't couldn'tve=couldn't've couldnt've=couldn't've
 didnt=didn't doesnt=doesn't dont=don't hadnt=hadn't hadnt've=hadn't've hadn'tve=hadn't've hasnt=hasn't havent=haven't
 hed=he'd hed've=he'd've he'dve=he'd've hes=he's howd=how'd howll=how'll hows=how's Id've=I'd've I'dve=I'd've Im=I'm
@@ -30,8 +29,8 @@ wheres=where's whereve=where've whod=who'd whod've=who'd've who'dve=who'd've who
 whyll=why'll whyre=why're whys=why's wont=won't wouldve=would've wouldnt=wouldn't wouldnt've=wouldn't've
 wouldn'tve=wouldn't've yall=y'all yall'll=y'all'll y'allll=y'all'll yall'd've=y'all'd've y'alld've=y'all'd've
 y'all'dve=y'all'd've youd=you'd youd've=you'd've you'dve=you'd've youll=you'll youre=you're youve=you've
-""".split()
-)
+"""
+CONTRACTIONS = dict(pair.split("=") for pair in _PAIRS.split())
 
 
 def stripped(text: str) -> str:
@@ -52,7 +51,7 @@ def punctuation_step(text: str) -> str:
 def word_step(text: str) -> str:
     kept = []
     for word in text.lower().split():
-        number = str(NUMBERS[word]) if word in NUMBERS else word
+        number = NUMBERS.get(word, word)
         if number not in ("a", "an", "the"):
             kept.append(number)
     for place, word in enumerate(kept):
@@ -103,8 +102,8 @@ def textvqa(prediction: str, answers: list[str]) -> float:
 SCRIPTS = {"vqav2": vqav2, "openflamingo": openflamingo, "textvqa": textvqa}
 
 _WORDS = [
-    *NUMBERS, *(str(number) for number in range(12)), "a", "an", "the", "A", "The", "yes", "no", "Yes", "NO", "red", "Red",
-    "dog", "dog's", "it's", "1,000", "1,000,000", "3.5", ".5", "5.", "u.s.", "p.m.", "x-ray", "t-shirt", "and/or", "black&white",
+    *NUMBERS, *NUMBERS.values(), "a", "an", "the", "A", "The", "yes", "no", "Yes", "NO", "red", "Red", "dog", "dog's",
+    "it's", "1,000", "1,000,000", "3.5", ".5", "5.", "u.s.", "p.m.", "x-ray", "t-shirt", "and/or", "black&white",
     "naïve", "Straße", "İ", "", *CONTRACTIONS, *CONTRACTIONS.values(),
 ]  # fmt: skip
 _BLANKS = [" ", " ", " ", " ", "  ", "\t", "\n", "", ", ", ",", "-", " - ", ". ", "\r", "\u00a0"]
@@ -122,7 +121,15 @@ def text(draw: random.Random) -> str:
 def varied(draw: random.Random, base: str) -> str:
     """The same answer as another person might write it."""
     ways = [base, base, base.lower(), base.capitalize(), base + ".", f"the {base}", f" {base}\n", base.replace("'", "")]
-    ways += [word_step(base), punctuation_step(base), base.replace(" ", ""), base + "!", base + "'s", f"{base}?", text(draw)]
+    ways += [
+        word_step(base),
+        punctuation_step(base),
+        base.replace(" ", ""),
+        base + "!",
+        base + "'s",
+        f"{base}?",
+        text(draw),
+    ]
     return draw.choice(ways)
 
 

@@ -3,9 +3,9 @@
 Accuracy (Antol et al., VQA, ICCV 2015): over the subsets that leave one human answer out, the mean of
 min(1, matching answers / 3). Before that, both sides are normalised:
 
-- `vqav2`, the official VQA evaluation script: newlines and tabs to blanks, outer blanks off. If all answers are then the
-  same string, nothing more is done to either side (so "Yes" does not match ten times "yes"). Otherwise both sides get
-  the punctuation step and the word step.
+- `vqav2`, the official VQA evaluation script: newlines and tabs to blanks, outer blanks off. If all answers are then
+  the same string, nothing more is done to either side (so "Yes" does not match ten times "yes"). Otherwise both sides
+  get the punctuation step and the word step.
 - `openflamingo`, OpenFlamingo's copy of that script, which FARE's published numbers are computed with: both sides
   always get both steps.
 - `textvqa`, TextVQA's EvalAI answer processor (LLaVA's m4c evaluator, lmms-eval): before both steps, text is put in
