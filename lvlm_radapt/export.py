@@ -234,8 +234,6 @@ def save_stock(model: PixelModel, folder: Path) -> None:
         model.image_processor.save_pretrained(folder)
         if model.tokenizer is not None:
             _as_read(model.tokenizer).save_pretrained(folder)
-    for file in folder.glob("*.safetensors"):
-        file.chmod(0o644)  # they come out readable by their owner alone
 
 
 def _as_read(tokenizer: Any) -> Any:

@@ -43,6 +43,7 @@ def new_folder(out: str | os.PathLike[str]) -> Iterator[Path]:
         raise UserError(f"cannot write to {target}: {error.strerror or error}") from error
     try:
         yield aside
+        open_to_umask(aside)
         if target.is_dir():
             target.rmdir()  # a rename onto an empty folder is an error on some systems
         aside.rename(target)
@@ -50,3 +51,13 @@ def new_folder(out: str | os.PathLike[str]) -> Iterator[Path]:
         raise UserError(f"cannot write to {target}: {error.strerror or error}") from error
     finally:
         shutil.rmtree(aside, ignore_errors=True)
+
+
+def open_to_umask(folder: Path) -> None:
+    """Gives weight files in `folder` the permissions of any new file there: safetensors lets only their owner read."""
+    new = folder / f".{os.getpid()}.permissions"
+    new.touch()  # its mode tells the umask: asking for the umask itself would change it for all threads
+    mode = new.stat().st_mode & 0o777
+    new.unlink()
+    for file in folder.glob("*.safetensors"):
+        file.chmod(mode)

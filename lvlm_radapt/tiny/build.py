@@ -20,6 +20,7 @@ from transformers import (
     Qwen2_5_VLForConditionalGeneration,
 )
 
+from lvlm_radapt.folders import open_to_umask
 from lvlm_radapt.tiny import scenes
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
@@ -191,8 +192,7 @@ def save(name: str, model: torch.nn.Module, folder: Path) -> None:
         generation.bos_token_id = tokenizer.bos_token_id
     half.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-    for file in folder.iterdir():
-        file.chmod(0o644)  # safetensors come out readable by their owner alone, and these are to be shipped
+    open_to_umask(folder)
     side = scenes.SQUARE[0]
     common = {
         "image_mean": list(CLIP_MEAN),
