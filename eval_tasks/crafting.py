@@ -16,9 +16,11 @@ from attacks import apgd, cpu_workers, embedding_loss, ensemble, random_noise
 from attacks.apgd import SuccessFn
 from attacks.asking import asked_when, early_and_rarer
 from attacks.losses import LossFn
+from attacks.norms import Norm
 from eval_tasks.asked import Asked
 from eval_tasks.attacker import Attacker
 from eval_tasks.data import chunks
+from eval_tasks.eps import check_8bit_budget, eps_8bit
 from eval_tasks.presets import APGDSettings, AttackConfig, Half
 from eval_tasks.quantise import from_8bit, to_8bit
 from eval_tasks.stages import stage_plans, stages
@@ -46,6 +48,16 @@ class AttackPlan:
     half: Half | None = None
     early_exit: bool = False
 
+    def __post_init__(self) -> None:
+        """UserError for a budget that rounds to nothing."""
+        check_8bit_budget(self.eps, self.norm)
+
+    @property
+    def norm(self) -> Norm:
+        """What `eps` is measured in."""
+        assert self.config.norm is not None  # presets: every attack but none has one
+        return self.config.norm
+
     @property
     def leaves_early(self) -> bool:
         """Whether samples leave before their last step. A transfer attack may not ask its victim."""
@@ -58,7 +70,8 @@ class AttackPlan:
             "name": self.config.name,
             "threat": self.threat,
             "eps": self.eps,
-            "norm": self.config.norm,
+            "eps_8bit": eps_8bit(self.eps, self.norm),
+            "norm": self.norm,
             "loss": self.config.loss,
             "at": self.config.at,
             "distance": self.config.distance,
@@ -79,7 +92,7 @@ class AttackPlan:
         assert made is not None  # presets: every attack with a gradient has them
         return {
             "eps": self.eps,
-            "norm": self.config.norm,
+            "norm": self.norm,
             "steps": self.steps,
             "random_start": made.random_start,
             "step_scale": made.step_scale,
@@ -221,8 +234,7 @@ def craft_unasked(
 ) -> Crafted:
     """`craft` for the attacks to which the model need not say anything: noise, and those on image tokens."""
     if plan.config.loss == "noise":
-        assert plan.config.norm is not None
-        noisy = random_noise(batch.x, eps=plan.eps, norm=plan.config.norm, seed=seeds)
+        noisy = random_noise(batch.x, eps=plan.eps, norm=plan.norm, seed=seeds)
         return Crafted.plain(_rounding(batch, plan)(noisy, range(len(batch))))
     with attackers_view(model, plan, surrogate):
         loss = embedding_distance(Attacker(surrogate or model, batch), plan, batch_size)
@@ -250,9 +262,7 @@ def climbed(
 
 
 def _rounding(batch: PixelBatch, plan: AttackPlan) -> Round:
-    norm = plan.config.norm
-    assert norm is not None  # presets: every attack but none has one
-    return lambda x_adv, index: to_8bit(x_adv, batch.x[list(index)], eps=plan.eps, norm=norm)
+    return lambda x_adv, index: to_8bit(x_adv, batch.x[list(index)], eps=plan.eps, norm=plan.norm)
 
 
 def attackers_view(model: PixelModel, plan: AttackPlan, surrogate: PixelModel | None) -> AbstractContextManager[object]:

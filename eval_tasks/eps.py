@@ -1,4 +1,4 @@
-"""Attack budgets as the field writes them: `4/255`."""
+"""Attack budgets as the field writes them, `4/255`, and what 8-bit images have of them."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import re
 from attacks.norms import Norm
 from lvlm_radapt.errors import UserError
 
+TOLERANCE = 1e-4  # of an 8-bit level: x + eps in float32 falls a few ulp short of the level it means
 _LARGEST = 1e4  # the diagonal of any canvas is below that: a larger L2 eps is a slip of the pen
 _NUMBER = r"\d+(?:\.\d*)?(?:[eE][+-]?\d+)?|\.\d+(?:[eE][+-]?\d+)?"
 _EPS = re.compile(rf"\s*({_NUMBER})\s*(?:/\s*({_NUMBER})\s*)?", re.ASCII)
@@ -39,3 +40,28 @@ def eps_text(eps: float, norm: str | None = "Linf") -> str:
     if levels >= 1 and math.isclose(eps, levels / 255, rel_tol=1e-12):
         return f"{levels}/255"
     return repr(float(eps))
+
+
+def whole_levels(eps: float) -> int:
+    """How many 8-bit levels a value may change by within `eps`; 0: every image rounds to the clean one."""
+    return int(eps * 255 + TOLERANCE)
+
+
+def eps_8bit(eps: float, norm: str | None) -> float | None:
+    """The Linf budget that 8-bit images have, in whole levels; None under L2, where it depends on the image."""
+    return None if norm == "L2" else whole_levels(eps) / 255
+
+
+def budget_text(eps: float, norm: str | None = "Linf") -> str:
+    """`eps_text`, and what 8-bit images have of it where that is less: `0.0078 (1/255 in 8 bits)`."""
+    text, left = eps_text(eps, norm), eps_8bit(eps, norm)
+    return text if left is None or abs(left - eps) * 255 < TOLERANCE else f"{text} ({eps_text(left)} in 8 bits)"
+
+
+def check_8bit_budget(eps: float, norm: str | None) -> None:
+    """UserError for a budget that no 8-bit image can use, in either norm: less than one level of one value."""
+    if whole_levels(eps) == 0:
+        raise UserError(
+            f"eps {eps_text(eps, norm)} is less than one level of an 8-bit image: attacked images would be the clean "
+            "ones; give at least 1/255"
+        )

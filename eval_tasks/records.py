@@ -37,9 +37,10 @@ from lvlm_radapt.locking import LOCK
 from lvlm_radapt.writing import check_outside_runs, sync_folder, whole_file
 
 SCHEMA = 1
-# Top-level entries of run.json that may differ when a run is resumed; all others must be equal.
+# Entries of run.json that may differ when a run is resumed; all others must be equal. What follows from others is here,
+# so that a run that was begun before it was written down can be resumed.
 INFORMATIONAL = frozenset(
-    {"command", "created", "data", "determinism", "environment", "left_out", "processes", "resumed"}
+    {"attack.eps_8bit", "command", "created", "data", "determinism", "environment", "left_out", "processes", "resumed"}
 )
 
 
@@ -138,7 +139,7 @@ class RunFolder:
     def create(self, settings: Mapping[str, Any], ids: Sequence[str], *, resume: bool = False) -> RunFolder:
         """Start a run with these settings over these ids, or continue it when `resume`.
 
-        `settings` are JSON values; top-level entries in INFORMATIONAL may differ on resume. With `resume`, an
+        `settings` are JSON values; entries in INFORMATIONAL may differ on resume. With `resume`, an
         empty or absent folder starts a run. Raises UserError when the folder holds another run or other
         files, is no folder, or cannot be written.
         """
@@ -336,7 +337,7 @@ def _identity(document: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """The settings that must not change, flat: `attack.eps` -> value."""
     flat: dict[str, Any] = {}
     for key, value in document.items():
-        if not prefix and key in INFORMATIONAL:
+        if prefix + key in INFORMATIONAL:
             continue
         if isinstance(value, dict) and value:
             flat.update(_identity(value, f"{prefix}{key}."))

@@ -16,7 +16,7 @@ from eval_tasks.audit import Audit
 from eval_tasks.audit.across import adaptive_against_transfer
 from eval_tasks.audit.page import TONES, numbers_text
 from eval_tasks.data.images import open_image
-from eval_tasks.eps import eps_text
+from eval_tasks.eps import budget_text
 from eval_tasks.figures import DIFFERENCE_GAIN, difference_image, eps_panels, loss_panels, png_uri, text_uri
 from eval_tasks.pages import templates, write_text
 from eval_tasks.records import Run, SampleRecord, image_name
@@ -246,7 +246,7 @@ def _described(run: Run) -> dict[str, Any]:
 
 
 def _budget(attack: Mapping[str, Any]) -> str:
-    return f"{attack['norm']} {eps_text(attack['eps'], attack['norm'])}"
+    return f"{attack['norm']} {budget_text(attack['eps'], attack['norm'])}"
 
 
 def _audits(runs: Sequence[Run]) -> list[tuple[str, Audit]]:

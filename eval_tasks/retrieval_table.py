@@ -9,7 +9,7 @@ import rich.box
 import rich.table
 from rich.text import Text
 
-from eval_tasks.eps import eps_text
+from eval_tasks.eps import budget_text
 from eval_tasks.gallery import CUTS
 from eval_tasks.records import Run
 from eval_tasks.retrieval import DIRECTIONS
@@ -47,7 +47,7 @@ def _rows(run: Run) -> Iterator[RecallRow]:
         images = "clean"
         if part != "clean":
             steps = f", {attack['steps']} steps" if attack.get("steps") else ""
-            budget = f"{attack['norm']} {eps_text(attack['eps'], attack['norm'])}{steps}"
+            budget = f"{attack['norm']} {budget_text(attack['eps'], attack['norm'])}{steps}"
             images = f"{attack['name']} ({threat_of(run)}), {budget}"
             if attack.get("surrogate"):
                 images += f", crafted on {attack['surrogate']}"

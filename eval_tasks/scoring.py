@@ -12,7 +12,7 @@ import torch
 from eval_tasks.crafting import Crafted, sample_seed, says
 from eval_tasks.data import Sample, open_image
 from eval_tasks.exams import Exam
-from eval_tasks.quantise import from_8bit
+from eval_tasks.quantise import distances, from_8bit
 from eval_tasks.records import Attacked, RunFolder, SampleRecord, Scored, ids_digest, read_run
 from eval_tasks.settings import EvalSettings
 from lvlm_radapt.errors import UserError
@@ -71,18 +71,18 @@ def score_batch(
         for sample, pixels in zip(samples, crafted.pixels, strict=True):
             folder.save_image(sample.id, pixels)
         # what is scored is what lies on the disk
-        read = [from_8bit(folder.load_image(s.id)).to(batch.x.device) for s in samples]
-        scored_batch = batch.replace(torch.stack(read))
+        on_disk = torch.stack([folder.load_image(s.id) for s in samples])
+        scored_batch = batch.replace(from_8bit(on_disk).to(batch.x.device))
         tell("answers to attacked images")
-        distance = (scored_batch.x - batch.x).flatten(1)
+        far = distances(on_disk, batch.x)
         attacked = [
             Attacked(
                 output=a.output,
                 score=a.score,
                 loss=crafted.loss[i],
                 steps=crafted.steps[i],
-                linf=float(distance[i].abs().max()),
-                l2=float(distance[i].norm()),
+                linf=far[i][0],
+                l2=far[i][1],
                 zero_grad=crafted.zero_grad[i],
                 failed=crafted.failed[i],
                 success=None if plan.target is None else says(a.output, plan.target),

@@ -8,6 +8,7 @@ from typing import Any
 
 from attacks.ensemble import CLEAN
 from eval_tasks.crafting import AttackPlan, says
+from eval_tasks.eps import budget_text, eps_8bit, eps_text
 from eval_tasks.metrics import bootstrap_ci
 from eval_tasks.metrics.choice import f1_over_parts
 from eval_tasks.metrics.wilson import wilson_ci
@@ -48,6 +49,9 @@ def metrics(
     if success:
         said = f"{success['hits']} of {len(records)} answers to attacked images, {success['clean_hits']} to clean ones"
         notes.append(f'the target "{success["target"]}" is in {said}')
+    distance = _distance(attacked, plan)
+    if plan is not None and distance is not None:
+        notes += _budget_notes(distance, plan)
     rounded = sum(a.rounded_back for a in attacked)
     if rounded:
         notes.append(f"{rounded} images were misclassified before they were rounded to 8 bits, and not after")
@@ -64,6 +68,7 @@ def metrics(
         "threat": plan.threat if plan else None,
         "attack": plan.config.name if plan else None,
         "eps": plan.eps if plan else None,
+        "distance": distance,
         "steps": plan.steps if plan else None,
         "clean": summary([r.clean.score for r in records]),
         "adversarial": summary([a.score for a in attacked]) if attacked else None,
@@ -75,6 +80,31 @@ def metrics(
         "seconds": seconds,
         "notes": notes,
     }
+
+
+def _distance(attacked: Sequence[Attacked], plan: AttackPlan | None) -> dict[str, Any] | None:
+    """How far the 8-bit images are from the clean ones, in the attack's norm; `unchanged`: those that are equal."""
+    if plan is None or not attacked:
+        return None
+    sizes = [a.l2 if plan.norm == "L2" else a.linf for a in attacked]
+    unchanged = sum(size == 0 and a.stage != CLEAN for size, a in zip(sizes, attacked, strict=True))
+    return {"norm": plan.norm, "mean": sum(sizes) / len(sizes), "largest": max(sizes), "unchanged": unchanged}
+
+
+def _budget_notes(distance: dict[str, Any], plan: AttackPlan) -> list[str]:
+    """Where the 8-bit images have another budget than the one asked for."""
+    notes = []
+    left = eps_8bit(plan.eps, plan.norm)
+    if left is None:
+        notes.append(
+            f"the 8-bit images are {distance['mean']:.3g} from the clean ones on average, {distance['largest']:.3g} at "
+            f"most, of an L2 budget of {plan.eps:g}"
+        )
+    elif budget_text(plan.eps, plan.norm) != eps_text(plan.eps, plan.norm):
+        notes.append(f"8-bit images change by whole levels: of eps {eps_text(plan.eps)} they have {eps_text(left)}")
+    if distance["unchanged"]:
+        notes.append(f"{distance['unchanged']} attacked images are the clean ones, bit for bit")
+    return notes
 
 
 def _f1(records: Sequence[SampleRecord], task: TaskConfig) -> dict[str, float | None] | None:

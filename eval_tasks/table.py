@@ -14,7 +14,7 @@ import rich.console
 import rich.table
 from rich.text import Text
 
-from eval_tasks.eps import eps_text
+from eval_tasks.eps import budget_text
 from eval_tasks.metrics.bootstrap import Interval
 
 UNDEFENDED = "n/a (undefended)"
@@ -116,7 +116,7 @@ class Row:
     def attack_settings(self) -> str:
         """Target, norm, eps, steps and variant in words."""
         parts = [f'"{self.target}"'] if self.target else []
-        parts += [] if self.eps is None else [f"{self.norm} {eps_text(self.eps, self.norm)}"]
+        parts += [] if self.eps is None else [f"{self.norm} {budget_text(self.eps, self.norm)}"]
         parts += [f"{self.steps} steps"] if self.steps else []
         return ", ".join([*parts, *([self.variant] if self.variant else [])])
 

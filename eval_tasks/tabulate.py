@@ -279,7 +279,7 @@ def _surrogate(run: Run) -> str | None:
 
 def _key(run: Run) -> _Key:
     attack = setting(run, "attack") or {}
-    named = {key: value for key, value in attack.items() if key not in ("threat", "surrogate")}
+    named = {key: value for key, value in attack.items() if key not in ("threat", "surrogate", "eps_8bit")}
     rest = {**_context(run), "seed": run.settings.get("seed"), "attack": _filled(named)}
     radapt = setting(run, "model", "radapt")
     return setting(run, "model", "name"), _canonical(radapt), _canonical(rest)
@@ -315,7 +315,7 @@ def _asked(run: Run) -> dict[str, Any]:
 
 def _hidden(run: Run) -> dict[str, str]:
     """Settings that no column shows, in words."""
-    shown = ("name", "norm", "eps", "steps", "target", "threat", "surrogate")
+    shown = ("name", "norm", "eps", "eps_8bit", "steps", "target", "threat", "surrogate")
     attack = setting(run, "attack") or {}
     context = {key: value for key, value in _context(run).items() if key not in ("task", "preset")}
     context |= {key: context[key][:8] for key in ("samples", "asked", "classes", "gallery") if key in context}

@@ -152,6 +152,42 @@ CASES: dict[str, Case] = {
         f"eps {text!r}": evaluated({"--eps": text}, "eps must be in")
         for text in ("4", "0", "1.01", "nan", "inf", "-0", "4/0", "4/255/1", "", "٤/255", "1e999", "9" * 500)
     },
+    "eps of half a level": evaluated({"--eps": "0.5/255"}, "less than one level of an 8-bit image"),
+    "noise of half a level": simple(
+        "eval",
+        "tiny-llava",
+        "--task",
+        "coco",
+        "--data",
+        "{at.data}",
+        "--out",
+        "{at.out}",
+        "--attack",
+        "noise",
+        "--eps",
+        "1e-5",
+        expected="eps 1e-05 is less than one level",
+    ),
+    "an L2 length under one level": evaluated({"--eps": "0.003", "--norm": "L2"}, "less than one level"),
+    **{
+        f"{command} with eps of half a level": simple(
+            command,
+            "tiny-llava",
+            "--task",
+            "coco",
+            "--data",
+            "{at.data}",
+            "--out",
+            "{at.out}",
+            "--eps",
+            "0.5/255",
+            expected="less than one level of an 8-bit image",
+        )
+        for command in ("audit", "tune")
+    },
+    "compare with eps of half a level": simple(
+        "compare", "paper", "--eps", "4/255,0.5/255", "--out", "{at.out}", expected="less than one level"
+    ),
     "eps of no length": evaluated({"--norm": "L2", "--eps": "1e5"}, "eps under L2"),
     "steps that are no number": evaluated({"--steps": "many"}, r"Invalid value for '--steps'.*\(see .* --help\)"),
     "a dtype that is none": evaluated({"--dtype": "int8"}, "Invalid value for '--dtype'"),

@@ -234,7 +234,7 @@ def test_the_commands_of_the_readme(
 
 @pytest.mark.torture  # an image that stands costs 1,900 gradient steps and 5,000 queries
 def test_the_standard_ensemble_runs_to_its_end(folder: Path, tmp_path: Path) -> None:
-    plan = plan_attack(load_attack("autoattack-standard"), eps="0.001")
+    plan = plan_attack(load_attack("autoattack-standard"), eps="1/255")
     own = replace(settings(folder), attack=plan, samples=2)
     run = evaluate(load_encoder("tiny-clip"), own, tmp_path / "run")
     attacked = [r.adversarial for r in run.samples if r.adversarial is not None]
@@ -242,7 +242,7 @@ def test_the_standard_ensemble_runs_to_its_end(folder: Path, tmp_path: Path) -> 
     assert None in [a.stage for a in attacked]  # some image stood through all of it
     for one in attacked:
         assert one.failed is None
-        assert one.linf <= 0.001 + 1e-6
+        assert one.linf <= 1 / 255 + 1e-6
         assert one.broken == (one.score == 0)
 
 

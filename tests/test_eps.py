@@ -5,10 +5,17 @@ import math
 from fractions import Fraction
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from eval_tasks.eps import eps_text, parse_eps
+from attacks.norms import Norm
+from eval_tasks.crafting import AttackPlan
+from eval_tasks.eps import budget_text, eps_8bit, eps_text, parse_eps
+from eval_tasks.planning import plan_attack
+from eval_tasks.presets import load_attack
+from eval_tasks.quantise import from_8bit, to_8bit
+from lvlm_radapt.chat.commands import parse
 from lvlm_radapt.errors import UserError
 
 
@@ -91,3 +98,30 @@ def test_fractions_agree_with_exact_arithmetic(over: int, under: int) -> None:
 def test_text_is_a_budget_or_a_user_error(text: str) -> None:
     with contextlib.suppress(UserError):
         assert 0 < parse_eps(text) <= 1
+
+
+@pytest.mark.parametrize(
+    ("eps", "left"), [(4 / 255, 4), (0.0157, 4), (0.0078, 1), (7.9 / 255, 7), (1 / 255, 1), (1.0, 255), (0.5 / 255, 0)]
+)
+def test_8bit_images_have_whole_levels_of_a_budget(eps: float, left: int) -> None:
+    clean = from_8bit(torch.full((1, 3, 2, 2), 0 if left == 255 else 100))
+    furthest = to_8bit((clean + eps).clamp(0, 1), clean, eps=eps, norm="Linf").double() - (clean.double() * 255).round()
+    assert eps_8bit(eps, "Linf") == left / 255 == float(furthest.max()) / 255
+
+
+def test_a_budget_says_what_8bit_images_have_of_it() -> None:
+    assert budget_text(4 / 255) == "4/255"
+    assert budget_text(0.0078) == "0.0078 (1/255 in 8 bits)"
+    assert budget_text(3.0, "L2") == "3.0"
+
+
+@pytest.mark.parametrize("norm", ["Linf", "L2"])
+@pytest.mark.parametrize("text", ["0.5/255", "1e-5", "0.0039"])
+def test_an_attack_whose_images_round_to_the_clean_ones_is_refused(text: str, norm: Norm) -> None:
+    with pytest.raises(UserError, match="less than one level of an 8-bit image") as caught:
+        plan_attack(load_attack("embedding"), eps=text, norm=norm)
+    assert "\n" not in str(caught.value)
+    with pytest.raises(UserError, match="less than one level"):
+        AttackPlan(load_attack("noise"), None, parse_eps(text, norm), None)
+    with pytest.raises(UserError, match="less than one level"):
+        parse(f"/attack eps={text}")

@@ -14,9 +14,11 @@ from eval_tasks.crafting import AttackPlan, sample_seed
 from eval_tasks.data import load_task, select
 from eval_tasks.metrics import CiderScorer, vqa_accuracy
 from eval_tasks.metrics.vqa import RULES
+from eval_tasks.planning import plan_attack
 from eval_tasks.presets import load_attack, load_protocol
 from eval_tasks.quantise import from_8bit
 from eval_tasks.records import RunFolder, read_run
+from eval_tasks.report import write_report
 from eval_tasks.runner import evaluate
 from eval_tasks.settings import EvalSettings
 from lvlm_radapt import RAdaptConfig, load_model, robustify
@@ -72,6 +74,28 @@ def test_the_scored_image_is_the_one_on_disk_and_the_scores_are_the_metrics_own(
     rule = run.settings["answers"]
     assert rule == {"style": "openflamingo", "rule": RULES["openflamingo"]}
     assert f"answers are scored by the rule openflamingo: {rule['rule']}" in run.metrics["notes"]
+
+
+def test_a_run_says_which_budget_its_8bit_images_have(tmp_path, data, checkpoint):
+    def made(eps, norm):
+        plan = plan_attack(load_attack("noise"), eps=eps, norm=norm)
+        return evaluate(
+            load_model(checkpoint), dataclasses.replace(settings(data, attack=None), attack=plan), tmp_path / f"{norm}"
+        )
+
+    linf = made("0.0078", "Linf")
+    assert linf.settings["attack"]["eps_8bit"] == 1 / 255
+    assert linf.metrics["distance"] == {
+        "norm": "Linf", "mean": pytest.approx(1 / 255), "largest": pytest.approx(1 / 255), "unchanged": 0,
+    }  # fmt: skip
+    assert "8-bit images change by whole levels: of eps 0.0078 they have 1/255" in linf.metrics["notes"]
+    assert "Linf 0.0078 (1/255 in 8 bits)" in write_report([linf], tmp_path / "report.html").read_text()
+    l2 = made("0.5", "L2")
+    sizes = [record.adversarial.l2 for record in l2.samples]
+    assert l2.metrics["distance"]["mean"] == pytest.approx(sum(sizes) / len(sizes))
+    assert 0.45 < min(sizes) <= max(sizes) <= 0.5  # rounding used to leave nothing of it
+    said = f"the 8-bit images are {sum(sizes) / len(sizes):.3g} from the clean ones on average"
+    assert any(note.startswith(said) and note.endswith("of an L2 budget of 0.5") for note in l2.metrics["notes"])
 
 
 def test_captions_share_one_document_frequency(tmp_path, data, checkpoint):

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from eval_tasks.audit.bench import mean
 from eval_tasks.audit.findings import Finding, Verdict
 from eval_tasks.audit.rules import MARGIN, bounded, difference
-from eval_tasks.eps import eps_text
+from eval_tasks.eps import budget_text
 from eval_tasks.records import Run
 from eval_tasks.run_facts import model_label, setting, threat_of
 
@@ -56,7 +56,7 @@ def _finding(adaptive: Run, transfer: Run) -> Finding | None:
         "difference_low": bounded(excess.low),
         "difference_high": bounded(excess.high),
     }
-    budget = f"{attack['norm']} {eps_text(attack['eps'], attack['norm'])}"
+    budget = f"{attack['norm']} {budget_text(attack['eps'], attack['norm'])}"
     what = f"{model_label(adaptive)}, {setting(adaptive, 'task')}, {budget}"
     scores = f"adaptive {numbers['adaptive_score']:.1f}, transfer {numbers['transfer_score']:.1f}"
     if verdict == "pass":

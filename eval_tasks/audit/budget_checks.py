@@ -10,6 +10,7 @@ from attacks.norms import Norm
 from eval_tasks.audit.bench import Bench, mean
 from eval_tasks.audit.findings import Finding
 from eval_tasks.audit.rules import difference, exceeds
+from eval_tasks.eps import budget_text, eps_8bit
 from eval_tasks.quantise import from_8bit, to_8bit
 
 _ROUNDING = 1e-5  # of eps and of a level: float32 differences of 8-bit levels
@@ -39,17 +40,17 @@ def distances_in_ball(distances: Sequence[float], *, eps: float, norm: Norm, nea
     if not distances:
         return Finding("ball", "pass", "No image had to be attacked.", {"samples": 0})
     outside = sum(far > eps * (1 + _ROUNDING) + _ROUNDING / 255 for far in distances)
-    furthest, used = max(distances) / eps, mean(list(distances)) / eps
+    budget = eps_8bit(eps, norm) or eps
+    furthest, used = max(distances) / budget, mean(list(distances)) / budget
     numbers = {"samples": len(distances), "outside": outside, "furthest_in_eps": furthest, "mean_in_eps": used}
     if outside:
         said = f"{outside} of {len(distances)} images leave the ball: up to {furthest:.3g} eps from the clean ones."
         return Finding("ball", "fail", said, numbers)
-    # An attack goes to the edge of its ball. Under a level 8 bits may hold nothing of it; in L2 that is the rule,
-    # as a perturbation is spread over many values.
-    if furthest < 0.5 and norm == "Linf" and eps * 255 >= 1 and not nearest:
+    # An attack goes to the edge of its ball, and rounding leaves it near there.
+    if furthest < 0.5 and not nearest:
         said = f"No image uses more than {100 * furthest:.0f} % of the budget: is eps in the unit of [0, 1] pixels?"
         return Finding("ball", "fail", said, numbers)
-    said = f"All {len(distances)} images are within eps after rounding to 8 bits, and use {100 * used:.0f} % of it."
+    said = f"All {len(distances)} images are within eps {budget_text(eps, norm)} and use {100 * used:.0f} % of it."
     return Finding("ball", "pass", said, numbers)
 
 

@@ -95,7 +95,6 @@ def lvlm_subject(
 def subject_of(model: PixelModel, x: Tensor, plan: AttackPlan, make: Callable[[], LossFn], **own: Any) -> Subject:
     """A subject with what follows from the model and the plan: its losses (`make` makes the attack's own), budget and
     APGD settings, the usual ones where the attack has none. own: further fields of `Subject`."""
-    assert plan.config.norm is not None
     usual, apgd = LineSettings(), plan.config.apgd
     loss = make()
     return Subject(
@@ -103,7 +102,7 @@ def subject_of(model: PixelModel, x: Tensor, plan: AttackPlan, make: Callable[[]
         loss=loss,
         eps=plan.eps,
         steps=plan.steps or usual.steps,
-        norm=plan.config.norm,
+        norm=plan.norm,
         undefended=None if model.radapt is None else twin_of(model, make),
         half=in_half(loss, model) if model.dtype == torch.float32 else None,
         rounding=rounding_of(model),

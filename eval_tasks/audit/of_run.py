@@ -34,8 +34,7 @@ def audit_of_run(
     classifier when that is wrong, and an early exit any image that is answered wrongly, so that their losses say
     little: such runs are audited with a short climb of the audit's own.
     """
-    assert plan.config.norm is not None
-    norm, steps = plan.config.norm, _steps(plan)
+    norm, steps = plan.norm, _steps(plan)
     if plan.config.apgd is not None:
         steps *= plan.config.apgd.restarts
     attacked = {r.id: r.adversarial for r in folder.records() if r.adversarial is not None}

@@ -13,7 +13,7 @@ from eval_tasks.audit.page import audit_page
 from eval_tasks.audit.suite import CHECKS, Advance, full_audit
 from eval_tasks.data import check_images, load_task, select
 from eval_tasks.environment import environment
-from eval_tasks.eps import eps_text
+from eval_tasks.eps import budget_text
 from eval_tasks.exams import exam_of
 from eval_tasks.pages import write_text
 from eval_tasks.presets import load_task_config
@@ -71,7 +71,7 @@ def run_audit(
         "task": settings.task,
         "preset": settings.protocol.name,
         **exam.settings(),
-        "attack": plan.settings() | {"eps_text": eps_text(plan.eps, plan.config.norm)},
+        "attack": plan.settings() | {"eps_text": budget_text(plan.eps, plan.norm)},
         "seed": settings.seed,
         "audit": audit.to_dict(),
     }

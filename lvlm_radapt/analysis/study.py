@@ -21,7 +21,7 @@ from matplotlib.figure import Figure
 
 from eval_tasks.crafting import AttackPlan
 from eval_tasks.environment import environment
-from eval_tasks.eps import eps_text
+from eval_tasks.eps import budget_text
 from eval_tasks.settings import EvalSettings
 from lvlm_radapt.analysis import measure
 from lvlm_radapt.analysis.mixing import Mixed
@@ -84,7 +84,7 @@ def analyse(
         "guide": guide.label,
         "notes": mixed.notes,
         "images": {"folder": str(asked.images), "n": len(files), "sha256": images_digest(files)},
-        "attack": {**asked.perturb.settings(), "eps_text": eps_text(asked.perturb.eps, asked.perturb.config.norm)},
+        "attack": {**asked.perturb.settings(), "eps_text": budget_text(asked.perturb.eps, asked.perturb.norm)},
         "seed": asked.seed,
         "cka": cka,
         "kernels": kernels,
@@ -125,7 +125,7 @@ def _described(asked: Asked, curves: Mapping[str, Curve]) -> dict[str, Any] | No
     return {
         "task": asked.scored.task,
         "preset": asked.scored.protocol.name,
-        "attack": {**plan.settings(), "eps_text": eps_text(plan.eps, plan.config.norm)},
+        "attack": {**plan.settings(), "eps_text": budget_text(plan.eps, plan.norm)},
         "transfer": "the adaptive images of the original model, shown to each mix",
         "curves": {
             name: {

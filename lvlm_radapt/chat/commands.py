@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, TypeAlias
 
-from eval_tasks.eps import parse_eps
+from eval_tasks.eps import check_8bit_budget, parse_eps
 from lvlm_radapt.errors import UserError
 
 Side = Literal["plain", "defended"]
@@ -49,6 +49,10 @@ class Attack:
     on: Side | None
     target: str | None
     loss: Loss = "e2e"
+
+    def __post_init__(self) -> None:
+        """UserError for a budget that rounds to nothing."""
+        check_8bit_budget(self.eps, "Linf")
 
 
 @dataclass(frozen=True)

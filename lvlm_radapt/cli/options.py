@@ -104,7 +104,9 @@ DeviceMapOption = Annotated[
 ]
 
 TargetOption = Annotated[str | None, typer.Option(help="The text --attack targeted wants the model to say.")]
-EpsOption = Annotated[str, typer.Option(help="Budget in [0, 1] pixel units: 4/255, 0.0157; under L2 a length: 2.0.")]
+EpsOption = Annotated[
+    str, typer.Option(help="Budget in [0, 1] pixel units, 1/255 or more: 4/255, 0.0157; under L2 a length: 2.0.")
+]
 NormOption = Annotated[NormName | None, typer.Option(help="Of the budget; the attack's own if left out.")]
 StepsOption = Annotated[int | None, typer.Option(help="Gradient steps; the attack's own number if left out.")]
 SeedOption = Annotated[int | None, typer.Option(help="Draws the samples and the noise; the preset's if left out.")]

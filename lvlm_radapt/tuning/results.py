@@ -19,7 +19,7 @@ from rich.text import Text
 
 from eval_tasks.calibration import Calibration
 from eval_tasks.environment import environment
-from eval_tasks.eps import eps_text
+from eval_tasks.eps import budget_text
 from eval_tasks.metrics import Interval
 from eval_tasks.pages import write_page, write_text
 from eval_tasks.table import METRICS, Cell
@@ -72,7 +72,7 @@ def about(tuning: Tuning) -> str:
     steps = f", {plan.steps} steps" if plan.steps else ""
     return (
         f"{tuning.model}, {tuning.settings.task} ({tuning.undefended.metric_text}), {plan.config.name}, "
-        f"{plan.config.norm} {eps_text(plan.eps, plan.config.norm)}{steps}, transfer and adaptive, "
+        f"{plan.norm} {budget_text(plan.eps, plan.norm)}{steps}, transfer and adaptive, "
         f"n = {tuning.calibration.n}, preset {tuning.settings.protocol.name}, seed {tuning.settings.seed}"
     )
 
