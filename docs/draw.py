@@ -1,12 +1,13 @@
 """Draws the pictures of these pages into docs/images.
 
-python docs/draw.py how          how-it-works.svg, which is light and dark by itself
+python docs/draw.py svg          answer.svg (from results.md) and how-it-works.svg, each light and dark by itself
 python docs/draw.py demo DIR     demo-light.png and demo-dark.png from the folder `lvlm-radapt demo` wrote
 """
 
 from __future__ import annotations
 
 import argparse
+import re
 from pathlib import Path
 
 from PIL import Image
@@ -61,6 +62,56 @@ def how_it_works() -> str:
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 910 450" role="img" aria-label="{label}">\n'
         f"<style>{_STYLE}</style>\n{lines}\n</svg>\n"
+    )
+
+
+ANSWER = (
+    ("as it is", "| nothing | |", 4),
+    ("R-Adapt, no training", "| tiny-llava + R-Adapt | VQA, % | 4/255 |", 5),
+    ("low-rank fine-tuning", "| rank 16 | |", 4),
+    ("low rank + filter", "| rank 16 | filter |", 4),
+)
+"""The bars of answer.svg: label, how the row of results.md begins, and the column of its adaptive score."""
+
+
+def answer(results: str) -> str:
+    """Right answers left under the adaptive attack, with their intervals, as an SVG document.
+
+    results: the text of results.md, whose rows are drawn. ValueError where a row is missing.
+    """
+    section = results[results.index("**On top, and at 100 steps**") :]
+    parts = [
+        '<rect class="page" width="910" height="304" rx="10"/>',
+        _text(20, 32, "Right answers of 100 when the attacker knows the defence", "head left"),
+        _text(20, 54, "tiny-llava, 500 questions on drawn scenes, end-to-end APGD, Linf 4/255, 100 steps", "soft left"),
+    ]
+    for place, (label, start, column) in enumerate(ANSWER):
+        rows = [line for line in (section + results).splitlines() if line.startswith(start)]
+        cell = rows[0].split("|")[1:-1][column] if rows else ""
+        score = re.fullmatch(r" (\d+\.\d) \[(\d+\.\d), (\d+\.\d)\] ", cell)
+        if score is None:
+            raise ValueError(f"results.md has no score in column {column} of the row that begins with {start!r}")
+        value, low, high = (float(number) for number in score.groups())
+        y, kind = 78 + 50 * place, "ours" if "rank" in label else ""
+        unit = 5.2
+        parts += [
+            _text(20, y + 22, label, "left"),
+            f'<rect class="box {kind}" x="200" y="{y}" width="{value * unit:.1f}" height="34" rx="4"/>',
+            f'<path d="M{200 + low * unit:.1f} {y + 17} H{200 + high * unit:.1f}" stroke-width="2"/>',
+            _text(int(200 + high * unit) + 16, y + 22, f"{value:.1f}  [{low:.1f}, {high:.1f}]", "head left"),
+        ]
+    parts.append(
+        _text(
+            20,
+            290,
+            "Lines: 95 % intervals. One training seed, one attack: a better attack can only lower these.",
+            "soft left",
+        )
+    )
+    label = "Right answers of 100 when the attacker knows the defence"
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 910 304" role="img" aria-label="{label}">\n'
+        f"<style>{_STYLE}</style>\n" + "\n".join(parts) + "\n</svg>\n"
     )
 
 
@@ -148,11 +199,13 @@ def _tip(x: int, y: int, towards: str, kind: str = "") -> str:
 def main() -> None:
     """Draw what the command line names."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("how", "demo"))
+    parser.add_argument("what", choices=("svg", "demo"))
     parser.add_argument("folder", type=Path, nargs="?", help="the demo's folder")
     asked = parser.parse_args()
-    if asked.what == "how":
+    if asked.what == "svg":
         (IMAGES / "how-it-works.svg").write_text(how_it_works(), encoding="utf-8")
+        results = (IMAGES.parent / "results.md").read_text(encoding="utf-8")
+        (IMAGES / "answer.svg").write_text(answer(results), encoding="utf-8")
     elif asked.folder is None:
         parser.error("demo needs the folder that `lvlm-radapt demo` wrote")
     else:

@@ -80,10 +80,10 @@ def test_every_command_parses_and_names_tasks_attacks_and_presets_that_exist(pag
 
 def test_the_commands_are_found_where_they_stand():
     found = {page.name: commands(page) for page in PAGES}
-    assert len(found["README.md"]) >= 25
-    assert len(found["recipes.md"]) >= 15
-    assert sum("runs/c.jsonl" in text for text in found["recipes.md"]) == 1  # over two lines, inside quotes, under srun
-    assert sum(text.endswith("--attack e2e --out runs/a") for text in found["recipes.md"]) == 1  # accelerate
+    assert any(text.startswith("finetune tiny-llava") for text in found["README.md"])
+    operations = found["operations.md"]
+    assert sum("runs/c.jsonl" in text for text in operations) == 1  # over two lines, inside quotes, under srun
+    assert sum(text.endswith("--attack e2e --out runs/a") for text in operations) == 1  # accelerate
     with pytest.raises(Exception, match="No such option"):
         parsed(shlex.split("eval tiny-llava --task coco --data d --out o --no-such-flag"))
     with pytest.raises(AssertionError, match="no command"):
@@ -117,16 +117,14 @@ def test_python_examples_compile_and_import_names_that_exist(page):
                     assert hasattr(module, name.name) or find_spec(f"{node.module}.{name.name}"), ast.unparse(node)
 
 
-def test_the_captions_file_of_the_recipes_is_one_that_the_program_reads(tmp_path, capsys, monkeypatch):
-    (example,) = (block for language, block in blocks(ROOT / "docs" / "recipes.md") if language == "json")
+def test_the_captions_file_of_the_data_page_is_one_that_the_program_reads(tmp_path, capsys, monkeypatch):
+    (example,) = (block for language, block in blocks(ROOT / "docs" / "data.md") if language == "json")
     (tmp_path / "mine" / "images").mkdir(parents=True)
     (tmp_path / "mine" / "captions.json").write_text(example)
     for row in json.loads(example)["images"]:
         Image.new("RGB", (8, 8)).save(tmp_path / "mine" / "images" / row["file_name"])
     monkeypatch.chdir(tmp_path)
-    (check,) = (
-        text for text in commands(ROOT / "docs" / "recipes.md") if text.startswith("data check coco --data mine")
-    )
+    (check,) = (text for text in commands(ROOT / "docs" / "data.md") if text.startswith("data check coco --data mine"))
     monkeypatch.setattr(sys, "argv", ["lvlm-radapt", *shlex.split(check)])
     with pytest.raises(SystemExit) as end:
         cli.main()
@@ -135,11 +133,29 @@ def test_the_captions_file_of_the_recipes_is_one_that_the_program_reads(tmp_path
 
 def test_the_drawn_pictures_are_those_that_the_script_draws_and_small():
     images = ROOT / "docs" / "images"
+    results = (ROOT / "docs" / "results.md").read_text(encoding="utf-8")
     assert (images / "how-it-works.svg").read_text(encoding="utf-8") == draw.how_it_works()
+    assert (images / "answer.svg").read_text(encoding="utf-8") == draw.answer(results)
     for name in ("demo-light.png", "demo-dark.png"):
         assert (images / name).stat().st_size < 120_000
         with Image.open(images / name) as picture:
             assert picture.width > 1000
+
+
+def sentences(text: str) -> Iterator[str]:
+    """The sentences of a page's running text: no code, tables or links' addresses; a list item begins a sentence."""
+    text = re.sub(r"```.*?```|<[^>]+>|!\[[^\]]*\]\([^)]*\)", "", text, flags=re.DOTALL)
+    text = re.sub(r"\[([^\]]*)\]\([^)]*\)", r"\1", text)
+    for paragraph in re.split(r"\n\s*\n|\n(?=[-*\d] )", text):
+        lines = [line for line in paragraph.splitlines() if not line.startswith(("|", "#"))]
+        yield from re.split(r"(?<=[.!?])\**\s+", " ".join(lines).strip())
+
+
+def test_the_readme_is_short_and_so_are_its_sentences():
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert len(text.splitlines()) <= 200
+    long = [sentence for sentence in sentences(text) if len(sentence.split()) > 25]
+    assert not long, "\n".join(long)
 
 
 class Public:
