@@ -40,11 +40,6 @@ def dlr_loss(logits: LogitsFn, labels: Tensor) -> LossFn:
     return _on_logits(logits, labels, ratio, classes=3)
 
 
-def targeted_ce_loss(logits: LogitsFn, targets: Tensor) -> LossFn:
-    """Less the cross entropy (nats) of the class wanted, `targets` int64 [B]."""
-    return _on_logits(logits, targets, lambda z, t: -F.cross_entropy(z, t, reduction="none"), classes=2)
-
-
 def targeted_dlr_loss(logits: LogitsFn, labels: Tensor, targets: Tensor) -> LossFn:
     """The targeted difference of logits ratio (arXiv 2003.01690, eq. 7): how far the logit of `targets` int64 [B] is
     above the true one, over the distance of the largest logit from the mean of the third and fourth largest."""

@@ -1,6 +1,6 @@
 """Attacks on classifiers one after the other, each on the samples that are still standing.
 
-"AutoAttack" means three things in this field, so a line is always told by its members: `LINES`.
+"AutoAttack" means three things in this field, so a line is always told by its members: see `configs/attacks`.
 """
 
 import threading
@@ -32,13 +32,6 @@ from attacks.pgd import pgd
 Member = Literal["pgd-ce", "pgd-margin", "apgd-ce", "apgd-dlr", "apgd-t", "fab", "square", "standard"]
 """Attacks by name: `apgd-t` is APGD on the targeted DLR loss, towards the 9 most likely wrong classes in turn;
 `standard` is the library's whole ensemble, and has no other beside it."""
-
-LINES: dict[str, tuple[Member, ...]] = {
-    "standard": ("standard",),  # arXiv 2003.01690: APGD-CE, APGD-T, FAB-T, Square
-    "fare": ("apgd-ce", "apgd-t"),  # arXiv 2402.12336
-    "tecoa": ("apgd-ce", "apgd-dlr"),  # as TeCoA (arXiv 2212.07016) and its followers are attacked
-}
-"""What "AutoAttack" stands for, by the line of work that says so."""
 
 CLEAN = "clean"
 

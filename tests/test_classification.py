@@ -16,7 +16,6 @@ from attacks.classification import (
     likely_wrong,
     margin,
     margin_loss,
-    targeted_ce_loss,
     targeted_dlr_loss,
 )
 from attacks.lines import LineSettings, attack_line, check_members
@@ -53,7 +52,6 @@ def test_values_by_hand():
     t = torch.tensor([2, 3])
     total = math.log(sum(math.exp(v) for v in (4, 1, 3, 0)))
     assert ce_loss(z, y)(x, both).tolist() == pytest.approx([total - 4, total - 1])
-    assert targeted_ce_loss(z, t)(x, both).tolist() == pytest.approx([3 - total, 0 - total])
     assert margin_loss(z, y)(x, both).tolist() == [-1.0, 3.0]
     assert dlr_loss(z, y)(x, both).tolist() == pytest.approx([-1 / 3, 3 / 3])  # 4 - 1 below
     assert targeted_dlr_loss(z, y, t)(x, both).tolist() == pytest.approx([-1 / 3.5, -1 / 3.5])  # 4 - (1 + 0) / 2
@@ -61,7 +59,7 @@ def test_values_by_hand():
 
 
 def naive(z, y, t):
-    """The five losses of one sample in plain floats."""
+    """The four losses of one sample in plain floats."""
     ordered = sorted(z, reverse=True)
     total = math.log(sum(math.exp(v - ordered[0]) for v in z)) + ordered[0]
     gap = max(v for i, v in enumerate(z) if i != y) - z[y]
@@ -69,7 +67,6 @@ def naive(z, y, t):
         ce_loss: total - z[y],
         margin_loss: gap,
         dlr_loss: gap / (ordered[0] - ordered[2]),
-        targeted_ce_loss: z[t] - total,
         targeted_dlr_loss: (z[t] - z[y]) / (ordered[0] - (ordered[2] + ordered[3]) / 2),
     }
 
@@ -84,7 +81,7 @@ def test_losses_against_plain_floats(case):
     z, (y, t, *_) = case
     logits, true, wanted = given_logits(z), torch.tensor([y]), torch.tensor([t])
     for make, value in naive(z, y, t).items():
-        labels = {targeted_ce_loss: (wanted,), targeted_dlr_loss: (true, wanted)}.get(make, (true,))
+        labels = {targeted_dlr_loss: (true, wanted)}.get(make, (true,))
         assert make(logits, *labels)(X, [0]).item() == pytest.approx(value, rel=1e-9, abs=1e-9)
     order = likely_wrong(logits(X, [0]), true)[0].tolist()
     assert order == sorted((i for i in range(len(z)) if i != y), key=lambda i: -z[i])
@@ -95,7 +92,6 @@ LOSSES = [
     lambda z, y: ce_loss(z, y),
     lambda z, y: margin_loss(z, y),
     lambda z, y: dlr_loss(z, y),
-    lambda z, y: targeted_ce_loss(z, (y + 1) % K),
     lambda z, y: targeted_dlr_loss(z, y, (y + 1) % K),
 ]
 

@@ -8,7 +8,6 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from attacks.lines import LINES
 from attacks.losses import Distance
 from attacks.norms import Norm
 from eval_tasks import presets
@@ -107,8 +106,12 @@ def test_attack_files_name_what_the_attacks_know() -> None:
 
 
 def test_the_three_things_called_autoattack() -> None:
-    lines = {line: load_attack(f"autoattack-{line}").line for line in LINES}
-    assert lines == {line: list(members) for line, members in LINES.items()}
+    lines = {name: load_attack(name).line for name in names("attacks") if name.startswith("autoattack-")}
+    assert lines == {
+        "autoattack-standard": ["standard"],  # arXiv 2003.01690: APGD-CE, APGD-T, FAB-T, Square
+        "autoattack-fare": ["apgd-ce", "apgd-t"],  # arXiv 2402.12336
+        "autoattack-tecoa": ["apgd-ce", "apgd-dlr"],  # as TeCoA (arXiv 2212.07016) and its followers are attacked
+    }
     for name in ("pgd", "cw", "apgd-ce", "apgd-dlr", "apgd-t", "fab", "square"):
         attack = load_attack(name)
         assert (attack.loss, attack.norm, attack.steps) == ("classifier", "Linf", None if name == "square" else 100)

@@ -118,7 +118,6 @@ class ImageFolders:
 
     def __init__(self, root: Path, folders: Sequence[str]) -> None:
         """`folders` are relative to `root`, the preferred one first; absent ones are passed over."""
-        self._root = root
         wanted = [root / folder for folder in dict.fromkeys(folders)]
         try:
             self._listed = {folder: set(os.listdir(folder)) for folder in wanted if folder.is_dir()}

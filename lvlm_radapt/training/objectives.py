@@ -27,7 +27,6 @@ class Objective(ABC):
 
     watched: ClassVar[str]
     """What `score` measures, for people."""
-    needs_classes: ClassVar[bool]
 
     def __init__(self, model: PixelModel) -> None:
         self.model = model
@@ -54,7 +53,6 @@ class Fare(Objective):
     (`tokens`)."""
 
     watched = "cosine to the original's clean features"
-    needs_classes = False
 
     def __init__(self, model: PixelModel, features: Features) -> None:
         super().__init__(model)
@@ -86,7 +84,6 @@ class Tecoa(Objective):
     """TeCoA: zero-shot classification among the class texts of the model's own, frozen text side."""
 
     watched = "zero-shot accuracy"
-    needs_classes = True
 
     def __init__(self, model: PixelModel, class_names: Sequence[str], templates: Sequence[str]) -> None:
         super().__init__(model)
