@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from eval_tasks.calibration import read_calibration
-from eval_tasks.data import check_images, load_task, select, skip_missing
+from eval_tasks.data import load_task
 from eval_tasks.processes import Group
 from eval_tasks.records import Run, Scored
 from eval_tasks.report import write_report
@@ -53,10 +53,7 @@ def run_evaluation(
     settings were chosen on.
     """
     check_outside_runs(out)
-    chosen, _ = select(load_task(settings.task, settings.data), settings.samples, settings.seed)
-    if settings.skip_missing:
-        chosen, _ = skip_missing(chosen)
-    check_images(chosen)  # before a model is loaded for nothing
+    chosen, *_ = settings.select(load_task(settings.task, settings.data))  # before a model is loaded for nothing
     calibration = read_calibration(model)
     warned = None if calibration is None else calibration.note(chosen)
     victim = open_model(

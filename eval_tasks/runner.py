@@ -14,7 +14,7 @@ from typing import Any
 from eval_tasks.attacker import view_of
 from eval_tasks.audit.of_run import audit_of_run
 from eval_tasks.crafting import AttackPlan
-from eval_tasks.data import Sample, check_images, chunks, load_task, open_image, select, skip_missing, tasks
+from eval_tasks.data import Sample, chunks, load_task, open_image, tasks
 from eval_tasks.data.rows import RowImage
 from eval_tasks.exams import exam_of
 from eval_tasks.processes import Group, Work
@@ -64,11 +64,7 @@ def evaluate(
     group = group or Group()
     everything = load_task(settings.task, settings.data)
     task = tasks()[settings.task]
-    samples, note = select(everything, settings.samples, settings.seed)
-    left_out = None
-    if settings.skip_missing:
-        samples, left_out = skip_missing(samples)
-    check_images(samples)
+    samples, note, left_out = settings.select(everything)
     for image in dict.fromkeys(s.image for s in samples):
         _check_image(model, image)
     plan = settings.attack
@@ -77,12 +73,13 @@ def evaluate(
         batch_size=settings.batch_size, tokenizer=settings.tokenizer, surrogate=surrogate,
         texts=texts,
     )  # fmt: skip
-    remarks = [*remarks, *(said for said in (note, left_out) if said), *exam.remarks()]
+    more = exam.remarks()
     exam.check(plan, samples)
     if plan is not None:
-        remarks += _remarks(model, surrogate, plan, samples[0])
+        more += _remarks(model, surrogate, plan, samples[0])
     document = run_document(model, settings, exam, surrogate, command) | {"processes": group.size, "left_out": left_out}
-    source = image_source(images_from, document, samples)
+    source, document = image_source(images_from, document, samples)
+    remarks = [*remarks, *(said for said in (note, document["left_out"]) if said), *more]
     folder = RunFolder(out, group.rank)
     pieces = chunks(samples, settings.chunk_size)
     running = Running(len(samples), len(pieces), advance, log)

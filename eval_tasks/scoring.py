@@ -110,10 +110,13 @@ def score_batch(
     ]
 
 
-def image_source(images_from: Path | None, document: dict[str, Any], samples: list[Sample]) -> RunFolder | None:
-    """The run whose images are scored again, checked to be the same attack on the same samples."""
+def image_source(
+    images_from: Path | None, document: dict[str, Any], samples: list[Sample]
+) -> tuple[RunFolder | None, dict[str, Any]]:
+    """The run whose images are scored again, checked to be the same attack on the same samples; and run.json's
+    document with the model that they were made on, `document` itself where no images are taken."""
     if images_from is None:
-        return None
+        return None, document
     attack = document["attack"]
     if attack is None or attack["threat"] != "transfer":
         raise UserError("saved images are scored under --threat transfer only: they were not made for this model")
@@ -156,8 +159,11 @@ def image_source(images_from: Path | None, document: dict[str, Any], samples: li
     victim = run.settings["model"]
     twin = victim["name"] == document["model"]["name"] and victim["radapt"] is None
     # None is the undefended twin, as when the images are crafted anew
-    attack["surrogate"] = made["surrogate"] or (None if twin else victim["name"])
-    return RunFolder(images_from)
+    surrogate = made["surrogate"] or (None if twin else victim["name"])
+    return RunFolder(images_from), document | {
+        "attack": attack | {"surrogate": surrogate},
+        "left_out": document["left_out"] or run.settings.get("left_out"),
+    }
 
 
 def _reuse(source: RunFolder, samples: Sequence[Sample], batch: PixelBatch) -> Crafted:

@@ -9,9 +9,11 @@ from typing import Any
 import torch
 
 from eval_tasks.crafting import AttackPlan
+from eval_tasks.data import Sample, check_images, select, skip_missing
 from eval_tasks.exams import Exam
 from eval_tasks.metrics.tokenizers import TokenizerName
 from eval_tasks.presets import Protocol
+from lvlm_radapt.errors import UserError
 from lvlm_radapt.models.base import PixelModel
 from lvlm_radapt.models.quantised import quantisation_of
 
@@ -32,6 +34,27 @@ class EvalSettings:
     tokenizer: TokenizerName = "ptb"
     skip_missing: bool = False
     """Leave samples without an image out, in place of stopping."""
+    ids: tuple[str, ...] | None = None
+    """These samples, in place of a draw of `samples` with `seed`."""
+
+    def select(self, everything: list[Sample]) -> tuple[list[Sample], str | None, str | None]:
+        """The samples to be scored, in order; a note when there are fewer than asked for; one on those left out.
+
+        UserError as for `eval_tasks.data.select`, for ids that are not in the data, and for missing images.
+        """
+        note = left_out = None
+        if self.ids is None:
+            samples, note = select(everything, self.samples, self.seed)
+        else:
+            known = {sample.id: sample for sample in everything}
+            absent = [one for one in self.ids if one not in known]
+            if absent:
+                raise UserError(f"{self.data} lacks {len(absent)} of the {len(self.ids)} samples: {absent[0]}, ...")
+            samples = [known[one] for one in self.ids]
+        if self.skip_missing:
+            samples, left_out = skip_missing(samples)
+        check_images(samples)
+        return samples, note, left_out
 
     def describe(self) -> str:
         """The attack in a few words, for progress bars."""

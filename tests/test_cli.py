@@ -106,7 +106,7 @@ EVAL_MISTAKES = {
     "images of no run": (
         ["{model}"],
         {"--threat": "transfer", "--images-from": "{tmp}/nowhere"},
-        "undefended twin",
+        "is not a run folder",
     ),
 }
 

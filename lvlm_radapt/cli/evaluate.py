@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -15,10 +15,10 @@ from lvlm_radapt.cli.options import (
     DeviceOption,
     Dtype,
     DtypeOption,
-    EpsOption,
     HalfChoice,
     LogJsonOption,
     ModelArgument,
+    NormName,
     NormOption,
     PresetOption,
     QuantizeOption,
@@ -47,18 +47,27 @@ def eval_(
     data: Annotated[Path, typer.Option(help="The task's data folder.")],
     out: Annotated[Path, typer.Option(help="The run folder.")],
     attack: Annotated[
-        str, typer.Option(help="none, noise, embedding, e2e, ensemble, targeted ... (lvlm-radapt list attacks).")
-    ] = "none",
+        str | None,
+        typer.Option(
+            help="none, noise, embedding, e2e, ensemble, targeted ... (lvlm-radapt list attacks).", show_default="none"
+        ),
+    ] = None,
     threat: Annotated[
         ThreatName | None,
         typer.Option(help="adaptive: made through the defence; transfer: on the undefended twin or --surrogate."),
     ] = None,
     surrogate: Annotated[str | None, typer.Option(help="Craft transfer images on this model.")] = None,
     images_from: Annotated[
-        Path | None, typer.Option(help="Score the attacked images of this finished run (transfer only).")
+        Path | None,
+        typer.Option(
+            help="Score the attacked images of this finished run: its attack, samples, seed, preset; transfer."
+        ),
     ] = None,
     target: TargetOption = None,
-    eps: EpsOption = "4/255",
+    eps: Annotated[
+        str | None,
+        typer.Option(help="Budget in [0, 1] pixel units: 4/255, 0.0157; under L2 a length: 2.0.", show_default="4/255"),
+    ] = None,
     norm: NormOption = None,
     steps: StepsOption = None,
     samples: Annotated[int | None, typer.Option(help="How many samples; the preset's number if left out.")] = None,
@@ -92,30 +101,46 @@ def eval_(
     """
     from eval_tasks.evaluation import run_evaluation
     from eval_tasks.processes import restarted
+    from eval_tasks.reuse import taken_from
 
-    protocol = protocol_of(preset, model)
+    given = {
+        "attack": attack,
+        "eps": eps,
+        "norm": norm,
+        "steps": steps,
+        "target": target,
+        "half": None if half is HalfChoice.auto else half.value,
+        "early_exit": early_exit or None,
+        "samples": samples,
+        "seed": seed,
+        "preset": preset,
+    }
+    flags: dict[str, Any] = given | {"half": half.value, "early_exit": early_exit}
+    ids = None
+    if images_from is not None:
+        taken = taken_from(images_from, given | {"task": task})
+        flags, ids, threat = taken.flags, taken.ids, threat or ThreatName.transfer
+    protocol = protocol_of(flags["preset"], model)
     place = place_of(device, dtype, quantize, device_map)
     plan = plan_of(
-        attack,
+        flags["attack"] or "none",
         protocol,
         place,
-        eps=eps,
+        eps=flags["eps"] or "4/255",
         threat=threat.value if threat else None,
-        norm=norm,
-        steps=steps,
-        target=target,
-        half=half.value,
-        early_exit=early_exit,
+        norm=NormName(flags["norm"]) if flags["norm"] else None,
+        **{name: flags[name] for name in ("steps", "target", "half", "early_exit")},
     )
-    if plan is None and (surrogate is not None or images_from is not None):
-        raise UserError("--surrogate and --images-from need an attack: choose one with --attack")
+    if plan is None and surrogate is not None:
+        raise UserError("--surrogate needs an attack: choose one with --attack")
     settings = settings_of(
         task,
         data,
         protocol,
         plan,
-        samples=samples,
-        seed=seed,
+        samples=flags["samples"],
+        seed=flags["seed"],
+        ids=ids,
         chunk_size=chunk_size,
         batch_size=batch_size,
         tokenizer=tokenizer.value,
