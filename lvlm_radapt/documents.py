@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import stat
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -14,11 +15,24 @@ Model = TypeVar("Model", bound=BaseModel)
 
 
 def read_bytes(path: Path) -> bytes:
-    """The file's content; UserError naming the file when it cannot be read."""
+    """The file's content; UserError naming the file when it cannot be read or is no regular file."""
+    check_regular(path)
     try:
         return path.read_bytes()
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror or error}") from error
+
+
+def check_regular(path: Path) -> None:
+    """UserError unless there is a regular file to be read, or a link to one: nothing is read from a pipe or a device,
+    which could block or never end."""
+    try:
+        mode = path.stat().st_mode
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else None
+        raise UserError(f"cannot read {path}: {reason or error}") from error
+    if not stat.S_ISREG(mode):
+        raise UserError(f"cannot read {path}: it is {'a folder' if stat.S_ISDIR(mode) else 'no regular file'}")
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from typing import Any, Literal
 import numpy as np
 
 from eval_tasks.data.rows import RowImage
+from lvlm_radapt.documents import check_regular
 from lvlm_radapt.errors import UserError
 
 ArrayKind = Literal["cifar10-binary", "cifar100-binary", "cifar-python", "stl10", "pcam"]
@@ -55,8 +56,11 @@ def cifar_python(path: Path) -> dict[str, Any]:
     UserError for a file that holds anything but dictionaries, lists, texts, numbers and 8-bit arrays.
     """
     try:
+        check_regular(path)
         with path.open("rb") as file:
             content = _Plain(file, encoding="latin1").load()
+    except UserError:
+        raise
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror or error}") from error
     except Exception as error:  # a damaged pickle makes the reader raise many kinds
@@ -77,17 +81,24 @@ def h5(path: Path, key: str) -> Any:
         import h5py
     except ImportError as error:
         raise UserError(f"{path} needs the library h5py: pip install 'lvlm-radapt[zero-shot]'") from error
+    check_regular(path)
     try:
-        found = h5py.File(path, "r")[key]
-        if not isinstance(found, h5py.Dataset):
-            raise KeyError(key)
-        return found
-    except (OSError, KeyError) as error:
+        file = h5py.File(path, "r")
+        link, found = file.get(key, getlink=True), None
+        if isinstance(link, h5py.HardLink):
+            found = file[key]
+    except (OSError, KeyError, RuntimeError, ValueError) as error:
         raise UserError(f"{path} is no HDF5 file with an array {key!r}: fetch it again") from error
+    if link is None or (found is not None and not isinstance(found, h5py.Dataset)):
+        raise UserError(f"{path} is no HDF5 file with an array {key!r}: fetch it again")
+    if found is None or found.external or found.is_virtual:
+        raise UserError(f"{path}: the array {key!r} lies in another file, which is not read: fetch it again")
+    return found
 
 
 def _bytes(path: Path, width: int) -> np.ndarray:
     """uint8 [N, width], left on the disk until it is looked at."""
+    check_regular(path)
     try:
         size = path.stat().st_size
         if size == 0 or size % width:

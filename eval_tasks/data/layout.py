@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Sequence
-from pathlib import Path, PureWindowsPath
+from pathlib import Path
 from typing import TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from eval_tasks.validation import first_problem, read_bytes
 from lvlm_radapt.errors import UserError
+from lvlm_radapt.names import can_be_a_file, leaves_folder
 
 
 class Row(BaseModel):
@@ -94,12 +95,9 @@ def _others(count: int) -> str:
 
 def safe_name(path: Path, name: str) -> str:
     """A file name an annotation gives, refused when it could point outside the data folder."""
-    parts = name.replace("\\", "/").split("/")
-    if not name or "\0" in name or parts[0] == "" or ".." in parts or PureWindowsPath(name).drive:
+    if leaves_folder(name):
         raise UserError(f"{path}: image name {_short(name)} does not stay inside the data folder; use relative names")
-    if max(map(len, parts)) > _LONGEST_NAME or any(
-        ord(c) < 32 or 0xD7FF < ord(c) < 0xE000 or ord(c) == 127 for c in name
-    ):
+    if not can_be_a_file(name):
         raise UserError(
             f"{path}: image name {_short(name)} can be no file's: it is too long or holds control characters"
         )
@@ -108,9 +106,6 @@ def safe_name(path: Path, name: str) -> str:
 
 def _short(name: str) -> str:
     return repr(name if len(name) <= 80 else name[:77] + "...")
-
-
-_LONGEST_NAME = 200  # file systems take 255 bytes, suffix included
 
 
 class ImageFolders:

@@ -5,17 +5,28 @@ from __future__ import annotations
 import re
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from eval_tasks.eps import parse_eps
 from eval_tasks.presets import load_preset
 from lvlm_radapt.config import RAdaptConfig
 from lvlm_radapt.documents import first_problem
 from lvlm_radapt.errors import UserError
+from lvlm_radapt.names import is_one_part
 from lvlm_radapt.tiny.scenes import Split
 from lvlm_radapt.training.scopes import WHOLE
 
 Name = Annotated[str, Field(min_length=1, max_length=60)]
+
+
+def _folder_name(name: str) -> str:
+    if not is_one_part(name) or name.startswith("."):
+        raise ValueError("a set's name is its folder's: it must not be a path or begin with a dot")
+    return name
+
+
+SetName = Annotated[Name, AfterValidator(_folder_name)]
+"""Of a set of scenes, and of the folder that it is drawn into."""
 
 
 def slug(text: str) -> str:
@@ -121,7 +132,7 @@ class Comparison(_Part):
     samples: Annotated[int, Field(ge=2)]
     steps: Annotated[int, Field(ge=1)]
     eps: Annotated[list[str], Field(min_length=1)]
-    sets: Annotated[dict[str, SceneSet], Field(min_length=1)]
+    sets: Annotated[dict[SetName, SceneSet], Field(min_length=1)]
     columns: Annotated[list[Column], Field(min_length=1)]
     rows: Annotated[list[RowSpec], Field(min_length=2)]
 

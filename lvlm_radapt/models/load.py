@@ -25,7 +25,7 @@ from lvlm_radapt.models.qwen import QwenLVLM
 from lvlm_radapt.models.qwen3 import Qwen3LVLM
 from lvlm_radapt.models.siglip import SiglipEncoder
 from lvlm_radapt.models.text import renders_image
-from lvlm_radapt.models.weights import checkpoint_file
+from lvlm_radapt.models.weights import check_indices, checkpoint_file
 
 if TYPE_CHECKING:
     from lvlm_radapt.export import StockCheckpoint
@@ -361,6 +361,7 @@ def _config(source: str, name: str) -> dict[str, Any]:
 
 def _weights(hf_class: Any, source: str, name: str, opening: Opening, *, stored: StockCheckpoint | None = None) -> Any:
     """The model `hf_class` from the checkpoint `source`, or from what `stored` holds of it."""
+    check_indices(source)
     shared = opening.arguments() | {"output_loading_info": True}
     try:
         with building():

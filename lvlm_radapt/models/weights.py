@@ -17,7 +17,9 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from transformers.utils import cached_file
 
+from lvlm_radapt.documents import check_regular, read_bytes
 from lvlm_radapt.errors import UserError
+from lvlm_radapt.names import is_one_part
 
 _FILES = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
 _ZIP = b"PK\x03\x04"
@@ -42,6 +44,14 @@ def weight_files(source: str, name: str, *, names: Sequence[str] = _FILES) -> li
     raise UserError(f"{name}: no weights there, no file {' or '.join(names)}")
 
 
+def check_indices(source: str) -> None:
+    """UserError where an index of weights in the folder `source` names files that do not lie in it: transformers would
+    read them. Nothing is asked of the hub, which serves no files but a repository's own."""
+    for index in (Path(source) / file for file in _FILES if file.endswith(".json")):
+        if index.is_file():
+            _shards(index)
+
+
 def checkpoint_file(source: str, file: str) -> Path | None:
     """A file of a folder or of a hub repository (downloaded if need be); None where it is not."""
     try:
@@ -60,6 +70,7 @@ def checkpoint_file(source: str, file: str) -> Path | None:
 def read_tensors(path: Path) -> Iterator[tuple[str, Tensor]]:
     """(key, tensor) of everything in one weight file. UserError, one line, when it is cut short or damaged, or
     holds anything but tensors: pickles are opened with `weights_only=True`."""
+    check_regular(path)
     if path.suffix == ".safetensors":
         try:
             with safe_open(path, framework="pt") as file:
@@ -73,6 +84,7 @@ def read_tensors(path: Path) -> Iterator[tuple[str, Tensor]]:
 
 def read_pickle(path: Path) -> Any:
     """What a torch pickle holds, tensors on the CPU. UserError as for `read_tensors`."""
+    check_regular(path)
     try:
         with path.open("rb") as file:
             mapped = file.read(len(_ZIP)) == _ZIP  # the format before torch 1.6 cannot be mapped
@@ -94,11 +106,13 @@ def _tensors_of(content: Any, path: Path) -> Iterator[tuple[str, Tensor]]:
 
 def _shards(index: Path) -> list[str]:
     try:
-        places = json.loads(index.read_bytes())["weight_map"]
+        places = json.loads(read_bytes(index))["weight_map"]
         shards = sorted({str(file) for file in places.values()})
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    except UserError:
+        raise
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise UserError(f"{index} is damaged: it is no index of weight shards") from error
-    if not shards or any(Path(shard).name != shard for shard in shards):
+    if not shards or not all(map(is_one_part, shards)):
         raise UserError(f"{index} is damaged: it must name shards that lie beside it")
     return shards
 
