@@ -18,7 +18,8 @@ def environment() -> dict[str, Any]:
     """Package versions (None: not installed), git commit (None outside a clone) and hardware, for JSON."""
     return {
         "python": platform.python_version(),
-        "packages": {name: _version(name) for name in _PACKAGES},
+        # torch names its build, as 2.15.0+cu132; the metadata of the same package may say 2.15.0
+        "packages": {name: _version(name) for name in _PACKAGES} | {"torch": str(torch.__version__)},
         "git": _git(),
         "platform": platform.platform(),
         "cpu": _cpu(),

@@ -122,6 +122,11 @@ def test_environment_is_json_and_names_what_matters() -> None:
     assert found["cpu"]
 
 
+def test_the_build_of_torch_is_recorded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "__version__", "2.15.0+cu132")  # the metadata of that package says 2.15.0
+    assert environment()["packages"]["torch"] == "2.15.0+cu132"
+
+
 def test_the_commit_is_recorded_in_a_clone_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from eval_tasks import environment as module
 
