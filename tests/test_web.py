@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import base64
 import io
+import json
 import socket
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -18,12 +19,15 @@ from PIL import Image
 
 from eval_tasks.quantise import from_8bit
 from lvlm_radapt import RAdaptConfig, cli, load_model, robustify
-from lvlm_radapt.chat import web, web_html
+from lvlm_radapt.chat import web, web_guard, web_html
 from lvlm_radapt.chat.commands import Attack
 from lvlm_radapt.chat.web_engine import Engine, Line
+from lvlm_radapt.chat.web_guard import Hosts, plain_call
+from lvlm_radapt.chat.web_uploads import Upload
 from lvlm_radapt.chat.web_user import User
 from lvlm_radapt.errors import UserError
 from lvlm_radapt.inject import inject, injected_anchor, remove
+from lvlm_radapt.models.base import PixelBatch
 from lvlm_radapt.tiny.scenes import render, sample_scene
 
 CAPTION = "Provide a short caption for this image."
@@ -42,6 +46,12 @@ def scene() -> Image.Image:
 def finish(work: Iterator[None]) -> int:
     """How often there was something to see."""
     return sum(1 for _ in work)
+
+
+def png(image: Image.Image) -> bytes:
+    out = io.BytesIO()
+    image.save(out, "PNG")
+    return out.getvalue()
 
 
 def order(loss: str = "e2e", on: str = "plain", steps: int = 2) -> Attack:
@@ -192,24 +202,18 @@ def test_an_adapter_s_own_anchor_stays(scene: Image.Image) -> None:
         (b"no image at all", "not an image this program reads (PNG, JPEG, WEBP)"),
         (b"GIF89a", "not an image this program reads"),
         ((5000, 2), "times as long as wide"),
+        ((5001, 5001), "more than 25000000 pixels"),
     ],
 )
-def test_a_bad_upload_is_told_without_its_place_on_the_server(
-    engine: Engine, scene: Image.Image, tmp_path: Path, content: bytes | tuple[int, int], said: str
-) -> None:
-    user, file = user_with(engine, scene), tmp_path / "mine.png"
-    if isinstance(content, bytes):
-        file.write_bytes(content)
-    else:
-        Image.new("RGB", content).save(file)
-    finish(user.upload(file, "mine.png"))
+def test_a_bad_upload_is_told(engine: Engine, scene: Image.Image, content: bytes | tuple[int, int], said: str) -> None:
+    user = user_with(engine, scene)
+    sent = Upload("mine.png", content if isinstance(content, bytes) else png(Image.new("RGB", content)))
+    finish(user.upload(lambda: sent))
     assert said in user.view.notice
     assert "mine.png" in user.view.notice
-    assert str(tmp_path) not in user.view.notice
     assert user.session.clean is not None, "the image before stays"
     assert 'role="alert"' in web_html.notice(user.view)
-    render(sample_scene("test", 0, 6)).save(file)
-    finish(user.upload(file, "mine.png"))
+    finish(user.upload(lambda: Upload("mine.png", png(render(sample_scene("test", 0, 6))))))
     assert user.view.notice == ""
 
 
@@ -303,9 +307,57 @@ def test_the_line_is_served_in_order_and_not_endless() -> None:
     ],
 )
 def test_only_what_the_page_needs_is_wanted(path: str) -> None:
-    assert not web._wanted(path)
-    assert web._wanted("/")
-    assert web._wanted("/gradio_api/queue/join")
+    assert not web_guard._is_page(path)
+    assert web_guard._is_page("/")
+    assert web_guard._is_page("/gradio_api/queue/data")
+
+
+@pytest.mark.parametrize(
+    ("bound", "asked", "own", "others"),
+    [
+        ("127.0.0.1", "127.0.0.1", "127.0.0.1:7860 localhost [::1]:1", "127.0.0.2 10.0.0.1 evil.example x.localhost"),
+        ("::1", "localhost", "localhost:1 [::1] 127.0.0.1 [0:0:0:0:0:0:0:1]", "[::2] evil.example"),
+        ("0.0.0.0", "0.0.0.0", "10.0.0.1:7860 localhost [fe80::1] 203.0.113.9 {me} {me}.local:80", "evil.example"),
+        ("::", "::", "10.0.0.1:7860 localhost {me}", "evil.example x.{me}"),
+        ("10.0.0.1", "My.Server", "10.0.0.1:80 my.server my.server.:1", "10.0.0.2 localhost 127.0.0.1 server"),
+    ],
+)  # fmt: skip
+def test_a_server_is_called_by_its_own_names(bound: str, asked: str, own: str, others: str) -> None:
+    hosts, me = Hosts(bound, asked), socket.gethostname().lower()
+    assert [name for name in own.format(me=me).split() if not hosts.are_own(name)] == []
+    assert [name for name in others.format(me=me).split() if hosts.are_own(name)] == []
+
+
+@pytest.mark.parametrize("value", [{"path": "/etc/passwd"}, [{"path": "x"}], [], {}])
+def test_calls_hold_plain_values_alone(value: object) -> None:
+    call = {"fn_index": 3, "session_hash": "abc", "data": [None, 1, 0.5, True, "a path: /etc"], "trigger_id": 7}
+    assert json.loads(plain_call(json.dumps({**call, "event_data": value}).encode())) == call
+    call["data"] = [value]
+    with pytest.raises(web_guard._Refused, match="not a call"):
+        plain_call(json.dumps(call).encode())
+
+
+def test_large_images_are_decoded_one_at_a_time(
+    engine: Engine, scene: Image.Image, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    inside, most, pixels = [0], [0], engine.model.pixels
+
+    def counted(images: list[Image.Image]) -> PixelBatch:
+        inside[0] += 1
+        most[0] = max(most[0], inside[0])
+        time.sleep(0.05)
+        inside[0] -= 1
+        return pixels(images)
+
+    monkeypatch.setattr(engine.model, "pixels", counted)
+    users = [User(engine, max_new_tokens=4) for _ in range(4)]
+    works = [user.upload(lambda: Upload("mine.png", png(scene))) for user in users]
+    for work in works:
+        next(work)
+    for work in works:
+        finish(work)
+    assert [user.view.notice for user in users] == [""] * 4
+    assert most == [1]
 
 
 def call(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, str]:

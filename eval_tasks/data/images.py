@@ -6,11 +6,11 @@ import stat
 import warnings
 from io import BytesIO
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from eval_tasks.data.rows import RowImage
 from lvlm_radapt.errors import UserError
 
 # Pillow's own default limit, kept here so that a program that lifts Pillow's does not lift ours.
@@ -22,7 +22,13 @@ MAX_ASPECT = 300
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
 
 
-def open_image(path: Path | RowImage, formats: tuple[str, ...] = FORMATS) -> Image.Image:
+class Held(Protocol):
+    """An image that is no file of its own, such as a `RowImage`; as a string, what messages call it."""
+
+    def read(self) -> bytes: ...
+
+
+def open_image(path: Path | Held, formats: tuple[str, ...] = FORMATS, most_pixels: int = MAX_PIXELS) -> Image.Image:
     """The image as RGB, turned upright by its EXIF orientation; of an animation, the first frame.
 
     Links are followed, as data folders and caches are made of them, to regular files only: nothing is read from a
@@ -30,17 +36,17 @@ def open_image(path: Path | RowImage, formats: tuple[str, ...] = FORMATS) -> Ima
 
     Transparency is dropped, not blended: the colours stored under it stay, as with Pillow's `convert("RGB")`
     and so with the stock image processors. 16-bit grey is scaled to 8 bits. Raises UserError naming the file
-    when it is missing, empty, truncated, of none of the `formats`, larger than MAX_PIXELS, longer than MAX_SIDE, more
-    than MAX_ASPECT times as long as wide, or of 32 bits a channel.
+    when it is missing, empty, truncated, of none of the `formats`, larger than `most_pixels`, longer than MAX_SIDE,
+    more than MAX_ASPECT times as long as wide, or of 32 bits a channel.
     """
     content = _content(path)
-    too_large = f"image {path} has more than {MAX_PIXELS} pixels: too large to be opened safely"
+    too_large = f"image {path} has more than {most_pixels} pixels: too large to be opened safely"
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
             image = Image.open(content, formats=formats)
         with image:
-            if image.width * image.height > MAX_PIXELS:
+            if image.width * image.height > most_pixels:
                 raise UserError(too_large)
             _refuse_strip(image, path)
             image.load()
@@ -55,9 +61,9 @@ def open_image(path: Path | RowImage, formats: tuple[str, ...] = FORMATS) -> Ima
         raise UserError(f"image {path} is damaged: {' '.join(str(error).split())}") from error
 
 
-def _content(source: Path | RowImage) -> Path | BytesIO:
+def _content(source: Path | Held) -> Path | BytesIO:
     """What Pillow can open, known to hold something."""
-    if isinstance(source, RowImage):
+    if not isinstance(source, Path):
         content = source.read()
         size = len(content)
     else:
@@ -74,7 +80,7 @@ def _content(source: Path | RowImage) -> Path | BytesIO:
     return source if isinstance(source, Path) else BytesIO(content)
 
 
-def _refuse_strip(image: Image.Image, path: Path | RowImage) -> None:
+def _refuse_strip(image: Image.Image, path: Path | Held) -> None:
     short, long = sorted(image.size)
     if long > MAX_SIDE or long > MAX_ASPECT * short:
         raise UserError(
@@ -90,7 +96,7 @@ def _upright(image: Image.Image) -> Image.Image:
         return image
 
 
-def _rgb(image: Image.Image, path: Path | RowImage) -> Image.Image:
+def _rgb(image: Image.Image, path: Path | Held) -> Image.Image:
     if image.mode.startswith("I;16"):
         # convert("RGB") would clip at 255 and leave a white image.
         levels = np.asarray(image).astype(np.uint32)

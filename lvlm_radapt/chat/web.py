@@ -7,27 +7,19 @@ import os
 import socket
 import tempfile
 import threading
-from collections.abc import Awaitable, Callable, Iterator, MutableMapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from importlib.util import find_spec
-from typing import Any
 
 from PIL import Image
 
 from lvlm_radapt.chat.web_engine import Engine
+from lvlm_radapt.chat.web_guard import Asgi, Guard, Hosts
+from lvlm_radapt.chat.web_uploads import Uploads
 from lvlm_radapt.errors import UserError
 from lvlm_radapt.models.base import LVLM
 
-LARGEST_UPLOAD = 20 * 2**20  # bytes
-
-Message = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[Message]]
-Send = Callable[[Message], Awaitable[None]]
-Asgi = Callable[[Message, Receive, Send], Awaitable[None]]
-
-# All that the page asks for. Not among it: gradio's routes that send files, fetch addresses or tell about users.
-_PAGES = {"/", "/config", "/theme.css", "/favicon.ico", "/manifest.json", "/robots.txt", "/gradio_api/upload"}
-_FOLDERS = ("/assets/", "/static/", "/svelte/", "/gradio_api/queue/", "/gradio_api/heartbeat/", "/gradio_api/run/")
+_MOST_CONNECTIONS = 500  # two for each visitor
 
 
 def check_web() -> None:
@@ -57,6 +49,7 @@ def serve(
     model: LVLM,
     bound: socket.socket,
     *,
+    host: str,
     samples: Sequence[tuple[str, Image.Image]],
     questions: Sequence[str],
     max_new_tokens: int,
@@ -64,16 +57,23 @@ def serve(
 ) -> None:
     """Serve the chat on a bound socket until a signal comes; ready: gets the page's address.
 
-    samples: names and images to pick. What users send is kept in a folder that goes when the server ends.
+    host: what was asked to be listened to; samples: names and images to pick. What users send stays in memory.
     """
-    with tempfile.TemporaryDirectory(prefix="lvlm-radapt-web-") as uploads:
+    with tempfile.TemporaryDirectory(prefix="lvlm-radapt-web-") as empty:
         # gradio reads these when it is imported
-        os.environ |= {"GRADIO_ANALYTICS_ENABLED": "False", "GRADIO_TEMP_DIR": uploads, "GRADIO_RUN_HISTORY": "False"}
+        os.environ |= {"GRADIO_ANALYTICS_ENABLED": "False", "GRADIO_TEMP_DIR": empty, "GRADIO_RUN_HISTORY": "False"}
         logging.getLogger("httpx").setLevel(logging.WARNING)
         import uvicorn
 
-        app = make_app(Engine(model), samples, questions, max_new_tokens=max_new_tokens)
-        server = uvicorn.Server(uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=1))
+        uploads = Uploads()
+        page = make_app(Engine(model), uploads, samples, questions, max_new_tokens=max_new_tokens)
+        config = uvicorn.Config(
+            Guard(page, Hosts(bound.getsockname()[0], host), uploads),
+            log_level="warning",
+            timeout_graceful_shutdown=1,
+            limit_concurrency=_MOST_CONNECTIONS,
+        )
+        server = uvicorn.Server(config)
         thread = threading.Thread(target=server.run, kwargs={"sockets": [bound]}, daemon=True)
         thread.start()
         try:
@@ -86,21 +86,25 @@ def serve(
 
 
 def make_app(
-    engine: Engine, samples: Sequence[tuple[str, Image.Image]], questions: Sequence[str], *, max_new_tokens: int
+    engine: Engine,
+    uploads: Uploads,
+    samples: Sequence[tuple[str, Image.Image]],
+    questions: Sequence[str],
+    *,
+    max_new_tokens: int,
 ) -> Asgi:
-    """The page as an ASGI application that answers what the page needs, and nothing else."""
+    """The page as gradio's ASGI application, which must not be reached but through a `Guard`."""
     import gradio as gr
     from fastapi import FastAPI
 
     from lvlm_radapt.chat.web_page import STYLE, THEME, build, sample_style
 
-    page = build(engine, samples, questions, max_new_tokens=max_new_tokens)
-    app = gr.mount_gradio_app(
+    page = build(engine, uploads, samples, questions, max_new_tokens=max_new_tokens)
+    return gr.mount_gradio_app(
         FastAPI(docs_url=None, redoc_url=None, openapi_url=None),
         page,
         path="/",
         allowed_paths=[],
-        max_file_size=LARGEST_UPLOAD,
         show_error=False,
         footer_links=[],
         run_history=False,
@@ -111,19 +115,6 @@ def make_app(
         theme=THEME,
         css=STYLE.read_text(encoding="utf-8") + sample_style(samples),
     )
-
-    async def guarded(scope: Message, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http" and not _wanted(scope["path"]):
-            await send({"type": "http.response.start", "status": 404, "headers": [(b"content-length", b"0")]})
-            await send({"type": "http.response.body", "body": b""})
-            return
-        await app(scope, receive, send)
-
-    return guarded
-
-
-def _wanted(path: str) -> bool:
-    return path in _PAGES or (path.startswith(_FOLDERS) and ".." not in path)
 
 
 def _address(bound: socket.socket) -> str:

@@ -37,6 +37,8 @@ class Engine:
         assert model.radapt is not None
         self.settings: RAdaptConfig = model.radapt
         self.attacks = Line(_LONGEST_LINE)
+        self.decoding = threading.Lock()
+        """Held while an image is decoded and scaled, so that the memory holds one large one at a time."""
         self._white = normalised_white(model.image_mean, model.image_std)
         # an anchor that is other on each grid is taken from the tower itself
         self._anchor = injected_anchor(model.hf) if injected_white(model.hf) is None else None

@@ -12,7 +12,8 @@ from PIL import Image
 from lvlm_radapt.chat.commands import Attack, Loss, Side
 from lvlm_radapt.chat.web_engine import Engine
 from lvlm_radapt.chat.web_html import pages, picture_uri
-from lvlm_radapt.chat.web_user import LONGEST_QUESTION, UPLOADS, User
+from lvlm_radapt.chat.web_uploads import Uploads
+from lvlm_radapt.chat.web_user import FORMATS, LONGEST_QUESTION, User
 
 _SYSTEM_FONT = [gr.themes.Font(name) for name in ("ui-sans-serif", "system-ui", "sans-serif")]
 _SYSTEM_MONO = [gr.themes.Font(name) for name in ("ui-monospace", "Consolas", "monospace")]
@@ -32,8 +33,10 @@ Sample = tuple[str, Image.Image]
 """An image to pick, and its name."""
 
 
-def build(engine: Engine, samples: Sequence[Sample], questions: Sequence[str], *, max_new_tokens: int) -> gr.Blocks:
-    """The page. questions: offered beside the text box, the first stands in it."""
+def build(
+    engine: Engine, uploads: Uploads, samples: Sequence[Sample], questions: Sequence[str], *, max_new_tokens: int
+) -> gr.Blocks:
+    """The page. uploads: what visitors sent; questions: offered beside the text box, the first stands in it."""
     own = engine.settings
     with gr.Blocks(title=f"{engine.model.label} - lvlm-radapt", analytics_enabled=False) as page:
         state = gr.State()
@@ -49,8 +52,10 @@ def build(engine: Engine, samples: Sequence[Sample], questions: Sequence[str], *
             with gr.Tab("Chat", elem_id="ra-chat"), gr.Row(elem_id="ra-main"):
                 with gr.Column(scale=4, min_width=300):
                     file = gr.File(
-                        label=f"Image ({', '.join(UPLOADS)})", file_types=_SUFFIXES, height=120, elem_id="ra-file"
+                        label=f"Image ({', '.join(FORMATS)})", file_types=_SUFFIXES, height=120, elem_id="ra-file"
                     )
+                    # gradio never gets the file itself, as it would open any path that a browser names
+                    secret = gr.Textbox(visible="hidden", elem_id="ra-secret")
                     with gr.Row(elem_id="ra-samples", visible=bool(samples)):
                         buttons = [
                             gr.Button(name, elem_id=f"ra-sample-{i}", min_width=40)
@@ -127,6 +132,9 @@ def build(engine: Engine, samples: Sequence[Sample], questions: Sequence[str], *
 
             return handle
 
+        def upload(user: User, secret: str) -> Iterator[None]:
+            return user.upload(lambda: uploads.take(secret))
+
         def enter() -> Update:
             user = User(engine, max_new_tokens=max_new_tokens)
             return {state: user, **seen(user, {})}
@@ -137,7 +145,9 @@ def build(engine: Engine, samples: Sequence[Sample], questions: Sequence[str], *
 
         private: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
         page.load(enter, outputs=[state, *shown], **private)
-        file.upload(handler(_upload, clears_file=True), [state, file], shown, **private)
+        file.upload(None, file, secret, js="file => file ? file.path : ''", **private).then(
+            handler(upload, clears_file=True), [state, secret], shown, **private
+        )
         for button, sample in zip(buttons, samples, strict=True):
             button.click(handler(_shows(sample)), state, shown, **private)
         gr.on([ask.click, question.submit], handler(_ask), [state, question], shown, **private)
@@ -157,10 +167,6 @@ def sample_style(samples: Sequence[Sample]) -> str:
     return "\n".join(
         f"#ra-sample-{i} {{ background-image: url({picture_uri(image)}); }}" for i, (_, image) in enumerate(samples)
     )
-
-
-def _upload(user: User, file: str | None) -> Iterator[None]:
-    return iter(()) if file is None else user.upload(Path(file), Path(file).name)
 
 
 def _shows(sample: Sample) -> Act:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import threading
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Literal
 
 import torch
@@ -16,9 +15,10 @@ from eval_tasks.data.images import open_image
 from lvlm_radapt.chat.commands import Attack, Side
 from lvlm_radapt.chat.session import Attacked, Step
 from lvlm_radapt.chat.web_engine import Engine
+from lvlm_radapt.chat.web_uploads import MOST_PIXELS, Upload
 from lvlm_radapt.errors import UserError
 
-UPLOADS = ("PNG", "JPEG", "WEBP")
+FORMATS = ("PNG", "JPEG", "WEBP")
 LONGEST_QUESTION = 2000  # characters
 _PULSE = 0.1  # seconds between two looks at work in hand
 _PATIENCE = 2.0  # seconds that new work waits for the work in hand, which mostly is about to end
@@ -74,20 +74,19 @@ class User:
         """Begin anew, with this image."""
 
         def work() -> None:
-            self.session.begin(image, name)
+            with self.engine.decoding:
+                self.session.begin(image, name)
             self.view = View()
 
         return self._do(work)
 
-    def upload(self, file: Path, name: str) -> Iterator[None]:
+    def upload(self, take: Callable[[], Upload]) -> Iterator[None]:
         """Begin anew, with an image somebody sent."""
 
         def work() -> None:
-            try:
-                image = open_image(file, UPLOADS)
-            except UserError as error:  # the file's place here is nobody's business
-                raise UserError(str(error).replace(str(file), name)) from None
-            self.session.begin(image, name)
+            sent = take()
+            with self.engine.decoding:
+                self.session.begin(open_image(sent, FORMATS, MOST_PIXELS), sent.name)
             self.view = View()
 
         return self._do(work)

@@ -50,10 +50,12 @@ def chat(
     place = place_of(device, dtype, quantize, device_map)
     if web:
         check_web()
-        with listening(host or "127.0.0.1", 7860 if port is None else port) as bound:
+        host = host or "127.0.0.1"
+        with listening(host, 7860 if port is None else port) as bound:
             serve(
                 load_model(model, **place),
                 bound,
+                host=host,
                 samples=_samples(model, image),
                 questions=_questions(model),
                 max_new_tokens=max_new_tokens,
