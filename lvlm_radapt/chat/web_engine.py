@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager
 
 from torch import Tensor
@@ -37,8 +38,8 @@ class Engine:
         assert model.radapt is not None
         self.settings: RAdaptConfig = model.radapt
         self.attacks = Line(_LONGEST_LINE)
-        self.decoding = threading.Lock()
-        """Held while an image is decoded and scaled, so that the memory holds one large one at a time."""
+        self.decoder = ThreadPoolExecutor(1, "decoder")
+        """Decodes and scales all images: one at a time, and in one thread, as each thread keeps memory it has freed."""
         self._white = normalised_white(model.image_mean, model.image_std)
         # an anchor that is other on each grid is taken from the tower itself
         self._anchor = injected_anchor(model.hf) if injected_white(model.hf) is None else None

@@ -72,24 +72,16 @@ class User:
 
     def show(self, image: Image.Image, name: str) -> Iterator[None]:
         """Begin anew, with this image."""
-
-        def work() -> None:
-            with self.engine.decoding:
-                self.session.begin(image, name)
-            self.view = View()
-
-        return self._do(work)
+        return self._begin(lambda: (image, name))
 
     def upload(self, take: Callable[[], Upload]) -> Iterator[None]:
         """Begin anew, with an image somebody sent."""
 
-        def work() -> None:
-            sent = take()
-            with self.engine.decoding:
-                self.session.begin(open_image(sent, FORMATS, MOST_PIXELS), sent.name)
-            self.view = View()
+        def decode() -> tuple[Image.Image, str]:
+            sent = take()  # only now, so that few wait in memory
+            return open_image(sent, FORMATS, MOST_PIXELS), sent.name
 
-        return self._do(work)
+        return self._begin(decode)
 
     def ask(self, question: str) -> Iterator[None]:
         """Both models' answers."""
@@ -131,6 +123,13 @@ class User:
 
         def work() -> None:
             self.session.reset()
+            self.view = View()
+
+        return self._do(work)
+
+    def _begin(self, decode: Callable[[], tuple[Image.Image, str]]) -> Iterator[None]:
+        def work() -> None:
+            self.engine.decoder.submit(lambda: self.session.begin(*decode())).result()
             self.view = View()
 
         return self._do(work)
