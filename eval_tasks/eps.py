@@ -9,6 +9,7 @@ from attacks.norms import Norm
 from lvlm_radapt.errors import UserError
 
 TOLERANCE = 1e-4  # of an 8-bit level: x + eps in float32 falls a few ulp short of the level it means
+_ROUNDING = 1e-5  # of eps and of a level
 _LARGEST = 1e4  # the diagonal of any canvas is below that: a larger L2 eps is a slip of the pen
 _NUMBER = r"\d+(?:\.\d*)?(?:[eE][+-]?\d+)?|\.\d+(?:[eE][+-]?\d+)?"
 _EPS = re.compile(rf"\s*({_NUMBER})\s*(?:/\s*({_NUMBER})\s*)?", re.ASCII)
@@ -50,6 +51,11 @@ def whole_levels(eps: float) -> int:
 def eps_8bit(eps: float, norm: str | None) -> float | None:
     """The Linf budget that 8-bit images have, in whole levels; None under L2, where it depends on the image."""
     return None if norm == "L2" else whole_levels(eps) / 255
+
+
+def within(distance: float, eps: float) -> bool:
+    """Whether an 8-bit image at that distance is in the ball, but for the rounding of float32 numbers."""
+    return distance <= eps * (1 + _ROUNDING) + _ROUNDING / 255
 
 
 def budget_text(eps: float, norm: str | None = "Linf") -> str:

@@ -6,6 +6,9 @@ samples.jsonl   when finished: a line a sample, in the order of the selected ids
 metrics.json    written last; a run is finished when it is there
 images/ID.png   the attacked images, the ones that were scored
 clean/ID.png    the first samples' clean images on the same canvas, for the report
+
+Every line, metrics.json and every image has its SHA-256, so that what was changed afterwards is refused (`checksums`).
+Of an image it is that of the PNG file: it is had without decoding, and `sha256sum` shows the same.
 """
 
 from __future__ import annotations
@@ -19,6 +22,7 @@ import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any
 from urllib.parse import quote
@@ -28,6 +32,7 @@ import torch
 from PIL import Image
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from eval_tasks.checksums import bytes_sum, document_sum, file_sum, sealed, settings_key, unsealed
 from eval_tasks.data.images import open_image
 from eval_tasks.environment import environment
 from eval_tasks.validation import first_problem, read_bytes
@@ -36,11 +41,16 @@ from lvlm_radapt.errors import UserError
 from lvlm_radapt.locking import LOCK
 from lvlm_radapt.writing import check_outside_runs, sync_folder, whole_file
 
-SCHEMA = 1
+SCHEMA = 2
+_READ = (1, SCHEMA)
+NO_CHECKSUMS = (
+    "this run is of an earlier version and has no checksums: a change of its records or images is not noticed"
+)
 # Entries of run.json that may differ when a run is resumed; all others must be equal. What follows from others is here,
 # so that a run that was begun before it was written down can be resumed.
 INFORMATIONAL = frozenset(
     {"attack.eps_8bit", "command", "created", "data", "determinism", "environment", "left_out", "processes", "resumed"}
+    | {"schema"}
 )
 
 
@@ -64,7 +74,7 @@ class Attacked(Scored):
     whether it brought the score, on the model it was made on, under the threshold; of attacks on classifiers, the one
     that made that model wrong about the image, and whether one did. rounded_back: it was wrong before the rounding to
     8 bits only. steps: gradient steps spent on it, those of a library not counted. remarks: signs of a broken
-    evaluation, said of the sample's batch.
+    evaluation, said of the sample's batch. image_sha256: of the PNG file.
     """
 
     loss: float | None
@@ -78,10 +88,14 @@ class Attacked(Scored):
     broken: bool | None = None
     rounded_back: bool = False
     remarks: Annotated[tuple[str, ...], Field(strict=False)] = ()
+    image_sha256: str | None = None
 
 
 class SampleRecord(_Model):
-    """One line of samples.jsonl. NaN and wrong types raise pydantic's ValidationError (a ValueError)."""
+    """One line of samples.jsonl. NaN and wrong types raise pydantic's ValidationError (a ValueError).
+
+    clean_sha256: of the PNG file of the clean image, where it is kept.
+    """
 
     id: Annotated[str, Field(min_length=1)]
     question: str | None
@@ -89,6 +103,13 @@ class SampleRecord(_Model):
     clean: Scored
     adversarial: Attacked | None
     seconds: Annotated[float, Field(ge=0)]
+    clean_sha256: str | None = None
+
+    @property
+    def kept(self) -> dict[str, str]:
+        """The SHA-256 of this sample's images by their folder, where there is one."""
+        sums = {"images": self.adversarial.image_sha256 if self.adversarial else None, "clean": self.clean_sha256}
+        return {under: one for under, one in sums.items() if one is not None}
 
 
 @dataclass(frozen=True)
@@ -99,6 +120,20 @@ class Run:
     settings: dict[str, Any]
     metrics: dict[str, Any]
     samples: list[SampleRecord]
+
+    @property
+    def remark(self) -> str | None:
+        """What a reader has to know of the folder."""
+        return NO_CHECKSUMS if self.settings["schema"] == 1 else None
+
+    def check_images(self) -> None:
+        """UserError naming the sample of the first image, attacked or clean, that is not the run's own any more.
+        One that is not there is no such image."""
+        for record in self.samples:
+            for under, wanted in record.kept.items():
+                path = self.path / under / image_name(record.id)
+                if path.is_file():
+                    _check_sum(path, record.id, wanted)
 
 
 def ids_digest(ids: Iterable[str]) -> str:
@@ -177,7 +212,7 @@ class RunFolder:
 
     def append(self, record: SampleRecord) -> None:
         """Add a sample's line to this process's part file, on disk when this returns."""
-        line = record.model_dump_json().encode() + b"\n"
+        line = self._line(record)
         if self._part is None or self._owner != os.getpid():  # a forked child must not share its parent's file
             self._part, self._owner = self._open_part(), os.getpid()
         try:
@@ -202,9 +237,18 @@ class RunFolder:
         return set(self._records())
 
     def unsound_images(self) -> list[str]:
-        """Ids that have a record of an attacked image which is missing or damaged, by its own checksums."""
-        attacked = [record.id for record in self._records().values() if record.adversarial is not None]
-        return [one for one in attacked if not _is_sound(self.path / "images" / image_name(one))]
+        """Ids that have a record of an attacked image which is missing or damaged, by the checksums in the PNG file.
+        UserError for a sound file that is another image than the record's."""
+        unsound = []
+        for record in self._records().values():
+            path = self.path / "images" / image_name(record.id)
+            if record.adversarial is None:
+                continue
+            if not _is_sound(path):
+                unsound.append(record.id)
+            else:
+                _check_sum(path, record.id, record.adversarial.image_sha256)
+        return unsound
 
     def records(self) -> list[SampleRecord]:
         """The records there are, in the order of the selected ids; UserError for damaged files and foreign records."""
@@ -223,9 +267,9 @@ class RunFolder:
             missing = len(order) - len(records)
             raise UserError(f"{self.path} lacks {missing} of {len(order)} samples: continue it with --resume")
         self.close()
-        lines = b"".join(record.model_dump_json().encode() + b"\n" for record in records)
-        _write_atomic(self.path / "samples.jsonl", lines)
-        _write_atomic(self.path / "metrics.json", _pretty(metrics))
+        _write_atomic(self.path / "samples.jsonl", b"".join(map(self._line, records)))
+        whole = json.loads(json.dumps(metrics, allow_nan=False))
+        _write_atomic(self.path / "metrics.json", _pretty(whole | {"checksum": document_sum(whole, self._key)}))
         with _writing(self.path):
             for part in self._parts():
                 part.unlink(missing_ok=True)
@@ -236,8 +280,9 @@ class RunFolder:
                     if _is_leftover(entry):
                         entry.unlink(missing_ok=True)
 
-    def save_image(self, sample_id: str, x: torch.Tensor | np.ndarray, *, under: str = "images") -> None:
-        """Write a uint8 [3, H, W] image as images/ID.png (or in the folder `under`), whole or not at all."""
+    def save_image(self, sample_id: str, x: torch.Tensor | np.ndarray, *, under: str = "images") -> str:
+        """Write a uint8 [3, H, W] image as images/ID.png (or in the folder `under`), whole or not at all; the SHA-256
+        of the file."""
         array = x.detach().cpu().numpy() if isinstance(x, torch.Tensor) else x
         if array.dtype != np.uint8 or array.ndim != 3 or array.shape[0] != 3:
             raise ValueError(f"an image is uint8 [3, H, W], got {array.dtype} {list(array.shape)}")
@@ -247,11 +292,27 @@ class RunFolder:
         with _writing(self.path):
             (self.path / under).mkdir(exist_ok=True)
         _write_atomic(self.path / under / image_name(sample_id), encoded.getvalue())
+        return bytes_sum(encoded.getvalue())
 
-    def load_image(self, sample_id: str) -> torch.Tensor:
-        """The saved image, uint8 [3, H, W]; UserError when it is missing or damaged."""
-        pixels = np.array(open_image(self.path / "images" / image_name(sample_id)))
+    def load_image(self, sample_id: str, sha256: str | None = None) -> torch.Tensor:
+        """The saved image, uint8 [3, H, W]; UserError when it is missing or damaged, or has another SHA-256."""
+        path = self.path / "images" / image_name(sample_id)
+        if path.is_file():
+            _check_sum(path, sample_id, sha256)
+        pixels = np.array(open_image(path))
         return torch.from_numpy(pixels).permute(2, 0, 1).contiguous()
+
+    @property
+    def has_no_checksums(self) -> bool:
+        """Whether an earlier version began this run."""
+        return bool(_read_settings(self.path)["schema"] == 1)
+
+    @cached_property
+    def _key(self) -> bytes:
+        return settings_key(_identity(_read_settings(self.path)))
+
+    def _line(self, record: SampleRecord) -> bytes:
+        return sealed(record.model_dump_json().encode(), self._key) + b"\n"
 
     def _rejoin(self, document: dict[str, Any]) -> None:
         old = _read_settings(self.path)
@@ -284,11 +345,12 @@ class RunFolder:
         return list((self.path / "parts").glob("part-*.jsonl"))
 
     def _records(self) -> dict[str, SampleRecord]:
+        settings = _read_settings(self.path)
         if self.finished:
-            return {record.id: record for record in _read_lines(self.path / "samples.jsonl", torn_tail=False)}
+            return {record.id: record for record in _read_lines(self.path / "samples.jsonl", settings)}
         # A redone chunk may repeat an id: the last one written goes with the image on disk.
         parts = sorted(self._parts(), key=lambda part: (part.stat().st_mtime_ns, part.name))
-        return {record.id: record for part in parts for record in _read_lines(part, torn_tail=True)}
+        return {record.id: record for part in parts for record in _read_lines(part, settings, torn_tail=True)}
 
 
 def read_run(path: str | os.PathLike[str]) -> Run:
@@ -299,10 +361,13 @@ def read_run(path: str | os.PathLike[str]) -> Run:
         done = len(RunFolder(folder).done_ids())
         total = settings["ids"]["n"]
         raise UserError(f"run {folder} is not finished ({done} of {total} samples): continue it with --resume")
-    metrics = read_json(folder / "metrics.json")
-    samples = _read_lines(folder / "samples.jsonl", torn_tail=False)
+    samples = _read_lines(folder / "samples.jsonl", settings)
     if ids_digest(record.id for record in samples) != settings["ids"]["sha256"]:
         raise UserError(f"{folder / 'samples.jsonl'} does not hold the samples that run.json names: run it again")
+    metrics = read_json(folder / "metrics.json")
+    own = metrics.pop("checksum", None)
+    if settings["schema"] > 1 and own != document_sum(metrics, settings_key(_identity(settings))):
+        raise UserError(_changed(f"{folder / 'metrics.json'} was"))
     return Run(folder, settings, metrics, samples)
 
 
@@ -311,26 +376,42 @@ def _read_settings(folder: Path) -> dict[str, Any]:
     if not path.is_file():
         raise UserError(f"{folder} is not a run folder: it has no run.json")
     settings = read_json(path)
-    if settings.get("schema") != SCHEMA:
-        raise UserError(f"{path} has schema {_short(settings.get('schema'))}, this version reads {SCHEMA}")
+    if settings.get("schema") not in _READ:
+        raise UserError(f"{path} has schema {_short(settings.get('schema'))}, this version reads up to {SCHEMA}")
     ids = settings.get("ids")
     if not isinstance(ids, dict) or not isinstance(ids.get("n"), int) or not isinstance(ids.get("sha256"), str):
         raise UserError(f"{path}: field ids: must hold n and sha256")
     return settings
 
 
-def _read_lines(path: Path, *, torn_tail: bool) -> list[SampleRecord]:
+def _read_lines(path: Path, settings: Mapping[str, Any], *, torn_tail: bool = False) -> list[SampleRecord]:
     # Split on the newline byte alone: texts may hold characters that str.splitlines takes for line ends.
     *lines, tail = read_bytes(path).split(b"\n")
     if tail and not torn_tail:
         raise UserError(f"{path}: the last line is cut off")
+    key = settings_key(_identity(settings))
     records = []
     for number, line in enumerate(lines, start=1):
+        body, right = unsealed(line, key)
         try:
-            records.append(SampleRecord.model_validate_json(line))
+            records.append(SampleRecord.model_validate_json(body))
         except ValidationError as error:
             raise UserError(f"{path}, line {number}: {first_problem(error)}") from error
+        if not right and settings["schema"] > 1:
+            raise UserError(_changed(f"the record of sample {records[-1].id} in {path}, line {number}, was"))
     return records
+
+
+def _check_sum(path: Path, sample_id: str, wanted: str | None) -> None:
+    if wanted is not None and file_sum(path) != wanted:
+        raise UserError(
+            f"the image of sample {sample_id}, {path}, is not the one that this run made and scored: put that one "
+            "back, or run it again"
+        )
+
+
+def _changed(what: str) -> str:
+    return f"{what} changed after the run, or run.json was: its checksum is wrong; put back what it was, or run again"
 
 
 def _identity(document: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -75,12 +75,14 @@ def write_report(runs: Sequence[Run], out_html: Path) -> Path:
     """Write the report of one or several finished runs to `out_html`, and return that path.
 
     The page is self-contained: styles inline, images as data URIs, no script. Everything that comes from data
-    is escaped. Images that are missing or damaged are left out. Raises UserError as `eval_tasks.table.tables`
-    does, as `check_report` does, and when the file cannot be written.
+    is escaped. Images that are missing are left out. Raises UserError for an image that is not the run's own any more,
+    as `eval_tasks.table.tables` does, as `check_report` does, and when the file cannot be written.
     """
     check_report(out_html)
     made = tables(runs)
     runs = list({run.path.resolve(): run for run in runs}.values())
+    for run in runs:
+        run.check_images()
     page = (
         templates(numbers=numbers_text)
         .get_template("report.html.j2")
@@ -241,7 +243,7 @@ def _described(run: Run) -> dict[str, Any]:
             {key: run.settings[key] for key in ("created", "environment", "resumed") if key in run.settings}
         ),
         "seconds": run.metrics.get("seconds"),
-        "notes": [str(note) for note in run.metrics.get("notes") or []],
+        "notes": [str(note) for note in run.metrics.get("notes") or []] + ([run.remark] if run.remark else []),
     }
 
 
@@ -329,17 +331,17 @@ def _split(run: Run) -> tuple[list[SampleRecord], list[SampleRecord]]:
 
 def _picture(run: Run, sample: SampleRecord) -> Picture:
     clean, attacked = (_pixels(run.path / folder / image_name(sample.id)) for folder in ("clean", "images"))
-    difference = None
+    difference, linf = None, None if sample.adversarial is None else sample.adversarial.linf
     if clean is not None and attacked is not None and clean.shape == attacked.shape:
         difference = png_uri(difference_image(clean, attacked))
-    linf = "" if sample.adversarial is None else _levels(sample.adversarial.linf)
+        linf = int(np.abs(attacked.astype(int) - clean).max()) / 255
     seen = attacked if attacked is not None else clean
     return Picture(
         sample=sample,
         clean=None if clean is None else png_uri(clean),
         attacked=None if attacked is None else png_uri(attacked),
         difference=difference,
-        linf=linf,
+        linf="" if linf is None else _levels(linf),
         small=seen is not None and max(seen.shape[:2]) <= 160,
     )
 

@@ -11,6 +11,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from eval_tasks.attacker import view_of
 from eval_tasks.audit.of_run import audit_of_run
 from eval_tasks.crafting import AttackPlan
@@ -18,9 +20,9 @@ from eval_tasks.data import Sample, chunks, load_task, open_image, tasks
 from eval_tasks.data.rows import RowImage
 from eval_tasks.exams import exam_of
 from eval_tasks.processes import Group, Work
-from eval_tasks.records import Run, RunFolder, SampleRecord, Scored, read_run
+from eval_tasks.records import NO_CHECKSUMS, Run, RunFolder, SampleRecord, Scored, read_run
 from eval_tasks.running import Advance, Log, Running, tally
-from eval_tasks.scoring import canvas_groups, image_source, score_batch
+from eval_tasks.scoring import canvas_groups, check_kept, image_source, score_batch
 from eval_tasks.settings import EvalSettings, run_document
 from eval_tasks.summary import metrics
 from lvlm_radapt.errors import Unfinished, UserError
@@ -79,6 +81,8 @@ def evaluate(
         more += _remarks(model, surrogate, plan, samples[0])
     document = run_document(model, settings, exam, surrogate, command) | {"processes": group.size, "left_out": left_out}
     source, document = image_source(images_from, document, samples)
+    if source is not None and source.remark is not None:
+        more.append(f"of {images_from}: {source.remark}")
     remarks = [*remarks, *(said for said in (note, document["left_out"]) if said), *more]
     folder = RunFolder(out, group.rank)
     pieces = chunks(samples, settings.chunk_size)
@@ -88,7 +92,7 @@ def evaluate(
 
         def begin() -> dict[str, Any]:
             lock.claim()
-            return _begin(folder.create(document, [s.id for s in samples], resume=resume), pieces)
+            return _begin(folder.create(document, [s.id for s in samples], resume=resume), pieces, model)
 
         before = work.lead("begin", begin)
         if not group.first:
@@ -131,8 +135,13 @@ def evaluate(
 
         def end() -> None:
             _wait(work, todo, running, folder)
-            more, said = exam.closing(folder.load_image if plan is not None else None)
-            found = metrics(folder.records(), task, plan, [*remarks, *said], time.monotonic() - started) | more
+            records = {record.id: record for record in folder.records()}
+
+            def attacked(one: str) -> torch.Tensor:
+                return folder.load_image(one, records[one].kept.get("images"))
+
+            more, said = exam.closing(attacked if plan is not None else None)
+            found = metrics([*records.values()], task, plan, [*remarks, *said], time.monotonic() - started) | more
             if plan is not None and plan.threat == "adaptive":
                 running.stage("audit")
                 found["audit"] = audit_of_run(model, folder, exam, samples, plan, seed=settings.seed).to_dict()
@@ -142,10 +151,11 @@ def evaluate(
         return read_run(out)
 
 
-def _begin(folder: RunFolder, pieces: Sequence[Sequence[Sample]]) -> dict[str, Any]:
+def _begin(folder: RunFolder, pieces: Sequence[Sequence[Sample]], model: PixelModel) -> dict[str, Any]:
     """What was done before, as JSON for all processes: whether everything, and the tallies of whole chunks by number.
 
-    A sample whose attacked image was damaged since is not done, and so neither is its chunk.
+    A sample whose attacked image was damaged since is not done, and so neither is its chunk. UserError naming a sample
+    whose image or record was changed.
     """
     records = {record.id: record for record in folder.records()}
     unsound = set() if folder.finished else set(folder.unsound_images())
@@ -155,7 +165,10 @@ def _begin(folder: RunFolder, pieces: Sequence[Sequence[Sample]]) -> dict[str, A
         for number, chunk in enumerate(pieces)
         if all(s.id in sound for s in chunk)
     }
-    remarks = []
+    if not folder.finished:
+        for number in done:
+            check_kept(model, pieces[number], folder, records)
+    remarks = [NO_CHECKSUMS] if folder.has_no_checksums else []
     if unsound:
         first = min(unsound, key=[*records].index)
         remarks.append(f"{len(unsound)} saved images were damaged or missing, and made again (first: sample {first})")

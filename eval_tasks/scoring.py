@@ -8,12 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
-from eval_tasks.crafting import Crafted, sample_seed, says
+from eval_tasks.crafting import AttackPlan, Crafted, sample_seed, says
 from eval_tasks.data import Sample, open_image
+from eval_tasks.eps import eps_text, within
 from eval_tasks.exams import Exam
 from eval_tasks.quantise import distances, from_8bit
-from eval_tasks.records import Attacked, RunFolder, SampleRecord, Scored, ids_digest, read_run
+from eval_tasks.records import Attacked, Run, RunFolder, SampleRecord, Scored, ids_digest, read_run
 from eval_tasks.settings import EvalSettings
 from lvlm_radapt.errors import UserError
 from lvlm_radapt.models.base import PixelBatch, PixelModel
@@ -35,7 +37,7 @@ def score_batch(
     samples: Sequence[Sample],
     folder: RunFolder,
     batch: PixelBatch,
-    source: RunFolder | None,
+    source: Run | None,
     gallery: set[str],
     known: dict[str, Scored],
     tell: Callable[[str], None],
@@ -67,11 +69,10 @@ def score_batch(
                 tell=lambda stage, count: tell(f"{stage}, {count} images"),
             )  # fmt: skip
         else:
-            crafted = _reuse(source, samples, batch)
-        for sample, pixels in zip(samples, crafted.pixels, strict=True):
-            folder.save_image(sample.id, pixels)
+            crafted = _reuse(source, samples, batch, plan)
+        sums = [folder.save_image(s.id, pixels) for s, pixels in zip(samples, crafted.pixels, strict=True)]
         # what is scored is what lies on the disk
-        on_disk = torch.stack([folder.load_image(s.id) for s in samples])
+        on_disk = torch.stack([folder.load_image(s.id, one) for s, one in zip(samples, sums, strict=True)])
         scored_batch = batch.replace(from_8bit(on_disk).to(batch.x.device))
         tell("answers to attacked images")
         far = distances(on_disk, batch.x)
@@ -90,12 +91,16 @@ def score_batch(
                 broken=crafted.broken[i],
                 rounded_back=crafted.rounded_back[i],
                 remarks=tuple(crafted.remarks),
+                image_sha256=sums[i],
             )
             for i, a in enumerate(answer(scored_batch))
         ]
-    for i, sample in enumerate(samples):
-        if sample.id in gallery:
-            folder.save_image(sample.id, (batch.x[i] * 255).round().to("cpu").byte(), under="clean")
+    canvas = (batch.x * 255).round().to("cpu").byte()
+    shown = {
+        s.id: folder.save_image(s.id, pixels, under="clean")
+        for s, pixels in zip(samples, canvas, strict=True)
+        if s.id in gallery
+    }
     seconds = (time.monotonic() - started) / len(samples)
     return [
         SampleRecord(
@@ -105,6 +110,7 @@ def score_batch(
             clean=clean[i],
             adversarial=attacked[i],
             seconds=seconds,
+            clean_sha256=shown.get(s.id),
         )
         for i, s in enumerate(samples)
     ]
@@ -112,7 +118,7 @@ def score_batch(
 
 def image_source(
     images_from: Path | None, document: dict[str, Any], samples: list[Sample]
-) -> tuple[RunFolder | None, dict[str, Any]]:
+) -> tuple[Run | None, dict[str, Any]]:
     """The run whose images are scored again, checked to be the same attack on the same samples; and run.json's
     document with the model that they were made on, `document` itself where no images are taken."""
     if images_from is None:
@@ -160,18 +166,49 @@ def image_source(
     twin = victim["name"] == document["model"]["name"] and victim["radapt"] is None
     # None is the undefended twin, as when the images are crafted anew
     surrogate = made["surrogate"] or (None if twin else victim["name"])
-    return RunFolder(images_from), document | {
+    return run, document | {
         "attack": attack | {"surrogate": surrogate},
         "left_out": document["left_out"] or run.settings.get("left_out"),
     }
 
 
-def _reuse(source: RunFolder, samples: Sequence[Sample], batch: PixelBatch) -> Crafted:
-    pixels = [source.load_image(s.id) for s in samples]
-    for sample, image in zip(samples, pixels, strict=True):
+def check_kept(model: PixelModel, chunk: Sequence[Sample], folder: RunFolder, records: dict[str, SampleRecord]) -> None:
+    """UserError naming the first sample of the chunk whose attacked image in `folder` is not the one of its record, by
+    its checksum and by its distances from the clean image."""
+    for samples, batch in canvas_groups(model, chunk):
+        made = {s.id: a for s in samples if (a := records[s.id].adversarial) is not None}
+        if not made:
+            continue
+        pixels = _on_canvas(folder, [s.id for s in samples], {i: a.image_sha256 for i, a in made.items()}, batch)
+        for sample, (linf, l2) in zip(samples, distances(pixels, batch.x), strict=True):
+            told = made[sample.id]
+            # those of earlier versions were computed in float32
+            if abs(linf - told.linf) > 1e-6 or abs(l2 - told.l2) > 1e-5 * max(1.0, l2):
+                raise UserError(
+                    f"the image of sample {sample.id} in {folder.path} is {linf:.4g} (Linf), {l2:.4g} (L2) from its "
+                    f"clean image, its record says {told.linf:.4g}, {told.l2:.4g}: one of the two was changed; run it "
+                    "again"
+                )
+
+
+def _reuse(source: Run, samples: Sequence[Sample], batch: PixelBatch, plan: AttackPlan) -> Crafted:
+    sums = {r.id: r.adversarial.image_sha256 for r in source.samples if r.adversarial is not None}
+    pixels = _on_canvas(RunFolder(source.path), [s.id for s in samples], sums, batch)
+    for sample, far in zip(samples, distances(pixels, batch.x), strict=True):
+        size = far[plan.norm == "L2"]
+        if not within(size, plan.eps):
+            raise UserError(
+                f"the image of sample {sample.id} in {source.path} is {size:.4g} ({plan.norm}) from this model's clean "
+                f"image, more than eps {eps_text(plan.eps, plan.norm)}: it was made on another canvas, or changed since"
+            )
+    return Crafted.plain(pixels)
+
+
+def _on_canvas(folder: RunFolder, ids: Sequence[str], sums: dict[str, str | None], batch: PixelBatch) -> Tensor:
+    """The attacked images of these samples, uint8 [B, 3, H, W]; UserError for one of another canvas than `batch`."""
+    pixels = [folder.load_image(one, sums[one]) for one in ids]
+    for one, image in zip(ids, pixels, strict=True):
         if image.shape != batch.x.shape[1:]:
             got, wanted = "x".join(map(str, image.shape[1:])), "x".join(map(str, batch.x.shape[2:]))
-            raise UserError(
-                f"the image of sample {sample.id} in {source.path} has canvas {got}, this model's is {wanted}"
-            )
-    return Crafted.plain(torch.stack(pixels))
+            raise UserError(f"the image of sample {one} in {folder.path} has canvas {got}, this model's is {wanted}")
+    return torch.stack(pixels)

@@ -5,19 +5,19 @@ Tests may put other values into a document; a key that the program does not writ
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
 from eval_tasks.crafting import AttackPlan
 from eval_tasks.data import Sample
 from eval_tasks.exams import Exam, exam_of
 from eval_tasks.presets import load_attack, load_protocol, load_task_config
-from eval_tasks.records import Attacked, Run, RunFolder, SampleRecord, Scored, image_name, read_run
+from eval_tasks.records import Attacked, Run, RunFolder, SampleRecord, Scored, read_run
 from eval_tasks.settings import EvalSettings, run_document
 from eval_tasks.summary import metrics as written_metrics
 from lvlm_radapt import RAdaptConfig, load_model
@@ -109,10 +109,17 @@ class Maker:
         folder = RunFolder(self.root / f"run-{self.made}").create(document, ids)
         records = []
         for index, sample_id in enumerate(ids):
-            adversarial = None
+            adversarial, sums = None, dict[str, str]()
+            if images:
+                pixels = np.full((3, 8, 8), 10 * index, np.uint8)
+                sums = {
+                    under: folder.save_image(sample_id, pixels + more, under=under)
+                    for under, more in (("images", 4), ("clean", 0))
+                }
             if scores is not None:
                 loss = 1.0 if losses is None else losses[index]
                 adversarial = Attacked(output="a cat", score=scores[index], loss=loss, linf=4 / 255, l2=0.5)
+                adversarial = adversarial.model_copy(update={"image_sha256": sums.get("images")})
             records.append(
                 SampleRecord(
                     id=sample_id,
@@ -121,14 +128,10 @@ class Maker:
                     clean=Scored(output=answer, score=clean[index]),
                     adversarial=adversarial,
                     seconds=0.1,
+                    clean_sha256=sums.get("clean"),
                 )
             )
             folder.append(records[-1])
-            if images:
-                pixels = np.full((3, 8, 8), 10 * index, np.uint8)
-                folder.save_image(sample_id, pixels + 4)
-                (folder.path / "clean").mkdir(exist_ok=True)
-                Image.fromarray(pixels.transpose(1, 2, 0)).save(folder.path / "clean" / image_name(sample_id))
         written = written_metrics(records, load_task_config(asked), _plan(attacked), [], 1.5)
         folder.finish(changed({"audit": None} | written, metrics or {}))
         return read_run(folder.path)
@@ -139,3 +142,20 @@ def _plan(attacked: Mapping[str, Any] | None) -> AttackPlan | None:
         return None
     given = {key: attacked[key] for key in ("threat", "eps", "steps", "target")}
     return AttackPlan(load_attack(attacked["name"]), **given)
+
+
+def without_checksums(path: Path) -> Path:
+    """The run folder as an earlier version left it: its records and metrics have no checksums."""
+    settings = json.loads((path / "run.json").read_bytes())
+    (path / "run.json").write_text(json.dumps(settings | {"schema": 1}))
+    for lines in (*path.glob("samples.jsonl"), *path.glob("parts/*.jsonl")):
+        records = [json.loads(line) for line in lines.read_bytes().splitlines()]
+        for record in records:
+            for place, key in ((record, "checksum"), (record, "clean_sha256"), (record["adversarial"], "image_sha256")):
+                (place or {}).pop(key, None)
+        lines.write_text("".join(json.dumps(record) + "\n" for record in records))
+    if (path / "metrics.json").is_file():
+        metrics = json.loads((path / "metrics.json").read_bytes())
+        metrics.pop("checksum")
+        (path / "metrics.json").write_text(json.dumps(metrics))
+    return path

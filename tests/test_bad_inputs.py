@@ -251,8 +251,11 @@ CASES: dict[str, Case] = {
     "run.json that is a list": run_folder(file("run.json", b"[]"), "run.json is damaged: it is no JSON object"),
     "a run of another schema": run_folder(json_file("run.json", lambda d: d | {"schema": 99}), "has schema 99"),
     "a run without ids": run_folder(json_file("run.json", lambda d: d | {"ids": None}), "field ids"),
+    "a run with another setting": run_folder(
+        json_file("run.json", lambda d: d | {"seed": 5}), "record of sample 9 in .* changed after the run, or run.json"
+    ),
     "a run of other samples": run_folder(
-        json_file("run.json", lambda d: d | {"ids": {"n": 3, "sha256": "0"}}), "does not hold the samples"
+        json_file("run.json", lambda d: d | {"schema": 1, "ids": {"n": 3, "sha256": "0"}}), "does not hold the samples"
     ),
     "a run that is not finished": (
         lambda at: [started(at.tmp / "run").append(record("9")), "report", at.tmp / "run", "--out", at.out][1:],

@@ -16,6 +16,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from run_folders import without_checksums
 
 from eval_tasks import records
 from eval_tasks.records import (
@@ -99,12 +100,13 @@ def test_round_trip(tmp_path: Path) -> None:
     assert run.samples == [record(sample_id) for sample_id in IDS]
     assert run.metrics == METRICS
     assert {key: run.settings[key] for key in SETTINGS} == SETTINGS
-    assert run.settings["schema"] == 1
+    assert run.settings["schema"] == 2
     assert run.settings["ids"] == {"n": 3, "sha256": ids_digest(IDS)}
     assert folder.done_ids() == set(IDS)
     # One plain JSON object a line, as any other tool reads it.
     lines = (path / "samples.jsonl").read_bytes().split(b"\n")
     assert [json.loads(line)["id"] for line in lines[:-1]] == IDS
+    assert run.remark is None
     assert json.loads(lines[0])["adversarial"]["linf"] == 4 / 255
 
 
@@ -271,7 +273,7 @@ def test_a_torn_last_line_is_dropped_and_cut_on_reopening(tmp_path: Path, keep: 
 def test_the_torn_line_of_another_process_stays(tmp_path: Path) -> None:
     folder = started(tmp_path)
     other = tmp_path / "parts" / "part-1.jsonl"
-    other.write_bytes(record("9").model_dump_json().encode() + b'\n{"id": "10')
+    other.write_bytes(folder._line(record("9")) + b'{"id": "10')
     folder.append(record("100"))
     assert folder.done_ids() == {"9", "100"}
     assert other.read_bytes().endswith(b'{"id": "10')
@@ -319,7 +321,7 @@ def test_short_writes_are_continued(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 def test_a_redone_sample_counts_once_and_the_last_wins(tmp_path: Path) -> None:
     folder = started(tmp_path)
     old = tmp_path / "parts" / "part-999999999.jsonl"
-    old.write_bytes(record("9", "old").model_dump_json().encode() + b"\n")
+    old.write_bytes(folder._line(record("9", "old")))
     os.utime(old, (1, 1))
     folder.append(record("9", "first"))
     folder.append(record("9", "second"))
@@ -498,8 +500,8 @@ def test_damaged_files_are_named(tmp_path: Path, name: str, content: bytes) -> N
 def test_other_schemas_and_other_samples_are_refused(tmp_path: Path) -> None:
     finished(tmp_path)
     content = json.loads((tmp_path / "run.json").read_text())
-    (tmp_path / "run.json").write_text(json.dumps(content | {"schema": 2}))
-    with pytest.raises(UserError, match="has schema 2, this version reads 1"):
+    (tmp_path / "run.json").write_text(json.dumps(content | {"schema": 3}))
+    with pytest.raises(UserError, match="has schema 3, this version reads up to 2"):
         read_run(tmp_path)
     (tmp_path / "run.json").write_text(json.dumps(content | {"ids": 3}))
     with pytest.raises(UserError, match="field ids"):
@@ -527,6 +529,83 @@ def test_any_samples_file_is_a_run_or_a_user_error(tmp_path: Path, content: byte
     with pytest.raises(UserError) as caught:
         read_run(tmp_path)
     one_line(caught)
+
+
+# --- changed afterwards
+
+
+def edit(path: Path, old: bytes, new: bytes) -> None:
+    content = path.read_bytes()
+    assert content.count(old) >= 1
+    path.write_bytes(content.replace(old, new, 1))
+
+
+CHANGES: dict[str, tuple[str, bytes, bytes, str]] = {
+    "a score": ("samples.jsonl", b'"score":0.0', b'"score":9.0', "the record of sample 9 in .*samples.jsonl, line 1,"),
+    "an answer": ("samples.jsonl", b"a cat", b"a dog", "the record of sample 9 in"),
+    "a distance": ("samples.jsonl", b'"linf":0.015', b'"linf":0.005', "the record of sample 9 in"),
+    "no checksum": ("samples.jsonl", b',"checksum":"', b',"x":"', r"line 1: field x|the record of sample 9"),
+    "a mean": ("metrics.json", b'"n": ', b'"n": 1', "metrics.json was changed after the run"),
+    "a setting": ("run.json", b'"task": "', b'"task": "other-', "the record of sample 9 in .* or run.json was"),
+}
+
+
+@pytest.mark.parametrize(("name", "old", "new", "words"), CHANGES.values(), ids=CHANGES)
+def test_a_changed_run_is_refused_by_sample(tmp_path: Path, name: str, old: bytes, new: bytes, words: str) -> None:
+    finished(tmp_path)
+    edit(tmp_path / name, old, new)
+    with pytest.raises(UserError, match=words) as caught:
+        read_run(tmp_path)
+    one_line(caught)
+
+
+def test_a_changed_part_is_refused_when_the_run_goes_on(tmp_path: Path) -> None:
+    folder = started(tmp_path)
+    folder.append(record("100"))
+    folder.close()
+    edit(part_file(tmp_path), b'"score":0.0', b'"score":9.0')
+    again = RunFolder(tmp_path).create(SETTINGS, IDS, resume=True)
+    with pytest.raises(
+        UserError, match=r"the record of sample 100 in .*part-0-\d+.jsonl, line 1, was changed"
+    ) as caught:
+        again.records()
+    one_line(caught)
+
+
+def test_lines_of_another_run_are_refused(tmp_path: Path) -> None:
+    finished(tmp_path / "one")
+    RunFolder(tmp_path / "two").create(SETTINGS | {"seed": 43}, IDS)
+    (tmp_path / "two" / "parts" / "part-1.jsonl").write_bytes((tmp_path / "one" / "samples.jsonl").read_bytes())
+    with pytest.raises(UserError, match=r"the record of sample 9 in .* was changed"):
+        RunFolder(tmp_path / "two").done_ids()
+
+
+def test_an_image_in_anothers_place_is_refused_by_sample(tmp_path: Path) -> None:
+    folder = started(tmp_path)
+    x = torch.full((3, 4, 4), 7, dtype=torch.uint8)
+    sha256 = folder.save_image("9", x)
+    assert sha256 == hashlib.sha256((tmp_path / "images" / "9.png").read_bytes()).hexdigest()
+    assert torch.equal(folder.load_image("9", sha256), x)
+    attacked = record("9").adversarial
+    assert attacked is not None
+    folder.append(record("9").model_copy(update={"adversarial": attacked.model_copy(update={"image_sha256": sha256})}))
+    folder.save_image("9", 255 - x)
+    for look in (folder.unsound_images, lambda: folder.load_image("9", sha256)):
+        with pytest.raises(
+            UserError, match=r"the image of sample 9, .*9\.png, is not the one that this run made"
+        ) as caught:
+            look()
+        one_line(caught)
+    (tmp_path / "images" / "9.png").write_bytes(b"damaged")  # by accident: made again
+    assert folder.unsound_images() == ["9"]
+
+
+def test_a_run_of_an_earlier_version_opens_and_says_that_it_has_no_checksums(tmp_path: Path) -> None:
+    finished(tmp_path)
+    run = read_run(without_checksums(tmp_path))
+    assert [entry.id for entry in run.samples] == IDS
+    assert run.remark is not None
+    assert "no checksums" in run.remark
 
 
 # --- images

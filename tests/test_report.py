@@ -18,13 +18,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 from rich.console import Console
-from run_folders import CLEAN, RADAPT, Maker, N, attack, spread
+from run_folders import CLEAN, RADAPT, Maker, N, attack, spread, without_checksums
 
 from eval_tasks import figures
 from eval_tasks.figures import eps_panels, loss_panels, png_uri
 from eval_tasks.metrics import bootstrap_ci, paired_difference_ci
 from eval_tasks.metrics.vqa import RULES
-from eval_tasks.records import Run, image_name, read_run
+from eval_tasks.records import Run, RunFolder, image_name, read_run
 from eval_tasks.report import reading, write_report
 from eval_tasks.table import COLUMNS, LEGEND, Cell
 from eval_tasks.tabulate import ONLY_TRANSFER, comparison, tables
@@ -145,6 +145,7 @@ def earlier(run: Run) -> Run:
     document = json.loads(path.read_text())
     del document["answers"]
     path.write_text(json.dumps(document))
+    without_checksums(run.path)
     return read_run(run.path)
 
 
@@ -616,8 +617,29 @@ def test_texts_from_data_are_escaped(make: Maker, tmp_path: Path) -> None:
     assert found.text.count(evil) > 20
 
 
+def test_a_picture_that_is_not_the_runs_own_is_refused_by_sample(make: Maker, tmp_path: Path) -> None:
+    for under in ("images", "clean"):
+        run = make([0.0] * 2 + [100.0] * 10, RADAPT, attack(), images=True)
+        RunFolder(run.path).save_image("s09", np.zeros((3, 8, 8), np.uint8), under=under)
+        with pytest.raises(UserError, match=rf"the image of sample s09, .*{under}.s09\.png, is not the one") as caught:
+            write_report([run], tmp_path / "report.html")
+        assert "\n" not in str(caught.value)
+        assert not (tmp_path / "report.html").exists()
+
+
+def test_the_largest_change_is_measured_on_the_pictures(make: Maker, tmp_path: Path) -> None:
+    made = make([0.0] * 2 + [100.0] * 10, RADAPT, attack(), images=True)
+    run = read_run(without_checksums(made.path))
+    assert "max. change 4/255" in page([run], tmp_path / "report.html").text
+    RunFolder(run.path).save_image("s00", np.full((3, 8, 8), 9, np.uint8))
+    text = page([run], tmp_path / "report.html").text
+    assert "max. change 9/255" in text
+    assert "no checksums" in text
+
+
 def test_pictures_that_are_missing_or_damaged_are_left_out(make: Maker, tmp_path: Path) -> None:
-    run = make([0.0] * 2 + [100.0] * 10, RADAPT, attack(), images=True)
+    made = make([0.0] * 2 + [100.0] * 10, RADAPT, attack(), images=True)
+    run = read_run(without_checksums(made.path))
     names = [image_name(sample.id) for sample in run.samples[:2]]
     (run.path / "clean" / names[0]).unlink()
     (run.path / "images" / names[1]).write_bytes(b"not a picture")

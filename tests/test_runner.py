@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from failures import one_line
+from run_folders import without_checksums
 from tiny_checkpoints import save_llava, save_qwen
 
 from eval_tasks.crafting import AttackPlan, sample_seed
@@ -205,6 +206,62 @@ def test_a_resumed_run_is_the_uninterrupted_one(tmp_path, data, checkpoint, stop
     assert {**again.metrics, "seconds": 0} == {**whole.metrics, "seconds": 0}
     for record in whole.samples:
         assert torch.equal(RunFolder(whole.path).load_image(record.id), RunFolder(again.path).load_image(record.id))
+
+
+def begun(model, data, out):
+    """A run that stopped after its first chunk, and that chunk's first record."""
+
+    def kill(done, text):
+        if done:
+            raise Killed
+
+    with pytest.raises(Killed):
+        evaluate(model, settings(data), out, advance=kill)
+    return RunFolder(out)._records().popitem()[1]
+
+
+@pytest.mark.parametrize("earlier", [False, True])
+def test_a_changed_image_is_not_resumed_nor_audited(tmp_path, data, checkpoint, earlier):
+    model, out = load_model(checkpoint), tmp_path / "run"
+    record = begun(model, data, out)
+    RunFolder(out).save_image(record.id, torch.zeros_like(RunFolder(out).load_image(record.id)))
+    if earlier:
+        without_checksums(out)
+    with pytest.raises(UserError, match=f"the image of sample {record.id}") as caught:
+        evaluate(model, settings(data), out, resume=True)
+    assert "\n" not in str(caught.value)
+    assert not (out / "metrics.json").exists()
+
+
+def test_a_begun_run_of_an_earlier_version_goes_on_and_says_so(tmp_path, data, checkpoint):
+    model, out = load_model(checkpoint), tmp_path / "run"
+    begun(model, data, out)
+    without_checksums(out)
+    run = evaluate(model, settings(data), out, resume=True)
+    assert any("no checksums" in note for note in run.metrics["notes"])
+    assert len(run.samples) == 7
+
+
+@pytest.mark.parametrize("earlier", [False, True])
+def test_images_in_others_places_are_not_scored_again(tmp_path, data, checkpoint, earlier):
+    made = evaluate(load_model(checkpoint), settings(data), tmp_path / "stock")
+    chosen, folder = made.samples[4].id, RunFolder(made.path)
+    noise = torch.randint(0, 256, folder.load_image(chosen).shape, dtype=torch.uint8)
+    folder.save_image(chosen, noise)
+    if earlier:
+        without_checksums(made.path)
+    protected = robustify(load_model(checkpoint), RAdaptConfig())
+    with pytest.raises(UserError, match=f"the image of sample {chosen}") as caught:
+        evaluate(protected, settings(data, threat="transfer"), tmp_path / "reused", images_from=made.path)
+    assert ("more than eps 8/255" if earlier else "is not the one that this run made") in str(caught.value)
+
+
+def test_images_of_an_earlier_version_are_scored_with_a_remark(tmp_path, data, checkpoint):
+    made = evaluate(load_model(checkpoint), settings(data), tmp_path / "stock")
+    protected = robustify(load_model(checkpoint), RAdaptConfig())
+    source = without_checksums(made.path)
+    run = evaluate(protected, settings(data, threat="transfer"), tmp_path / "reused", images_from=source)
+    assert any("no checksums" in note for note in run.metrics["notes"])
 
 
 def test_transfer_is_crafted_on_the_undefended_twin(tmp_path, data, checkpoint):

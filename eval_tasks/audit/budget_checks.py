@@ -10,10 +10,9 @@ from attacks.norms import Norm
 from eval_tasks.audit.bench import Bench, mean
 from eval_tasks.audit.findings import Finding
 from eval_tasks.audit.rules import difference, exceeds
-from eval_tasks.eps import budget_text, eps_8bit
+from eval_tasks.eps import budget_text, eps_8bit, within
 from eval_tasks.quantise import from_8bit, to_8bit
 
-_ROUNDING = 1e-5  # of eps and of a level: float32 differences of 8-bit levels
 _KEPT, _LOST = 0.8, 0.5  # share of the gain that 8 bits should leave
 
 
@@ -39,7 +38,7 @@ def distances_in_ball(distances: Sequence[float], *, eps: float, norm: Norm, nea
     """The same of images whose distances from the clean ones are known. nearest: they may be as near as they can."""
     if not distances:
         return Finding("ball", "pass", "No image had to be attacked.", {"samples": 0})
-    outside = sum(far > eps * (1 + _ROUNDING) + _ROUNDING / 255 for far in distances)
+    outside = sum(not within(far, eps) for far in distances)
     budget = eps_8bit(eps, norm) or eps
     furthest, used = max(distances) / budget, mean(list(distances)) / budget
     numbers = {"samples": len(distances), "outside": outside, "furthest_in_eps": furthest, "mean_in_eps": used}

@@ -46,7 +46,7 @@ def audit_of_run(
         chosen, batch = on_one_canvas(model, sound[:count])
         made = None
         if not stops_early:
-            made = torch.stack([folder.load_image(s.id) for s in chosen])
+            made = torch.stack([folder.load_image(s.id, attacked[s.id].image_sha256) for s in chosen])
         return exam.subject(batch, chosen, plan, seed=seed, made=made)
 
     return short_audit(
