@@ -15,6 +15,7 @@ from eval_tasks.report import write_report
 from eval_tasks.runner import evaluate
 from eval_tasks.running import Advance, Log
 from eval_tasks.settings import EvalSettings
+from eval_tasks.threads import on_recorded_threads
 from lvlm_radapt.models.base import PixelModel
 from lvlm_radapt.models.load import load_any, load_surrogate
 from lvlm_radapt.models.quantised import Quantisation
@@ -24,6 +25,7 @@ Announce = Callable[[str, int], Advance]
 """Called once with (title, number of samples) before work begins; what it returns is told of progress."""
 
 
+@on_recorded_threads
 def run_evaluation(
     model: str,
     settings: EvalSettings,

@@ -47,10 +47,10 @@ NO_CHECKSUMS = (
     "this run is of an earlier version and has no checksums: a change of its records or images is not noticed"
 )
 # Entries of run.json that may differ when a run is resumed; all others must be equal. What follows from others is here,
-# so that a run that was begun before it was written down can be resumed.
+# so that a run that was begun before it was written down can be resumed; so are threads: a resumed run takes them over.
 INFORMATIONAL = frozenset(
     {"attack.eps_8bit", "command", "created", "data", "determinism", "environment", "left_out", "processes", "resumed"}
-    | {"schema"}
+    | {"schema", "threads"}
 )
 
 

@@ -25,6 +25,7 @@ from eval_tasks.running import Advance, Log, Running, tally
 from eval_tasks.scoring import canvas_groups, check_kept, image_source, score_batch
 from eval_tasks.settings import EvalSettings, run_document
 from eval_tasks.summary import metrics
+from eval_tasks.threads import on_recorded_threads
 from lvlm_radapt.errors import Unfinished, UserError
 from lvlm_radapt.locking import Lock
 from lvlm_radapt.models.base import PixelModel
@@ -32,6 +33,7 @@ from lvlm_radapt.models.base import PixelModel
 GALLERY = 24  # samples whose clean canvas is kept too, for the report
 
 
+@on_recorded_threads
 def evaluate(
     model: PixelModel,
     settings: EvalSettings,
@@ -59,6 +61,9 @@ def evaluate(
     clean: clean answers of this model by sample id, from runs of the same task, samples and chunks; those that are
         missing are asked for and put in.
     remarks: what else a reader of the scores has to know; they come first among the run's notes.
+
+    A run that is resumed goes on with the CPU threads that it was begun with. Every process must have as many as the
+    first.
 
     Raises UserError before anything is written when data, attack and models do not fit together, and Unfinished when
     a process of the group died and left samples undone.
@@ -96,6 +101,8 @@ def evaluate(
 
         before = work.lead("begin", begin)
         if not group.first:
+            if model.device.type == "cpu":
+                _check_threads(before["threads"], group)
             lock.share()
         done = {int(number): one for number, one in before["done"].items()}
         running.begin(done)
@@ -172,7 +179,19 @@ def _begin(folder: RunFolder, pieces: Sequence[Sequence[Sample]], model: PixelMo
     if unsound:
         first = min(unsound, key=[*records].index)
         remarks.append(f"{len(unsound)} saved images were damaged or missing, and made again (first: sample {first})")
-    return {"finished": folder.finished, "done": done, "remarks": remarks}
+    return {"finished": folder.finished, "done": done, "remarks": remarks, "threads": torch.get_num_threads()}
+
+
+def _check_threads(first: int, group: Group) -> None:
+    """UserError where this process would sum up in another order than the first one."""
+    own = torch.get_num_threads()
+    if own != first:
+        error = UserError(
+            f"process {group.rank} has {own} CPU threads and the first process {first}, so their results would differ "
+            "in the last bits: set OMP_NUM_THREADS to one number for all"
+        )
+        group.fail(error)
+        raise error
 
 
 def _wait(work: Work, todo: list[int], running: Running, folder: RunFolder) -> None:

@@ -78,6 +78,7 @@ def run_document(
     return {
         "command": command,
         "determinism": _determinism(model),
+        "threads": torch.get_num_threads(),
         "model": {
             "name": model.label,
             "tower": model.tower_name,
@@ -106,8 +107,9 @@ def _determinism(model: PixelModel) -> str:
     """What another run with these settings gives, and what nobody promises."""
     if model.device.type == "cpu" and model.dtype == torch.float32:
         return (
-            "equal settings, versions and threads on one machine give the same samples, images, texts and scores, "
-            "bit for bit, whatever the number of processes or interruptions"
+            "equal settings, versions and CPU threads of each process (threads; set by OMP_NUM_THREADS) on one machine "
+            "give the same samples, images, texts and scores, bit for bit, whatever the number of processes or "
+            "interruptions"
         )
     return (
         f"samples, seeds and starting noise are the same for equal settings; images, texts and scores are not "

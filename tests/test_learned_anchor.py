@@ -266,6 +266,13 @@ def test_a_state_of_something_else_is_refused_by_name(shelf: Path, tmp_path: Pat
         _learn(shelf, state=state)
     with one_line(r"was begun with another eps \(0.0156.*, now 0.0313"):
         _learn(shelf, state=state, resume=True, settings=dataclasses.replace(SHORT, eps=8 / 255))
+    threads = torch.get_num_threads()
+    torch.set_num_threads(threads + 1)
+    try:
+        with one_line(rf"another number of CPU threads .OMP_NUM_THREADS. .{threads}, now {threads + 1}."):
+            _learn(shelf, state=state, resume=True)
+    finally:
+        torch.set_num_threads(threads)
     with one_line("was begun with another config cutoff"):
         _learn(shelf, state=state, resume=True, config=RAdaptConfig(anchor="learned", cutoff=20))
     with one_line("was begun with another tower"):

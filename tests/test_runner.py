@@ -1,5 +1,6 @@
 """The evaluation loop on a small random LLaVA: what is scored, what is written, what resuming gives."""
 
+import contextlib
 import dataclasses
 import json
 import shutil
@@ -17,6 +18,7 @@ from eval_tasks.metrics import CiderScorer, vqa_accuracy
 from eval_tasks.metrics.vqa import RULES
 from eval_tasks.planning import plan_attack
 from eval_tasks.presets import load_attack, load_protocol
+from eval_tasks.processes import Group
 from eval_tasks.quantise import from_8bit
 from eval_tasks.records import RunFolder, read_run
 from eval_tasks.report import write_report
@@ -208,6 +210,68 @@ def test_a_resumed_run_is_the_uninterrupted_one(tmp_path, data, checkpoint, stop
         assert torch.equal(RunFolder(whole.path).load_image(record.id), RunFolder(again.path).load_image(record.id))
 
 
+@contextlib.contextmanager
+def threads(count):
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("earlier", [False, True])
+def test_a_resumed_run_goes_on_with_its_own_threads(tmp_path, data, checkpoint, monkeypatch, earlier):
+    model, out, seen = load_model(checkpoint), tmp_path / "run", []
+    with threads(3):
+        begun(model, data, out)
+        whole = evaluate(model, settings(data), tmp_path / "whole")
+    if earlier:
+        without_checksums(out)
+    document = json.loads((out / "run.json").read_bytes())
+    assert document["threads"] == document["environment"]["threads"] == 3
+    if earlier:  # before threads were a setting of their own
+        del document["threads"]
+        (out / "run.json").write_text(json.dumps(document))
+    generate = type(model).generate
+
+    def spied(self, *args, **more):
+        seen.append(torch.get_num_threads())
+        return generate(self, *args, **more)
+
+    monkeypatch.setattr(type(model), "generate", spied)
+    with threads(1):
+        again = evaluate(model, settings(data), out, resume=True)
+        assert torch.get_num_threads() == 1
+    assert set(seen) == {3}
+    unequal = {"seconds": 0.0, "clean_sha256": None}
+    assert [r.model_copy(update=unequal) for r in again.samples][3:] == [
+        r.model_copy(update=unequal) for r in whole.samples
+    ][3:]
+
+
+def test_processes_with_other_threads_than_the_first_are_refused(tmp_path, data, checkpoint):
+    class Second(Group):
+        first = False
+        failed = None
+
+        def work(self, name):
+            work = super().work(name)
+            work.lead = lambda what, do: {"finished": False, "done": {}, "remarks": [], "threads": 5}
+            return work
+
+        def fail(self, error):
+            self.failed = error
+
+    group = Second(1, 2)
+    with (
+        pytest.raises(UserError, match=r"process 1 has 1 CPU threads and the first process 5, .* OMP_NUM_THREADS"),
+        threads(1),
+    ):
+        evaluate(load_model(checkpoint), settings(data), tmp_path / "run", group=group)
+    assert group.failed is not None
+
+
 def begun(model, data, out):
     """A run that stopped after its first chunk, and that chunk's first record."""
 
@@ -371,4 +435,4 @@ def test_a_model_of_views_says_that_its_attack_is_a_superset(tmp_path, data):
     assert run.settings["model"]["views_apart"] is True
     assert any("each attacked on its own" in note for note in run.metrics["notes"])
     clean = evaluate(model, settings(data, samples=2, attack=None), tmp_path / "clean")
-    assert clean.metrics["notes"] == []
+    assert not any("each attacked on its own" in note for note in clean.metrics["notes"])

@@ -23,6 +23,7 @@ from eval_tasks.crafting import AttackPlan
 from eval_tasks.environment import environment
 from eval_tasks.eps import budget_text
 from eval_tasks.settings import EvalSettings
+from eval_tasks.threads import on_recorded_threads
 from lvlm_radapt.analysis import measure
 from lvlm_radapt.analysis.mixing import Mixed
 from lvlm_radapt.analysis.page import analysis_page
@@ -55,6 +56,7 @@ class Asked:
     command: str
 
 
+@on_recorded_threads
 def analyse(
     model: PixelModel, guide: PixelModel, asked: Asked, out: Path, *, announce: Announce, tell: Callable[[str], None]
 ) -> dict[str, Any]:

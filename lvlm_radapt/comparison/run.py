@@ -18,6 +18,7 @@ from eval_tasks.records import Run, Scored
 from eval_tasks.report import write_report
 from eval_tasks.runner import evaluate
 from eval_tasks.settings import EvalSettings
+from eval_tasks.threads import on_recorded_threads
 from lvlm_radapt.comparison.models import Workshop
 from lvlm_radapt.comparison.preset import Column, Comparison, RowSpec, slug
 from lvlm_radapt.documents import read_json
@@ -48,6 +49,7 @@ class Compared:
         return self.runs[row, column, "adaptive", self.comparison.eps[0]]
 
 
+@on_recorded_threads
 def run_comparison(
     comparison: Comparison,
     out: Path,

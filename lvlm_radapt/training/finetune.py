@@ -107,7 +107,7 @@ def finetune(
 
     state: a file that what is done is saved to every `SAVED_EVERY` steps (but not more often than every few seconds),
         and left there. With `resume` training goes on from it, where it is there, and ends at the same weights to the
-        bit as if it had not been stopped (on one CPU thread).
+        bit as if it had not been stopped (on one CPU thread). One begun with another number of threads is refused.
     together: the processes that share each batch; the weights they end at are the same up to rounding.
 
     Raises:

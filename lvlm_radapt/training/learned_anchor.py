@@ -350,7 +350,7 @@ def read_features(model: PixelModel, batch: PixelBatch) -> Tensor:
 
 
 def _identity(model: PixelModel, config: RAdaptConfig, settings: LearnSettings, digest: str) -> dict[str, Any]:
-    """All that the result depends on, but for the number of threads."""
+    """All that the result depends on, but for the number of threads, which `StateFile` adds."""
     return {
         "tower": tower_fingerprints(model.tower, ["float32"])["float32"],
         "dtype": str(model.dtype),

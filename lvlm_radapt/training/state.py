@@ -14,10 +14,13 @@ from lvlm_radapt.locking import Lock
 from lvlm_radapt.models.weights import read_pickle
 from lvlm_radapt.writing import whole_file
 
+_THREADS = "number of CPU threads (OMP_NUM_THREADS)"  # the order of float sums depends on it
+
 
 class StateFile:
-    """path: None for no file at all. identity: what the result depends on, plain values; a file of another one is
-    refused. every: seconds between two savings. writes: whether this process is the one that saves.
+    """path: None for no file at all. identity: what the result depends on, plain values, to which the number of CPU
+    threads is added; a file of another one is refused. every: seconds between two savings. writes: whether this process
+    is the one that saves.
 
     As a context it is this launch's alone (UserError while another is at work on it), and saves the last state that
     was noted also when a signal or an error ends the block; not after a UserError, such as a full disk or a loss that
@@ -28,7 +31,7 @@ class StateFile:
         self, path: Path | None, identity: Mapping[str, Any], *, every: float = 10.0, writes: bool = True
     ) -> None:
         self.path = path
-        self.identity = dict(identity)
+        self.identity = {**identity, _THREADS: torch.get_num_threads()}
         self.every = every
         self._lock = Lock.of_file(path) if path is not None and writes else None
         self._saved = time.monotonic()
@@ -61,7 +64,7 @@ class StateFile:
             raise UserError(f"{self.path} is damaged: remove it and begin anew") from error
         for name in {**identity, **self.identity}:
             was, now = identity.get(name), self.identity.get(name)
-            if was != now:
+            if was != now and not (name == _THREADS and was is None):  # earlier versions did not note it
                 raise UserError(
                     f"{self.path} was begun with another {name} ({_short(was)}, now {_short(now)}): go on with that "
                     "one, or remove the file"

@@ -15,6 +15,7 @@ from eval_tasks.report import write_report
 from eval_tasks.runner import evaluate
 from eval_tasks.settings import EvalSettings
 from eval_tasks.table import Row
+from eval_tasks.threads import on_recorded_threads
 from lvlm_radapt.config import RAdaptConfig
 from lvlm_radapt.errors import UserError
 from lvlm_radapt.inject import remove
@@ -46,6 +47,7 @@ class Tuning:
     choice: Choice
 
 
+@on_recorded_threads
 def run_tune(
     model: str,
     settings: EvalSettings,
