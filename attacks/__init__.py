@@ -4,7 +4,7 @@ from attacks.apgd import APGDResult, apgd
 from attacks.ensemble import EnsembleResult, Stage, ensemble
 from attacks.losses import contrastive_loss, embedding_loss
 from attacks.noise import random_noise
-from attacks.workers import cpu_workers
+from attacks.threads import cpu_workers
 
 __all__ = [
     "APGDResult",

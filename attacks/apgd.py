@@ -9,13 +9,13 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from attacks.climb import Climb, checkpoint_windows
+from attacks.apgd_state import APGDState, checkpoint_windows
+from attacks.auto_batch import AutoBatch
 from attacks.losses import LossFn
-from attacks.memory import Pieces
 from attacks.noise import random_start as start_points
 from attacks.noise import sample_seeds
 from attacks.norms import Norm, check_ball, check_images, check_positive, project
-from attacks.workers import shared_out
+from attacks.threads import map_over_threads
 
 SuccessFn = Callable[[Tensor, list[int]], Tensor]
 """`success(x_adv, index) -> bool [len(index)]`: which of these samples are finished."""
@@ -121,14 +121,14 @@ def apgd(
                 batch_size=-(-batch_size // workers),
             )
 
-        return _joined(shared_out(part, len(x), workers))
+        return _joined(map_over_threads(part, len(x), workers))
 
     x = x.detach()
-    pieces = Pieces()
+    auto_batch = AutoBatch()
     best = _Best(x)
     if random_start or start is not None:
         for first in range(0, len(x), batch_size):
-            best.clean(loss_fn, list(range(first, min(first + batch_size, len(x)))), pieces)
+            best.clean(loss_fn, list(range(first, min(first + batch_size, len(x)))), auto_batch)
 
     def begin(sample: int, restart: int) -> Tensor:
         own = x[sample : sample + 1]
@@ -137,25 +137,25 @@ def apgd(
         return own if start is None else project(start[sample : sample + 1].to(own), own, eps, norm)
 
     waiting = deque((sample, 0) for sample in range(len(x)) if best.failed[sample] is None)
-    climb = Climb(x, step_scale * eps, checkpoint_windows(steps))
-    while waiting or climb.index:
-        climb.step(eps, norm)
-        entering = [waiting.popleft() for _ in range(min(batch_size - len(climb.index), len(waiting)))]
+    state = APGDState(x, step_scale * eps, checkpoint_windows(steps))
+    while waiting or state.index:
+        state.step(eps, norm)
+        entering = [waiting.popleft() for _ in range(min(batch_size - len(state.index), len(waiting)))]
         if entering:
-            climb.enter([s for s, _ in entering], [r for _, r in entering], torch.cat([begin(*e) for e in entering]))
+            state.enter([s for s, _ in entering], [r for _, r in entering], torch.cat([begin(*e) for e in entering]))
         # No step follows a last point: its gradient would be a backward pass for nothing.
-        more = any(done < steps for done in climb.done)
-        loss, gradient = loss_and_gradient(loss_fn, climb.x_adv, climb.index, gradient=more, pieces=pieces)
+        more = any(done < steps for done in state.done)
+        loss, gradient = loss_and_gradient(loss_fn, state.x_adv, state.index, gradient=more, auto_batch=auto_batch)
         broken = not_finite(loss, gradient)
-        climb.record(loss, gradient)
-        finished = torch.zeros_like(climb.halved) if success is None else _ask(success, climb.x_adv, climb.index)
-        spent = torch.tensor([done == steps for done in climb.done], device=x.device)
+        state.record(loss, gradient)
+        finished = torch.zeros_like(state.halved) if success is None else _ask(success, state.x_adv, state.index)
+        spent = torch.tensor([done == steps for done in state.done], device=x.device)
         leaving = finished | spent | torch.tensor([reason is not None for reason in broken], device=x.device)
         if bool(leaving.any()):
-            again = best.take(climb, leaving, finished, loss, broken)
+            again = best.take(state, leaving, finished, loss, broken)
             waiting.extend((sample, restart + 1) for sample, restart in again if restart + 1 < restarts)
-            climb.keep(~leaving)
-        climb.checkpoint()
+            state.keep(~leaving)
+        state.checkpoint()
     return best.result()
 
 
@@ -179,9 +179,9 @@ class _Best:
         self.succeeded = torch.zeros(len(x), dtype=torch.bool, device=x.device)
         self.failed: list[str | None] = [None] * len(x)
 
-    def clean(self, loss_fn: LossFn, index: list[int], pieces: Pieces) -> None:
+    def clean(self, loss_fn: LossFn, index: list[int], auto_batch: AutoBatch) -> None:
         """Let these samples' clean images compete."""
-        loss, slope = loss_and_gradient(loss_fn, self.x[index], index, gradient=False, pieces=pieces)
+        loss, slope = loss_and_gradient(loss_fn, self.x[index], index, gradient=False, auto_batch=auto_batch)
         for sample, reason, value in zip(index, not_finite(loss, slope), loss, strict=True):
             if reason is None:
                 self.loss[sample] = value
@@ -189,23 +189,23 @@ class _Best:
                 self.failed[sample] = f"{reason} at the clean image"
 
     def take(
-        self, climb: Climb, leaving: Tensor, finished: Tensor, loss: Tensor, broken: Sequence[str | None]
+        self, state: APGDState, leaving: Tensor, finished: Tensor, loss: Tensor, broken: Sequence[str | None]
     ) -> list[tuple[int, int]]:
         """Take in the samples that leave; of those that may try again, (sample, restart they have done)."""
         again = []
         for row in leaving.nonzero().flatten().tolist():
-            sample, succeeded = climb.index[row], bool(finished[row])
-            point, value = (climb.x_adv, loss) if succeeded else (climb.x_best, climb.loss_best)
+            sample, succeeded = state.index[row], bool(finished[row])
+            point, value = (state.x_adv, loss) if succeeded else (state.x_best, state.loss_best)
             if succeeded or bool(value[row] > self.loss[sample]):
                 self.x_adv[sample] = point[row]
                 self.loss[sample] = value[row]
             self.succeeded[sample] = succeeded
-            self.steps[sample] += climb.done[row]
-            self.zero_grad[sample] &= climb.zero_grad[row]
+            self.steps[sample] += state.done[row]
+            self.zero_grad[sample] &= state.zero_grad[row]
             if broken[row] is not None and not succeeded:
-                self.failed[sample] = f"{broken[row]} at step {climb.done[row]}"
+                self.failed[sample] = f"{broken[row]} at step {state.done[row]}"
             elif not succeeded:
-                again.append((sample, climb.restart[row]))
+                again.append((sample, state.restart[row]))
         return again
 
     def result(self) -> APGDResult:
@@ -214,11 +214,11 @@ class _Best:
 
 
 def loss_and_gradient(
-    loss_fn: LossFn, x: Tensor, index: list[int], *, gradient: bool = True, pieces: Pieces | None = None
+    loss_fn: LossFn, x: Tensor, index: list[int], *, gradient: bool = True, auto_batch: AutoBatch | None = None
 ) -> tuple[Tensor, Tensor]:
     """Losses [b] and their gradient (zeros when not asked for) at `x` [b, C, H, W], in x's dtype.
 
-    pieces: how a batch is cut that does not fit into memory.
+    auto_batch: cuts a batch that does not fit into memory.
 
     Raises ValueError for losses of the wrong shape or without a gradient path to x.
     """
@@ -226,7 +226,7 @@ def loss_and_gradient(
     def piece(rows: slice) -> tuple[Tensor, Tensor]:
         return _loss_and_gradient(loss_fn, x[rows], index[rows], gradient=gradient)
 
-    losses, slopes = zip(*(pieces or Pieces()).run(piece, len(index)), strict=True)
+    losses, slopes = zip(*(auto_batch or AutoBatch()).run(piece, len(index)), strict=True)
     return (losses[0], slopes[0]) if len(losses) == 1 else (torch.cat(losses), torch.cat(slopes))
 
 

@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 
 from attacks.apgd import SuccessFn, apgd
-from attacks.asking import asked_when, early_and_rarer
 from attacks.losses import LossFn
 from attacks.noise import sample_seeds
 from attacks.norms import Norm
+from attacks.success import check_on, geometric_schedule
 
 CLEAN = "clean"
 """The name of what stands before the first stage: no attack at all."""
@@ -167,7 +167,7 @@ def _early(beaten: SuccessFn | None, rows: list[int], steps: int) -> SuccessFn |
     if beaten is None:
         return None
     ask = beaten
-    return asked_when(early_and_rarer, lambda x, index: ask(x, [rows[i] for i in index]), count=len(rows), steps=steps)
+    return check_on(geometric_schedule, lambda x, index: ask(x, [rows[i] for i in index]), count=len(rows), steps=steps)
 
 
 def _checked(what: str, scores: Tensor, index: list[int]) -> Tensor:

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from attacks.apgd import APGDResult, SuccessFn, loss_and_gradient, not_finite
+from attacks.auto_batch import AutoBatch
 from attacks.losses import LossFn
-from attacks.memory import Pieces
 from attacks.noise import random_start as start_points
 from attacks.noise import sample_seeds
 from attacks.norms import Norm, ascent_direction, check_ball, check_images, check_positive, project
@@ -53,9 +53,11 @@ def pgd(
         failed=[None] * len(x),
     )
     rows = torch.arange(len(x), device=x.device)
-    pieces = Pieces()
+    auto_batch = AutoBatch()
     for done in range(steps + 1):
-        loss, gradient = loss_and_gradient(loss_fn, here[rows], rows.tolist(), gradient=done < steps, pieces=pieces)
+        loss, gradient = loss_and_gradient(
+            loss_fn, here[rows], rows.tolist(), gradient=done < steps, auto_batch=auto_batch
+        )
         broken = not_finite(loss, gradient)
         for i, reason in zip(rows.tolist(), broken, strict=True):
             out.failed[i] = reason and f"{reason} at step {done}"

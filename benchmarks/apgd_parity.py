@@ -19,7 +19,7 @@ from pyautoattack.autopgd_base import APGDAttack
 from torch import Tensor
 
 from attacks.classification import fooled
-from attacks.lines import LineSettings, attack_line
+from attacks.suite import SuiteSettings, run_suite
 from eval_tasks.data import load_task, open_image, select
 from eval_tasks.data.imagefolder import class_names
 from eval_tasks.environment import environment
@@ -64,9 +64,9 @@ def main() -> None:
             return int((~fooled(logits(attack.perturb(x, labels)), labels)).sum())
 
     def ours(x: Tensor, labels: Tensor, seed: int) -> int:
-        found = attack_line(
+        found = run_suite(
             ["apgd-ce"], logits, x, labels, eps=parse_eps(args.eps), norm=args.norm, seed=seed,
-            settings=LineSettings(steps=args.steps),
+            settings=SuiteSettings(steps=args.steps),
         )  # fmt: skip
         return found.broken_by.count(None)
 

@@ -22,7 +22,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from attacks.climb import checkpoint_windows
+from attacks.apgd_state import checkpoint_windows
 from attacks.noise import random_start
 from eval_tasks.asked import Asked
 from eval_tasks.crafting import AttackPlan, craft, sample_seed

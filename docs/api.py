@@ -20,7 +20,7 @@ MODULES = (
     "attacks.autoattack",
     "attacks.blackbox",
     "attacks.classification",
-    "attacks.lines",
+    "attacks.suite",
     "attacks.lowfrequency",
     "attacks.norms",
     "attacks.pgd",

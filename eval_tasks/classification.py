@@ -10,8 +10,8 @@ from torch import Tensor
 
 from attacks.autoattack import LibraryMissingError
 from attacks.classification import fooled
-from attacks.lines import LineResult, LineSettings, attack_line, check_members
-from attacks.workers import cpu_workers
+from attacks.suite import SuiteResult, SuiteSettings, check_members, run_suite
+from attacks.threads import cpu_workers
 from eval_tasks.attacker import Attacker
 from eval_tasks.crafting import Crafted, Threat
 from eval_tasks.data import Sample
@@ -36,7 +36,7 @@ class ClassScores:
 
 
 def check_classes(config: AttackConfig, count: int) -> None:
-    """UserError when `count` classes are too few for a member of the attack's line."""
+    """UserError when `count` classes are too few for a member of the attack's suite."""
     assert config.line is not None  # presets: every classifier attack has one
     try:
         check_members(config.line, count)
@@ -60,7 +60,7 @@ def attack_classifier(
     """Attack every image of `batch`, the victim's canvas; true class names and seeds belong to its rows.
 
     The loss of what is crafted is the attacked classifier's margin before rounding (largest wrong logit less the true
-    one), its stage the line's member that made it wrong about the rounded image ("clean": nothing was needed).
+    one), its stage the suite's member that made it wrong about the rounded image ("clean": nothing was needed).
 
     steps: None for the attack's own. threat "adaptive" attacks the victim itself; "transfer" the `surrogate` (of the
     same classes), or the victim with its defence asleep, and then runs every gradient attack to its end: an image
@@ -91,14 +91,14 @@ def attack_classifier(
     asleep = threat == "transfer" and surrogate is None
     with victim.encoder.undefended() if asleep else nullcontext():
         try:
-            found = attack_line(
+            found = run_suite(
                 config.line,
                 logits,
                 batch.x,
                 labels,
                 eps=eps,
                 norm=norm,
-                settings=line_settings(config, steps),
+                settings=suite_settings(config, steps),
                 seed=list(seeds),
                 judge=on_disk,
                 stop_early=threat == "adaptive",
@@ -110,14 +110,14 @@ def attack_classifier(
     return _crafted(found, to_8bit(found.x_adv, batch.x, eps=eps, norm=norm))
 
 
-def line_settings(config: AttackConfig, steps: int | None = None) -> LineSettings:
+def suite_settings(config: AttackConfig, steps: int | None = None) -> SuiteSettings:
     """The settings of a classifier attack; `steps` in place of its own. UserError where it has none to change."""
     if steps is not None and config.steps is None:
         raise UserError(f"--steps is not for --attack {config.name}: its number is part of what it is")
     number = steps or config.steps
-    usual = LineSettings()
+    usual = SuiteSettings()
     own = config.apgd or config.pgd
-    return LineSettings(
+    return SuiteSettings(
         steps=usual.steps if number is None else number,
         restarts=config.apgd.restarts if config.apgd else usual.restarts,
         random_start=own.random_start if own else usual.random_start,
@@ -126,7 +126,7 @@ def line_settings(config: AttackConfig, steps: int | None = None) -> LineSetting
     )
 
 
-def _crafted(found: LineResult, pixels: Tensor) -> Crafted:
+def _crafted(found: SuiteResult, pixels: Tensor) -> Crafted:
     broken: list[bool | None] = [by is not None for by in found.broken_by]
     return Crafted(
         pixels=pixels,

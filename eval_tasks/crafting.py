@@ -14,9 +14,9 @@ from torch import Tensor
 
 from attacks import apgd, cpu_workers, embedding_loss, ensemble, random_noise
 from attacks.apgd import SuccessFn
-from attacks.asking import asked_when, early_and_rarer
 from attacks.losses import LossFn
 from attacks.norms import Norm
+from attacks.success import check_on, geometric_schedule
 from eval_tasks.asked import Asked
 from eval_tasks.attacker import Attacker
 from eval_tasks.data import chunks
@@ -218,9 +218,9 @@ def craft(
         elif plan.leaves_early:
             assert plan.steps is not None
             beaten = _beaten(attacker, asked, _rounding(batch, plan))
-            success = asked_when(early_and_rarer, beaten, count=len(batch), steps=plan.steps)
+            success = check_on(geometric_schedule, beaten, count=len(batch), steps=plan.steps)
         loss = attack_loss(attacker, plan, asked)
-        return climbed(batch, plan, loss, seeds=seeds, batch_size=asked.batch_size, success=success)
+        return run_apgd(batch, plan, loss, seeds=seeds, batch_size=asked.batch_size, success=success)
 
 
 def craft_unasked(
@@ -238,10 +238,10 @@ def craft_unasked(
         return Crafted.plain(_rounding(batch, plan)(noisy, range(len(batch))))
     with attackers_view(model, plan, surrogate):
         loss = embedding_distance(Attacker(surrogate or model, batch), plan, batch_size)
-        return climbed(batch, plan, loss, seeds=seeds, batch_size=batch_size)
+        return run_apgd(batch, plan, loss, seeds=seeds, batch_size=batch_size)
 
 
-def climbed(
+def run_apgd(
     batch: PixelBatch,
     plan: AttackPlan,
     loss: LossFn,
@@ -307,7 +307,7 @@ def _reads(attacker: Attacker, asked: Asked, plan: AttackPlan, rounded: Round) -
         answers = attacker.answers(asked, from_8bit(rounded(x_adv, rows)), rows)
         return torch.tensor([says(answer, target) for answer in answers])
 
-    return asked_when(lambda done: done > 0 and done % every == 0, ask, count=len(asked.samples), steps=plan.steps)
+    return check_on(lambda done: done > 0 and done % every == 0, ask, count=len(asked.samples), steps=plan.steps)
 
 
 def _beaten(attacker: Attacker, asked: Asked, rounded: Round) -> SuccessFn:

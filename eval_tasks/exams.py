@@ -15,7 +15,7 @@ from typing import Protocol as Interface
 from torch import Tensor
 
 from attacks.autoattack import LibraryMissingError, require_library
-from attacks.lines import LIBRARY
+from attacks.suite import LIBRARY
 from eval_tasks.asked import Asked, TextScores
 from eval_tasks.audit.build import lvlm_subject
 from eval_tasks.audit.classifier import classifier_subject

@@ -18,7 +18,7 @@ from pydantic import (
     model_validator,
 )
 
-from attacks.lines import Member
+from attacks.suite import Member
 from eval_tasks.eps import parse_eps
 from eval_tasks.metrics.vqa import Style
 from eval_tasks.shipped import shipped_configs

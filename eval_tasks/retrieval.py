@@ -23,9 +23,9 @@ from eval_tasks.crafting import (
     Crafted,
     attackers_view,
     check_source,
-    climbed,
     craft_unasked,
     embedding_distance,
+    run_apgd,
     sample_seed,
 )
 from eval_tasks.data import Sample, chunks, open_image
@@ -114,7 +114,7 @@ class RetrievalExam:
             )
         with attackers_view(self.encoder, plan, self.surrogate):
             # to its last step: recall@5, recall@10 and the other direction are to fall too
-            return climbed(batch, plan, self._loss(batch, samples), seeds=seeds, batch_size=self.batch_size)
+            return run_apgd(batch, plan, self._loss(batch, samples), seeds=seeds, batch_size=self.batch_size)
 
     def subject(
         self, batch: PixelBatch, samples: Sequence[Sample], plan: AttackPlan, *, seed: int, made: Tensor | None = None

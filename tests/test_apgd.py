@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 
 from attacks import apgd, cpu_workers
 from attacks.apgd import loss_and_gradient
-from attacks.asking import asked_when, early_and_rarer
-from attacks.climb import checkpoints
+from attacks.apgd_state import checkpoints
 from attacks.noise import random_start
 from attacks.norms import length
+from attacks.success import check_on, geometric_schedule
 
 SHAPE = (3, 4, 4)
 
@@ -333,14 +333,14 @@ def test_l2_length_of_a_large_image_does_not_depend_on_its_batch():
 
 
 def test_what_holds_is_asked_ever_more_rarely_in_every_restart_and_each_sample_by_its_own_count():
-    assert [n for n in range(101) if early_and_rarer(n)] == [1, 2, 3, 4, 6, 9, 13, 19, 28, 42, 63, 94]
+    assert [n for n in range(101) if geometric_schedule(n)] == [1, 2, 3, 4, 6, 9, 13, 19, 28, 42, 63, 94]
     count, steps, asked = 5, 7, []
 
     def ask(x_adv, index):
         asked.extend(index)
         return x_adv.new_zeros(len(index), dtype=torch.bool)
 
-    success = asked_when(early_and_rarer, ask, count=count, steps=steps)
+    success = check_on(geometric_schedule, ask, count=count, steps=steps)
     result = apgd(waves(count), images(count), eps=0.1, steps=steps, restarts=2, seed=5, success=success, batch_size=2)
     assert sorted(asked) == sorted(2 * 5 * list(range(count)))  # after 1, 2, 3, 4 and 6 steps, twice
     assert not result.succeeded.any()

@@ -12,9 +12,9 @@ from test_classification import K, classifier, images, labelled
 from attacks import apgd
 from attacks.autoattack import fab, square, standard
 from attacks.classification import ce_loss, dlr_loss, fooled, likely_wrong, targeted_dlr_loss
-from attacks.lines import LineSettings, attack_line
 from attacks.noise import random_start
 from attacks.norms import length
+from attacks.suite import SuiteSettings, run_suite
 
 EPS = {"Linf": 0.03125, "L2": 0.1}
 
@@ -135,7 +135,7 @@ def test_standard_is_the_library_s_ensemble_and_leaves_no_trace(capsys):
     assert not logging.getLogger("auto-attack").handlers
     assert capsys.readouterr() == ("", "")
     assert bool(((found - x).abs() <= 0.05 + 1e-6).all())
-    ours = attack_line(["apgd-ce", "apgd-t"], logits, x, y, eps=0.05, settings=LineSettings(steps=100), seed=1)
+    ours = run_suite(["apgd-ce", "apgd-t"], logits, x, y, eps=0.05, settings=SuiteSettings(steps=100), seed=1)
     broken = fooled(logits(found, None), y)
     assert int(broken.sum()) >= sum(by is not None for by in ours.broken_by)
     assert remarks == []
@@ -156,8 +156,8 @@ def test_a_point_on_the_boundary_that_the_judge_refuses_is_carried_on_to_the_rim
     def judge(z, index):
         return (z - x[index]).abs().flatten(1).amax(1) > far
 
-    free = attack_line(["fab"], logits, x, y, eps=eps, settings=LineSettings(steps=10))
-    strict = attack_line(["fab"], logits, x, y, eps=eps, settings=LineSettings(steps=10), judge=judge)
+    free = run_suite(["fab"], logits, x, y, eps=eps, settings=SuiteSettings(steps=10))
+    strict = run_suite(["fab"], logits, x, y, eps=eps, settings=SuiteSettings(steps=10), judge=judge)
     near = [i for i, by in enumerate(free.broken_by) if by == "fab" and not judge(free.x_adv[i : i + 1], [i])]
     assert near
     moved = [i for i in near if strict.broken_by[i] == "fab"]
@@ -176,7 +176,7 @@ def test_apgd_ce_leaves_no_more_standing_than_the_library_s():
     for seed in range(3):
         attack = APGDAttack(lambda z: logits(z, None), n_iter=30, eps=0.02, seed=seed, loss="ce", device="cpu")
         left["theirs"] += int((~fooled(logits(attack.perturb(x, y), None), y)).sum())
-        ours = attack_line(["apgd-ce"], logits, x, y, eps=0.02, settings=LineSettings(steps=30), seed=1000 * seed)
+        ours = run_suite(["apgd-ce"], logits, x, y, eps=0.02, settings=SuiteSettings(steps=30), seed=1000 * seed)
         left["ours"] += ours.broken_by.count(None)
     assert 30 < left["theirs"] < 570
     assert left["ours"] / 3 <= left["theirs"] / 3 + 200 / 500

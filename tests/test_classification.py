@@ -1,4 +1,4 @@
-"""Losses on logits, PGD and lines of attacks on small analytic classifiers."""
+"""Losses on logits, PGD and suites of attacks on small analytic classifiers."""
 
 import math
 from dataclasses import replace
@@ -18,8 +18,8 @@ from attacks.classification import (
     margin_loss,
     targeted_dlr_loss,
 )
-from attacks.lines import LineSettings, attack_line, check_members
 from attacks.pgd import pgd
+from attacks.suite import SuiteSettings, check_members, run_suite
 
 K = 6
 SHAPE = (3, 4, 4)
@@ -187,7 +187,7 @@ def test_pgd_gives_up_a_sample_that_is_not_finite():
         pgd(loss_fn, images(2), eps=0.5, step_size=0.1, steps=0)
 
 
-# --- lines
+# --- suites
 
 
 def labelled(count=12, *, seed=1):
@@ -198,12 +198,12 @@ def labelled(count=12, *, seed=1):
     return x, y
 
 
-SHORT = LineSettings(steps=10)
+SHORT = SuiteSettings(steps=10)
 
 
 def attacked(members, *, eps=0.02, **options):
     x, y = labelled()
-    return x, y, attack_line(members, classifier(), x, y, eps=eps, settings=SHORT, seed=5, **options)
+    return x, y, run_suite(members, classifier(), x, y, eps=eps, settings=SHORT, seed=5, **options)
 
 
 def test_a_line_leaves_no_more_standing_than_its_members():
@@ -238,8 +238,8 @@ def test_the_steps_of_a_line_are_those_that_were_made():
         return plain(z, index)
 
     settings = replace(SHORT, random_start=False)
-    found = attack_line(["apgd-ce", "apgd-t"], counting, x, y, eps=0.02, settings=settings, seed=5)
-    own = attack_line(["apgd-ce"], plain, x, y, eps=0.02, settings=settings, seed=5)
+    found = run_suite(["apgd-ce", "apgd-t"], counting, x, y, eps=0.02, settings=settings, seed=5)
+    own = run_suite(["apgd-ce"], plain, x, y, eps=0.02, settings=settings, seed=5)
     whole = settings.steps * (1 + plain(x, []).shape[1] - 1)
     for i, by in enumerate(found.broken_by):
         # the gradient at a point that breaks a sample is made before it is known that it does
@@ -254,7 +254,7 @@ def test_each_member_sees_only_what_is_still_standing():
     x, y = labelled()
     seen = []
     logits = classifier()
-    attack_line(["apgd-ce"], logits, x, y, eps=0.02, settings=SHORT, seed=5)
+    run_suite(["apgd-ce"], logits, x, y, eps=0.02, settings=SHORT, seed=5)
     first = attacked(["apgd-ce"])[2]
     standing = {i for i, by in enumerate(first.broken_by) if by is None}
 
@@ -262,7 +262,7 @@ def test_each_member_sees_only_what_is_still_standing():
         seen.append(set(index))
         return logits(z, index)
 
-    attack_line(["apgd-ce", "apgd-t"], spy, x, y, eps=0.02, settings=SHORT, seed=5)
+    run_suite(["apgd-ce", "apgd-t"], spy, x, y, eps=0.02, settings=SHORT, seed=5)
     assert seen[0] == set(range(12))
     assert all(0 not in rows for rows in seen[1:])  # misclassified as it is
     everyone = set(range(1, 12))
@@ -273,24 +273,24 @@ def test_each_member_sees_only_what_is_still_standing():
 
 
 def test_targets_are_the_likely_wrong_classes_in_turn(monkeypatch):
-    import attacks.lines as lines
+    import attacks.suite as suite
 
     wanted = []
-    original = lines.targeted_dlr_loss
+    original = suite.targeted_dlr_loss
 
     def spy(logits, labels, targets):
         wanted.append(targets.tolist())
         return original(logits, labels, targets)
 
-    monkeypatch.setattr(lines, "targeted_dlr_loss", spy)
+    monkeypatch.setattr(suite, "targeted_dlr_loss", spy)
     x, y = labelled(3)
-    attack_line(["apgd-t"], classifier(), x, y, eps=1e-6, settings=LineSettings(steps=1))
+    run_suite(["apgd-t"], classifier(), x, y, eps=1e-6, settings=SuiteSettings(steps=1))
     expected = likely_wrong(classifier()(x, []), y)[1:]  # the first is misclassified
     assert wanted == expected.T.tolist()
     assert len(wanted) == K - 1
     wanted.clear()
     many = classifier(classes=20)
-    attack_line(["apgd-t"], many, x, many(x, []).argmax(1), eps=1e-6, settings=LineSettings(steps=1))
+    run_suite(["apgd-t"], many, x, many(x, []).argmax(1), eps=1e-6, settings=SuiteSettings(steps=1))
     assert len(wanted) == 9
 
 
@@ -325,7 +325,7 @@ def test_attacks_for_another_classifier_go_on_to_the_end():
 def test_a_sample_s_result_does_not_depend_on_the_batch():
     x, y, whole = attacked(["apgd-ce", "apgd-t"])
     for i in (3, 7):
-        alone = attack_line(
+        alone = run_suite(
             ["apgd-ce", "apgd-t"], classifier(), x[i : i + 1], y[i : i + 1], eps=0.02, settings=SHORT, seed=[5 + i]
         )
         assert alone.broken_by == whole.broken_by[i : i + 1]
@@ -337,10 +337,10 @@ def test_a_sample_s_result_does_not_depend_on_the_batch():
 def test_a_failure_is_told():
     x, y = labelled(2)
     logits = classifier()
-    bad = attack_line(["pgd-margin"], lambda z, i: logits(z, i) + (math.nan if z.requires_grad else 0), x, y, eps=0.1)
+    bad = run_suite(["pgd-margin"], lambda z, i: logits(z, i) + (math.nan if z.requires_grad else 0), x, y, eps=0.1)
     assert bad.failed[0] is None
     assert bad.failed[1] is not None
-    flat = attack_line(["pgd-ce"], lambda z, i: logits(z, i).detach() + 0 * z.sum(), x, y, eps=0.1, settings=SHORT)
+    flat = run_suite(["pgd-ce"], lambda z, i: logits(z, i).detach() + 0 * z.sum(), x, y, eps=0.1, settings=SHORT)
     assert flat.zero_grad.tolist() == [False, True]  # the first was never attacked
 
 

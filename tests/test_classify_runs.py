@@ -12,7 +12,7 @@ import torch
 from test_cli import call
 from test_runner import Killed
 
-from attacks.lines import LineSettings, attack_line
+from attacks.suite import SuiteSettings, run_suite
 from eval_tasks.audit import Audit, short
 from eval_tasks.data import load_task
 from eval_tasks.data.imagefolder import class_names
@@ -158,7 +158,7 @@ def test_a_batch_size_changes_no_point_beyond_rounding() -> None:
     weights = torch.randn(3 * 8 * 8, 5, generator=g, dtype=torch.float64)
     x = torch.rand(7, 3, 8, 8, generator=g, dtype=torch.float64)
     labels = (x.flatten(1) @ weights).argmax(1)
-    few = LineSettings(steps=8)
+    few = SuiteSettings(steps=8)
     most: list[int] = []
 
     def logits(points: torch.Tensor, index: list[int]) -> torch.Tensor:
@@ -166,9 +166,9 @@ def test_a_batch_size_changes_no_point_beyond_rounding() -> None:
         return torch.tanh(points.flatten(1) @ weights / 10)
 
     for members in (["pgd-ce"], ["apgd-ce", "apgd-t"]):
-        whole = attack_line(members, logits, x, labels, eps=2 / 255, settings=few)
+        whole = run_suite(members, logits, x, labels, eps=2 / 255, settings=few)
         most.clear()
-        parts = attack_line(members, logits, x, labels, eps=2 / 255, settings=few, batch_size=3)
+        parts = run_suite(members, logits, x, labels, eps=2 / 255, settings=few, batch_size=3)
         assert max(most) == 3
         assert parts.broken_by == whole.broken_by
         torch.testing.assert_close(parts.x_adv, whole.x_adv)

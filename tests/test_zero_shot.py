@@ -14,7 +14,7 @@ from pyautoattack.autopgd_base import APGDAttack
 from test_models import noise
 
 from attacks.classification import fooled
-from eval_tasks.classification import ClassScores, attack_classifier, check_classes, line_settings
+from eval_tasks.classification import ClassScores, attack_classifier, check_classes, suite_settings
 from eval_tasks.crafting import check_plan
 from eval_tasks.data import load_task, open_image
 from eval_tasks.data.imagefolder import class_names
@@ -254,20 +254,20 @@ def test_transfer_is_crafted_on_the_sleeping_defence_and_on_a_surrogate(
 
 
 def test_settings_of_a_line_and_what_it_needs() -> None:
-    assert line_settings(load_attack("autoattack-fare")).steps == 100
-    assert line_settings(load_attack("fab"), 7).steps == 7
-    assert line_settings(load_attack("cw")).step_scale == 0.25
-    assert line_settings(load_attack("square")).queries == 5000
+    assert suite_settings(load_attack("autoattack-fare")).steps == 100
+    assert suite_settings(load_attack("fab"), 7).steps == 7
+    assert suite_settings(load_attack("cw")).step_scale == 0.25
+    assert suite_settings(load_attack("square")).queries == 5000
     for name in ("square", "autoattack-standard"):
         with pytest.raises(UserError, match=f"--steps is not for --attack {name}"):
-            line_settings(load_attack(name), 7)
+            suite_settings(load_attack(name), 7)
     check_classes(load_attack("apgd-dlr"), 3)
     with pytest.raises(UserError, match="apgd-dlr needs at least 3 classes, there are 2"):
         check_classes(load_attack("autoattack-tecoa"), 2)
 
 
 def test_our_apgd_ce_is_no_weaker_than_the_library_s(shown: tuple[ZeroShot, PixelBatch, list[str]]) -> None:
-    from attacks.lines import LineSettings, attack_line
+    from attacks.suite import SuiteSettings, run_suite
 
     victim, whole, names = shown
     batch, y = whole[:8], torch.tensor([victim.class_names.index(name) for name in names[:8]])
@@ -277,7 +277,7 @@ def test_our_apgd_ce_is_no_weaker_than_the_library_s(shown: tuple[ZeroShot, Pixe
 
     attack = APGDAttack(logits, n_iter=10, eps=2 / 255, seed=0, loss="ce", device="cpu")
     theirs = ~fooled(logits(attack.perturb(batch.x, y)), y)
-    ours = attack_line(["apgd-ce"], logits, batch.x, y, eps=2 / 255, settings=LineSettings(steps=10), seed=0)
+    ours = run_suite(["apgd-ce"], logits, batch.x, y, eps=2 / 255, settings=SuiteSettings(steps=10), seed=0)
     # 8 images, other noise: the long form is benchmarks/apgd_parity.py
     assert ours.broken_by.count(None) <= int(theirs.sum()) + 1
     assert 0 < int(theirs.sum()) < 8

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from attacks import apgd
+from attacks.auto_batch import AutoBatch
 from attacks.losses import LossFn
-from attacks.memory import Pieces
 from attacks.noise import random_start
 from eval_tasks.audit.subject import Subject
 from eval_tasks.quantise import from_8bit, to_8bit
@@ -43,7 +43,7 @@ class Bench:
         self.directions = directions
         self.cost = 0.0
         self._attacks: dict[tuple[float, int, int], Made] = {}
-        self._memory = Pieces(subject.batch_size)
+        self._memory = AutoBatch(subject.batch_size)
 
     @property
     def everyone(self) -> list[int]:
@@ -63,7 +63,7 @@ class Bench:
     def losses(self, x: Tensor, *, one_by_one: bool = False) -> list[float]:
         """The subject's loss at x [B, 3, H, W]."""
         self.cost += FORWARD * len(x)
-        memory = Pieces(1) if one_by_one else self._memory
+        memory = AutoBatch(1) if one_by_one else self._memory
 
         def some(rows: slice) -> list[float]:
             return self.subject.loss(x[rows], self.everyone[rows]).double().tolist()

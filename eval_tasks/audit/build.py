@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from attacks.lines import LineSettings
 from attacks.losses import LossFn
+from attacks.suite import SuiteSettings
 from eval_tasks.asked import Asked
 from eval_tasks.attacker import Attacker
 from eval_tasks.audit.subject import Subject
@@ -95,7 +95,7 @@ def lvlm_subject(
 def subject_of(model: PixelModel, x: Tensor, plan: AttackPlan, make: Callable[[], LossFn], **own: Any) -> Subject:
     """A subject with what follows from the model and the plan: its losses (`make` makes the attack's own), budget and
     APGD settings, the usual ones where the attack has none. own: further fields of `Subject`."""
-    usual, apgd = LineSettings(), plan.config.apgd
+    usual, apgd = SuiteSettings(), plan.config.apgd
     loss = make()
     return Subject(
         x=x,

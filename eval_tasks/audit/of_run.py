@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 
 from attacks.ensemble import CLEAN
-from attacks.lines import LineSettings
+from attacks.suite import SuiteSettings
 from eval_tasks.audit.bench import FORWARD
 from eval_tasks.audit.build import on_one_canvas
 from eval_tasks.audit.classifier import keeps_near
@@ -63,7 +63,7 @@ def audit_of_run(
 
 
 def _steps(plan: AttackPlan) -> int:
-    return plan.steps or LineSettings().steps
+    return plan.steps or SuiteSettings().steps
 
 
 def _least_work(attacked: Attacked, plan: AttackPlan) -> float:

@@ -26,8 +26,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from attacks.auto_batch import AutoBatch
 from attacks.losses import LossFn, embedding_loss
-from attacks.memory import Pieces
 from attacks.pgd import pgd
 from lvlm_radapt.anchor import Anchor, white_anchor
 from lvlm_radapt.checkpoint import tower_fingerprints
@@ -199,7 +199,7 @@ class _Learning:
         self.step = 0
         self.history: list[float] = []
         self.probes: list[Probe] = []
-        self._pieces = Pieces()
+        self._pieces = AutoBatch()
         mix: Any = injected_mix(model.hf)
         size = float(mix.anchor.square().mean().sqrt())
         self.values = mix.anchor = mix.anchor.detach().clone().requires_grad_()

@@ -1,4 +1,4 @@
-"""Work on a batch in pieces that fit into memory, found by halving when one does not."""
+"""Batches cut into parts that fit into memory: a part that does not fit is halved."""
 
 import gc
 from collections.abc import Callable
@@ -9,8 +9,8 @@ import torch
 T = TypeVar("T")
 
 
-class Pieces:
-    """Splits batches into pieces of at most `size` samples; None until the memory was too small for one.
+class AutoBatch:
+    """Cuts batches into parts of at most `size` samples; None until a batch did not fit into memory.
 
     What it has learned is kept for the next batch.
     """
@@ -21,7 +21,7 @@ class Pieces:
     def run(self, work: Callable[[slice], T], count: int) -> list[T]:
         """`work(rows)` for consecutive slices that make up range(count), in order.
 
-        A piece that runs out of memory is done again in halves, so nothing is lost; an error of a single
+        A part that runs out of memory is done again in halves, so nothing is lost; an error of a single
         sample is raised on.
         """
         done: list[T] = []

@@ -1,4 +1,4 @@
-"""APGD's memory of the samples in the batch, each at a step of its own, and its rules for one step."""
+"""What APGD keeps of each sample in the batch, and its rules for one step."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -31,7 +31,7 @@ def checkpoint_windows(steps: int) -> dict[int, int]:
     return {at: at - before for before, at in zip([0, *points], points, strict=False)}
 
 
-class Climb:
+class APGDState:
     """The samples in the batch; every tensor and list has them in its first dimension.
 
     index: place of each in the caller's batch `images`. restart, done: its restart and the steps made in it.
@@ -61,7 +61,7 @@ class Climb:
         self.zero_grad = flag  # no step had a gradient so far
 
     def enter(self, index: list[int], restart: list[int], start: Tensor) -> None:
-        """Samples begin to climb, each at its `start` point."""
+        """Add samples, each at its `start` point."""
         count, x = len(index), self.images[index]
         lowest = x.new_full((count,), -torch.inf)
         yes = torch.ones(count, dtype=torch.bool, device=x.device)

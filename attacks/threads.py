@@ -1,4 +1,4 @@
-"""A batch shared out over threads on a CPU.
+"""A batch divided among threads on a CPU.
 
 One operation of a small model does not fill several cores. Two halves of the batch, each on cores of its own, do.
 """
@@ -21,7 +21,7 @@ def cpu_workers(count: int) -> int:
     return max(1, min(torch.get_num_threads(), count // _LEAST))
 
 
-def shared_out(work: Callable[[list[int], Callable[[], None]], T], count: int, workers: int) -> list[T]:
+def map_over_threads(work: Callable[[list[int], Callable[[], None]], T], count: int, workers: int) -> list[T]:
     """`work(rows, check)` for each of `workers` stretches of range(count), side by side; their results in order.
 
     torch's threads are shared out among them. `work` calls `check` now and then: it ends the work when another

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from attacks import apgd
-from attacks.memory import Pieces
+from attacks.auto_batch import AutoBatch
 
 
 class Small:
@@ -30,7 +30,7 @@ class Small:
 @given(count=st.integers(1, 70), room=st.integers(1, 70))
 def test_every_sample_is_done_once_and_in_order(count, room):
     work = Small(room)
-    pieces = Pieces()
+    pieces = AutoBatch()
     assert list(chain.from_iterable(pieces.run(work, count))) == list(range(count))
     before = len(work.sizes)
     assert list(chain.from_iterable(pieces.run(work, count))) == list(range(count))
@@ -40,20 +40,20 @@ def test_every_sample_is_done_once_and_in_order(count, room):
 
 def test_what_fits_is_one_piece():
     work = Small(8)
-    assert Pieces().run(work, 8) == [list(range(8))]
+    assert AutoBatch().run(work, 8) == [list(range(8))]
     assert work.sizes == [8]
 
 
 def test_a_cpus_words_are_understood_and_other_errors_raised():
     words = RuntimeError("[enforce fail at alloc_cpu.cpp:118] err == 0. DefaultCPUAllocator: can't allocate memory")
-    assert len(Pieces().run(Small(2, words), 4)) == 2
+    assert len(AutoBatch().run(Small(2, words), 4)) == 2
     with pytest.raises(RuntimeError, match="shapes"):
-        Pieces().run(Small(2, RuntimeError("shapes do not match")), 4)
+        AutoBatch().run(Small(2, RuntimeError("shapes do not match")), 4)
 
 
 def test_one_sample_too_large_is_an_error():
     with pytest.raises(torch.OutOfMemoryError):
-        Pieces().run(Small(0), 4)
+        AutoBatch().run(Small(0), 4)
 
 
 @pytest.mark.parametrize("phase", ["forward", "backward"])
