@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from attacks import apgd
 from attacks.straight_through import straight_through
-from eval_tasks.audit import CHECKS, Audit, full_audit
+from eval_tasks.audit import CHECKS, Audit, Finding, full_audit
 from eval_tasks.audit.rules import Difference, difference, exceeds, t_quantile
 from eval_tasks.quantise import to_8bit
 
@@ -208,3 +208,41 @@ def test_the_rules_of_differences():
     assert exceeds(Difference(2.0, 0.1, 3.9), 2.5) == "pass"
     assert exceeds(difference([1e9], [0.0]), 1.0) == "warn"  # a single image proves nothing
     assert exceeds(difference([1.0, 1.0], [1.0, 1.0]), 0.0) == "pass"
+
+
+def confident():
+    """So sure of its answers that rounding moves the loss more than the image does."""
+    sure = 9.0 * F.one_hot(NET.classify(sound().x).argmax(1), 3)
+
+    def loss(x, index):
+        logits = sure[index] + 1e-4 * NET.classify(x)
+        return F.cross_entropy(logits, sure[index].argmax(1), reduction="none")
+
+    return replace(sound(undefended=None), loss=loss, half=None, targeted={})
+
+
+def test_what_has_no_signal_is_not_judged():
+    audit = full_audit(confident())
+    assert "may be rounding" in audit.skipped["gradient accuracy"]
+    assert audit.skipped["input resolution"] == "the loss is next to nothing at these images"
+    for rival in ("noise", "random search", "spsa", "8-bit round trip"):
+        assert "rounding" in audit.skipped[rival]
+    assert not {*audit.named("fail"), *audit.named("warn")} & {"gradient accuracy", "noise", "random search", "spsa"}
+
+
+def test_scores_of_nothing_cannot_be_lowered():
+    s = sound()
+    audit = full_audit(replace(s, score=lambda texts, index: [0.0 for _ in texts]))
+    assert audit.skipped["targeted loss"] == "the model scores nothing on these images, clean as they are"
+
+
+def test_few_checks_are_no_ground_for_a_pass():
+    def audit(*verdicts):
+        return Audit("short", 2, 1, tuple(Finding(f"check {i}", v, "") for i, v in enumerate(verdicts)), {"other": ""})
+
+    assert audit(*["pass"] * 5).line() == "pass (5 checks)"
+    assert audit(*["pass"] * 4).verdict == "too little to judge"
+    assert audit(*["pass"] * 4).line() == "too little to judge (4 of 5 checks ran, 5 are the least)"
+    assert audit().verdict == "too little to judge"
+    assert audit("warn").line() == "warn (1 of 1 checks): check 0"
+    assert Audit.from_dict(audit("pass").to_dict()).verdict == audit("pass").to_dict()["verdict"]

@@ -90,7 +90,7 @@ def test_every_adaptive_run_carries_an_audit(tmp_path, data, checkpoint, monkeyp
     audit = Audit.from_dict(poor.metrics["audit"])
     assert audit.form == "short"
     assert [f.name for f in audit.findings] == ["ball"]
-    assert audit.cost == 0
+    assert (audit.cost, audit.verdict) == (0, "too little to judge")
     # a run of some hundred times the length, as far as the audit's budget is concerned
     monkeypatch.setattr(short, "SHARE", 30.0)
     rich = evaluate(model, run_settings(data, attack), tmp_path / "rich")

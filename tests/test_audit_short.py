@@ -52,12 +52,25 @@ def test_the_short_form_costs_a_tenth_of_the_run_at_most(samples, steps):
     assert audit.samples <= 16
     assert audit.findings[0].name == "ball"
     assert {f.name for f in audit.findings[1:]} == set(budget.checks)
-    assert audit.verdict == "pass"
+    assert audit.verdict == ("pass" if samples * steps > 14 else "too little to judge")
     if samples * steps >= 640:
         assert "transfer" in budget.checks
     if samples * steps <= 14:
         assert budget.checks == ()
         assert "does not pay" in audit.skipped["gradients"]
+        assert audit.line().startswith("too little to judge (1 of 20 checks ran")
+
+
+def test_a_flaw_is_one_however_few_checks_ran():
+    made, distances = run_of(replace(sound(), eps=2 * EPS), 20)
+    audit = audited(sound(), samples=2, steps=1, made=made, distances=distances)
+    assert audit.line() == "fail (1 of 1 checks): ball"
+
+
+def test_a_run_that_had_nothing_to_attack_has_no_ball_to_check():
+    audit = audited(sound(), samples=2, steps=1, made=run_of(sound(), 1)[0], distances=[])
+    assert (audit.findings, audit.verdict) == ((), "too little to judge")
+    assert audit.skipped["ball"] == "no image had to be attacked"
 
 
 def test_the_short_form_names_a_planted_flaw():
@@ -142,5 +155,7 @@ def test_the_report_shows_the_audits(make, tmp_path):
     assert f"fail (1 of {len(broken.findings)} checks): ball" in page
     assert "fail: adaptive against transfer" in page
     assert "not run: steps" in page
+    few = make(spread(60, 1), None, attack(), metrics={"audit": audited(sound(), samples=2, steps=1).to_dict()})
+    assert "too little to judge (1 of 20 checks ran" in write_report([few], tmp_path / "few.html").read_text()
     plain = write_report([runs[1]], tmp_path / "plain.html").read_text()
     assert "Audit" not in plain

@@ -140,6 +140,11 @@ class Bench:
         adaptive = self.adaptive.loss
         return max(0.0, sum(adaptive) / len(adaptive) - sum(self.clean_loss) / len(self.clean_loss))
 
+    @cached_property
+    def rounding(self) -> float:
+        """A change of the mean loss that rounding alone may make."""
+        return self.subject.rounding_at(mean([abs(loss) for loss in self.clean_loss]))
+
     @property
     def has_scores(self) -> bool:
         return self.subject.answers is not None and self.subject.score is not None

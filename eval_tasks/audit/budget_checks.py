@@ -8,7 +8,7 @@ import torch
 
 from attacks.norms import Norm
 from eval_tasks.audit.bench import Bench, mean
-from eval_tasks.audit.findings import Finding
+from eval_tasks.audit.findings import Finding, NoSignal
 from eval_tasks.audit.rules import difference, exceeds
 from eval_tasks.eps import budget_text, eps_8bit, within
 from eval_tasks.quantise import from_8bit, to_8bit
@@ -35,9 +35,11 @@ def ball(bench: Bench) -> Finding:
 
 
 def distances_in_ball(distances: Sequence[float], *, eps: float, norm: Norm, nearest: bool = False) -> Finding:
-    """The same of images whose distances from the clean ones are known. nearest: they may be as near as they can."""
+    """The same of images whose distances from the clean ones are known. nearest: they may be as near as they can.
+
+    Raises NoSignal where there is none."""
     if not distances:
-        return Finding("ball", "pass", "No image had to be attacked.", {"samples": 0})
+        raise NoSignal("no image had to be attacked")
     outside = sum(not within(far, eps) for far in distances)
     budget = eps_8bit(eps, norm) or eps
     furthest, used = max(distances) / budget, mean(list(distances)) / budget
@@ -58,7 +60,9 @@ def round_trip(bench: Bench) -> Finding:
     s = bench.subject
     made = bench.attack()
     after = bench.losses(from_8bit(to_8bit(made.x, s.x, eps=s.eps, norm=s.norm)).to(s.x))
-    gain = max(mean(made.loss) - mean(bench.clean_loss), 1e-12)
+    gain = mean(made.loss) - mean(bench.clean_loss)
+    if gain <= bench.rounding:
+        raise NoSignal("the attack adds no more to the loss than its rounding")
     kept = (mean(after) - mean(bench.clean_loss)) / gain
     lost = difference(made.loss, after)
     numbers = {

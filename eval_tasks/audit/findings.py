@@ -7,9 +7,18 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 Verdict = Literal["pass", "warn", "fail"]
+Judgement = Literal["pass", "warn", "fail", "too little to judge"]
 Number = float | int | str | bool | None
 
+LEAST = 5
+"""Fewer checks than these are no ground for a pass: in the short form, the ball, the gradients, the two on answers
+and the first attack that must not win."""
+
 _ORDER: tuple[Verdict, ...] = ("pass", "warn", "fail")
+
+
+class NoSignal(Exception):
+    """A check whose numbers would say nothing here; the message says why, and the check counts as not run."""
 
 
 def worst(*verdicts: Verdict) -> Verdict:
@@ -44,9 +53,10 @@ class Audit:
     cost: float = 0.0
 
     @property
-    def verdict(self) -> Verdict:
-        """The gravest verdict of its findings."""
-        return worst(*(finding.verdict for finding in self.findings))
+    def verdict(self) -> Judgement:
+        """The gravest verdict of its findings; no pass where fewer than LEAST checks ran."""
+        gravest = worst(*(finding.verdict for finding in self.findings))
+        return "too little to judge" if gravest == "pass" and len(self.findings) < LEAST else gravest
 
     def named(self, verdict: Verdict) -> list[str]:
         """The checks with this verdict."""
@@ -54,10 +64,14 @@ class Audit:
 
     def line(self) -> str:
         """`fail (2 of 15 checks): ball, transfer`."""
-        if self.verdict == "pass":
+        gravest = self.verdict
+        if gravest == "pass":
             return f"pass ({len(self.findings)} checks)"
-        names = self.named(self.verdict)
-        return f"{self.verdict} ({len(names)} of {len(self.findings)} checks): {', '.join(names)}"
+        if gravest == "too little to judge":
+            whole = len(self.findings) + len(self.skipped)
+            return f"{gravest} ({len(self.findings)} of {whole} checks ran, {LEAST} are the least)"
+        names = self.named(gravest)
+        return f"{gravest} ({len(names)} of {len(self.findings)} checks): {', '.join(names)}"
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON; `from_dict` reads it back."""

@@ -8,7 +8,7 @@ import torch
 from torch import Generator
 
 from eval_tasks.audit.bench import Bench, mean
-from eval_tasks.audit.findings import Finding, Verdict
+from eval_tasks.audit.findings import Finding, NoSignal, Verdict
 from eval_tasks.quantise import from_8bit, to_8bit
 
 # A perturbation of a quarter of an 8-bit level is lost in any rounding to 8 bits or fewer, and moves every other loss.
@@ -69,18 +69,20 @@ def resolution(bench: Bench) -> Finding:
         )
         return Finding("input resolution", verdict, said, numbers)
     if not any(heard):
-        return Finding("input resolution", "pass", "Not asked: the loss is next to nothing at these images.", numbers)
+        raise NoSignal("the loss is next to nothing at these images")
     return Finding("input resolution", "pass", "The loss feels a quarter of an 8-bit level.", numbers)
 
 
 def accuracy(bench: Bench) -> Finding:
-    """The gradient against central differences of the loss along random signs and along the attack's own step."""
+    """The gradient against central differences of the loss along random signs and along the attack's own step.
+
+    NoSignal where the loss hardly moves: differences of rounding errors agree with nothing."""
     bounds = max(_REACHES)
     point = bench.start.clamp(bounds, 1 - bounds)  # differences stay inside [0, 1]
     slope = bench.gradient(point).double()
     size = slope.flatten(1).norm(dim=1)
     along = [torch.stack([_signs(bench, seed, k) for seed in bench.seeds]) for k in range(bench.directions)]
-    errors = []
+    errors, largest = [], 0.0
     for reach in _REACHES:
         squares = 0.0
         for v in along:
@@ -88,11 +90,15 @@ def accuracy(bench: Bench) -> Finding:
             measured = (ahead - behind) / (2 * reach)
             expected = (slope * v).flatten(1).sum(1).to(measured)
             squares += float((measured - expected).square().sum())
+            largest = max(largest, 2 * reach * float(measured.square().sum().sqrt()))
         errors.append(math.sqrt(squares / len(along)) / max(float(size.square().sum().sqrt()), 1e-300))
+    largest = max(largest, 2 * max(_REACHES) * float(size.square().sum().sqrt()))
+    at = bench.losses(point)
+    rounding = math.sqrt(sum(bench.subject.rounding_at(loss) ** 2 for loss in at))
+    if largest <= rounding:
+        raise NoSignal(f"a level moves the loss ({mean(at):.2g}) by {largest:.1g} only, which may be rounding")
     error = min(errors)
-    rise = mean(
-        [a - b for a, b in zip(bench.losses(point + _SMALL * slope.sign().to(point)), bench.losses(point), strict=True)]
-    )
+    rise = mean([a - b for a, b in zip(bench.losses(point + _SMALL * slope.sign().to(point)), at, strict=True)])
     numbers = {"relative_error": error, "directions": bench.directions, "rise_along_step": rise}
     if error > _DIFFERS or not rise > 0:
         said = f"The gradient is not the slope of the loss (relative error {error:.2g}): it is masked or cut somewhere."

@@ -9,10 +9,10 @@ import rich.box
 import rich.table
 from rich.text import Text
 
-from eval_tasks.audit.findings import Audit, Finding, Number, Verdict
+from eval_tasks.audit.findings import Audit, Finding, Judgement, Number, Verdict
 from eval_tasks.pages import templates
 
-TONES: Mapping[Verdict, str] = {"pass": "good", "warn": "warn", "fail": "bad"}
+TONES: Mapping[Judgement, str] = {"pass": "good", "warn": "warn", "fail": "bad", "too little to judge": "neutral"}
 _COLOURS: Mapping[Verdict, str] = {"pass": "green", "warn": "yellow", "fail": "red"}
 
 

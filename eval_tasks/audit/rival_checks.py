@@ -15,7 +15,7 @@ from attacks.lowfrequency import low_frequency_apgd
 from attacks.noise import random_noise
 from attacks.straight_through import straight_through
 from eval_tasks.audit.bench import FORWARD, Bench, Made, mean, shifted
-from eval_tasks.audit.findings import Finding, Number, worst
+from eval_tasks.audit.findings import Finding, NoSignal, Number, worst
 from eval_tasks.audit.rules import MARGIN, bounded, difference, exceeds
 
 
@@ -48,6 +48,7 @@ def search(bench: Bench) -> Finding:
 def square(bench: Bench) -> Finding:
     """Square from the official code, which sees logits and no gradient. It leaves alone what it cannot break, so that
     scores are compared."""
+    _needs_scores(bench)
     s = bench.subject
     assert s.logits is not None
     assert s.labels is not None
@@ -118,6 +119,7 @@ def low_frequency(bench: Bench) -> Finding:
 
 def targeted(bench: Bench) -> Finding:
     """Losses that pull towards a fixed answer: does one break what the untargeted one leaves?"""
+    _needs_scores(bench)
     found = {name: bench.scores(bench.attack(loss)) for name, loss in bench.subject.targeted.items()}
     lowest = [min(values) for values in zip(*found.values(), strict=True)]
     numbers: dict[str, Number] = {f"score_{name}": mean(values) for name, values in found.items()}
@@ -137,9 +139,17 @@ def half_precision(bench: Bench) -> Finding:
     return _scored(bench, finding, made, "the half-precision attack")
 
 
+def _needs_scores(bench: Bench) -> None:
+    """NoSignal where there is no score to lose."""
+    if mean(bench.clean_scores) <= 0:
+        raise NoSignal("the model scores nothing on these images, clean as they are")
+
+
 def _rival(bench: Bench, name: str, who: str, losses: list[float]) -> Finding:
     """The rival's losses against the adaptive attack's."""
     found = difference(losses, bench.adaptive.loss)
+    if max(bench.gain, abs(found.mean)) <= bench.rounding:
+        raise NoSignal("neither attack moves the loss by more than its rounding")
     verdict = exceeds(found, MARGIN * bench.gain)
     wins = sum(a > b for a, b in zip(losses, bench.adaptive.loss, strict=True))
     numbers: dict[str, Number] = {

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from attacks.norms import Norm
 from eval_tasks.audit.bench import ANSWER, FORWARD, Bench
 from eval_tasks.audit.budget_checks import distances_in_ball
-from eval_tasks.audit.findings import Audit
+from eval_tasks.audit.findings import Audit, Finding, NoSignal
 from eval_tasks.audit.subject import Subject
 from eval_tasks.audit.suite import CHECKS, Check, run_checks
 
@@ -94,9 +94,13 @@ def short_audit(
     that the run attacked from its clean one, in `norm`, as it lies on disk; nearest: as in `Subject`.
     """
     budget = short_budget(samples, work, steps=steps, own_climb=own_climb)
-    findings = [distances_in_ball(distances, eps=eps, norm=norm, nearest=nearest)]
+    findings: list[Finding] = []
     costly = {name for name, _ in _COSTS}
     skipped = {c.name: "left to the full audit" for c in CHECKS if c.name not in costly and c.name != "ball"}
+    try:
+        findings.append(distances_in_ball(distances, eps=eps, norm=norm, nearest=nearest))
+    except NoSignal as quiet:
+        skipped["ball"] = str(quiet)
     skipped |= {
         name: "a tenth of so short a run does not pay for it" for name, _ in _COSTS if name not in budget.checks
     }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from eval_tasks.audit.bench import Bench
-from eval_tasks.audit.findings import Finding, Verdict, worst
+from eval_tasks.audit.findings import Finding, NoSignal, Verdict, worst
 
 
 def determinism(bench: Bench) -> Finding:
@@ -27,8 +27,7 @@ def determinism(bench: Bench) -> Finding:
 def batch_invariance(bench: Bench) -> Finding:
     """Every image alone against all in one batch."""
     if min(len(bench.subject), bench.subject.batch_size) < 2:
-        said = "One image at a time: there is no batch that could matter."
-        return Finding("batch invariance", "pass", said, {"samples": len(bench.subject)})
+        raise NoSignal("one image at a time: there is no batch that could matter")
     apart = _relative(bench.losses(bench.start), bench.losses(bench.start, one_by_one=True))
     verdict = _graded(apart, bench.subject.rounding)
     changed = 0

@@ -32,7 +32,7 @@ class Subject:
     nearest: whether craft's images may use as little of the budget as they can.
     made: uint8 [B, 3, H, W], images the evaluation has made already under `eps` and `steps`.
     prompts: (texts the loss has put to the model, texts the answers come from), after one call of each.
-    rounding: relative error of a loss that is rounding alone, from the precision of the model.
+    rounding: relative error of a loss that is surely rounding alone, from the precision of the model.
     seeds: one a sample. batch_size: images at a time.
     """
 
@@ -62,3 +62,8 @@ class Subject:
 
     def __len__(self) -> int:
         return len(self.x)
+
+    def rounding_at(self, loss: float) -> float:
+        """How far the loss of one image, of that size, may change from one rounding to another. `rounding` bounds it
+        with room; this is about what happens: 1e-6 in float32, as what rounds in a small loss are logits."""
+        return 0.01 * self.rounding * max(1.0, abs(loss))

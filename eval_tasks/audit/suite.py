@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from attacks.autoattack import LibraryMissingError, require_library
 from eval_tasks.audit import budget_checks, effort_checks, gradient_checks, rival_checks, stability_checks
 from eval_tasks.audit.bench import Bench
-from eval_tasks.audit.findings import Audit, Finding
+from eval_tasks.audit.findings import Audit, Finding, NoSignal
 from eval_tasks.audit.subject import Subject
 
 Advance = Callable[[int, str], None]
@@ -96,7 +96,8 @@ def run_checks(
 ) -> tuple[tuple[Finding, ...], dict[str, str]]:
     """The findings of these checks in order, and why others were skipped.
 
-    A check whose precondition failed is skipped, not failed: its numbers would speak of the other flaw.
+    A check whose precondition failed is skipped, not failed: its numbers would speak of the other flaw. So is one that
+    finds no signal to judge.
     """
     findings: list[Finding] = []
     skipped: dict[str, str] = {}
@@ -112,6 +113,8 @@ def run_checks(
         else:
             try:
                 findings.append(check.run(bench))
+            except NoSignal as quiet:
+                skipped[check.name] = str(quiet)
             except FloatingPointError as error:
                 said = f"The attack stopped: {' '.join(str(error).split())}."
                 findings.append(Finding(check.name, "fail", said))
