@@ -140,6 +140,8 @@ def _finding(row: Row) -> Finding:
     sentences.append(f"The attack crafted on this very model leaves {leaves}.")
     if not row.defended:
         return Finding(subject, "Undefended", "neutral", (*sentences, *notes))
+    if row.no_base:
+        return Finding(subject, "Gains mean nothing here", "neutral", (*sentences, *notes))
     verdict, tone = "Undefended model not run", "neutral"
     if row.gain.value is None or row.gain.interval is None:
         sentences.append("Without the undefended model under the same attack, there is no gain to state.")
@@ -166,7 +168,7 @@ def _finding(row: Row) -> Finding:
 
 def _cost(row: Row) -> list[str]:
     change = row.clean_change
-    if change is None or change.interval is None:
+    if row.no_base or change is None or change.interval is None:
         return []
     if change.interval.high < 0:
         judged = "a cost"

@@ -86,6 +86,8 @@ class Row:
 
     `adaptive_loss` is the mean of the adaptive attack's loss over the samples, for curves.
 
+    `no_base`: the undefended model scores about zero on clean images, so that no gain means anything.
+
     `variant` tells it from a row that reads the same; `eps` is in [0, 1] pixel units, None without an attack;
     `target` is a targeted attack's text.
     """
@@ -109,6 +111,7 @@ class Row:
     clean_change: Cell | None
     adaptive_loss: Cell | None
     only_transfer: bool
+    no_base: bool
     notes: tuple[str, ...]
     hidden: Mapping[str, str]
 

@@ -18,6 +18,9 @@ from lvlm_radapt.errors import UserError
 Part = Literal["clean", "adversarial"]
 
 NOT_RUN = "not run"
+ABOUT_ZERO = 5.0
+"""A clean score, of 100, below which a model does not do the task: a captioner of other images has a CIDEr of 1."""
+NO_BASE = "the undefended model scores about zero on clean images: gains mean nothing here"
 ONLY_TRANSFER = "holds only against attacks that do not know it"
 
 
@@ -148,7 +151,11 @@ def _row(
 ) -> Row:
     attack = setting(run, "attack") or {}
     attacked = threat_of(run) != "none"
-    only_transfer = bool(
+    defended = setting(run, "model", "radapt") is not None
+    clean = _score(run, "clean")
+    base = (None if stock is None else _score(stock, "clean")) if defended else clean
+    no_base = base is not None and base.value is not None and base.value < ABOUT_ZERO
+    only_transfer = not no_base and bool(
         transfer_gain is not None
         and transfer_gain.interval is not None
         and transfer_gain.interval.low > 0
@@ -157,7 +164,7 @@ def _row(
     )
     return Row(
         model=model_label(run),
-        defended=setting(run, "model", "radapt") is not None,
+        defended=defended,
         task=setting(run, "task"),
         metric=metric_of(run),
         attack=str(attack.get("name", "none")),
@@ -167,7 +174,7 @@ def _row(
         target=attack.get("target"),
         variant="",
         n=len(run.samples),
-        clean=_score(run, "clean"),
+        clean=clean,
         transfer=transfer,
         adaptive=adaptive,
         gain=gain,
@@ -175,7 +182,8 @@ def _row(
         clean_change=None if stock is None else _difference(run, stock, "clean"),
         adaptive_loss=next((_loss(one) for one in present if threat_of(one) == "adaptive"), None),
         only_transfer=only_transfer,
-        notes=tuple(_notes(present, only_transfer)),
+        no_base=no_base,
+        notes=(*([NO_BASE] if no_base else []), *_notes(present, only_transfer)),
         hidden={**_hidden(run), **hidden},
     )
 

@@ -27,7 +27,7 @@ from eval_tasks.metrics.vqa import RULES
 from eval_tasks.records import Run, RunFolder, image_name, read_run
 from eval_tasks.report import reading, write_report
 from eval_tasks.table import COLUMNS, LEGEND, Cell
-from eval_tasks.tabulate import ONLY_TRANSFER, comparison, tables
+from eval_tasks.tabulate import NO_BASE, ONLY_TRANSFER, comparison, tables
 from lvlm_radapt.errors import UserError
 from lvlm_radapt.plots.curves import Curve, draw_curves
 from lvlm_radapt.plots.images import DIFFERENCE_GAIN, difference_image
@@ -391,6 +391,24 @@ def test_reading_states_the_cost_on_clean_images(make: Maker) -> None:
     same = make(spread(70, 2), RADAPT, attack("transfer"))
     text = " ".join(reading(comparison([stock, same]))[1].sentences)
     assert "0.0 [0.0, 0.0]: no difference that 12 samples can show." in text
+
+
+@pytest.mark.parametrize(("base", "means"), [(0.0, False), (1.3, False), (6.0, True)])
+def test_over_a_model_that_does_not_do_the_task_no_gain_and_no_cost_is_claimed(
+    make: Maker, base: float, means: bool, tmp_path: Path
+) -> None:
+    stock = make([0.0] * N, None, attack(), clean=[base] * N)
+    better = make([base] * N, RADAPT, attack(), clean=[0.0] * N)
+    shown = make([2 * base] * N, RADAPT, attack("transfer"), clean=[0.0] * N)
+    table = comparison([stock, better, shown])
+    text = write_report([stock, better, shown], tmp_path / "report.html").read_text()
+    for row, finding in zip(table.rows, reading(table), strict=True):
+        said = " ".join(finding.sentences)
+        assert (NO_BASE in row.notes) is not means
+        assert ("gains mean nothing here" in said) is not means
+        assert ("a cost" in said) is (means and row.defended)
+    assert reading(table)[1].verdict == ("Gains under the adaptive attack" if means else "Gains mean nothing here")
+    assert ("Gains mean nothing here" in text) is not means
 
 
 # Pictures
