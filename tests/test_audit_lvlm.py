@@ -68,10 +68,11 @@ def test_another_prompt_in_the_loss_is_named(data, checkpoint, monkeypatch):
 def test_every_white_box_attack_can_be_audited(data, checkpoint, attack, target):
     model = robustify(load_model(checkpoint), RAdaptConfig())
     audit = full_audit(subject(model, data, samples=2, steps=1, attack=attack, target=target))
-    assert {"ball", "gradients", "gradient accuracy", "determinism", "batch invariance"} <= {
-        f.name for f in audit.findings if f.verdict == "pass"
-    }
+    passed = {f.name for f in audit.findings if f.verdict == "pass"}
+    assert {"gradients", "gradient accuracy", "determinism", "batch invariance"} <= passed
     assert ("prompts" in audit.skipped) == (attack == "embedding")
+    # an ensemble attacks nothing on a model that answers nothing right
+    assert "ball" in passed or (attack, audit.skipped["ball"]) == ("ensemble", "no image had to be attacked")
 
 
 def run_settings(data, attack="e2e", threat="adaptive") -> EvalSettings:
