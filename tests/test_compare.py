@@ -11,6 +11,7 @@ from test_cli import call
 from eval_tasks.metrics import bootstrap_ci, paired_difference_ci
 from eval_tasks.presets import load_attack, load_protocol, load_task_config, names
 from eval_tasks.records import RunFolder, read_run
+from lvlm_radapt.comparison.models import Workshop
 from lvlm_radapt.comparison.preset import load_comparison, slug
 from lvlm_radapt.config import RAdaptConfig
 
@@ -218,3 +219,15 @@ def test_what_a_row_needs_is_trained_once_on_images_of_its_own(tmp_path, monkeyp
     ]
     assert defences[0] == defences[1]
     assert defences[0]["anchor_from"].startswith("tiny-clip, 12 images")
+
+
+def test_base_models_of_like_names_have_weights_of_their_own(tmp_path: Path) -> None:
+    models = ("m_a", "m-a", "other")
+    columns = [SMALL["columns"][0] | {"title": f"c{i}", "model": one} for i, one in enumerate(models)]
+    rows = [SMALL["rows"][0], {"name": "tuned", "finetune": {"recipe": "scenes", "set": "train", "images": 8}}]
+    comparison = load_comparison(str(written(tmp_path, columns=columns, rows=rows)))
+    workshop = Workshop(comparison, load_protocol("scenes"), tmp_path, lambda title, count: lambda done, text: None)
+    kept = [workshop._kept(comparison.rows[1], one, "weights").name for one in models]
+    assert len(set(kept)) == 3
+    assert kept[2] == "tuned-weights-other"  # as in comparisons that are there already
+    assert all(name.startswith("tuned-weights-m-a-") for name in kept[:2])

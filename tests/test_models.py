@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import math
 import subprocess
 import sys
 import warnings
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -549,6 +551,25 @@ def another(file: str, content: str) -> Callable[[Path], object]:
     return lambda folder: (folder / file).write_text(content)
 
 
+def processor_change(**values: Any) -> Callable[[Path], object]:
+    def change(folder: Path) -> None:
+        path = folder / "preprocessor_config.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | values))
+
+    return change
+
+
+def weight_change(value: float) -> Callable[[Path], object]:
+    """One number of the last weight is replaced."""
+
+    def change(folder: Path) -> None:
+        weights = load_file(folder / "model.safetensors")
+        weights[max(weights)].view(-1)[-1] = value
+        save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+
+    return change
+
+
 def config_change(part: str | None, **values: int) -> Callable[[Path], None]:
     def change(folder: Path) -> None:
         path = folder / "config.json"
@@ -586,6 +607,11 @@ def config_change(part: str | None, **values: int) -> Callable[[Path], None]:
             another("preprocessor_config.json", '{"image_processor_type": "CLIPImageProcessor", "size": "big"}'),
             "cannot load its image processor",
         ),
+        (processor_change(image_std=[0.2, 0.0, 0.2]), r"image_std must be three finite numbers above 0, got .0.2, 0"),
+        (processor_change(image_std=[math.nan] * 3), r"image_std must be three finite numbers above 0, got .nan"),
+        (processor_change(image_mean=[0.5]), r"image_mean must be three finite numbers, got .0.5"),
+        (weight_change(math.nan), "the weight .* holds NaN or infinite numbers in float32: the checkpoint is damaged"),
+        (weight_change(-math.inf), "the weight .* holds NaN or infinite numbers in float32"),
         (another("generation_config.json", "{"), r"cannot read its generation_config\.json"),
         (another("chat_template.jinja", "{% if"), "chat template does not render an image .*end of template"),
     ],

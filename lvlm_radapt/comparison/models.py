@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -28,7 +30,12 @@ from lvlm_radapt.training.learned_anchor import LearnSettings, learn_anchor, not
 from lvlm_radapt.training.objectives import Features
 from lvlm_radapt.training.robust_twin import save_twin
 
+KEPT = ("anchor", "weights")  # what is trained for a row
 CLASSES_OF_A_SPLIT = 32  # the fewest: of training scenes
+
+
+def _kept_name(row: str, what: str, base: str) -> str:
+    return f"{slug(row)}-{what}-{slug(base)}"
 
 
 class Workshop:
@@ -144,7 +151,16 @@ class Workshop:
         )
 
     def _kept(self, row: RowSpec, base: str, what: str) -> Path:
-        return self._out / "models" / f"{slug(row.name)}-{what}-{slug(base)}"
+        """A folder of its own for each row and base model: where names would meet, as of `m_a` and `m-a`, they get a
+        part of their hash."""
+        bases = {column.model for column in self._comparison.columns}
+        bases |= {one.learn.model for one in self._comparison.rows if one.learn is not None and one.learn.model}
+        wanted = (row.name, what, base)
+        every = {(one.name, kind, name) for one in self._comparison.rows for kind in KEPT for name in bases}
+        name = _kept_name(*wanted)
+        if any(_kept_name(*other) == name for other in every - {wanted}):
+            name += "-" + hashlib.sha256(json.dumps(wanted).encode()).hexdigest()[:8]
+        return self._out / "models" / name
 
     def _sizes(self, name: str) -> tuple[int, int]:
         """How many scenes of a set are needed, and how many images of single things."""

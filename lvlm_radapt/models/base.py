@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from lvlm_radapt.errors import UserError
 from lvlm_radapt.models import last_layer, patch_gradient
 from lvlm_radapt.models.language import greedy, left_pad, right_pad, target_nll, target_positions
+from lvlm_radapt.models.weights import check_finite, check_normalisation
 
 if TYPE_CHECKING:
     from lvlm_radapt.config import RAdaptConfig
@@ -91,6 +92,8 @@ class PixelModel(ABC):
             raise UserError(f"{name}: geometry {geometry!r} is unknown, choose stock or pad")
         if not image_processor.do_rescale or abs(image_processor.rescale_factor * 255 - 1) > 1e-6:
             raise UserError(f"{name}: the image processor does not rescale 8-bit values by 1/255")
+        check_normalisation(image_processor, name)
+        check_finite(hf, name)
         patch_gradient.prepare(self.tower)
 
     @property
