@@ -2,7 +2,7 @@
 
 Rows called "NAME, seed 0", "NAME, seed 1" ... are one defence trained with several seeds: its score of a sample is the
 mean over them. Lost beside: what it loses clean beyond what the whole one does. A share is (defence - undefended) /
-(whole - undefended) of the adaptive scores, its interval a paired bootstrap over samples; that the seeds differ shows
+(whole - undefended) of the adaptive scores, its interval a paired bootstrap over images; that the seeds differ shows
 in the shares of each seed beside it.
 
 Run: lvlm-radapt compare scopes --out FOLDER, then: python benchmarks/gain_share.py FOLDER [--whole FARE]
@@ -19,8 +19,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from eval_tasks.metrics import bootstrap_ci, gain_share_ci, paired_difference_ci
-from eval_tasks.records import Run, read_run
+from eval_tasks.metrics import gain_share_ci, paired_difference_ci
+from eval_tasks.metrics.intervals import score_ci
+from eval_tasks.records import Run, images_of, read_run
 from lvlm_radapt.comparison.preset import Comparison, slug
 from lvlm_radapt.documents import read_json
 from lvlm_radapt.errors import UserError
@@ -58,19 +59,21 @@ def rows(folder: Path, comparison: Comparison, attacked: str, whole: str) -> Ite
     for row in comparison.rows:
         defences.setdefault(_defence(row.name), []).append(read_run(folder / "runs" / slug(row.name) / attacked))
     undefended, best = comparison.rows[0].name, defences[whole]
+    metric, images = best[0].metrics["metric"], images_of(best[0].samples)
     base, full = _mean(defences[undefended], "adversarial"), _mean(best, "adversarial")
     yield f"| defence | weights, % | clean | lost beside {whole} | adaptive | share of {whole}'s gain, % | by seed |"
     yield "|---|---:|---:|---:|---:|---:|---|"
     for name, runs in defences.items():
         clean, own = _mean(runs, "clean"), _mean(runs, "adversarial")
-        cells = [name, _weights(runs), _interval(clean)]
+        cells = [name, _weights(runs), _interval(clean, metric, images)]
         if name in (undefended, whole):
-            cells += ["", _interval(own), "", ""]
+            cells += ["", _interval(own, metric, images), "", ""]
         else:
             loss = _mean(best, "clean") - clean
-            low, high = paired_difference_ci(_mean(best, "clean").tolist(), clean.tolist())
+            low, high = paired_difference_ci(_mean(best, "clean").tolist(), clean.tolist(), images=images)
             each = [_mean([run], "adversarial") for run in runs]
-            cells += [f"{loss.mean():+.1f} [{low:+.1f}, {high:+.1f}]", _interval(own), *_shares(own, each, full, base)]
+            cells += [f"{loss.mean():+.1f} [{low:+.1f}, {high:+.1f}]", _interval(own, metric, images)]
+            cells += _shares(own, each, full, base, images)
         yield "| " + " | ".join(cells) + " |"
 
 
@@ -79,10 +82,12 @@ def _defence(row: str) -> str:
     return row.partition(", seed ")[0]
 
 
-def _shares(own: Scores, each: Sequence[Scores], full: Scores, base: Scores) -> tuple[str, str]:
+def _shares(
+    own: Scores, each: Sequence[Scores], full: Scores, base: Scores, images: Sequence[str] | None
+) -> tuple[str, str]:
     """The share of the gain with its interval, and that of each seed; or that there is no gain."""
     try:
-        low, high = gain_share_ci(own.tolist(), full.tolist(), base.tolist())
+        low, high = gain_share_ci(own.tolist(), full.tolist(), base.tolist(), images=images)
     except UserError:  # the three are of the same samples: the gain is not clear
         return "no clear gain", ""
     share, *seeds = (100 * (one - base).mean() / (full - base).mean() for one in (own, *each))
@@ -94,8 +99,8 @@ def _mean(runs: Sequence[Run], answer: str) -> Scores:
     return np.mean([[getattr(sample, answer).score for sample in run.samples] for run in runs], axis=0)
 
 
-def _interval(scores: Scores) -> str:
-    low, high = bootstrap_ci(scores.tolist())
+def _interval(scores: Scores, metric: str, images: Sequence[str] | None) -> str:
+    low, high = score_ci(scores.tolist(), metric, images)
     return f"{scores.mean():.1f} [{low:.1f}, {high:.1f}]"
 
 

@@ -11,7 +11,8 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from eval_tasks.data import Sample
-from eval_tasks.metrics.bootstrap import bootstrap_ci
+from eval_tasks.metrics.bootstrap import Images
+from eval_tasks.metrics.intervals import score_ci
 from lvlm_radapt.errors import UserError
 from lvlm_radapt.models.base import PixelBatch
 from lvlm_radapt.models.clip import CLIPEncoder
@@ -117,10 +118,11 @@ def image_ranks(similarity: Tensor, own: Tensor) -> Tensor:
     return 1 + (~(similarity < best) & ~own).sum(dim=0)
 
 
-def recalls(similarity: Tensor, own: Tensor, count: Tensor) -> dict[str, dict[str, Any]]:
-    """recall@1, @5 and @10 in percent with 95 % bootstrap intervals over images, in both directions.
+def recalls(similarity: Tensor, own: Tensor, count: Tensor, images: Images | None = None) -> dict[str, dict[str, Any]]:
+    """recall@1, @5 and @10 in percent with 95 % intervals over images, in both directions.
 
-    similarity: [N, U] of all images to all texts of the gallery, own: bool [N, U], count: [U].
+    similarity: [N, U] of all samples' images to all texts of the gallery, own: bool [N, U], count: [U]; images: the
+    image of each sample, as in `bootstrap_ci`.
     "image_to_text": the share of images with a caption of their own among the first k. "text_to_image": the share of
     captions with their image among the first k; a caption that stands there twice counts twice.
     """
@@ -138,13 +140,13 @@ def recalls(similarity: Tensor, own: Tensor, count: Tensor) -> dict[str, dict[st
         "image_to_text": {k: 100.0 * (first <= k) for k in CUTS},
         "text_to_image": {k: 100.0 * len(own) / int(count.sum()) * (share * (found <= k)).sum(dim=1) for k in CUTS},
     }
-    return {direction: _summary(by_cut) for direction, by_cut in part.items()}
+    return {direction: _summary(by_cut, images) for direction, by_cut in part.items()}
 
 
-def _summary(by_cut: dict[int, Tensor]) -> dict[str, Any]:
+def _summary(by_cut: dict[int, Tensor], images: Images | None) -> dict[str, Any]:
     summary: dict[str, Any] = {}
     for k, values in by_cut.items():
-        interval = bootstrap_ci(values.tolist())
+        interval = score_ci(values.tolist(), "recall@1", images)
         summary[f"recall@{k}"] = float(values.double().mean())
         summary[f"ci95@{k}"] = [interval.low, interval.high]
     return summary

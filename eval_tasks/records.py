@@ -94,10 +94,12 @@ class Attacked(Scored):
 class SampleRecord(_Model):
     """One line of samples.jsonl. NaN and wrong types raise pydantic's ValidationError (a ValueError).
 
+    image: the `image_key` of the sample's image, equal for samples that share it; None in runs of earlier versions.
     clean_sha256: of the PNG file of the clean image, where it is kept.
     """
 
     id: Annotated[str, Field(min_length=1)]
+    image: str | None = None
     question: str | None
     references: Annotated[tuple[str, ...], Field(strict=False)]
     clean: Scored
@@ -134,6 +136,12 @@ class Run:
                 path = self.path / under / image_name(record.id)
                 if path.is_file():
                     _check_sum(path, record.id, wanted)
+
+
+def images_of(records: Iterable[SampleRecord]) -> list[str] | None:
+    """The image of each record; None where a record names none, so that intervals are over samples."""
+    images = [record.image for record in records]
+    return None if None in images else [image for image in images if image is not None]
 
 
 def ids_digest(ids: Iterable[str]) -> str:

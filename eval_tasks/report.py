@@ -18,12 +18,13 @@ from eval_tasks.audit.page import TONES, numbers_text
 from eval_tasks.data.images import open_image
 from eval_tasks.eps import budget_text
 from eval_tasks.figures import DIFFERENCE_GAIN, difference_image, eps_panels, loss_panels, png_uri, text_uri
+from eval_tasks.metrics.intervals import LEAST
 from eval_tasks.pages import templates, write_text
 from eval_tasks.records import Run, SampleRecord, image_name
 from eval_tasks.retrieval_table import COLUMNS as RECALL_COLUMNS
 from eval_tasks.retrieval_table import recall_rows
 from eval_tasks.run_facts import metric_of, model_label, setting, threat_of
-from eval_tasks.table import METRICS, Cell, Row, Table
+from eval_tasks.table import METRICS, TOO_FEW, Cell, Row, Table
 from eval_tasks.tabulate import tables
 from lvlm_radapt.errors import UserError
 from lvlm_radapt.writing import check_file
@@ -104,6 +105,7 @@ def write_report(runs: Sequence[Run], out_html: Path) -> Path:
             tones=TONES,
             metrics=sorted({metric_of(run) for run in runs}),
             gain=DIFFERENCE_GAIN,
+            least=LEAST,
             cells=_CELLS,
         )
     )
@@ -147,10 +149,16 @@ def _finding(row: Row) -> Finding:
         sentences.append("Without the undefended model under the same attack, there is no gain to state.")
     else:
         gain = _figure(row.gain)
-        if row.gain.interval.low > 0:
+        if row.gain.too_few:
+            verdict, tone = "Too few samples to tell", "neutral"
+            sentences.append(
+                f"Against the undefended model that is {gain}: {row.gain.images} images are too few to tell a gain "
+                f"from chance, {LEAST} are the least."
+            )
+        elif row.gain.sign > 0:
             verdict, tone = "Gains under the adaptive attack", "good"
             sentences.append(f"That is {gain} against the undefended model under its own adaptive attack.")
-        elif row.gain.interval.high < 0:
+        elif row.gain.sign < 0:
             verdict, tone = "Worse than undefended", "bad"
             sentences.append(f"That is {gain} against the undefended model: the defence does harm here.")
         else:
@@ -170,10 +178,8 @@ def _cost(row: Row) -> list[str]:
     change = row.clean_change
     if row.no_base or change is None or change.interval is None:
         return []
-    if change.interval.high < 0:
-        judged = "a cost"
-    else:
-        judged = "a gain" if change.interval.low > 0 else f"no difference that {row.n} samples can show"
+    unclear = TOO_FEW if change.too_few else f"no difference that {row.n} samples can show"
+    judged = {1: "a gain", -1: "a cost", 0: unclear}[change.sign]
     return [f"Against the undefended model that is {_figure(change)}: {judged}."]
 
 

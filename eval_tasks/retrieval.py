@@ -28,7 +28,7 @@ from eval_tasks.crafting import (
     run_apgd,
     sample_seed,
 )
-from eval_tasks.data import Sample, chunks, open_image
+from eval_tasks.data import Sample, chunks, image_key, open_image
 from eval_tasks.encoders import check_reads_tower, reading_surrogate, text_side
 from eval_tasks.gallery import CUTS, CaptionSpace, Gallery, recalls
 from eval_tasks.presets import TaskConfig
@@ -147,6 +147,7 @@ class RetrievalExam:
             score=score,
             craft=crafted,
             made=made,
+            images=[image_key(s.image) for s in samples],
             seeds=seeds,
             batch_size=self.batch_size,
         )
@@ -182,7 +183,7 @@ class RetrievalExam:
                 rows[alike] = self.space.cosines(batch).cpu()
             cosines.append(rows)
         own = self.gallery.own([s.id for s in self.samples])
-        return recalls(torch.cat(cosines), own, self.gallery.count)
+        return recalls(torch.cat(cosines), own, self.gallery.count, [image_key(s.image) for s in self.samples])
 
     def _loss(self, batch: PixelBatch, samples: Sequence[Sample]) -> LossFn:
         space = self.space if self._other is None else self._other

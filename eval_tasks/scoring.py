@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from eval_tasks.crafting import AttackPlan, Crafted, sample_seed, says
-from eval_tasks.data import Sample, open_image
+from eval_tasks.data import Sample, image_key, open_image
 from eval_tasks.eps import eps_text, within
 from eval_tasks.exams import Exam
 from eval_tasks.quantise import distances, from_8bit
@@ -105,6 +105,7 @@ def score_batch(
     return [
         SampleRecord(
             id=s.id,
+            image=image_key(s.image),
             question=s.question,
             references=s.references,
             clean=clean[i],

@@ -9,11 +9,10 @@ from typing import Any
 from attacks.ensemble import CLEAN
 from eval_tasks.crafting import AttackPlan, says
 from eval_tasks.eps import budget_text, eps_8bit, eps_text
-from eval_tasks.metrics import bootstrap_ci
 from eval_tasks.metrics.choice import f1_over_parts
-from eval_tasks.metrics.wilson import wilson_ci
+from eval_tasks.metrics.intervals import all_alike, count_images, hits_ci, score_ci
 from eval_tasks.presets import TaskConfig
-from eval_tasks.records import Attacked, SampleRecord
+from eval_tasks.records import Attacked, SampleRecord, Scored, images_of
 from eval_tasks.stages import stage_plans
 
 
@@ -26,11 +25,18 @@ def metrics(
 ) -> dict[str, Any]:
     """What metrics.json says of these records."""
 
-    def summary(values: list[float | None]) -> dict[str, Any]:
-        known = [v for v in values if v is not None]
-        interval = bootstrap_ci(known)
+    images = images_of(records)
+    alike = []
+
+    def summary(of: str, answers: Sequence[Scored | None]) -> dict[str, Any]:
+        scored = [(a.score, i) for i, a in enumerate(answers) if a is not None and a.score is not None]
+        known = [score for score, _ in scored]
+        interval = score_ci(known, task.metric, None if images is None else [images[i] for _, i in scored])
+        if all_alike(known, task.metric):
+            alike.append(f"all scores of {of} images are {known[0]:.0f}: their interval is Wilson's")
         return {task.metric: sum(known) / len(known), "ci95": [interval.low, interval.high]}
 
+    clean = summary("clean", [r.clean for r in records])
     attacked = [r.adversarial for r in records if r.adversarial]
     stuck = sum(a.zero_grad for a in attacked)
     # at which step it happened is in samples.jsonl
@@ -38,12 +44,16 @@ def metrics(
     stages = _stages(attacked, task, plan)
     f1 = _f1(records, task)
     success = _success(records, plan)
-    notes = list(remarks)
+    adversarial = summary("attacked", [r.adversarial for r in records]) if attacked else None
+    shown = count_images(len(records), images)
+    notes = [*remarks, *alike]
+    if shown < len(records):
+        notes.append(f"{len(records)} samples share {shown} images: intervals draw images, each with all its samples")
     if task.metric == "cider":
         notes.append(f"CIDEr-D x100, document frequency from the references of these {len(records)} images")
     if f1:
-        shown = ", ".join(f"{value:.1f} {name}" for name, value in f1.items() if value is not None)
-        notes.append(f"F1 of yes, averaged over the parts of the set: {shown}")
+        said = ", ".join(f"{value:.1f} {name}" for name, value in f1.items() if value is not None)
+        notes.append(f"F1 of yes, averaged over the parts of the set: {said}")
     if stages:
         notes.append(_stages_text(stages, len(attacked), task))
     if success:
@@ -64,14 +74,15 @@ def metrics(
         notes.append(f"{failed.total()} samples failed, scored with the best image found before: {reasons}")
     return {
         "n": len(records),
+        "images": shown,
         "metric": task.metric,
         "threat": plan.threat if plan else None,
         "attack": plan.config.name if plan else None,
         "eps": plan.eps if plan else None,
         "distance": distance,
         "steps": plan.steps if plan else None,
-        "clean": summary([r.clean.score for r in records]),
-        "adversarial": summary([a.score for a in attacked]) if attacked else None,
+        "clean": clean,
+        "adversarial": adversarial,
         "f1": f1,
         "success": success,
         "stages": stages,
@@ -122,14 +133,14 @@ def _success(records: Sequence[SampleRecord], plan: AttackPlan | None) -> dict[s
     """How often the target is read in answers to attacked images (`hits`, in percent `success_rate`) and clean ones."""
     if plan is None or plan.target is None:
         return None
-    hits = sum(bool(r.adversarial and r.adversarial.success) for r in records)
-    interval = wilson_ci(hits, len(records))
+    success = [bool(r.adversarial and r.adversarial.success) for r in records]
+    hits, interval = sum(success), hits_ci(success, images_of(records))
     already = sum(says(r.clean.output, plan.target) for r in records)
     return {
         "target": plan.target,
         "hits": hits,
         "success_rate": 100 * hits / len(records),
-        "ci95": [100 * interval.low, 100 * interval.high],
+        "ci95": [interval.low, interval.high],
         "clean_hits": already,
     }
 

@@ -15,14 +15,18 @@ import rich.table
 from rich.text import Text
 
 from eval_tasks.eps import budget_text
-from eval_tasks.metrics.bootstrap import Interval
+from eval_tasks.metrics.bootstrap import Images, Interval, paired_difference_ci
+from eval_tasks.metrics.intervals import LEAST, count_images
 
 UNDEFENDED = "n/a (undefended)"
 NO_SCORE = "n/a (no score)"
+TOO_FEW = "too few samples to tell"
 LEGEND = (
     "Transfer: crafted on the undefended model (or on the surrogate named), scored on this one. "
     "Adaptive: crafted white-box on the model that is scored, through its defence. "
-    "Gain: this model minus the undefended one under the adaptive attack, paired by sample."
+    "Gain: this model minus the undefended one under the adaptive attack, paired by sample. "
+    "Intervals are bootstrap ones over images, Wilson's where all answers score 0 or all 100. "
+    f"A difference over fewer than {LEAST} images is too few to tell."
 )
 METRICS = {
     "cider": "CIDEr x100",
@@ -47,7 +51,8 @@ COLUMNS = (
 class Cell:
     """A score (or a difference, `signed`) with its 95 % interval; or, when `value` is None, words instead.
 
-    success, success_rate: of a targeted attack, how often its text was read, in words and in percent.
+    images: of a difference, how many it is over. success, success_rate: of a targeted attack, how often its text was
+    read, in words and in percent.
     """
 
     words: str = ""
@@ -55,8 +60,21 @@ class Cell:
     interval: Interval | None = None
     detail: str = ""
     signed: bool = False
+    images: int | None = None
     success: str = ""
     success_rate: float | None = None
+
+    @property
+    def too_few(self) -> bool:
+        """Whether a difference is over too few images to be judged."""
+        return self.images is not None and self.images < LEAST
+
+    @property
+    def sign(self) -> int:
+        """1 or -1 where a difference is judged and its whole interval on one side of 0; 0 for all else."""
+        if self.interval is None or self.too_few:
+            return 0
+        return (self.interval.low > 0) - (self.interval.high < 0)
 
     @property
     def number(self) -> str:
@@ -78,6 +96,18 @@ class Cell:
     def _format(self, value: float) -> str:
         value = round(value, 1) + 0.0  # no "-0.0"
         return f"{value:+.1f}" if self.signed and value else f"{value:.1f}"
+
+
+def difference_cell(first: Sequence[float], second: Sequence[float], images: Images | None) -> Cell:
+    """Mean of first - second, two scores of the same samples in the same order, with its paired interval.
+
+    images: the image of each sample, as in `bootstrap_ci`. Raises as `paired_difference_ci`.
+    """
+    interval = paired_difference_ci(first, second, images=images)
+    count = count_images(len(first), images)
+    mean = sum(a - b for a, b in zip(first, second, strict=True)) / len(first)
+    detail = TOO_FEW if count < LEAST else ""
+    return Cell(value=mean, interval=interval, signed=True, images=count, detail=detail)
 
 
 @dataclass(frozen=True)

@@ -9,10 +9,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Literal
 
-from eval_tasks.metrics.bootstrap import Interval, bootstrap_ci, paired_difference_ci
-from eval_tasks.records import Run, SampleRecord
+from eval_tasks.metrics.bootstrap import Interval, bootstrap_ci
+from eval_tasks.records import Run, SampleRecord, images_of
 from eval_tasks.run_facts import EARLIER, metric_of, model_label, plain_value, setting, threat_of, vqa_style_of
-from eval_tasks.table import NO_SCORE, UNDEFENDED, Cell, Row, Table
+from eval_tasks.table import NO_SCORE, UNDEFENDED, Cell, Row, Table, difference_cell
 from lvlm_radapt.errors import UserError
 
 Part = Literal["clean", "adversarial"]
@@ -155,12 +155,13 @@ def _row(
     clean = _score(run, "clean")
     base = (None if stock is None else _score(stock, "clean")) if defended else clean
     no_base = base is not None and base.value is not None and base.value < ABOUT_ZERO
+    # a gain under transfer that is clear, over samples of which the adaptive one is not
     only_transfer = not no_base and bool(
         transfer_gain is not None
-        and transfer_gain.interval is not None
-        and transfer_gain.interval.low > 0
+        and transfer_gain.sign > 0
         and gain.interval is not None
-        and gain.interval.low <= 0
+        and gain.sign <= 0
+        and not gain.too_few
     )
     return Row(
         model=model_label(run),
@@ -193,7 +194,7 @@ def _notes(present: Sequence[Run], only_transfer: bool) -> list[str]:
     if len(present) == 2:
         adaptive, transfer = present
         excess = _difference(adaptive, transfer, "adversarial")
-        if excess is not None and excess.interval is not None and excess.interval.low > 0:
+        if excess is not None and excess.sign > 0:
             notes.append("the transfer attack beats the adaptive one: the adaptive score is too high")
         clean = [_score(run, "clean").number for run in present]
         if clean[0] != clean[1]:
@@ -232,24 +233,25 @@ def _gain(adaptive: Run | None, stock: Run | None) -> Cell:
 def _difference(first: Run, second: Run, part: Part) -> Cell | None:
     """Paired difference over the shared ids; None when there is nothing to subtract."""
     value = _clean_score if part == "clean" else _adversarial_score
-    others = {sample.id: value(sample) for sample in second.samples}
-    pairs = [
-        (mine, theirs)
-        for sample in first.samples
-        if (mine := value(sample)) is not None and (theirs := others.get(sample.id)) is not None
-    ]
-    if not pairs:
+    others = {sample.id: sample for sample in second.samples if value(sample) is not None}
+    shared = [sample for sample in first.samples if value(sample) is not None and sample.id in others]
+    if not shared:
         return None
-    mine_all, theirs_all = [pair[0] for pair in pairs], [pair[1] for pair in pairs]
-    interval = paired_difference_ci(mine_all, theirs_all)
-    mean = sum(a - b for a, b in pairs) / len(pairs)
-    return Cell(value=mean, interval=interval, signed=True)
+    twins = [others[sample.id] for sample in shared]
+    mine, theirs = ([score for one in own if (score := value(one)) is not None] for own in (shared, twins))
+    return difference_cell(mine, theirs, images_of(shared) or images_of(twins))
 
 
 def _loss(run: Run) -> Cell | None:
     """Mean of the attack's loss over the samples that have one; None where there is none."""
-    losses = [s.adversarial.loss for s in run.samples if s.adversarial is not None and s.adversarial.loss is not None]
-    return Cell(value=sum(losses) / len(losses), interval=bootstrap_ci(losses)) if losses else None
+    known = [
+        (s.adversarial.loss, s) for s in run.samples if s.adversarial is not None and s.adversarial.loss is not None
+    ]
+    if not known:
+        return None
+    losses = [loss for loss, _ in known]
+    interval = bootstrap_ci(losses, images=images_of(sample for _, sample in known))
+    return Cell(value=sum(losses) / len(losses), interval=interval)
 
 
 def _clean_score(sample: SampleRecord) -> float | None:
@@ -357,6 +359,12 @@ def _remarks(runs: Sequence[Run]) -> tuple[str, ...]:
             rule = setting(run, "answers", "rule") if style != EARLIER else "which was none of the official ones"
             rules[setting(run, "task")] = f"{style} ({rule})"
     said = [f"Answers of {task} are scored by {rule}." for task, rule in sorted(rules.items())]
+    unnamed = sorted({setting(run, "task") for run in runs if images_of(run.samples) is None})
+    if unnamed:
+        said.append(
+            f"Some runs of {', '.join(unnamed)} do not name their images, as earlier versions wrote them: their "
+            "intervals are over samples."
+        )
     mixed = sorted(task for task, digests in samples.items() if len(digests) > 1)
     if mixed:
         said.append(f"Rows of {', '.join(mixed)} are over different samples: do not compare them with each other.")

@@ -23,7 +23,7 @@ from eval_tasks.summary import metrics as written_metrics
 from lvlm_radapt import RAdaptConfig, load_model
 from lvlm_radapt.models.base import LVLM
 
-N = 12
+N = 24
 RADAPT = RAdaptConfig().to_dict()
 CLEAN = [100.0 + index for index in range(N)]
 REFERENCES = ("a dog on a mat", "some dog")
@@ -93,12 +93,14 @@ class Maker:
         asked: str = "coco",
         images: bool = False,
         prefix: str = "s",
+        per_image: int = 1,
         losses: list[float | None] | None = None,
         metrics: Mapping[str, Any] | None = None,
         model: Mapping[str, Any] | None = None,
         **settings: Any,
     ) -> Run:
-        """scores: under attack, None for no records of one; asked: the task; model, settings, metrics: other values in
+        """scores: under attack, None for no records of one; asked: the task; per_image: samples an image, 0 as
+        earlier versions wrote runs; model, settings, metrics: other values in
         run.json's `model`, at its top and in metrics.json, whose `audit` an adaptive run has."""
         self.made += 1
         clean = CLEAN if clean is None else clean
@@ -123,6 +125,7 @@ class Maker:
             records.append(
                 SampleRecord(
                     id=sample_id,
+                    image=str(index // per_image) if per_image else None,
                     question=question,
                     references=REFERENCES,
                     clean=Scored(output=answer, score=clean[index]),

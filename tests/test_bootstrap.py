@@ -106,9 +106,92 @@ def test_paired_difference_changes_sign_with_its_arguments() -> None:
     assert paired_difference_ci(first, first) == Interval(0.0, 0.0)
 
 
+# Samples that share images
+
+
+def twice(scores: list[float]) -> list[float]:
+    return [score for score in scores for _ in range(2)]
+
+
+def pairs(n: int) -> list[str]:
+    return [f"image {index}" for index in range(n) for _ in range(2)]
+
+
+def width(interval: Interval) -> float:
+    return interval.high - interval.low
+
+
+@pytest.mark.parametrize("n", [20, 400])
+def test_perfectly_dependent_pairs_are_worth_their_half(n: int) -> None:
+    """Every sample twice, from one image: nothing is learnt by the second, so the interval is that of the half. Taken
+    for independent, the samples give one that is the root of 2 too narrow."""
+    scores = np.random.default_rng(7).gamma(2.0, 10.0, size=n).tolist()
+    half, whole = bootstrap_ci(scores), bootstrap_ci(twice(scores), images=pairs(n))
+    assert whole == half
+    naive = bootstrap_ci(twice(scores))
+    assert width(whole) / width(naive) == pytest.approx(math.sqrt(2), rel=0.1)
+
+
+def test_dependent_pairs_in_differences_and_shares() -> None:
+    draw = np.random.default_rng(8)
+    base = draw.normal(20, 10, size=200)
+    part, whole = base + draw.normal(6, 8, size=200), base + draw.normal(12, 8, size=200)
+    three = [part.tolist(), whole.tolist(), base.tolist()]
+    images = pairs(200)
+    half = paired_difference_ci(three[0], three[2])
+    assert paired_difference_ci(twice(three[0]), twice(three[2]), images=images) == half
+    assert width(half) / width(paired_difference_ci(twice(three[0]), twice(three[2]))) == pytest.approx(1.41, abs=0.12)
+    share = gain_share_ci(*three)
+    assert gain_share_ci(*map(twice, three), images=images) == share
+    assert width(share) / width(gain_share_ci(*map(twice, three))) == pytest.approx(1.41, abs=0.12)
+
+
+def test_the_estimate_stays_the_mean_over_samples_where_images_have_several() -> None:
+    # two draws of two images: 3 of 3, 3 of 4, 0 of 1 with probability 1/4, 1/2, 1/4
+    scores, images = [1.0, 1.0, 1.0, 0.0], ["a", "a", "a", "b"]
+    assert bootstrap_ci(scores, images=images, level=0.95) == Interval(0.0, 1.0)
+    assert bootstrap_ci(scores, images=images, level=0.40) == Interval(0.75, 0.75)
+
+
+def test_equals_a_slow_bootstrap_that_draws_images_with_all_their_samples() -> None:
+    draw = np.random.default_rng(9)
+    images = draw.integers(0, 60, size=240)
+    scores = draw.normal(50, 10, size=240) + 20 * draw.normal(size=60)[images]
+    names = sorted(set(images.tolist()))
+    means = []
+    for _ in range(4000):
+        drawn = [score for image in draw.choice(names, size=len(names)) for score in scores[images == image]]
+        means.append(sum(drawn) / len(drawn))
+    slow = Interval(*np.quantile(means, [0.025, 0.975]))
+    fast = bootstrap_ci(scores.tolist(), images=images.tolist(), resamples=20_000)
+    assert fast == pytest.approx(slow, abs=0.06 * width(slow))
+    assert width(fast) > 1.3 * width(bootstrap_ci(scores.tolist()))
+
+
+@settings(deadline=None, max_examples=40)
+@given(
+    st.lists(st.tuples(st.floats(-100, 200, allow_subnormal=False), st.sampled_from("abcdef")), min_size=1),
+    st.randoms(),
+)
+def test_the_order_of_samples_and_the_names_of_images_do_not_matter(samples: list[tuple[float, str]], rng) -> None:
+    def interval(some: list[tuple[float, str]]) -> Interval:
+        return bootstrap_ci([score for score, _ in some], images=[image for _, image in some], resamples=100)
+
+    shuffled = list(samples)
+    rng.shuffle(shuffled)
+    assert interval(shuffled) == interval(samples)
+    assert interval([(score, "gbcdefa"["abcdef".index(image)]) for score, image in samples]) == interval(samples)
+
+
+def test_an_image_of_its_own_for_every_sample_changes_nothing() -> None:
+    scores = np.random.default_rng(2).normal(size=50).tolist()
+    assert bootstrap_ci(scores, images=range(50)) == bootstrap_ci(scores)
+
+
 @pytest.mark.parametrize(
     ("scores", "options", "message"),
     [
+        ([1.0, 2.0], {"images": ["a"]}, "2 scores need an image each, got 1"),
         ([], {}, "at least one score"),
         ([[1.0], [2.0]], {}, "flat list"),
         ([1.0, math.nan], {}, "finite"),

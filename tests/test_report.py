@@ -24,6 +24,7 @@ from eval_tasks import figures
 from eval_tasks.figures import eps_panels, loss_panels, png_uri
 from eval_tasks.metrics import bootstrap_ci, paired_difference_ci
 from eval_tasks.metrics.vqa import RULES
+from eval_tasks.metrics.wilson import wilson_ci
 from eval_tasks.records import Run, RunFolder, image_name, read_run
 from eval_tasks.report import reading, write_report
 from eval_tasks.table import COLUMNS, LEGEND, Cell
@@ -305,11 +306,11 @@ def test_markdown_by_hand(make: Maker) -> None:
     assert lines[0] == "| " + " | ".join(COLUMNS) + " |"
     assert lines[1] == "| --- | --- | --- | ---: | ---: | ---: | ---: | ---: | --- |"
     assert lines[2] == (
-        "| tiny-llava | coco (CIDEr x100) | e2e, Linf 4/255, 10 steps | 12 | 100.0 [99.0, 101.0] "
+        "| tiny-llava | coco (CIDEr x100) | e2e, Linf 4/255, 10 steps | 24 | 100.0 [99.0, 101.0] "
         "| n/a (undefended) | 12.3 [10.0, 15.1] | n/a (undefended) |  |"
     )
     assert lines[3] == (
-        f"| {DEFENDED} | coco (CIDEr x100) | e2e, Linf 4/255, 10 steps | 12 | 100.0 [99.0, 101.0] "
+        f"| {DEFENDED} | coco (CIDEr x100) | e2e, Linf 4/255, 10 steps | 24 | 100.0 [99.0, 101.0] "
         "| not run | 12.3 [10.0, 15.1] | 0.0 [0.0, 0.0] |  |"
     )
     assert lines[4:] == ["", f"Preset scenes. {LEGEND}"]
@@ -333,7 +334,7 @@ def test_csv_by_hand(make: Maker) -> None:
         "eps": str(4 / 255),
         "steps": "10",
         "variant": "",
-        "n": "12",
+        "n": "24",
         "clean": "100.0",
         "clean_low": "99.0",
         "clean_high": "101.0",
@@ -390,7 +391,76 @@ def test_reading_states_the_cost_on_clean_images(make: Maker) -> None:
     assert "-5.0 [-5.0, -5.0]: a cost." in text
     same = make(spread(70, 2), RADAPT, attack("transfer"))
     text = " ".join(reading(comparison([stock, same]))[1].sentences)
-    assert "0.0 [0.0, 0.0]: no difference that 12 samples can show." in text
+    assert "0.0 [0.0, 0.0]: no difference that 24 samples can show." in text
+
+
+# Intervals over images
+
+
+def test_a_gain_over_too_few_images_is_not_judged(make: Maker) -> None:
+    few = [[40.0] * 19, [80.0] * 19]
+    runs = [make(few[0], None, attack(), clean=CLEAN[:19]), make(few[1], RADAPT, attack(), clean=CLEAN[:19])]
+    table = comparison(runs)
+    gain = table.rows[1].gain
+    assert (gain.value, gain.images, gain.too_few, gain.sign) == (40.0, 19, True, 0)
+    assert str(gain) == "+40.0 [+40.0, +40.0] (too few samples to tell)"
+    finding = reading(table)[1]
+    assert finding.verdict == "Too few samples to tell"
+    assert "19 images are too few to tell a gain from chance, 20 are the least." in " ".join(finding.sentences)
+    assert "0.0 [0.0, 0.0]: too few samples to tell." in " ".join(finding.sentences)
+    enough = [
+        make([40.0] * 20, None, attack(), clean=CLEAN[:20]),
+        make([80.0] * 20, RADAPT, attack(), clean=CLEAN[:20]),
+    ]
+    assert verdicts(enough)[1] == "Gains under the adaptive attack"
+    # 24 samples of 12 images are 12
+    shared = [make([s] * N, radapt, attack(), per_image=2) for s, radapt in ((40.0, None), (80.0, RADAPT))]
+    assert comparison(shared).rows[1].gain.images == 12
+
+
+def test_every_interval_of_a_table_is_over_images(make: Maker) -> None:
+    halves = {"stock": spread(40, 1)[:20], "own": spread(50, 2)[:20], "clean": CLEAN[:20]}
+    once = [
+        make(halves["stock"], None, attack(), clean=halves["clean"], losses=halves["stock"]),
+        make(halves["own"], RADAPT, attack(), clean=halves["clean"], losses=halves["own"]),
+    ]
+    double = {name: [score for score in scores for _ in range(2)] for name, scores in halves.items()}
+    twice = [
+        make(double["stock"], None, attack(), clean=double["clean"], losses=double["stock"], per_image=2),
+        make(double["own"], RADAPT, attack(), clean=double["clean"], losses=double["own"], per_image=2),
+    ]
+    (_, half), (_, whole) = comparison(once).rows, comparison(twice).rows
+    for cell in ("clean", "adaptive", "gain", "clean_change", "adaptive_loss"):
+        assert getattr(whole, cell).interval == getattr(half, cell).interval, cell
+    assert whole.gain.interval != paired_difference_ci(double["own"], double["stock"])
+    assert twice[0].metrics["images"] == 20
+    assert "40 samples share 20 images: intervals draw images, each with all its samples" in twice[0].metrics["notes"]
+    assert not any("share" in note for note in once[0].metrics["notes"])
+
+
+def test_runs_of_earlier_versions_have_intervals_over_samples_and_say_so(make: Maker) -> None:
+    scores = [score for score in spread(40, 1)[:20] for _ in range(2)]
+    clean = CLEAN[:20] * 2
+    named = make(scores, None, attack(), clean=clean, per_image=2)
+    old = make(scores, None, attack(levels=8), clean=clean, per_image=0)
+    assert old.metrics["adversarial"]["ci95"] == list(bootstrap_ci(scores))
+    assert comparison([named]).notes == ()
+    assert comparison([named, old]).notes == (
+        "Some runs of coco do not name their images, as earlier versions wrote them: their intervals are over samples.",
+    )
+    # beside a run that names them, a difference knows them
+    other = make([score + 1 for score in scores], RADAPT, attack(levels=8), clean=clean, per_image=2)
+    assert comparison([old, other]).rows[1].gain.images == 20
+
+
+def test_answers_that_are_all_wrong_have_wilsons_interval(make: Maker) -> None:
+    run = make([0.0] * N, None, attack(), clean=[100.0] * N, asked="vqav2")
+    (row,) = comparison([run]).rows
+    low, high = (100 * end for end in wilson_ci(0, N))
+    assert row.adaptive.interval == pytest.approx((low, high))
+    assert row.clean.interval == pytest.approx((100 - high, 100))
+    for part, score in (("clean", 100), ("attacked", 0)):
+        assert f"all scores of {part} images are {score}: their interval is Wilson's" in run.metrics["notes"]
 
 
 @pytest.mark.parametrize(("base", "means"), [(0.0, False), (1.3, False), (6.0, True)])
@@ -546,7 +616,7 @@ def page(runs: list[Run], out: Path) -> Page:
 
 
 def test_report_of_one_run(make: Maker) -> None:
-    run = make([0.0] * 6 + [100.0] * 6, RADAPT, attack(), images=True, question="what is it?")
+    run = make([0.0] * 12 + [100.0] * 12, RADAPT, attack(), images=True, question="what is it?")
     found = page([run], run.path / "report.html")
     assert [entry.name for entry in run.path.iterdir() if entry.name.startswith(".")] == []
     for part in (
@@ -562,7 +632,7 @@ def test_report_of_one_run(make: Maker) -> None:
         "ids.sha256",
         run.settings["ids"]["sha256"],
         "environment.packages.torch",
-        "n = 12",
+        "n = 24",
         "document frequency",
         "coco, e2e, Linf 4/255, adaptive",
     ):
@@ -583,7 +653,7 @@ def test_report_of_many_runs(make: Maker, tmp_path: Path) -> None:
     runs = [
         make(spread(40, 1), None, attack()),
         make(spread(90, 2), RADAPT, attack("transfer"), images=True),
-        make([0.0] * 4 + [100.0] * 8, RADAPT, attack(), images=True),
+        make([0.0] * 4 + [100.0] * 20, RADAPT, attack(), images=True),
         make(spread(20, 2), RADAPT, attack(levels=8)),
         make([0.0] * N, None, attack(), asked="vqav2"),
         make(preset="fare"),
@@ -601,7 +671,7 @@ def test_report_of_many_runs(make: Maker, tmp_path: Path) -> None:
         assert part in found.text
     # The adaptive run of the defended model is the one whose samples are shown.
     assert re.search(r"left \(4\)", found.text)
-    assert re.search(r"left \(8, 6 shown\)", found.text)
+    assert re.search(r"left \(20, 6 shown\)", found.text)
 
 
 def test_the_tables_can_be_taken_away(make: Maker, tmp_path: Path) -> None:
@@ -617,7 +687,7 @@ def test_the_tables_can_be_taken_away(make: Maker, tmp_path: Path) -> None:
 def test_texts_from_data_are_escaped(make: Maker, tmp_path: Path) -> None:
     evil = "<script>alert(1)</script><img src=x onerror=alert(2)>\"'&"
     run = make(
-        [0.0] * 6 + [100.0] * 6,
+        [0.0] * 12 + [100.0] * 12,
         RADAPT | {"anchor": "guided", "anchor_from": evil},
         attack("transfer", surrogate=evil),
         answer=evil,
@@ -637,7 +707,7 @@ def test_texts_from_data_are_escaped(make: Maker, tmp_path: Path) -> None:
 
 def test_a_picture_that_is_not_the_runs_own_is_refused_by_sample(make: Maker, tmp_path: Path) -> None:
     for under in ("images", "clean"):
-        run = make([0.0] * 2 + [100.0] * 10, RADAPT, attack(), images=True)
+        run = make([0.0] * 2 + [100.0] * 22, RADAPT, attack(), images=True)
         RunFolder(run.path).save_image("s09", np.zeros((3, 8, 8), np.uint8), under=under)
         with pytest.raises(UserError, match=rf"the image of sample s09, .*{under}.s09\.png, is not the one") as caught:
             write_report([run], tmp_path / "report.html")
@@ -646,7 +716,7 @@ def test_a_picture_that_is_not_the_runs_own_is_refused_by_sample(make: Maker, tm
 
 
 def test_the_largest_change_is_measured_on_the_pictures(make: Maker, tmp_path: Path) -> None:
-    made = make([0.0] * 2 + [100.0] * 10, RADAPT, attack(), images=True)
+    made = make([0.0] * 2 + [100.0] * 22, RADAPT, attack(), images=True)
     run = read_run(without_checksums(made.path))
     assert "max. change 4/255" in page([run], tmp_path / "report.html").text
     RunFolder(run.path).save_image("s00", np.full((3, 8, 8), 9, np.uint8))
@@ -656,7 +726,7 @@ def test_the_largest_change_is_measured_on_the_pictures(make: Maker, tmp_path: P
 
 
 def test_pictures_that_are_missing_or_damaged_are_left_out(make: Maker, tmp_path: Path) -> None:
-    made = make([0.0] * 2 + [100.0] * 10, RADAPT, attack(), images=True)
+    made = make([0.0] * 2 + [100.0] * 22, RADAPT, attack(), images=True)
     run = read_run(without_checksums(made.path))
     names = [image_name(sample.id) for sample in run.samples[:2]]
     (run.path / "clean" / names[0]).unlink()
@@ -710,9 +780,9 @@ def test_a_targeted_attack_shows_its_text_and_how_often_it_was_read(make: Maker,
     assert row.attack_text == 'targeted, "maybe", Linf 4/255, 10 steps'
     assert row.texts()[6].endswith("(target in 75.0 % [46.8, 91.1])")
     assert row.texts()[5].endswith("(target in 25.0 % [8.9, 53.2])")
-    assert "the attack failed on 3 of 12 samples (adaptive)" in row.notes
+    assert "the attack failed on 3 of 24 samples (adaptive)" in row.notes
     line = next(csv_row for csv_row in csv.DictReader(io.StringIO(table.to_csv())) if csv_row["target"] == "maybe")
     assert (line["transfer_success"], line["adaptive_success"]) == ("25.0", "75.0")
     page = write_report(runs, tmp_path / "report.html").read_text()
     assert "target in 75.0 % [46.8, 91.1]" in page
-    assert "failed on 3 of 12 samples" in page
+    assert "failed on 3 of 24 samples" in page

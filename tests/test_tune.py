@@ -104,13 +104,25 @@ def test_the_most_robust_setting_within_the_clean_loss_is_recommended():
 
 @pytest.mark.parametrize(
     ("differences", "words"),
-    [([30.0, -28.0] * 8, "makes no clear difference"), ([-d for d in GOOD], "is worse"), ([0.0] * 8, "no clear")],
+    [([30.0, -28.0] * 16, "makes no clear difference"), ([-d for d in GOOD], "is worse"), ([0.0] * 24, "no clear")],
 )
 def test_where_nothing_beats_the_undefended_model_that_is_said(differences, words):
     choice = choose([measured(POINTS[0], 0.0, differences)], clean=80, max_loss=2, n=len(differences))
     assert not choice.beats
     assert choice.said.startswith("Nothing beats the undefended model")
     assert words in choice.said
+
+
+def test_a_few_samples_beat_nothing_however_clear_they_look():
+    choice = choose([measured(POINTS[0], 0.0, GOOD[:19])], clean=80, max_loss=2, n=19)
+    assert choice.gain is not None
+    assert choice.gain.low > 0
+    assert not choice.beats
+    assert choice.said.startswith("Too few samples to tell")
+    assert "over 19 images where 20 are the least" in choice.said
+    # 32 samples of 16 images are 16
+    shared = replace(measured(POINTS[0], 0.0, GOOD), images=tuple(str(i // 2) for i in range(32)))
+    assert "over 16 images" in choose([shared], clean=80, max_loss=2, n=32).said
 
 
 def test_where_every_setting_costs_too_much_the_cheapest_is_named():

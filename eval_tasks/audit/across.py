@@ -10,7 +10,7 @@ from eval_tasks.audit.bench import mean
 from eval_tasks.audit.findings import Finding, Verdict
 from eval_tasks.audit.rules import MARGIN, bounded, difference
 from eval_tasks.eps import budget_text
-from eval_tasks.records import Run
+from eval_tasks.records import Run, images_of
 from eval_tasks.run_facts import model_label, setting, threat_of
 
 NAME = "adaptive against transfer"
@@ -44,7 +44,8 @@ def _finding(adaptive: Run, transfer: Run) -> Finding | None:
     shared = [i for i in ours if i in theirs]
     if not shared:
         return None
-    excess = difference([ours[i] for i in shared], [theirs[i] for i in shared])
+    images = images_of(sample for sample in adaptive.samples if sample.id in shared)
+    excess = difference([ours[i] for i in shared], [theirs[i] for i in shared], images)
     clean = mean([s.clean.score for s in adaptive.samples if s.clean.score is not None] or [0.0])
     verdict: Verdict = "fail" if excess.low > 0 else "warn" if excess.mean > max(MARGIN * clean, 0) else "pass"
     attack = setting(adaptive, "attack")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -13,6 +13,7 @@ from attacks import apgd
 from attacks.auto_batch import AutoBatch
 from attacks.losses import LossFn
 from attacks.noise import random_start
+from eval_tasks.audit.rules import Difference, difference
 from eval_tasks.audit.subject import Subject
 from eval_tasks.quantise import from_8bit, to_8bit
 
@@ -52,6 +53,10 @@ class Bench:
     @property
     def seeds(self) -> list[int]:
         return list(self.subject.seeds) or self.everyone
+
+    def difference(self, first: Sequence[float], second: Sequence[float]) -> Difference:
+        """Mean of first - second over the subject's samples, with its interval over images."""
+        return difference(first, second, self.subject.images or None)
 
     def pieces(self) -> Iterator[list[int]]:
         """The samples, as many at a time as fit."""

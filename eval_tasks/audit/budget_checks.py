@@ -9,7 +9,7 @@ import torch
 from attacks.norms import Norm
 from eval_tasks.audit.bench import Bench, mean
 from eval_tasks.audit.findings import Finding, NoSignal
-from eval_tasks.audit.rules import difference, exceeds
+from eval_tasks.audit.rules import exceeds
 from eval_tasks.eps import budget_text, eps_8bit, within
 from eval_tasks.quantise import from_8bit, to_8bit
 
@@ -64,7 +64,7 @@ def round_trip(bench: Bench) -> Finding:
     if gain <= bench.rounding:
         raise NoSignal("the attack adds no more to the loss than its rounding")
     kept = (mean(after) - mean(bench.clean_loss)) / gain
-    lost = difference(made.loss, after)
+    lost = bench.difference(made.loss, after)
     numbers = {
         "kept": kept,
         "loss_before": mean(made.loss),

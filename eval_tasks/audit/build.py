@@ -16,7 +16,7 @@ from eval_tasks.asked import Asked
 from eval_tasks.attacker import Attacker
 from eval_tasks.audit.subject import Subject
 from eval_tasks.crafting import AttackPlan, attack_loss, craft, sample_seed, says
-from eval_tasks.data import Sample, open_image
+from eval_tasks.data import Sample, image_key, open_image
 from lvlm_radapt.models.base import LVLM, PixelBatch, PixelModel
 from lvlm_radapt.models.text import Prompt
 
@@ -87,6 +87,7 @@ def lvlm_subject(
         spares=plan.config.ensemble is not None,
         made=made,
         prompts=prompts if reads else None,
+        images=[image_key(s.image) for s in asked.samples],
         seeds=seeds,
         batch_size=asked.batch_size,
     )

@@ -16,7 +16,7 @@ from eval_tasks.audit.build import subject_of
 from eval_tasks.audit.subject import Subject
 from eval_tasks.classification import attack_classifier
 from eval_tasks.crafting import AttackPlan, craft_unasked, embedding_distance, sample_seed
-from eval_tasks.data import Sample, chunks
+from eval_tasks.data import Sample, chunks, image_key
 from lvlm_radapt.models.base import PixelBatch
 from lvlm_radapt.models.zero_shot import ZeroShot
 
@@ -91,6 +91,7 @@ def classifier_subject(
         spares=bool(line),
         nearest=keeps_near(plan),
         made=made,
+        images=[image_key(s.image) for s in samples],
         seeds=seeds,
         batch_size=batch_size,
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from eval_tasks.audit.bench import Bench, Made, mean
 from eval_tasks.audit.findings import Finding, Number, Verdict, worst
-from eval_tasks.audit.rules import MARGIN, bounded, difference, exceeds
+from eval_tasks.audit.rules import MARGIN, bounded, exceeds
 from eval_tasks.eps import eps_text
 
 LARGEST = 32 / 255
@@ -35,7 +35,7 @@ def eps_ladder(bench: Bench) -> Finding:
     ):
         numbers[f"loss_{eps_text(eps, s.norm)}"] = mean(after.loss)
         gain = max(0.0, mean(before.loss) - mean(bench.clean_loss))
-        falls = exceeds(difference(before.loss, after.loss), MARGIN * gain)
+        falls = exceeds(bench.difference(before.loss, after.loss), MARGIN * gain)
         if worst(verdict, falls) != verdict:
             verdict, said = falls, f"The attack at eps {eps_text(eps, s.norm)} is weaker than at {_eps(below, s.norm)}."
     if bench.has_scores:
@@ -45,7 +45,7 @@ def eps_ladder(bench: Bench) -> Finding:
         steps = [bench.clean_scores, *scores]
         for eps, before_scores, after_scores in zip(rungs, steps, scores, strict=False):
             numbers[f"score_{eps_text(eps, s.norm)}"] = mean(after_scores)
-            rises = exceeds(difference(after_scores, before_scores), MARGIN * clean)
+            rises = exceeds(bench.difference(after_scores, before_scores), MARGIN * clean)
             if worst(verdict, rises) != verdict:
                 verdict, said = rises, f"The score rises again at eps {eps_text(eps, s.norm)}."
         others = mean(bench.grade(bench.clean_answers[1:] + bench.clean_answers[:1])) if len(s) > 1 else 0.0
@@ -53,7 +53,7 @@ def eps_ladder(bench: Bench) -> Finding:
         numbers["score_of_others_answers"] = others
         left = mean(scores[-1])
         if clean > 0 and left > limit and rungs[-1] >= top * (1 - 1e-9):
-            beyond = difference(scores[-1], [max(_LITTLE * clean, limit)] * len(s)).low > 0
+            beyond = bench.difference(scores[-1], [max(_LITTLE * clean, limit)] * len(s)).low > 0
             high: Verdict = "fail" if beyond else "warn"
             if worst(verdict, high) != verdict:
                 verdict = high
@@ -83,14 +83,14 @@ def restarts(bench: Bench) -> Finding:
 
 def _effort(bench: Bench, name: str, what: str, more: Made) -> Finding:
     base = bench.attack()
-    weaker = exceeds(difference(base.loss, more.loss), MARGIN * bench.gain)
+    weaker = exceeds(bench.difference(base.loss, more.loss), MARGIN * bench.gain)
     numbers: dict[str, Number] = {"loss": mean(base.loss), "loss_with_more": mean(more.loss)}
     verdict, said = weaker, f"With {what} the attack gets WEAKER."
     if weaker == "pass":
         said = f"With {what} the loss goes from {mean(base.loss):.3g} to {mean(more.loss):.3g}"
     if bench.has_scores:
         scores, longer = bench.scores(base), bench.scores(more)
-        lower = difference(scores, longer)
+        lower = bench.difference(scores, longer)
         numbers |= {
             "score": mean(scores), "score_with_more": mean(longer), "difference": lower.mean,
             "difference_low": bounded(lower.low),
@@ -101,7 +101,7 @@ def _effort(bench: Bench, name: str, what: str, more: Made) -> Finding:
             if found != "pass":
                 said += ": the attack had not converged"
         verdict = worst(verdict, found)
-    elif weaker == "pass" and exceeds(difference(more.loss, base.loss), 0.5 * bench.gain) == "fail":
+    elif weaker == "pass" and exceeds(bench.difference(more.loss, base.loss), 0.5 * bench.gain) == "fail":
         verdict, said = "warn", said + ": the attack had not converged"
     return Finding(name, verdict, said.rstrip(".") + ".", numbers)
 

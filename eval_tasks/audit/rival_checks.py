@@ -16,7 +16,7 @@ from attacks.noise import random_noise
 from attacks.straight_through import straight_through
 from eval_tasks.audit.bench import FORWARD, Bench, Made, mean, shifted
 from eval_tasks.audit.findings import Finding, NoSignal, Number, worst
-from eval_tasks.audit.rules import MARGIN, bounded, difference, exceeds
+from eval_tasks.audit.rules import MARGIN, bounded, exceeds
 
 
 def noise(bench: Bench) -> Finding:
@@ -132,7 +132,7 @@ def half_precision(bench: Bench) -> Finding:
     assert bench.subject.half is not None
     made = bench.attack(bench.subject.half)
     finding = _rival(bench, "half precision", "The attack computed in half precision", made.loss)
-    weaker = exceeds(difference(bench.adaptive.loss, made.loss), 0.5 * bench.gain)
+    weaker = exceeds(bench.difference(bench.adaptive.loss, made.loss), 0.5 * bench.gain)
     if weaker != "pass":
         said = "Half precision loses over half of the attack's gain: attack this model in full precision."
         finding = Finding(finding.name, worst(finding.verdict, "warn"), said, finding.numbers)
@@ -147,7 +147,7 @@ def _needs_scores(bench: Bench) -> None:
 
 def _rival(bench: Bench, name: str, who: str, losses: list[float]) -> Finding:
     """The rival's losses against the adaptive attack's."""
-    found = difference(losses, bench.adaptive.loss)
+    found = bench.difference(losses, bench.adaptive.loss)
     if max(bench.gain, abs(found.mean)) <= bench.rounding:
         raise NoSignal("neither attack moves the loss by more than its rounding")
     verdict = exceeds(found, MARGIN * bench.gain)
@@ -178,7 +178,7 @@ def _scored(bench: Bench, finding: Finding, made: Made, who: str) -> Finding:
 
 
 def _compared(bench: Bench, finding: Finding, scores: list[float], who: str) -> Finding:
-    found = difference(bench.adaptive_scores, scores)
+    found = bench.difference(bench.adaptive_scores, scores)
     verdict = exceeds(found, MARGIN * mean(bench.clean_scores))
     numbers = dict(finding.numbers) | {
         "adaptive_score": mean(bench.adaptive_scores),

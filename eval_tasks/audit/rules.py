@@ -8,10 +8,12 @@ a percentile bootstrap is far too narrow; a single image never fails a compariso
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Hashable, Sequence
 from typing import NamedTuple
 
 from eval_tasks.audit.findings import Verdict
+from eval_tasks.metrics.bootstrap import Images
 
 MARGIN = 0.1
 """Share of an attack's own gain (or of the clean score) below which a difference is of no account. Two runs of one
@@ -31,16 +33,24 @@ class Difference(NamedTuple):
     high: float
 
 
-def difference(first: Sequence[float], second: Sequence[float]) -> Difference:
-    """Mean of first - second, paired by place. Raises ValueError for no values or unequal numbers of them."""
+def difference(first: Sequence[float], second: Sequence[float], images: Images | None = None) -> Difference:
+    """Mean of first - second, paired by place, with its interval over images.
+
+    images: the image of each pair, as in `bootstrap_ci`. Pairs of one image count as one independent deviation, their
+    sum (the cluster-robust variance of a mean). Raises ValueError for no values or unequal numbers of them.
+    """
     values = [a - b for a, b in zip(first, second, strict=True)]
     if not values:
         raise ValueError("a difference needs at least one pair")
-    n, mean = len(values), math.fsum(values) / len(values)
+    mean = math.fsum(values) / len(values)
+    apart: dict[Hashable, float] = defaultdict(float)
+    for value, image in zip(values, range(len(values)) if images is None else images, strict=True):
+        apart[image] += value - mean
+    n = len(apart)
     if n == 1:
         return Difference(mean, -math.inf, math.inf)
-    variance = math.fsum((v - mean) ** 2 for v in values) / (n - 1)
-    reach = t_quantile(n - 1) * math.sqrt(variance / n)
+    variance = n / (n - 1) * math.fsum(total**2 for total in apart.values()) / len(values) ** 2
+    reach = t_quantile(n - 1) * math.sqrt(variance)
     return Difference(mean, mean - reach, mean + reach)
 
 

@@ -33,6 +33,7 @@ class Subject:
     made: uint8 [B, 3, H, W], images the evaluation has made already under `eps` and `steps`.
     prompts: (texts the loss has put to the model, texts the answers come from), after one call of each.
     rounding: relative error of a loss that is surely rounding alone, from the precision of the model.
+    images: the image of each sample, as in `bootstrap_ci`; none: every sample has its own.
     seeds: one a sample. batch_size: images at a time.
     """
 
@@ -57,6 +58,7 @@ class Subject:
     random_start: bool = True
     step_scale: float = 2.0
     restarts: int = 1
+    images: Sequence[str] = ()
     seeds: Sequence[int] = ()
     batch_size: int = 16
 

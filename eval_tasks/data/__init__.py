@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from eval_tasks.data.coco import COCO_LAYOUT, FLICKR_LAYOUT, load_coco, load_flickr30k
 from eval_tasks.data.imagefolder import IMAGEFOLDER_LAYOUT, load_imagefolder
-from eval_tasks.data.images import open_image
+from eval_tasks.data.images import image_key, open_image
 from eval_tasks.data.okvqa import OKVQA_LAYOUT, load_okvqa
 from eval_tasks.data.pope import POPE_LAYOUT, load_pope
 from eval_tasks.data.sample import Sample, natural_key
@@ -29,6 +29,7 @@ __all__ = [
     "Sample",
     "check_images",
     "chunks",
+    "image_key",
     "layout",
     "load_task",
     "open_image",

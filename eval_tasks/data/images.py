@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import stat
 import warnings
 from io import BytesIO
@@ -11,6 +12,7 @@ from typing import Protocol
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from lvlm_radapt.documents import read_bytes
 from lvlm_radapt.errors import UserError
 
 # Pillow's own default limit, kept here so that a program that lifts Pillow's does not lift ours.
@@ -59,6 +61,17 @@ def open_image(path: Path | Held, formats: tuple[str, ...] = FORMATS, most_pixel
         raise UserError(f"{path} is not an image this program reads ({', '.join(formats)})") from error
     except Exception as error:  # Pillow's decoders raise many kinds, from OSError to struct.error
         raise UserError(f"image {path} is damaged: {' '.join(str(error).split())}") from error
+
+
+def image_key(source: Path | Held) -> str:
+    """An identity of the stored image, 32 hexadecimal digits of the SHA-256 of its bytes.
+
+    It is equal for all samples of one image, also where every row of a data set holds a copy of its own. UserError as
+    for `open_image`.
+    """
+    content = _content(source)
+    stored = read_bytes(content) if isinstance(content, Path) else content.getvalue()
+    return hashlib.sha256(stored).hexdigest()[:32]
 
 
 def _content(source: Path | Held) -> Path | BytesIO:

@@ -1,8 +1,14 @@
-"""Percentile bootstrap over samples (Efron and Tibshirani, An Introduction to the Bootstrap, chapter 13)."""
+"""Percentile bootstrap over images (Efron and Tibshirani, An Introduction to the Bootstrap, chapter 13).
+
+Several samples may share an image, as the questions about it do. What an image makes easy or hard, it makes so for all
+of them, so images are what is drawn, each with all its samples (Davison and Hinkley, Bootstrap Methods, chapter 3.8).
+The estimate stays the mean over samples: in a draw, the sum over all samples of the images drawn, over their number.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Hashable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -20,38 +26,53 @@ class Interval(NamedTuple):
     high: float
 
 
-def bootstrap_ci(per_sample: Sequence[float], *, level: float = 0.95, resamples: int = 2000, seed: int = 0) -> Interval:
+Images = Sequence[Hashable]
+"""The image of each sample, in any form in which equal ones are one image."""
+
+
+def bootstrap_ci(
+    per_sample: Sequence[float],
+    *,
+    images: Images | None = None,
+    level: float = 0.95,
+    resamples: int = 2000,
+    seed: int = 0,
+) -> Interval:
     """Interval of the mean over samples at confidence `level` in (0, 1).
+
+    images: the image of each sample; None takes every sample as an image of its own.
 
     The order of the samples does not matter, equal inputs give equal intervals. One sample (or equal ones)
     says nothing about spread: the interval is then that single value. CIDEr with a fixed document frequency
     is a mean over images, so its per-image scores go in here too. Raises UserError for no samples, values
-    that are not finite, a bad level or fewer than one resample.
+    that are not finite, another number of images, a bad level or fewer than one resample.
     """
     values = _checked(per_sample, level, resamples)
-    values.sort()
-    if values[0] == values[-1]:
+    sums, counts = _by_image(values[:, None], images)
+    if values.min() == values.max():
         return Interval(float(values[0]), float(values[0]))
-    return _between(_means(values[:, None], resamples, seed)[:, 0], level)
+    order = np.lexsort((counts, sums[:, 0]))
+    return _between(_means(sums[order], counts[order], resamples, seed)[:, 0], level)
 
 
 def paired_difference_ci(
     first: Sequence[float],
     second: Sequence[float],
     *,
+    images: Images | None = None,
     level: float = 0.95,
     resamples: int = 2000,
     seed: int = 0,
 ) -> Interval:
     """Interval of mean(first - second) for two scores of the same samples in the same order.
 
-    Samples are resampled as pairs, so what makes a sample easy for both cancels out. Raises as
-    `bootstrap_ci`, and for sequences of different length.
+    Samples are resampled as pairs, so what makes a sample easy for both cancels out; images as in `bootstrap_ci`.
+    Raises as that does, and for sequences of different length.
     """
     if len(first) != len(second):
         raise UserError(f"paired scores need the same samples, got {len(first)} and {len(second)}: match the ids")
     difference = np.subtract(np.asarray(first, dtype=float), np.asarray(second, dtype=float))
-    return bootstrap_ci(difference.tolist(), level=level, resamples=resamples, seed=seed)
+    return bootstrap_ci(difference.tolist(), images=images, level=level, resamples=resamples, seed=seed)
 
 
 def gain_share_ci(
@@ -59,35 +80,51 @@ def gain_share_ci(
     whole: Sequence[float],
     base: Sequence[float],
     *,
+    images: Images | None = None,
     level: float = 0.95,
     resamples: int = 2000,
     seed: int = 0,
 ) -> Interval:
     """Interval of mean(part - base) / mean(whole - base): how much of one defence's gain another has.
 
-    Three scores of the same samples in the same order, resampled together. Raises as `bootstrap_ci`, for sequences of
-    different length, and where the whole gain is not positive in every resample: a share of nothing means nothing.
+    Three scores of the same samples in the same order, resampled together; images as in `bootstrap_ci`. Raises as that
+    does, for sequences of different length, and where the whole gain is not positive in every resample: a share of
+    nothing means nothing.
     """
     if not len(part) == len(whole) == len(base):
         raise UserError(
             f"paired scores need the same samples, got {len(part)}, {len(whole)} and {len(base)}: match the ids"
         )
     own, full, none = (_checked(scores, level, resamples) for scores in (part, whole, base))
-    gains = _means(np.stack([own - none, full - none], axis=1), resamples, seed)
+    gains = _means(*_by_image(np.stack([own - none, full - none], axis=1), images), resamples, seed)
     if gains[:, 1].min() <= 0:
         raise UserError("the whole gain is not clearly above 0, so nothing has a share of it: evaluate more samples")
     return _between(gains[:, 0] / gains[:, 1], level)
 
 
-def _means(values: NDArray[np.float64], resamples: int, seed: int) -> NDArray[np.float64]:
-    """[resamples, K] means of [n, K] scores; the K of a sample are drawn together."""
+def _by_image(values: NDArray[np.float64], images: Images | None) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Sums [C, K] and counts [C] over the samples of each image, of scores [n, K]."""
+    if images is None:
+        return values, np.ones(len(values))
+    if len(images) != len(values):
+        raise UserError(f"{len(values)} scores need an image each, got {len(images)} images: match the ids")
+    rows: dict[Hashable, list[int]] = {}
+    for row, image in enumerate(images):
+        rows.setdefault(image, []).append(row)
+    # fsum: the order of an image's samples does not matter, to the last bit
+    sums = [[math.fsum(values[own, k]) for k in range(values.shape[1])] for own in rows.values()]
+    return np.array(sums), np.array([float(len(own)) for own in rows.values()])
+
+
+def _means(sums: NDArray[np.float64], counts: NDArray[np.float64], resamples: int, seed: int) -> NDArray[np.float64]:
+    """[resamples, K] means over samples; the K sums of an image [C, K] and its count are drawn together."""
     generator = np.random.default_rng(seed)
-    means = np.empty((resamples, values.shape[1]))
-    block = max(1, _DRAWS_AT_ONCE // values.size)
+    means = np.empty((resamples, sums.shape[1]))
+    block = max(1, _DRAWS_AT_ONCE // sums.size)
     for start in range(0, resamples, block):
         rows = min(block, resamples - start)
-        draws = generator.integers(0, len(values), size=(rows, len(values)))
-        means[start : start + rows] = values[draws].mean(axis=1)
+        draws = generator.integers(0, len(sums), size=(rows, len(sums)))
+        means[start : start + rows] = sums[draws].sum(axis=1) / counts[draws].sum(axis=1)[:, None]
     return means
 
 

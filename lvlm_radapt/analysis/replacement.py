@@ -18,7 +18,7 @@ Advance = Callable[[int, str], None]
 
 @dataclass(frozen=True)
 class Score:
-    """Mean over the samples in the metric's unit (percent, CIDEr x100) and the ends of its 95 % bootstrap interval."""
+    """Mean over the samples in the metric's unit (percent, CIDEr x100) and the ends of its 95 % interval."""
 
     value: float
     low: float

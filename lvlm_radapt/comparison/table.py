@@ -15,20 +15,23 @@ import rich.table
 from rich.text import Text
 
 from eval_tasks.crafting import Threat
-from eval_tasks.metrics import bootstrap_ci, paired_difference_ci
+from eval_tasks.metrics.bootstrap import Images
+from eval_tasks.metrics.intervals import LEAST, score_ci
 from eval_tasks.presets import load_task_config
-from eval_tasks.records import Run, SampleRecord
+from eval_tasks.records import Run, SampleRecord, images_of
 from eval_tasks.retained import retained_of
-from eval_tasks.table import METRICS, UNDEFENDED, Cell
+from eval_tasks.table import METRICS, UNDEFENDED, Cell, difference_cell
 from lvlm_radapt.comparison.run import Compared
 
 BETTER, WORSE = "\N{BLACK UP-POINTING TRIANGLE}", "\N{BLACK DOWN-POINTING TRIANGLE}"
 THREATS: tuple[Threat, ...] = ("transfer", "adaptive")
 LEGEND = (
     "Transfer: images crafted once, on the undefended model, scored on every row. Adaptive: crafted white-box on each "
-    "row's own model, through its defence. Brackets: 95 % bootstrap interval. Kept: share, in percent, of the "
+    "row's own model, through its defence. Brackets: 95 % bootstrap interval over images, Wilson's where all answers "
+    "score 0 or all 100. Kept: share, in percent, of the "
     "undefended model's clean answers that is still there (captions: CIDEr against that caption over its own). "
-    f"{BETTER} and {WORSE}: clearly better or worse than the undefended model under its own attack, paired by sample."
+    f"{BETTER} and {WORSE}: clearly better or worse than the undefended model under its own attack, paired by sample, "
+    f"over {LEAST} images at least."
 )
 
 
@@ -45,10 +48,7 @@ class Entry:
     @property
     def sign(self) -> str:
         """BETTER or WORSE where the whole interval of the change is on one side of 0, else nothing."""
-        bounds = None if self.change is None else self.change.interval
-        if bounds is None or bounds.low <= 0 <= bounds.high:
-            return ""
-        return BETTER if bounds.low > 0 else WORSE
+        return "" if self.change is None else {1: BETTER, -1: WORSE, 0: ""}[self.change.sign]
 
 
 @dataclass(frozen=True)
@@ -119,6 +119,10 @@ class ComparisonTable:
 
     def findings(self) -> list[str]:
         """What each defence buys over all tasks and budgets, in a sentence; what only transfer shows comes first."""
+        counts = [entry.change for line in self.lines for entry in line.entries.values() if entry.change is not None]
+        few = min((change.images for change in counts if change.images is not None and change.too_few), default=None)
+        if few is not None:
+            return [f"Too few samples to tell: {few} images show no difference for sure, {LEAST} are the least."]
         told = [(line, self._tally(line, "transfer"), self._tally(line, "adaptive")) for line in self.lines[1:]]
         only = [line.name for line, transfer, adaptive in told if transfer[0] and not adaptive[0]]
         said = []
@@ -180,20 +184,21 @@ def _about(run: Run) -> str:
 def _entry(run: Run, stock: Run, against: Run, own: bool, *, attacked: bool) -> Entry:
     """stock: the undefended model's clean answers; against: its run that the change is measured from."""
     scores = _scores(run.samples, attacked)
+    task, images = load_task_config(run.settings["task"]), images_of(run.samples)
     kept = retained_of(
         run.samples,
         stock.samples,
-        load_task_config(run.settings["task"]),
+        task,
         attacked=attacked,
         style=run.settings.get("answers", {}).get("style", "openflamingo"),
         tokenizer_name=run.settings["tokenizer"],
     )
     change = None
     if not own:
-        theirs = _scores(against.samples, attacked)
-        mean = sum(a - b for a, b in zip(scores, theirs, strict=True)) / len(scores)
-        change = Cell(value=mean, interval=paired_difference_ci(scores, theirs), signed=True)
-    return Entry(_mean(scores), _mean(kept), change, run)
+        change = difference_cell(scores, _scores(against.samples, attacked), images)
+    # what the undefended model keeps of its own clean answers is 100 % by definition, and no estimate
+    share = "accuracy" if task.kind != "caption" and (attacked or not own) else ""
+    return Entry(_mean(scores, task.metric, images), _mean(kept, share, images), change, run)
 
 
 def _scores(samples: Sequence[SampleRecord], attacked: bool) -> list[float]:
@@ -201,8 +206,8 @@ def _scores(samples: Sequence[SampleRecord], attacked: bool) -> list[float]:
     return [float(answer.score) for answer in answers]
 
 
-def _mean(values: Sequence[float]) -> Cell:
-    return Cell(value=sum(values) / len(values), interval=bootstrap_ci(values))
+def _mean(values: Sequence[float], metric: str, images: Images | None) -> Cell:
+    return Cell(value=sum(values) / len(values), interval=score_ci(values, metric, images))
 
 
 def _text(entry: Entry) -> str:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from eval_tasks.metrics import Interval
+from eval_tasks.metrics.intervals import LEAST, count_images
 from eval_tasks.table import Cell
 from lvlm_radapt.config import RAdaptConfig
 from lvlm_radapt.tuning.knobs import DEFAULT, Sweep, point_text, settled
@@ -49,6 +50,13 @@ def choose(measured: Sequence[Measured], *, clean: float, max_loss: float, n: in
     shown = str(Cell(value=sum(best.differences) / len(best.differences), interval=gain, signed=True))
     of = f"the best of {len(within)} such settings" if len(within) > 1 else "the one such setting"
     proof = f"{shown} under the adaptive attack, paired over {n} samples, interval widened for {len(within)} choices"
+    count = count_images(n, best.images)
+    if count < LEAST:
+        said = (
+            f"Too few samples to tell whether anything beats the undefended model {price}: {of}, "
+            f"{point_text(best.point)}, has {proof}, over {count} images where {LEAST} are the least."
+        )
+        return Choice(best, len(within), gain, False, said)
     if gain.low > 0:
         said = f"{point_text(best.point)} beats the undefended model {price}: {proof}."
     elif gain.high < 0:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from eval_tasks.metrics import Interval, bootstrap_ci
-from eval_tasks.records import Run
+from eval_tasks.records import Run, images_of
 from eval_tasks.table import Cell, Row
 from eval_tasks.tabulate import comparison
 from lvlm_radapt.config import RAdaptConfig
@@ -20,17 +20,19 @@ CELLS = ("clean", "transfer", "adaptive", "clean_change", "transfer_gain", "gain
 class Measured:
     """One setting's scores with their 95 % intervals, and their paired differences to the undefended model's.
 
-    differences: adaptive score minus the undefended model's, a sample each, for intervals at other levels.
+    differences: adaptive score minus the undefended model's, a sample each, for intervals at other levels; images: the
+    image of each, as in `bootstrap_ci`.
     """
 
     point: RAdaptConfig
     row: Row
     differences: tuple[float, ...]
+    images: tuple[str, ...] | None = None
 
     def gain_at(self, level: float) -> Interval:
         """The interval of the gain under the adaptive attack at that confidence level."""
         # an interval far out in the tails needs more draws than one of 95 %
-        return bootstrap_ci(self.differences, level=level, resamples=20_000)
+        return bootstrap_ci(self.differences, images=self.images, level=level, resamples=20_000)
 
     def cell(self, name: str) -> Cell:
         """One of CELLS; words where there is no number."""
@@ -55,7 +57,10 @@ def measure(point: RAdaptConfig, undefended: Sequence[Run], transfer: Run, adapt
     row = next(row for row in comparison([*undefended, transfer, adaptive]).rows if row.defended)
     theirs = _attacked(undefended[0])
     ours = _attacked(adaptive)
-    return Measured(point, row, tuple(ours[one] - theirs[one] for one in ours if one in theirs))
+    shared = [sample for sample in adaptive.samples if sample.id in ours and sample.id in theirs]
+    images = images_of(shared)
+    differences = tuple(ours[sample.id] - theirs[sample.id] for sample in shared)
+    return Measured(point, row, differences, None if images is None else tuple(images))
 
 
 def undefended_row(run: Run) -> Row:
