@@ -1,6 +1,7 @@
 """The audit can fail: a flaw is planted in a sound subject, and the audit names it."""
 
 import json
+import math
 from dataclasses import replace
 
 import pytest
@@ -194,6 +195,21 @@ def test_checks_that_cannot_mean_anything_are_skipped_and_say_why():
 def test_an_audit_says_the_same_again():
     one, two = (full_audit(replace(sound(), steps=3)) for _ in range(2))
     assert one == two
+
+
+def test_differences_of_samples_that_share_images():
+    first, second = [3.0, 1.0, 4.0, 1.0, 5.0, 9.0], [2.0, 7.0, 1.0, 8.0, 2.0, 8.0]
+    half = difference(first, second)
+    # every pair twice, from one image: nothing is learnt by the second
+    doubled = [[value for value in values for _ in range(2)] for values in (first, second)]
+    images = [i // 2 for i in range(12)]
+    assert difference(*doubled, images) == pytest.approx(half)
+    assert difference(*doubled).low > half.low
+    assert difference(first, second, "abcdef") == pytest.approx(half)
+    assert difference(first, second, "aaaaaa").low == -math.inf
+    # by hand: differences 6, 0, 0 of two images; the mean 2; the sums of the deviations of an image 2 and -2
+    found = difference([6.0, 0.0, 0.0], [0.0, 0.0, 0.0], "aab")
+    assert found.mean - found.low == pytest.approx(t_quantile(1) * math.sqrt(2 / 1 * (2**2 + 2**2) / 3**2))
 
 
 def test_the_rules_of_differences():

@@ -65,7 +65,7 @@ def test_scores_against_eps_are_the_runs_means_with_their_intervals_and_eps_0_is
     assert {(4 / 255, interval.low), (4 / 255, interval.high)} <= band(ax, 1)
     assert [tick.get_text() for tick in ax.get_xticklabels()] == ["0", "2/255", "4/255"]
     assert ax.get_ylabel() == "CIDEr x100"
-    assert ax.get_title() == "coco, e2e Linf, 10 steps, n = 12"
+    assert ax.get_title() == "coco, e2e Linf, 10 steps, n = 24"
     styles = {line.get_label(): line.get_linestyle() for line in ax.get_lines()}
     assert {style for label, style in styles.items() if label.endswith("transfer")} == {"--"}
     assert {style for label, style in styles.items() if label.endswith("adaptive")} == {"-"}

@@ -57,7 +57,7 @@ def test_the_scored_image_is_the_one_on_disk_and_the_scores_are_the_metrics_own(
     run = evaluate(model, settings(data), tmp_path / "run")
     folder = RunFolder(run.path)
     assert run.metrics["n"] == len(run.samples) == 7
-    from eval_tasks.data import load_task, open_image
+    from eval_tasks.data import image_key, load_task, open_image
 
     samples = {s.id: s for s in load_task("vqav2", data)}
     for record in run.samples:
@@ -74,6 +74,8 @@ def test_the_scored_image_is_the_one_on_disk_and_the_scores_are_the_metrics_own(
         assert record.adversarial.linf == pytest.approx(int(distance) / 255)
     mean = sum(r.adversarial.score for r in run.samples) / 7
     assert run.metrics["adversarial"]["vqa_accuracy"] == pytest.approx(mean)
+    assert [record.image for record in run.samples] == [image_key(samples[record.id].image) for record in run.samples]
+    assert run.metrics["images"] == len({samples[record.id].image for record in run.samples}) < 7
     rule = run.settings["answers"]
     assert rule == {"style": "openflamingo", "rule": RULES["openflamingo"]}
     assert f"answers are scored by the rule openflamingo: {rule['rule']}" in run.metrics["notes"]

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
-from eval_tasks.data import check_images, load_task, open_image, skip_missing
+from eval_tasks.data import check_images, image_key, load_task, open_image, skip_missing
 from eval_tasks.data.checking import check_data
 from eval_tasks.data.rows import open_rows
 from lvlm_radapt.cli import app
@@ -117,6 +117,19 @@ def test_every_task_is_read_from_its_columns(tmp_path: Path, task: str, kind: st
 def _ids(task: str, row: dict[str, Any], number: int) -> list[str]:
     own = str(row.get("question_id", row.get("filename", number))).removesuffix(".jpg")
     return [own, own[-12:].lstrip("0"), f"{row.get('category')}/{own}"]
+
+
+def test_rows_with_a_copy_of_one_image_each_are_about_one_image(tmp_path: Path) -> None:
+    rows = [ROWS["okvqa"][0] | {"question_id": k} for k in range(3)]
+    write(tmp_path / "set" / "x.parquet", rows, [stored(1), stored(2), stored(1)])
+    samples = load_task("okvqa", tmp_path / "set")
+    first, second, third = (image_key(sample.image) for sample in samples)
+    assert first == third != second
+    assert len({sample.image for sample in samples}) == 3
+    (tmp_path / "file.png").write_bytes(stored(1)["bytes"])
+    assert image_key(tmp_path / "file.png") == first
+    with pytest.raises(UserError, match="cannot read image"):
+        image_key(tmp_path / "absent.png")
 
 
 def test_the_split_of_the_task_is_taken(tmp_path: Path) -> None:
