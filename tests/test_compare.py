@@ -8,7 +8,8 @@ import pytest
 import yaml
 from test_cli import call
 
-from eval_tasks.metrics import bootstrap_ci, paired_difference_ci
+from eval_tasks.metrics import paired_difference_ci
+from eval_tasks.metrics.intervals import score_ci
 from eval_tasks.presets import load_attack, load_protocol, load_task_config, names
 from eval_tasks.records import RunFolder, read_run
 from lvlm_radapt.comparison.models import Workshop
@@ -159,14 +160,16 @@ def test_every_cell_is_a_run_and_every_number_comes_from_it(tmp_path, monkeypatc
         # the twelve questions' answers are single words: kept is equality
         kept = [100.0 * (s.adversarial.output == clean[s.id]) for s in run.samples]
         cell = table[row, column, threat]
+        shown = [s.image for s in run.samples]
         for name, values in (("score", scores), ("kept", kept)):
             assert float(cell[name]) == pytest.approx(sum(values) / 4)
-            assert (float(cell[f"{name}_low"]), float(cell[f"{name}_high"])) == pytest.approx(bootstrap_ci(values))
+            bounds = tuple(float(cell[f"{name}_{end}"]) for end in ("low", "high"))
+            assert bounds == pytest.approx(tuple(score_ci(values, "accuracy", shown)))
         if row == "none":
             assert cell["change"] == ""
             continue
         theirs = [s.adversarial.score for s in runs["none", column, "adaptive"].samples]
-        low, high = paired_difference_ci(scores, theirs)
+        low, high = paired_difference_ci(scores, theirs, images=shown)
         assert (float(cell["change_low"]), float(cell["change_high"])) == pytest.approx((low, high))
     page = (out / "comparison.html").read_text()
     links = [part.split('"')[0] for part in page.split('<a href="')[1:]]
@@ -174,6 +177,7 @@ def test_every_cell_is_a_run_and_every_number_comes_from_it(tmp_path, monkeypatc
     assert all((out / link).is_file() for link in links)
     written_out = (out / "comparison.md").read_text()
     assert written_out.count("| R-Adapt |") == 2
+    assert "Too few samples to tell: " in written_out  # 4 samples
     assert written_out.count(f"; n = {len(runs['none', 'VQA', 'adaptive'].samples)})") == 2
 
     before = {path: path.stat().st_mtime_ns for path in out.glob("runs/*/*/*")}
