@@ -134,11 +134,11 @@ def test_an_adaptive_score_above_the_transfer_score_fails(make):
 
 
 def test_what_chance_may_do_does_not_fail(make):
-    one = make([40.0, 0.0, 90.0, 10.0] * 3, RADAPT, attack())
-    two = make([0.0, 40.0, 10.0, 60.0] * 3, RADAPT, attack("transfer"))
+    one = make([40.0, 0.0, 90.0, 10.0] * 6, RADAPT, attack())
+    two = make([0.0, 40.0, 10.0, 60.0] * 6, RADAPT, attack("transfer"))
     (finding,) = adaptive_against_transfer([one, two])
     assert finding.verdict == "pass"  # 7.5 above, of a clean score of over 100
-    large = make([100.0, 0.0, 90.0, 10.0] * 3, RADAPT, attack(steps=9))
+    large = make([100.0, 0.0, 90.0, 10.0] * 6, RADAPT, attack(steps=9))
     (finding,) = adaptive_against_transfer([large, two])
     assert finding.verdict == "warn"
 
