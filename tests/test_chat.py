@@ -21,7 +21,7 @@ from lvlm_radapt import cli, load_model, robustify
 from lvlm_radapt.chat import commands
 from lvlm_radapt.chat.commands import Ask, Attack, Defend, Help, Quit, Reset, Save, ShowImage, Side, parse
 from lvlm_radapt.chat.session import Session, Step
-from lvlm_radapt.chat.terminal import _clean, _Stream
+from lvlm_radapt.chat.terminal import _Stream
 from lvlm_radapt.errors import UserError
 from lvlm_radapt.tiny.scenes import render, sample_scene
 
@@ -317,7 +317,13 @@ def test_streams_write_what_has_grown_once() -> None:
 
 
 def test_no_answer_drives_the_terminal() -> None:
-    assert _clean("a\x1b]0;x\x07b\r\x9bc\nd\t\u4e2d") == "a\ufffd]0;x\ufffdb\ufffd\ufffdc\nd\t\u4e2d"
+    class Shown:
+        file = io.StringIO()
+
+    stream = _Stream(Shown)  # type: ignore[arg-type]
+    stream.show("a\x1b]0;x\x07b")
+    stream.show("a\x1b]0;x\x07b\r\x9bc\nd\t\u4e2d", last=True)
+    assert Shown.file.getvalue() == "a\\x1b]0;x\\x07b\\x0d\\x9bc\nd\t\u4e2d"
 
 
 def piped(

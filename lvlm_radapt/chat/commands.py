@@ -91,7 +91,7 @@ def parse(line: str) -> Command | None:
     if not line:
         return None
     if not line.startswith("/"):
-        return Ask(line)
+        return Ask(_text(line))
     name, _, rest = line.partition(" ")
     rest = rest.strip()
     match name:
@@ -173,7 +173,12 @@ def _loss(text: str) -> Loss:
 def _target(text: str) -> str:
     if not text.strip():
         raise UserError("/attack: target= needs the text that the model is to say")
-    return text
+    return _text(text)
+
+
+def _text(line: str) -> str:
+    """What a model can read: bytes that are no text become question marks."""
+    return line.encode("utf-8", "replace").decode("utf-8")
 
 
 def _unquoted(text: str) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import sys
-import unicodedata
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -20,6 +19,7 @@ from lvlm_radapt.chat import commands
 from lvlm_radapt.chat.commands import Side
 from lvlm_radapt.chat.session import Attacked, OnText, Session
 from lvlm_radapt.errors import UserError
+from lvlm_radapt.printing import PlainConsole, one_line, readable
 
 _STYLES: dict[Side, str] = {"plain": "red", "defended": "green"}
 
@@ -30,8 +30,8 @@ class Terminal:
     def __init__(self, session: Session) -> None:
         self.session = session
         self.talks = sys.stdin.isatty()  # else a script speaks, and needs no prompt
-        self.out = Console(highlight=False)
-        self.err = Console(stderr=True, highlight=False, soft_wrap=True)
+        self.out = PlainConsole()
+        self.err = PlainConsole(stderr=True, soft_wrap=True)
 
     def run(self, image: Path | None, *, hint: str | None) -> None:
         """Talk until the end of the input or /quit. image: to begin with; hint: a line said first."""
@@ -71,7 +71,7 @@ class Terminal:
                 continue
             if not self.talks and not line:
                 return
-            yield line.encode("utf-8", "replace").decode("utf-8")  # bytes that are no text become question marks
+            yield line
 
     def _prompt(self) -> str:
         session = self.session
@@ -85,7 +85,7 @@ class Terminal:
         try:
             yield
         except UserError as error:
-            self.err.print(Text.assemble(("error: ", "red"), _clean(" ".join(str(error).split()))))
+            self.err.print(Text.assemble(("error: ", "red"), one_line(str(error))))
         except torch.OutOfMemoryError:
             self.err.print(Text("error: the accelerator's memory does not suffice: /reset, or load with --quantize"))
 
@@ -146,10 +146,10 @@ class Terminal:
                 so_far |= ask(lambda side, text: so_far.update({side: text}))
         else:
             for side, text in ask(lambda side, text: None).items():
-                self.out.print(Text(f"{side}: {_clean(text)}"), soft_wrap=True)
+                self.out.print(f"{side}: {text}", soft_wrap=True)
 
     def _note(self, text: str) -> None:
-        self.err.print(Text(_clean(text), style="dim"))
+        self.err.print(Text(text, style="dim"))
 
 
 class _Stream:
@@ -161,7 +161,7 @@ class _Stream:
 
     def show(self, text: str, *, last: bool = False) -> None:
         # an unfinished character, and what may yet change by it, waits
-        text = _clean(text if last else text.rstrip("\ufffd"))
+        text = readable(text if last else text.rstrip("\ufffd"))
         if not text.startswith(self.written):  # the tokenizer joins words otherwise than it seemed
             if not last:
                 return
@@ -188,7 +188,7 @@ def _columns(answers: dict[Side, str]) -> Table:
     table = Table(expand=True, box=None, padding=(0, 2, 0, 0))
     for side in answers:
         table.add_column(side, ratio=1, overflow="fold", header_style=f"bold {_STYLES[side]}")
-    table.add_row(*(Text(_clean(text)) for text in answers.values()))
+    table.add_row(*answers.values())
     return table
 
 
@@ -201,8 +201,3 @@ def _attack_text(order: commands.Attack, found: Attacked) -> str:
     budget = f"eps {eps_text(order.eps)}, {order.steps} steps, largest change {found.linf}/255"
     said = f"attacked the {found.on} model {aim}: {loss} ({budget})"
     return f"{said}; the gradient was zero throughout: this attack says nothing" if found.zero_grad else said
-
-
-def _clean(text: str) -> str:
-    """Without control characters: no answer, however it was brought about, may drive the terminal."""
-    return "".join(c if c in "\n\t" or unicodedata.category(c) != "Cc" else "\ufffd" for c in text)

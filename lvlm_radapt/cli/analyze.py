@@ -10,7 +10,7 @@ import typer
 
 from lvlm_radapt.cli.app import app, console
 from lvlm_radapt.cli.asking import plan_of, protocol_of, settings_of
-from lvlm_radapt.cli.group import leave_it_to_the_first, plain
+from lvlm_radapt.cli.group import leave_it_to_the_first
 from lvlm_radapt.cli.options import (
     DeviceOption,
     Dtype,
@@ -111,6 +111,6 @@ def analyze(
             asked,
             out,
             announce=announce,
-            tell=lambda text: console.print(f"note: {plain(text)}", soft_wrap=True),
+            tell=lambda text: console.tell(f"note: {text}"),
         )
-    console.print(f"report: {out / 'index.html'}", soft_wrap=True)
+    console.tell(f"report: {out / 'index.html'}")

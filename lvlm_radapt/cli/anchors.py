@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lvlm_radapt.cli.app import console, progress_console
-from lvlm_radapt.cli.group import plain
 from lvlm_radapt.cli.resuming import command_line, progress, resumable
 from lvlm_radapt.errors import UserError
 
@@ -125,18 +124,16 @@ def _learned(choice: AnchorChoice, model: PixelModel) -> MadeAnchor:
 
 def _report(found: LearnedAnchor, settings: LearnSettings) -> None:
     first, last = found.probes[0], found.probes[-1]
-    console.print(
+    console.tell(
         f"learned in {settings.steps} steps; distance of held-back images to the undefended model's clean features "
         f"(1: as far as their mean): clean {first.clean:.3f} -> {last.clean:.3f}, "
         f"attacked {first.robust:.3f} -> {last.robust:.3f}, attacked without any defence {found.undefended:.3f}"
         + ("" if last.robust <= first.robust else "; it got WORSE: lower --learn-rate, or give more --learn-steps"),
-        soft_wrap=True,
-        highlight=False,
     )
 
 
 def _tell(line: str) -> None:
-    progress_console.print(plain(line), soft_wrap=True, highlight=False)
+    progress_console.tell(line)
 
 
 def _saved(state: Path) -> str:

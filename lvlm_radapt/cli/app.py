@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import typer
-from rich.console import Console
+
+from lvlm_radapt.printing import PlainConsole
 
 app = typer.Typer(
     name="lvlm-radapt",
@@ -16,5 +17,5 @@ app = typer.Typer(
 data_app = typer.Typer(help="Data sets on disk.", no_args_is_help=True)
 app.add_typer(data_app, name="data")
 
-console = Console()
-progress_console = Console(stderr=True)
+console = PlainConsole()
+progress_console = PlainConsole(stderr=True)

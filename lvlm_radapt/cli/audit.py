@@ -89,5 +89,5 @@ def audit(
     if log_json == "-":
         return
     console.print(audit_table(found))
-    console.print(f"report: {out / 'audit.html'}", soft_wrap=True)
-    console.print(f"verdict: {found.line()}", soft_wrap=True, markup=False)
+    console.tell(f"report: {out / 'audit.html'}")
+    console.tell(f"verdict: {found.line()}")

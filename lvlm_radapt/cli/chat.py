@@ -59,7 +59,7 @@ def chat(
                 samples=_samples(model, image),
                 questions=_questions(model),
                 max_new_tokens=max_new_tokens,
-                ready=lambda address: console.print(f"{address} (Ctrl-C ends)", highlight=False),
+                ready=lambda address: console.tell(f"{address} (Ctrl-C ends)"),
             )
         return
     if host is not None or port is not None:

@@ -71,4 +71,4 @@ def compare(
         sys.stdout.write(table.to_csv())
     else:
         console.print(table.to_rich())
-    console.print(f"page: {out / 'comparison.html'}", soft_wrap=True)
+    console.tell(f"page: {out / 'comparison.html'}")

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from lvlm_radapt.cli.app import console, data_app, progress_console
-from lvlm_radapt.cli.group import leave_it_to_the_first, plain
+from lvlm_radapt.cli.group import leave_it_to_the_first
 from lvlm_radapt.cli.options import SplitName
 from lvlm_radapt.cli.resuming import progress
 from lvlm_radapt.errors import UserError
@@ -48,7 +48,7 @@ def scenes(
             shifted=shifted,
             progress=lambda done, total: advance(1, f"{done} of {total}"),
         )
-    console.print(f"{out}: " + ", ".join(f"{number} {name}" for name, number in written.items()), soft_wrap=True)
+    console.tell(f"{out}: " + ", ".join(f"{number} {name}" for name, number in written.items()))
 
 
 @data_app.command("check")
@@ -68,7 +68,7 @@ def check(
     with shown as announce:
         found = check_data(task, data, samples=samples, seed=seed, announce=announce)
     for line in found.lines():
-        console.print(plain(line), soft_wrap=True, highlight=False)
+        console.tell(line)
     if not found.ok:
         raise UserError(found.verdict())
-    console.print(plain(found.verdict()), soft_wrap=True, highlight=False)
+    console.tell(found.verdict())

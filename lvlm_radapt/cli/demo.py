@@ -56,4 +56,4 @@ def demo(
     if log_json == "-":
         return
     print_tables(runs)
-    console.print(f"report: {out / 'report.html'}", soft_wrap=True)
+    console.tell(f"report: {out / 'report.html'}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import io
 import os
 import sys
 from typing import Any
@@ -19,6 +20,7 @@ def main() -> None:
     """Entry point of the `lvlm-radapt` command. Of several launched processes the first alone prints results."""
     code = 0
     try:
+        _take_any_text()
         with stoppable():
             Processes.group = join_group()
             of_the_first_only(console, progress_console)
@@ -51,6 +53,13 @@ def main() -> None:
             Processes.group.leave()
             Processes.group = None
     sys.exit(code)
+
+
+def _take_any_text() -> None:
+    """Names that are not UTF-8 come in as they are, and go out in an escaped form where the terminal has none."""
+    for stream, errors in ((sys.stdin, "surrogateescape"), (sys.stdout, "backslashreplace")):
+        if isinstance(stream, io.TextIOWrapper):  # else closed, or a test's
+            stream.reconfigure(errors=errors)
 
 
 _UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EBADF)

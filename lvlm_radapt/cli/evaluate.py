@@ -9,7 +9,7 @@ import typer
 
 from lvlm_radapt.cli.app import app, console
 from lvlm_radapt.cli.asking import plan_of, protocol_of, settings_of
-from lvlm_radapt.cli.group import Processes, is_first, plain
+from lvlm_radapt.cli.group import Processes, is_first
 from lvlm_radapt.cli.options import (
     DeviceMapOption,
     DeviceOption,
@@ -171,10 +171,10 @@ def eval_(
         return
     print_tables([run])
     for note in run.metrics["notes"]:
-        console.print(f"note: {plain(note)}", soft_wrap=True)
+        console.tell(f"note: {note}")
     if "audit" in run.metrics:
         from eval_tasks.audit import Audit
 
         found = Audit.from_dict(run.metrics["audit"])
-        console.print(f"audit, short form: {found.line()}", soft_wrap=True, markup=False)
-    console.print(f"report: {out / 'report.html'}", soft_wrap=True)
+        console.tell(f"audit, short form: {found.line()}")
+    console.tell(f"report: {out / 'report.html'}")

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from lvlm_radapt.cli.app import app, console, progress_console
-from lvlm_radapt.cli.group import Processes, is_first, plain
+from lvlm_radapt.cli.group import Processes, is_first
 from lvlm_radapt.cli.options import DeviceOption, Dtype
 from lvlm_radapt.cli.placing import default_preset, device_named
 from lvlm_radapt.cli.resuming import command_line, progress, resumable
@@ -116,7 +116,7 @@ def finetune(
     model = load_any(encoder, device=place, dtype=torch.float32 if alone else written)
     found = TrainingImages.of(images, limit=limit, seed=seed, classes=method is not MethodName.fare)
     if found.left_out:
-        progress_console.print(plain(found.left_out), highlight=False, soft_wrap=True)
+        progress_console.tell(found.left_out)
     settings = FinetuneSettings(
         method=method.value,
         recipe=recipe,
@@ -137,23 +137,17 @@ def finetune(
     state.unlink(missing_ok=True)
     before, after = log.probes[0], log.probes[-1]
     counted = "weights" if rank is None else "numbers of low rank"
-    console.print(
+    console.tell(
         f"{out}: {model.label} fine-tuned by {method.value}, {log.trained:,} {counted}, {len(found.files):,} images, "
         f"{len(log.losses):,} steps ({LOG} has each)",
-        soft_wrap=True,
-        highlight=False,
     )
-    console.print(
+    console.tell(
         f"{log.watched} of {len(found.watched)} held-back images: clean {before.clean:.3f} -> {after.clean:.3f}, "
         f"attacked {before.robust:.3f} -> {after.robust:.3f}",
-        soft_wrap=True,
-        highlight=False,
     )
     use = f"LLAVA --tower {out}" if alone else str(out)
-    console.print(
+    console.tell(
         f"next: lvlm-radapt eval {use} --task coco --data DIR --attack e2e --eps 4/255 --out RUN",
-        soft_wrap=True,
-        highlight=False,
     )
 
 

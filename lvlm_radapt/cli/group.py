@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING
 
 import typer
 from rich.console import Console
+from rich.text import Text
 
 from lvlm_radapt.errors import UserError
+from lvlm_radapt.printing import PlainConsole, one_line
 
 if TYPE_CHECKING:
     from eval_tasks.processes import Group
@@ -49,17 +51,11 @@ def leave_it_to_the_first() -> None:
 def fail(error: Exception) -> None:
     if Processes.group is not None and isinstance(error, UserError):
         Processes.group.fail(error)  # the others would meet it too
-    say(f"[red]error:[/red] {plain(str(error))}", once=str(error), markup=True)
+    say(Text.assemble(("error:", "red"), " ", one_line(str(error))), once=str(error))
 
 
-def say(text: str, *, once: str, markup: bool = False) -> None:
+def say(text: str | Text, *, once: str) -> None:
     """A line on stderr, by one process alone of all that have one to say under the name `once`."""
     if Processes.group is None or Processes.group.once(once):
         with suppress(OSError):  # a stderr that takes nothing: there is nobody to tell
-            Console(stderr=True, soft_wrap=True).print(text, highlight=False, markup=markup)
-
-
-def plain(text: str) -> str:
-    from rich.markup import escape
-
-    return escape(" ".join(text.split()))
+            PlainConsole(stderr=True, soft_wrap=True).print(text)

@@ -49,8 +49,6 @@ def replace_in(flags: Mapping[str, Any], place: dict[str, Any]) -> None:
     named = [part.strip() for part in flags["replace"].split(",") if part.strip()]
     check_new_folder(out)
     write_replaced(load_any(model, tower=flags["tower"], **place), guide, named, out)
-    console.print(
+    console.tell(
         f"{out}: {model} with {', '.join(named)} of {guide}, plain stock weights, no filter and no anchor",
-        soft_wrap=True,
-        markup=False,
     )

@@ -27,4 +27,4 @@ def report(
     read = [read_run(path) for path in runs]
     write_report(read, out)
     print_tables(read, form)
-    progress_console.print(f"report: {out}", soft_wrap=True)
+    progress_console.tell(f"report: {out}")

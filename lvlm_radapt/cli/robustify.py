@@ -175,11 +175,9 @@ def robustify(
             write_calibration(calibration, out)
         if export or fold:
             return
-    console.print(f"{out}: {model} protected by {made.config.describe()}", soft_wrap=True)
+    console.tell(f"{out}: {model} protected by {made.config.describe()}")
     task, attack = ("imagefolder", "apgd-ce") if encoder else ("coco", "e2e")
-    console.print(
-        f"next: lvlm-radapt eval {out} --task {task} --data DIR --attack {attack} --eps 4/255 --out RUN", soft_wrap=True
-    )
+    console.tell(f"next: lvlm-radapt eval {out} --task {task} --data DIR --attack {attack} --eps 4/255 --out RUN")
 
 
 def _check_robustified(model: str, given: list[str], *, written_whole: bool) -> None:
@@ -201,19 +199,16 @@ def _write_model(protected: Any, out: Path, *, fold: bool) -> None:
     config = protected.radapt
     if fold:
         fold_model(protected, out)
-        console.print(f"{out}: {protected.name} as plain weights, the {config.anchor} anchor folded in", soft_wrap=True)
+        console.tell(f"{out}: {protected.name} as plain weights, the {config.anchor} anchor folded in")
         if config.cutoff is not None:
-            console.print(
+            console.tell(
                 f"The filter (cutoff {config.cutoff:g}) is NOT in the weights: pass every image through "
                 f"filter_image of {out / FILTER} first, or the model is only half protected.",
-                soft_wrap=True,
             )
         return
     export_model(protected, out)
-    console.print(f"{out}: {protected.name} with {config.describe()} inside", soft_wrap=True)
-    console.print(
+    console.tell(f"{out}: {protected.name} with {config.describe()} inside")
+    console.tell(
         f"load: AutoModelForImageTextToText.from_pretrained({str(out)!r}, trust_remote_code=True); "
         f"every lvlm-radapt command takes it as a model too",
-        soft_wrap=True,
-        markup=False,
     )

@@ -7,6 +7,7 @@ from typing import Any
 
 from lvlm_radapt.cli.app import console
 from lvlm_radapt.cli.options import TableFormat
+from lvlm_radapt.printing import readable
 
 
 def print_tables(runs: list[Any], form: TableFormat = TableFormat.table) -> None:
@@ -18,12 +19,12 @@ def print_tables(runs: list[Any], form: TableFormat = TableFormat.table) -> None
 
     for table in tables(runs).values():
         if form is TableFormat.markdown:
-            sys.stdout.write(table.to_markdown() + "\n")
+            sys.stdout.write(readable(table.to_markdown()) + "\n")
         elif form is TableFormat.csv:
-            sys.stdout.write(table.to_csv())
+            sys.stdout.write(readable(table.to_csv()))
         else:
             console.print(table.to_rich())
     if recalled and form is TableFormat.markdown:
-        sys.stdout.write(recall_markdown(recalled))
+        sys.stdout.write(readable(recall_markdown(recalled)))
     elif recalled and form is TableFormat.table:
         console.print(recall_table(recalled))

@@ -9,7 +9,7 @@ import typer
 
 from lvlm_radapt.cli.app import app, console
 from lvlm_radapt.cli.asking import plan_of, protocol_of, settings_of
-from lvlm_radapt.cli.group import leave_it_to_the_first, plain
+from lvlm_radapt.cli.group import leave_it_to_the_first
 from lvlm_radapt.cli.options import (
     DeviceMapOption,
     DeviceOption,
@@ -94,8 +94,8 @@ def tune(
     if log_json == "-":
         return
     console.print(table(found))
-    console.print(plain(found.choice.said), soft_wrap=True, highlight=False)
-    console.print(plain(kept_apart(found)), soft_wrap=True, highlight=False)
+    console.tell(found.choice.said)
+    console.tell(kept_apart(found))
     if document["recommendation"]["command"]:
-        console.print(f"recommended: {document['recommendation']['command']}", soft_wrap=True, markup=False)
-    console.print(f"page: {out / 'tune.html'}", soft_wrap=True)
+        console.tell(f"recommended: {document['recommendation']['command']}")
+    console.tell(f"page: {out / 'tune.html'}")

@@ -122,7 +122,6 @@ def write_scenes(
             text += _CLASSES_README.format(classes=CLASSES, per_class=per_class)
         (folder / "README.txt").write_text(text, encoding="utf-8")
     return {
-        "folder": str(Path(out)),
         "images": count,
         "questions": len(files.questions),
         "word_questions": len(files.textvqa),

@@ -1,0 +1,98 @@
+"""What reaches the terminal: text as it is, with nothing in it that drives the terminal."""
+
+from __future__ import annotations
+
+import io
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from rich.table import Table
+from rich.text import Text
+
+from lvlm_radapt.printing import PlainConsole, readable
+from lvlm_radapt.progress import bars
+
+EVIL = "a\x1b]0;pwned\x07b\x9b31mcd\u202ee\udcff\ud800[/b][red]:x:"
+SAFE = r"a\x1b]0;pwned\x07b\x9b31mcd\u202ee\xff\ud800[/b][red]:x:"
+
+
+def test_characters_that_drive_a_terminal_are_escaped() -> None:
+    assert readable(EVIL) == SAFE
+    text = "tab\tline\nend, \u4e2d\u6587, e\u0301, \U0001f600, \u0627\u0644"
+    assert readable(text) == text
+    assert readable(readable(EVIL)) == SAFE
+
+
+BARE = SAFE.replace(r"\x07", "")  # rich itself drops a few characters of its texts
+
+
+def as_text(console: PlainConsole) -> None:
+    console.print(Text(EVIL))
+
+
+def as_bar(console: PlainConsole) -> None:
+    with bars(console) as announce:
+        announce(EVIL, 2)(1, EVIL)
+
+
+def as_table(console: PlainConsole) -> None:
+    table = Table(EVIL, title=EVIL, caption=EVIL)
+    table.add_row(EVIL)
+    table.add_row(Text(EVIL))
+    console.print(table)
+
+
+@pytest.mark.parametrize(
+    "show",
+    [lambda console: console.print(EVIL), lambda console: console.tell(EVIL), as_text, as_bar, as_table],
+)
+@pytest.mark.parametrize("terminal", [True, False])
+def test_all_that_is_printed_is_plain(show: Callable[[PlainConsole], None], terminal: bool) -> None:
+    file = io.StringIO()
+    console = PlainConsole(file=file, width=400, force_terminal=terminal)
+    show(console)
+    said = file.getvalue()
+    assert (SAFE in said or BARE in said) == (terminal or show is not as_bar)
+    assert not set("\x07\x9b\u202e\udcff\ud800") & set(said)
+    assert "\x1b]" not in said
+
+
+def test_escapes_are_part_of_a_table_s_width() -> None:
+    file = io.StringIO()
+    table = Table("name", "x")
+    for name in ("\x1b" * 5, "b"):
+        table.add_row(name, "1")
+    PlainConsole(file=file, width=80).print(table)
+    assert len({len(line) for line in file.getvalue().splitlines()}) == 1
+
+
+NAMES = ["x[/b]", "[red]x", ":x: y", "esc\x1b]0;pwned\x07", "not utf-8 \udcff"]
+
+
+def run(*words: object, folder: Path) -> subprocess.CompletedProcess[bytes]:
+    """The command in a process of its own, as names that are not UTF-8 reach it by the system alone."""
+    command = [sys.executable, "-m", "lvlm_radapt", *(os.fsencode(str(word)) for word in words)]
+    return subprocess.run(command, cwd=folder, capture_output=True, check=False, timeout=120)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_names_are_printed_as_they_are(name: str, tmp_path: Path) -> None:
+    shown = readable(name).encode()
+    done = run("data", "scenes", "--out", name, "--count", 2, "--per-class", 0, folder=tmp_path)
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert shown in done.stdout
+    assert (tmp_path / name).is_dir()
+    again = run("data", "scenes", "--out", name, "--count", 2, "--per-class", 0, folder=tmp_path)
+    assert (again.returncode, again.stdout, again.stderr.count(b"\n")) == (2, b"", 1)
+    assert shown in again.stderr
+    missing = run("chat", "tiny-llava", "--image", f"{name}.png", folder=tmp_path)
+    assert (missing.returncode, missing.stdout, missing.stderr.count(b"\n")) == (2, b"", 1)
+    assert shown in missing.stderr
+    option = run("eval", f"--{name}", folder=tmp_path)
+    assert (option.returncode, option.stderr.count(b"\n")) == (2, 1)
+    for said in (done.stdout, again.stderr, missing.stderr, option.stderr):
+        assert not set(b"\x1b\x07\xff") & set(said)
