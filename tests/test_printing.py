@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -13,6 +14,7 @@ import pytest
 from rich.table import Table
 from rich.text import Text
 
+import lvlm_radapt
 from lvlm_radapt.printing import PlainConsole, readable
 from lvlm_radapt.progress import bars
 
@@ -96,3 +98,12 @@ def test_names_are_printed_as_they_are(name: str, tmp_path: Path) -> None:
     assert (option.returncode, option.stderr.count(b"\n")) == (2, 1)
     for said in (done.stdout, again.stderr, missing.stderr, option.stderr):
         assert not set(b"\x1b\x07\xff") & set(said)
+
+
+def test_nothing_prints_past_it() -> None:
+    root = Path(lvlm_radapt.__file__).parents[1]
+    files = [file for package in ("lvlm_radapt", "eval_tasks", "attacks") for file in (root / package).rglob("*.py")]
+    assert len(files) > 100
+    consoles = re.compile(r"(?<!Plain)\bConsole\(|markup=True|\brich\.print\b|from rich import print")
+    past = [file.name for file in files if consoles.search(file.read_text(encoding="utf-8"))]
+    assert past == []

@@ -17,7 +17,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 from torch.nn import functional as F
@@ -27,6 +26,7 @@ from eval_tasks.metrics import CiderScorer, vqa_accuracy
 from eval_tasks.presets import Protocol, load_protocol, load_task_config
 from lvlm_radapt.errors import UserError
 from lvlm_radapt.models import LVLM, CLIPEncoder, load_encoder, load_model
+from lvlm_radapt.printing import PlainConsole
 from lvlm_radapt.tiny import scenes
 from lvlm_radapt.tiny.altered import altered_captions
 from lvlm_radapt.tiny.dataset import SCENES, write_scenes
@@ -207,7 +207,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (UserError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    console = Console()
+    console = PlainConsole()
     console.print(_table(card))
     if "words" in card:
         console.print(f"words read: {card['words']['read']} of {card['words']['asked']}")
@@ -217,7 +217,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _card(args: argparse.Namespace) -> dict[str, Any]:
     where = str(args.weights or args.name)
     model = load_encoder(where) if args.name == "tiny-clip" else load_model(where)
-    with tempfile.TemporaryDirectory() as temporary, Progress(console=Console(stderr=True)) as progress:
+    with tempfile.TemporaryDirectory() as temporary, Progress(console=PlainConsole(stderr=True)) as progress:
         bars: dict[str, Any] = {}
 
         def tick(what: str, done: int, total: int) -> None:
