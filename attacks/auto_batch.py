@@ -31,19 +31,25 @@ class AutoBatch:
             try:
                 done.append(work(slice(first, first + length)))
             except RuntimeError as error:
-                if length == 1 or not _out_of_memory(error):
+                if length == 1 or not out_of_memory(error):
                     raise
             else:
                 first += length
                 continue
             # outside of the except clause: its traceback would keep the failed pass's tensors alive
             self.size = length // 2
-            gc.collect()
-            if torch.cuda.is_available():
-                torch.cuda.empty_cache()
+            free_memory()
         return done
 
 
-def _out_of_memory(error: RuntimeError) -> bool:
+def out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that memory does not suffice, an accelerator's or the machine's."""
     # torch has a class for accelerators only; on a CPU it says so in words
-    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)
+
+
+def free_memory() -> None:
+    """Gives back what a failed pass held. To be called outside of the `except` clause: its traceback keeps tensors."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()

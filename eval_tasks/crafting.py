@@ -139,6 +139,16 @@ class Crafted:
             [*none], [*none], [*no], [],
         )  # fmt: skip
 
+    @classmethod
+    def joined(cls, parts: Sequence[Crafted]) -> Crafted:
+        """The samples of several, one after the other."""
+        lists = {
+            name: [value for part in parts for value in getattr(part, name)]
+            for name in ("loss", "steps", "zero_grad", "failed", "stage", "broken", "rounded_back")
+        }
+        remarks = [*dict.fromkeys(said for part in parts for said in part.remarks)]
+        return cls(torch.cat([part.pixels for part in parts]), **lists, remarks=remarks)
+
 
 def sample_seed(seed: int, sample_id: str) -> int:
     """One seed a sample, so that a resumed or resharded sample draws the same noise."""

@@ -42,6 +42,7 @@ def run_evaluation(
     dtype: torch.dtype = torch.float32,
     quantize: Quantisation | None = None,
     device_map: str | None = None,
+    max_pixels: int | None = None,
     log: Log = lambda event: None,
     group: Group | None = None,
     open_model: Callable[..., PixelModel] = load_any,
@@ -66,6 +67,7 @@ def run_evaluation(
         device_map=device_map,
         **settings.protocol.opening(),
         tower=tower,
+        **({} if max_pixels is None else {"max_pixels": max_pixels}),
     )
     source = load_surrogate(surrogate, device=victim.device, dtype=dtype) if surrogate else None
     asked = load_any(texts, device=victim.device, dtype=dtype) if texts else None

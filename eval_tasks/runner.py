@@ -22,7 +22,7 @@ from eval_tasks.exams import exam_of
 from eval_tasks.processes import Group, Work
 from eval_tasks.records import NO_CHECKSUMS, Run, RunFolder, SampleRecord, Scored, read_run
 from eval_tasks.running import Advance, Log, Running, tally
-from eval_tasks.scoring import canvas_groups, check_kept, image_source, score_batch
+from eval_tasks.scoring import OUT_OF_MEMORY, canvas_groups, check_kept, image_source, score_batch
 from eval_tasks.settings import EvalSettings, run_document
 from eval_tasks.summary import metrics
 from eval_tasks.threads import on_recorded_threads
@@ -118,7 +118,9 @@ def evaluate(
             # as long as the first chunk has nothing but failures, nothing of it is kept
             held: list[SampleRecord] = []
             for asked_of, batch in canvas_groups(model, pieces[number]):
-                held += score_batch(exam, settings, asked_of, folder, batch, source, gallery, clean, running.stage)
+                held += score_batch(
+                    model, exam, settings, asked_of, folder, batch, source, gallery, clean, running.stage
+                )
                 if number == 0 and not kept and all(r.adversarial is not None and r.adversarial.failed for r in held):
                     continue
                 for record in held:
@@ -247,10 +249,15 @@ def _remarks(model: PixelModel, surrogate: PixelModel | None, plan: AttackPlan, 
     return said
 
 
-def _all_failed(source: PixelModel, plan: AttackPlan | None, records: Sequence[SampleRecord]) -> UserError:
-    """Every attack of the first chunk failed: the same would happen for hours."""
+def _all_failed(source: PixelModel, plan: AttackPlan | None, records: Sequence[SampleRecord]) -> Exception:
+    """Every attack of the first chunk failed: the same would happen for hours. A UserError, and torch's own where
+    memory is what is missing, which may be free at another time."""
     dtype = str(source.dtype).removeprefix("torch.")
     reason = records[0].adversarial.failed if records[0].adversarial else None
+    if reason is not None and reason.startswith(OUT_OF_MEMORY):
+        error = torch.OutOfMemoryError(OUT_OF_MEMORY)
+        error.add_note(reason.removeprefix(f"{OUT_OF_MEMORY} with "))
+        return error
     if dtype != "float32":
         advice = "use --dtype float32"
     elif plan is not None and plan.half is not None:

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from attacks.auto_batch import free_memory, out_of_memory
 from eval_tasks.crafting import AttackPlan, Crafted, sample_seed, says
 from eval_tasks.data import Sample, image_key, open_image
 from eval_tasks.eps import eps_text, within
@@ -31,7 +32,12 @@ def canvas_groups(model: PixelModel, chunk: Sequence[Sample]) -> Iterator[tuple[
         yield [chunk[i] for i in rows], model.pixels([images[i] for i in rows])
 
 
+OUT_OF_MEMORY = "out of memory"
+"""How the reason of a sample begins that does not fit into memory."""
+
+
 def score_batch(
+    model: PixelModel,
     exam: Exam,
     settings: EvalSettings,
     samples: Sequence[Sample],
@@ -50,7 +56,8 @@ def score_batch(
     started = time.monotonic()
 
     def answer(of: PixelBatch) -> list[Scored]:
-        said = exam.answers(of, samples)
+        with model.naming_size(of):
+            said = exam.answers(of, samples)
         return [Scored(output=o, score=v) for o, v in zip(said, exam.grade(said, samples), strict=True)]
 
     if any(s.id not in known for s in samples):
@@ -62,12 +69,7 @@ def score_batch(
     if plan is not None:
         if source is None:
             tell(plan.config.name)
-            seeds = [sample_seed(settings.seed, s.id) for s in samples]
-            own = [c.score for c in clean if c.score is not None]
-            crafted = exam.craft(
-                batch, samples, plan, seeds=seeds, clean=own,
-                tell=lambda stage, count: tell(f"{stage}, {count} images"),
-            )  # fmt: skip
+            crafted = _craft(model, exam, settings, samples, batch, clean, tell)
         else:
             crafted = _reuse(source, samples, batch, plan)
         sums = [folder.save_image(s.id, pixels) for s, pixels in zip(samples, crafted.pixels, strict=True)]
@@ -115,6 +117,40 @@ def score_batch(
         )
         for i, s in enumerate(samples)
     ]
+
+
+def _craft(
+    model: PixelModel,
+    exam: Exam,
+    settings: EvalSettings,
+    samples: Sequence[Sample],
+    batch: PixelBatch,
+    clean: Sequence[Scored],
+    tell: Callable[[str], None],
+) -> Crafted:
+    """The attacked images of the batch. Where memory does not suffice the samples are attacked one by one; one that is
+    too large by itself keeps its clean image and is marked as failed, so that the run goes on."""
+    plan = settings.attack
+    assert plan is not None
+    try:
+        return exam.craft(
+            batch,
+            samples,
+            plan,
+            seeds=[sample_seed(settings.seed, s.id) for s in samples],
+            clean=[c.score for c in clean if c.score is not None],
+            tell=lambda stage, count: tell(f"{stage}, {count} images"),
+        )
+    except (MemoryError, RuntimeError) as error:
+        if not out_of_memory(error):
+            raise
+    free_memory()
+    if len(samples) == 1:
+        reason = f"{OUT_OF_MEMORY} with {model.size_words(batch)}"
+        return Crafted.plain((batch.x * 255).round().to("cpu", torch.uint8), failed=[reason])
+    return Crafted.joined(
+        [_craft(model, exam, settings, [sample], batch[i], [clean[i]], tell) for i, sample in enumerate(samples)]
+    )
 
 
 def image_source(

@@ -11,8 +11,9 @@ import torch
 from eval_tasks.crafting import AttackPlan
 from eval_tasks.data import Sample, check_images, select, skip_missing
 from eval_tasks.exams import Exam
+from eval_tasks.metrics.cider import check_enough
 from eval_tasks.metrics.tokenizers import TokenizerName
-from eval_tasks.presets import Protocol
+from eval_tasks.presets import Protocol, load_task_config
 from lvlm_radapt.errors import UserError
 from lvlm_radapt.models.base import PixelModel
 from lvlm_radapt.models.quantised import quantisation_of
@@ -40,7 +41,8 @@ class EvalSettings:
     def select(self, everything: list[Sample]) -> tuple[list[Sample], str | None, str | None]:
         """The samples to be scored, in order; a note when there are fewer than asked for; one on those left out.
 
-        UserError as for `eval_tasks.data.select`, for ids that are not in the data, and for missing images.
+        UserError as for `eval_tasks.data.select`, for ids that are not in the data, for missing images,
+        and for too few samples for the task's score.
         """
         note = left_out = None
         if self.ids is None:
@@ -54,6 +56,8 @@ class EvalSettings:
         if self.skip_missing:
             samples, left_out = skip_missing(samples)
         check_images(samples)
+        if load_task_config(self.task).kind == "caption":
+            check_enough(len(samples))
         return samples, note, left_out
 
     def describe(self) -> str:
@@ -81,7 +85,9 @@ def run_document(
         "threads": torch.get_num_threads(),
         "model": {
             "name": model.label,
+            "revision": model.revision,
             "tower": model.tower_name,
+            "max_pixels": model.max_pixels,
             "radapt": model.radapt.to_dict() if model.radapt else None,
             "dtype": str(model.dtype).removeprefix("torch."),
             "quantize": quantisation_of(model.hf),

@@ -13,6 +13,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Callable, Mapping
+from dataclasses import asdict, replace
 from importlib import metadata
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
@@ -26,6 +27,7 @@ from torch import nn
 
 from lvlm_radapt.anchor import Anchor
 from lvlm_radapt.config import RAdaptConfig
+from lvlm_radapt.conversations import Conversation
 from lvlm_radapt.documents import read_bytes, read_own
 from lvlm_radapt.errors import UserError
 from lvlm_radapt.folders import new_folder
@@ -69,6 +71,13 @@ class _Base(_Part):
     """dtype the model was opened in -> fingerprint of the tower then."""
 
 
+class _Conversation(_Part):
+    name: str
+    system: str | None
+    template: str
+    follow_up: str | None
+
+
 class _Settings(_Part):
     format: Literal["lvlm-radapt adapter"]
     version: Literal[1]
@@ -80,6 +89,10 @@ class _Settings(_Part):
     tensors_sha256: str
     base: _Base
     geometry: Geometry
+    conversation: _Conversation | None = None
+    """In place of the base's chat template."""
+    max_pixels: Annotated[int, Field(ge=1)] | None = None
+    """Of a canvas, in place of the base's own limit."""
 
 
 Model = TypeVar("Model", bound=PixelModel)
@@ -88,8 +101,9 @@ Model = TypeVar("Model", bound=PixelModel)
 def save_adapter(model: PixelModel, out: str | os.PathLike[str], *, notes: Mapping[str, str] | None = None) -> None:
     """Write the defence in `model` to the new folder `out`; `load_model` opens it, and `load_encoder` an encoder's.
 
-    A model in half precision gives an adapter that opens in that precision and in float32; one in float32
-    opens in every precision. notes: texts to lay beside it, by file name, for people.
+    A model in half precision gives an adapter that opens in that precision, unless asked otherwise, and in float32.
+    One in float32 opens in every precision. A conversation and a limit of pixels are kept too. notes: texts to lay
+    beside it, by file name, for people.
 
     UserError when no defence is in the model, or `out` is not empty or cannot be written.
     """
@@ -100,6 +114,7 @@ def save_adapter(model: PixelModel, out: str | os.PathLike[str], *, notes: Mappi
     own = next((name for name, dtype in _DTYPES.items() if dtype == model.dtype), None)
     if own is None:
         raise UserError(f"{model.name} is opened in {model.dtype}: open it in one of {', '.join(_DTYPES)}")
+    asked = model.text.conversation if isinstance(model, LVLM) else None
     tensors = {} if anchor is None else {"anchor": anchor.values.cpu().contiguous()}
     content = save(tensors)
     settings = _Settings(
@@ -112,11 +127,13 @@ def save_adapter(model: PixelModel, out: str | os.PathLike[str], *, notes: Mappi
         tensors_sha256=hashlib.sha256(content).hexdigest(),
         base=_Base(
             name=_lasting_name(model.name),
-            revision=getattr(model.hf.config, "_commit_hash", None),
+            revision=model.revision,
             other_tower=None if model.tower_name is None else _lasting_name(model.tower_name),
             tower=tower_fingerprints(model.tower, list(_DTYPES) if own == "float32" else [own]),
         ),
         geometry=model.geometry,
+        conversation=None if asked is None else _Conversation(**asdict(asked)),
+        max_pixels=model.max_pixels,
     )
     with new_folder(out) as folder:
         (folder / TENSORS).write_bytes(content)
@@ -135,22 +152,35 @@ def base_name(model: str | os.PathLike[str]) -> str:
     return _read(Path(model).expanduser()).base.name if is_adapter(model) else os.fspath(model)
 
 
+def adapter_dtype(folder: str | os.PathLike[str]) -> torch.dtype:
+    """The precision of the model that an adapter was saved from."""
+    saved = _read(Path(folder).expanduser()).base.tower
+    return torch.float32 if "float32" in saved else _DTYPES.get(next(iter(saved)), torch.float32)
+
+
 def load_adapter(
     folder: str | os.PathLike[str], *, geometry: Geometry | None = None, opening: Opening | None = None
 ) -> LVLM:
     """The robustified model that `save_adapter` was given: its base model by name, the defence put in.
 
-    geometry: None for the one it was saved with. The model's name is its base's. UserError, one line, when a file
-    is missing or damaged, of an unknown version, the base cannot be opened, or its vision tower has other weights
-    than the one the adapter was made for.
+    geometry: None for the one it was saved with; so are opening's conversation and limit of pixels. The model's name
+    is its base's. UserError, one line, when a file is missing or damaged, of an unknown version, the base cannot be
+    opened, or its vision tower has other weights than the one the adapter was made for.
     """
     opening = opening or Opening()
+
+    root = Path(folder).expanduser()
+    saved = _read(root)
+    if opening.conversation is None and saved.conversation is not None:
+        opening = replace(opening, conversation=Conversation(**saved.conversation.model_dump()))
+    if opening.max_pixels is None:
+        opening = replace(opening, max_pixels=saved.max_pixels)
 
     def base(settings: _Base, geometry: Geometry) -> LVLM:
         model = load_base(settings.name, geometry=geometry, opening=opening)
         return model if settings.other_tower is None else load_tower(model, settings.other_tower, attn=opening.attn)
 
-    return _defended(Path(folder).expanduser(), base, geometry)
+    return _defended(root, base, geometry)
 
 
 def load_encoder_adapter(

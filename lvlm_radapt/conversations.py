@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
@@ -54,6 +55,25 @@ class Conversation:
             parts.append(_filled(self.follow_up or "", {"{answer}": answer, "{text}": text}))
         return "".join(parts)
 
+    def chat_template(self, image_token: str) -> str:
+        """The jinja template that writes what `render` does, for programs that take chat messages, image first."""
+        before, rest = self.template.replace("{system}", self.system or "").split(IMAGE)
+        between, after = rest.split("{text}")
+        image = f"{{% if part['type'] == 'image' %}}{{{{ {_literal(image_token + between)} }}}}{{% else %}}"
+        words = f"{{% for part in message['content'] %}}{image}{{{{ part['text'] }}}}{{% endif %}}{{% endfor %}}"
+        first = f"{{{{ {_literal(before)} }}}}{words}{{{{ {_literal(after)} }}}}"
+        refusal = _literal(f"conversation {self.name} is for one question")
+        answer = later = f"{{{{ raise_exception({refusal}) }}}}"
+        if self.follow_up is not None:
+            answering, rest = self.follow_up.split("{answer}")
+            asking, after = rest.split("{text}")
+            answer = f"{{{{ {_literal(answering)} }}}}{words}"
+            later = f"{{{{ {_literal(asking)} }}}}{words}{{{{ {_literal(after)} }}}}"
+        return (
+            f"{{% for message in messages %}}{{% if message['role'] == 'assistant' %}}{answer}"
+            f"{{% elif loop.first %}}{first}{{% else %}}{later}{{% endif %}}{{% endfor %}}"
+        )
+
     def settings(self) -> dict[str, Any]:
         """What run.json says of it."""
         return {"name": self.name, "system": self.system, "template": self.template}
@@ -83,6 +103,11 @@ def conversation_of(name: str, system: str | None = None, template: str | None =
     if template not in (None, known.template):
         raise UserError(f"conversation {name} is built in with another template: leave template out, or rename it")
     return known if system is None else replace(known, system=system)
+
+
+def _literal(text: str) -> str:
+    """`text` as jinja takes it; it reads escapes as Python does, which knows no pairs of surrogates."""
+    return json.dumps(text, ensure_ascii=False)
 
 
 def _filled(template: str, values: dict[str, str]) -> str:

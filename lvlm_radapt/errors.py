@@ -7,6 +7,12 @@ class UserError(ValueError):
     """Something the user can mend: the message is ONE line that says what, where and what to do."""
 
 
+def with_notes(text: str, error: BaseException) -> str:
+    """`text`, and in brackets what was noted beside the error."""
+    notes = dict.fromkeys(getattr(error, "__notes__", ()))
+    return f"{text} ({'; '.join(notes)})" if notes else text
+
+
 class Unfinished(Exception):
     """Work that ended early through no mistake of the user's, as when a process died: the message is ONE line that
     says what is missing and how to go on; the exit code is 1."""

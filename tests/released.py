@@ -14,6 +14,8 @@ from typing import Any, Literal
 
 import tiny_random
 import transformers
+from families import FAMILIES
+from PIL import Image
 
 Place = Literal["chat_template.json", "chat_template.jinja", "processor_config.json"]
 
@@ -123,19 +125,40 @@ def put_templates(folder: Path, templates: Templates, place: Place = "chat_templ
         merge(folder / place, chat_template=templates.processor)
 
 
+_CLIP = {"patch_size": 14, "num_additional_image_tokens": 1, "vision_feature_select_strategy": "default"}
+_SIGLIP = {"num_image_tokens": 16, "vision_feature_select_strategy": "full", "vision_aspect_ratio": "anyres_max_2"}
+NUMBERS: dict[str, dict[str, Any]] = {"llava": _CLIP, "llava-next": _CLIP, "onevision": _SIGLIP}
+"""What a release's processor_config.json says of the model; Qwen has none."""
+
+
+def write(name: str, folder: Path, templates: Templates | None = None, place: Place = "chat_template.json") -> Path:
+    """The family's tiny checkpoint with the small files of a release."""
+    FAMILIES[name].save(folder)
+    (folder / "chat_template.jinja").unlink()
+    if name in NUMBERS:
+        merge(folder / "processor_config.json", **NUMBERS[name])
+    put_templates(folder, templates or TEMPLATES[name], place)
+    return folder
+
+
+def asked(image: Image.Image, question: str) -> list[dict[str, Any]]:
+    """Chat messages as transformers' processors take them."""
+    return [{"role": "user", "content": [{"type": "image", "image": image}, {"type": "text", "text": question}]}]
+
+
 def stock_processor(name: str, folder: Path) -> Any:
-    """transformers' own processor of a checkpoint of that family.
+    """transformers' own processor of a checkpoint of that family, or of a folder saved from one.
 
     Qwen's and OneVision's want a video processor, which wants torchvision: theirs is put together without one.
     """
     if name in ("llava", "llava-next"):
-        return transformers.AutoProcessor.from_pretrained(folder)
+        return transformers.AutoProcessor.from_pretrained(folder, trust_remote_code=True)
     kinds = {"onevision": "LlavaOnevision", "qwen2": "Qwen2VL", "qwen2.5": "Qwen2_5_VL", "qwen3": "Qwen3VL"}
     kind: Any = getattr(transformers, f"{kinds[name]}Processor")
     stored, _ = kind.get_processor_dict(folder)
     processor = kind.__new__(kind)
     processor.chat_template = stored.get("chat_template")
-    processor.tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    processor.tokenizer = transformers.AutoTokenizer.from_pretrained(folder, trust_remote_code=True)
     image = "LlavaOnevisionImageProcessorPil" if name == "onevision" else "Qwen2VLImageProcessorPil"
     processor.image_processor = getattr(transformers, image).from_pretrained(folder)
     processor.image_token, processor.video_token = processor.tokenizer.convert_ids_to_tokens(

@@ -17,7 +17,6 @@ from PIL import Image
 from lvlm_radapt import load_model
 from lvlm_radapt.conversations import CONVERSATIONS, Conversation
 from lvlm_radapt.errors import UserError
-from lvlm_radapt.models.original import _jinja
 
 TALK = ("what is this", "a red circle", "how many", "two", "what color is the circle?")
 # By role, as the templates of released checkpoints are; the families' own test templates know users alone.
@@ -124,7 +123,9 @@ def test_a_template_without_further_turns_is_for_one_question() -> None:
 def test_the_template_given_to_original_checkpoints_writes_the_same(name: str) -> None:
     tokenizer = tiny_checkpoints.word_tokenizer({}, bos=True, eos="</s>")
     talk = ('a "red" {pig}\\n', "an 'answer'", "Q2", "A2", "Q3")
-    made = tokenizer.apply_chat_template(listed(talk), chat_template=_jinja(name), tokenize=False)
+    made = tokenizer.apply_chat_template(
+        listed(talk), chat_template=CONVERSATIONS[name].chat_template("<image>"), tokenize=False
+    )
     assert made == CONVERSATIONS[name].render(talk, "<image>")
 
 

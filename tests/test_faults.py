@@ -149,7 +149,9 @@ def test_memory_for_no_image_at_all_is_one_line(data, tmp_path):
     command = Command(evaluation("tiny-llava", data, tmp_path / "run"), tmp_path / "logs", {"largest_batch": 0})
     assert command.wait() == 1
     assert len(command.err.splitlines()) == 1, command.err
-    assert "out of memory, even for one image; 0 of 8 samples are saved" in command.err
+    size = "a canvas of 112x112 px, 64 image tokens"
+    assert f"out of memory, even for one image ({size}); 0 of 8 samples are saved" in command.err
+    assert "--max-pixels" in command.err
 
 
 def test_losses_that_are_no_numbers_are_counted(data, whole, tmp_path):

@@ -519,8 +519,8 @@ def test_a_tokenizer_in_sentencepiece_s_format_names_what_it_needs(
     (folder / "tokenizer.json").unlink()
     _fail(folder, "cannot load its tokenizer")
     (folder / "tokenizer.model").write_bytes(b"")
-    monkeypatch.setattr("lvlm_radapt.models.original.is_sentencepiece_available", lambda: False)
-    _fail(folder, "pip install sentencepiece protobuf")
+    monkeypatch.setattr("lvlm_radapt.models.load.is_sentencepiece_available", lambda: False)
+    _fail(folder, r"sentencepiece and protobuf: pip install 'lvlm-radapt\[original\]'")
 
 
 # Hugging Face's own layouts

@@ -4,7 +4,6 @@ processor. What counts is transformers' own processor."""
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -13,45 +12,22 @@ import torch
 from failures import one_line
 from families import FAMILIES
 from PIL import Image
-from released import TEMPLATES, Templates
+from released import TEMPLATES, Templates, asked, stock_processor, write
 
 from lvlm_radapt import load_model
 
 QUESTION = "What is this?"
-_CLIP = {"patch_size": 14, "num_additional_image_tokens": 1, "vision_feature_select_strategy": "default"}
-NUMBERS: dict[str, dict[str, Any]] = {
-    "llava": _CLIP,
-    "llava-next": _CLIP,
-    "onevision": {
-        "num_image_tokens": 16, "vision_feature_select_strategy": "full", "vision_aspect_ratio": "anyres_max_2",
-    },
-}  # fmt: skip
-"""What a release says of the model in processor_config.json."""
 
 
 def picture() -> Image.Image:
     return Image.fromarray(np.random.default_rng(0).integers(0, 256, (112, 84, 3), dtype=np.uint8))
 
 
-def asked(image: Image.Image, question: str) -> list[dict[str, Any]]:
-    return [{"role": "user", "content": [{"type": "image", "image": image}, {"type": "text", "text": question}]}]
-
-
-def write(name: str, folder: Path, templates: Templates, place: released.Place = "chat_template.json") -> Path:
-    """The family's checkpoint with both files, and the processor's numbers as a release has them."""
-    FAMILIES[name].save(folder)
-    (folder / "chat_template.jinja").unlink()
-    if name in NUMBERS:
-        released.merge(folder / "processor_config.json", **NUMBERS[name])
-    released.put_templates(folder, templates, place)
-    return folder
-
-
 @pytest.mark.parametrize("place", ["chat_template.json", "chat_template.jinja", "processor_config.json"])
 @pytest.mark.parametrize("name", FAMILIES)
 def test_prompts_and_pixels_are_the_processor_s_own(name: str, place: released.Place, tmp_path: Path) -> None:
     folder = write(name, tmp_path / "model", TEMPLATES[name], place)
-    model, processor = load_model(folder), released.stock_processor(name, folder)
+    model, processor = load_model(folder), stock_processor(name, folder)
     image = picture()
     theirs = processor.apply_chat_template(
         asked(image, QUESTION), add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt"

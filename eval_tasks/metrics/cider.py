@@ -18,6 +18,12 @@ from eval_tasks.metrics.tokenizers import tokenizer as find_tokenizer
 from lvlm_radapt.errors import UserError
 
 
+def check_enough(images: int) -> None:
+    """UserError for fewer images than document frequencies can be taken of."""
+    if images < 2:
+        raise UserError(f"CIDEr needs at least two images, got {images}: evaluate more samples")
+
+
 class CiderScorer:
     """Scores candidates against fixed references.
 
@@ -27,8 +33,7 @@ class CiderScorer:
     """
 
     def __init__(self, references: Mapping[str, Sequence[str]], *, tokenizer: str = "ptb") -> None:
-        if len(references) < 2:
-            raise UserError(f"CIDEr needs at least two images, got {len(references)}: evaluate more samples")
+        check_enough(len(references))
         empty = next((image for image, captions in references.items() if not captions), None)
         if empty is not None:
             raise UserError(f"image {empty!r} has no reference captions: add one or leave the image out")

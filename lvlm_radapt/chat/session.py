@@ -152,7 +152,8 @@ class Session:
                 tell(Step(done, order.steps, float(found.detach()), x.detach()))
             return sign * found
 
-        found = apgd(loss, clean.x, eps=order.eps, steps=order.steps)
+        with self.model.naming_size(clean):
+            found = apgd(loss, clean.x, eps=order.eps, steps=order.steps)
         if found.failed[0] is not None:
             raise UserError(f"the attack failed, {found.failed[0]}: the image stays as it was")
         pixels = to_8bit(found.x_adv, clean.x, eps=order.eps, norm="Linf")
@@ -250,7 +251,7 @@ class Session:
 
     def _say(self, side: Side, question: str, before: Sequence[Exchange], on_text: Callable[[str], None]) -> str:
         batch = self._seen()
-        with self._as(side):
+        with self.model.naming_size(batch), self._as(side):
             (answer,) = self.model.generate(
                 batch,
                 [_prompt(side, question, before)],

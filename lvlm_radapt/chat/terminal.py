@@ -18,7 +18,7 @@ from eval_tasks.eps import eps_text
 from lvlm_radapt.chat import commands
 from lvlm_radapt.chat.commands import Side
 from lvlm_radapt.chat.session import Attacked, OnText, Session
-from lvlm_radapt.errors import UserError
+from lvlm_radapt.errors import UserError, with_notes
 from lvlm_radapt.printing import PlainConsole, one_line, readable
 
 _STYLES: dict[Side, str] = {"plain": "red", "defended": "green"}
@@ -86,8 +86,9 @@ class Terminal:
             yield
         except UserError as error:
             self.err.print(Text.assemble(("error: ", "red"), one_line(str(error))))
-        except torch.OutOfMemoryError:
-            self.err.print(Text("error: the accelerator's memory does not suffice: /reset, or load with --quantize"))
+        except torch.OutOfMemoryError as error:
+            what = with_notes("the accelerator's memory does not suffice", error)
+            self.err.print(Text(f"error: {what}: /reset, or load with --max-pixels (Qwen) or --quantize"))
 
     def _do(self, command: commands.Command) -> None:
         session = self.session

@@ -16,7 +16,7 @@ from lvlm_radapt.chat.commands import Attack, Side
 from lvlm_radapt.chat.session import Attacked, Step
 from lvlm_radapt.chat.web_engine import Engine
 from lvlm_radapt.chat.web_uploads import MOST_PIXELS, Upload
-from lvlm_radapt.errors import UserError
+from lvlm_radapt.errors import UserError, with_notes
 
 FORMATS = ("PNG", "JPEG", "WEBP")
 LONGEST_QUESTION = 2000  # characters
@@ -217,8 +217,9 @@ def _in_words(work: Callable[[], None]) -> str:
         return "stopped"
     except UserError as error:
         return " ".join(str(error).split())
-    except torch.OutOfMemoryError:
-        return "the accelerator's memory does not suffice: begin a new conversation, or load the model with --quantize"
+    except torch.OutOfMemoryError as error:
+        what = with_notes("the accelerator's memory does not suffice", error)
+        return f"{what}: begin a new conversation, or load the model with --max-pixels (Qwen) or --quantize"
     return ""
 
 

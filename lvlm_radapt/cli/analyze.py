@@ -13,7 +13,6 @@ from lvlm_radapt.cli.asking import plan_of, protocol_of, settings_of
 from lvlm_radapt.cli.group import leave_it_to_the_first
 from lvlm_radapt.cli.options import (
     DeviceOption,
-    Dtype,
     DtypeOption,
     EpsOption,
     ModelArgument,
@@ -59,7 +58,7 @@ def analyze(
     batch_size: Annotated[int, typer.Option(min=1, help="Images at a time.")] = 32,
     tower: TowerOption = None,
     device: DeviceOption = "auto",
-    dtype: DtypeOption = Dtype.float32,
+    dtype: DtypeOption = None,
 ) -> None:
     """Compare MODEL's vision tower with a robust twin: CKA, spectra, attention, and parts replaced one by one.
 
@@ -78,7 +77,7 @@ def analyze(
     if is_robustified(model):
         raise UserError(f"{model} is robustified: the analysis is of plain towers, name its base")
     protocol = protocol_of(preset, model)
-    place = place_of(device, dtype, None, None)
+    place = place_of(device, dtype, None, None, model=model)
     perturb = plan_of("embedding", protocol, place, eps=eps, steps=steps)
     assert perturb is not None  # the preset is an attack
     scored = None

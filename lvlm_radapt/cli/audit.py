@@ -13,7 +13,6 @@ from lvlm_radapt.cli.group import leave_it_to_the_first
 from lvlm_radapt.cli.options import (
     DeviceMapOption,
     DeviceOption,
-    Dtype,
     DtypeOption,
     EpsOption,
     LogJsonOption,
@@ -56,7 +55,7 @@ def audit(
     texts: TextsOption = None,
     device: DeviceOption = "auto",
     device_map: DeviceMapOption = None,
-    dtype: DtypeOption = Dtype.float32,
+    dtype: DtypeOption = None,
     quantize: QuantizeOption = None,
     log_json: LogJsonOption = None,
 ) -> None:
@@ -70,7 +69,7 @@ def audit(
     from eval_tasks.audit.run import run_audit
 
     protocol = protocol_of(preset, model)
-    place = place_of(device, dtype, quantize, device_map)
+    place = place_of(device, dtype, quantize, device_map, model=model)
     plan = plan_of(attack, protocol, place, eps=eps, norm=norm, steps=steps, target=target)
     settings = settings_of(
         task, data, protocol, plan, samples=samples, seed=seed, batch_size=batch_size, tokenizer=tokenizer.value

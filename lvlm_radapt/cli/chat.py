@@ -8,7 +8,15 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from lvlm_radapt.cli.app import app, console
-from lvlm_radapt.cli.options import DeviceMapOption, DeviceOption, Dtype, DtypeOption, ModelArgument, QuantizeOption
+from lvlm_radapt.cli.options import (
+    ConversationOption,
+    DeviceMapOption,
+    DeviceOption,
+    DtypeOption,
+    MaxPixelsOption,
+    ModelArgument,
+    QuantizeOption,
+)
 from lvlm_radapt.cli.placing import default_preset, place_of
 from lvlm_radapt.errors import UserError
 
@@ -31,13 +39,15 @@ def chat(
     max_new_tokens: Annotated[int, typer.Option(min=1, help="The longest answer, in tokens.")] = 256,
     device: DeviceOption = "auto",
     device_map: DeviceMapOption = None,
-    dtype: DtypeOption = Dtype.float32,
+    dtype: DtypeOption = None,
     quantize: QuantizeOption = None,
+    conversation: ConversationOption = None,
+    max_pixels: MaxPixelsOption = None,
 ) -> None:
     """Talk with MODEL about an image, attack the image, switch the defence, and see what it says then.
 
-    Lines are said to the model, in its own chat template; /help lists the commands. In a pipe a line is a turn, and
-    stdout holds the answers alone. With --web all of it is a page in the browser.
+    Lines are said to the model, in its own chat template or --conversation; /help lists the commands. In a pipe a line
+    is a turn, and stdout holds the answers alone. With --web all of it is a page in the browser.
     """
     from eval_tasks.data.images import open_image
     from lvlm_radapt.chat.session import Session
@@ -47,7 +57,8 @@ def chat(
 
     if image is not None:
         open_image(image)  # a mistake there shows before the model is loaded
-    place = place_of(device, dtype, quantize, device_map)
+    place = place_of(device, dtype, quantize, device_map, model=model, max_pixels=max_pixels)
+    place["conversation"] = conversation
     if web:
         check_web()
         host = host or "127.0.0.1"

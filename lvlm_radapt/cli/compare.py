@@ -10,7 +10,7 @@ import typer
 
 from lvlm_radapt.cli.app import app, console
 from lvlm_radapt.cli.group import leave_it_to_the_first
-from lvlm_radapt.cli.options import DeviceOption, Dtype, DtypeOption, LogJsonOption, TableFormat
+from lvlm_radapt.cli.options import DeviceOption, DtypeOption, LogJsonOption, TableFormat
 from lvlm_radapt.cli.placing import place_of
 from lvlm_radapt.cli.resuming import command_line, progress, resumable
 from lvlm_radapt.progress import JsonLines
@@ -28,7 +28,7 @@ def compare(
         str | None, typer.Option(help="Budgets with commas: 2/255,4/255,8/255; the preset's if left out.")
     ] = None,
     device: DeviceOption = "auto",
-    dtype: DtypeOption = Dtype.float32,
+    dtype: DtypeOption = None,
     form: Annotated[TableFormat, typer.Option("--format", help="Of the table on stdout.")] = TableFormat.table,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with a comparison that was stopped.")] = False,
     log_json: LogJsonOption = None,

@@ -13,10 +13,10 @@ from lvlm_radapt.cli.group import Processes, is_first
 from lvlm_radapt.cli.options import (
     DeviceMapOption,
     DeviceOption,
-    Dtype,
     DtypeOption,
     HalfChoice,
     LogJsonOption,
+    MaxPixelsOption,
     ModelArgument,
     NormName,
     NormOption,
@@ -80,7 +80,7 @@ def eval_(
     texts: TextsOption = None,
     device: DeviceOption = "auto",
     device_map: DeviceMapOption = None,
-    dtype: DtypeOption = Dtype.float32,
+    dtype: DtypeOption = None,
     half: Annotated[
         HalfChoice, typer.Option(help="Of an ensemble's first stages; auto: the attack's own on a GPU, none on a CPU.")
     ] = HalfChoice.auto,
@@ -88,6 +88,7 @@ def eval_(
         bool, typer.Option("--early-exit", help="Adaptive e2e or ensemble: a sample leaves once its answer scores 0.")
     ] = False,
     quantize: QuantizeOption = None,
+    max_pixels: MaxPixelsOption = None,
     skip_missing: Annotated[
         bool, typer.Option("--skip-missing", help="Leave samples without an image out; the run says how many.")
     ] = False,
@@ -121,7 +122,7 @@ def eval_(
         taken = taken_from(images_from, given | {"task": task})
         flags, ids, threat = taken.flags, taken.ids, threat or ThreatName.transfer
     protocol = protocol_of(flags["preset"], model)
-    place = place_of(device, dtype, quantize, device_map)
+    place = place_of(device, dtype, quantize, device_map, model=model, max_pixels=max_pixels)
     plan = plan_of(
         flags["attack"] or "none",
         protocol,

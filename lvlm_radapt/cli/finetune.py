@@ -10,8 +10,8 @@ import typer
 
 from lvlm_radapt.cli.app import app, console, progress_console
 from lvlm_radapt.cli.group import Processes, is_first
-from lvlm_radapt.cli.options import DeviceOption, Dtype
-from lvlm_radapt.cli.placing import default_preset, device_named
+from lvlm_radapt.cli.options import ConversationOption, DeviceOption, Dtype, MaxPixelsOption
+from lvlm_radapt.cli.placing import default_preset, device_named, place_flags
 from lvlm_radapt.cli.resuming import command_line, progress, resumable
 from lvlm_radapt.errors import UserError
 
@@ -80,6 +80,8 @@ def finetune(
     dtype: Annotated[Dtype, typer.Option(help="What the weights are written in; they are trained in float32.")] = (
         Dtype.float32
     ),
+    conversation: ConversationOption = None,
+    max_pixels: MaxPixelsOption = None,
 ) -> None:
     """Fine-tune ENCODER on adversarial images of its own: FARE, TeCoA or TGA, whole or in its first layers alone.
 
@@ -113,7 +115,13 @@ def finetune(
     state = target.with_name(f"{target.name}.training")
     place = torch.device(device_named(device))
     written = getattr(torch, dtype.value)
-    model = load_any(encoder, device=place, dtype=torch.float32 if alone else written)
+    model = load_any(
+        encoder,
+        device=place,
+        dtype=torch.float32 if alone else written,
+        conversation=conversation,
+        max_pixels=max_pixels,
+    )
     found = TrainingImages.of(images, limit=limit, seed=seed, classes=method is not MethodName.fare)
     if found.left_out:
         progress_console.tell(found.left_out)
@@ -146,8 +154,9 @@ def finetune(
         f"attacked {before.robust:.3f} -> {after.robust:.3f}",
     )
     use = f"LLAVA --tower {out}" if alone else str(out)
+    flags = place_flags(device, None if dtype is Dtype.float32 else dtype)
     console.tell(
-        f"next: lvlm-radapt eval {use} --task coco --data DIR --attack e2e --eps 4/255 --out RUN",
+        f"next: lvlm-radapt eval {use} --task coco --data DIR --attack e2e --eps 4/255{flags} --out RUN",
     )
 
 

@@ -82,7 +82,19 @@ ModelArgument = Annotated[
     typer.Argument(metavar="MODEL", help="An embedded name, a checkpoint or robustified folder, or a Hugging Face id."),
 ]
 DeviceOption = Annotated[str, typer.Option(help="cpu, cuda, cuda:1 ...; auto takes a GPU where there is one.")]
-DtypeOption = Annotated[Dtype, typer.Option(help="What the weights are computed in.")]
+DtypeOption = Annotated[
+    Dtype | None, typer.Option(help="What the weights are computed in.", show_default="an adapter's own, or float32")
+]
+ConversationOption = Annotated[
+    str | None,
+    typer.Option(help="Ask in this conversation (vicuna_v1, qwen, chatml ...), not in MODEL's chat template."),
+]
+MaxPixelsOption = Annotated[
+    int | None,
+    typer.Option(
+        min=1, help="Largest canvas of a Qwen in pixels; photos above it are shrunk.", show_default="MODEL's own"
+    ),
+]
 TowerOption = Annotated[
     str | None,
     typer.Option(help="Another vision tower in its place: an open_clip/FARE/TeCoA file or a Hugging Face folder."),

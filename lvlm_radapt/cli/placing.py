@@ -33,9 +33,19 @@ def device_named(name: str) -> str:
     return name
 
 
-def place_of(device: str, dtype: Dtype, quantize: Bits | None, device_map: Spread | None) -> dict[str, Any]:
-    """The keywords of `load_model` behind these flags."""
+def place_of(
+    device: str,
+    dtype: Dtype | None,
+    quantize: Bits | None,
+    device_map: Spread | None,
+    *,
+    model: str | None = None,
+    max_pixels: int | None = None,
+) -> dict[str, Any]:
+    """The keywords of `load_model` behind these flags. model: the one to open, which may know its own precision."""
     import torch
+
+    from lvlm_radapt.models.load import stored_dtype
 
     if device_map is not None and device != "auto":
         raise UserError("--device and --device-map exclude each other: leave one out")
@@ -43,10 +53,24 @@ def place_of(device: str, dtype: Dtype, quantize: Bits | None, device_map: Sprea
         raise UserError("--device-map spreads one model over all GPUs: run it as a single process, without a launcher")
     return {
         "device": "cpu" if device_map is not None else device_named(device),
-        "dtype": getattr(torch, dtype.value),
+        "dtype": getattr(torch, dtype.value) if dtype else stored_dtype(model) if model else torch.float32,
         "quantize": quantize.value if quantize else None,
         "device_map": device_map.value if device_map else None,
+        **({} if max_pixels is None else {"max_pixels": max_pixels}),
     }
+
+
+def place_flags(
+    device: str, dtype: Dtype | None, quantize: Bits | None = None, device_map: Spread | None = None
+) -> str:
+    """The flags that open a model where these did, as the next command is to have them; with a space in front."""
+    given = {
+        "--device": None if device == "auto" else device,
+        "--device-map": device_map and device_map.value,
+        "--dtype": dtype and dtype.value,
+        "--quantize": quantize and quantize.value,
+    }
+    return "".join(f" {flag} {value}" for flag, value in given.items() if value)
 
 
 def default_preset(model: str) -> str:

@@ -18,7 +18,7 @@ ReplaceOption = Annotated[
         "Writes plain stock weights, for any server.",
     ),
 ]
-_TAKEN = {"model", "out", "replace", "guide", "tower", "device", "device_map", "dtype"}
+_TAKEN = {"model", "out", "replace", "guide", "tower", "device", "device_map", "dtype"} | {"conversation", "max_pixels"}
 
 
 def replace_in(flags: Mapping[str, Any], place: dict[str, Any]) -> None:

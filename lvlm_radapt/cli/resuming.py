@@ -10,22 +10,26 @@ from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 from lvlm_radapt.cli.app import progress_console
-from lvlm_radapt.errors import Stopped, Unfinished
+from lvlm_radapt.errors import Stopped, Unfinished, with_notes
 from lvlm_radapt.progress import Announce, JsonLines, bars
 
 
 @contextmanager
 def resumable(again: str, saved: Callable[[], str] = lambda: "what is done is saved") -> Iterator[None]:
     """Inside, Ctrl-C and SIGTERM tell how to go on; so does memory that does not suffice for one image."""
-    import torch
+    from attacks.auto_batch import out_of_memory
 
     try:
         yield
     except Stopped as stop:
         stop.advice = f"{saved()}; go on with: {again}"
         raise
-    except torch.OutOfMemoryError as error:
-        raise Unfinished(f"out of memory, even for one image; {saved()}; free some and go on with: {again}") from error
+    except (MemoryError, RuntimeError) as error:
+        if not out_of_memory(error):
+            raise
+        what = with_notes("out of memory, even for one image", error)
+        less = "--max-pixels (Qwen), --dtype bfloat16 or --quantize 4bit take less in a new run"
+        raise Unfinished(f"{what}; {saved()}; {less}; free some and go on with: {again}") from error
 
 
 def progress(log: JsonLines | None = None) -> AbstractContextManager[Announce]:

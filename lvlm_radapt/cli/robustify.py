@@ -12,16 +12,17 @@ from lvlm_radapt.cli.app import app, console
 from lvlm_radapt.cli.group import leave_it_to_the_first
 from lvlm_radapt.cli.options import (
     AnchorName,
+    ConversationOption,
     DeviceMapOption,
     DeviceOption,
-    Dtype,
     DtypeOption,
+    MaxPixelsOption,
     MixName,
     ModelArgument,
     QuantizeOption,
     TowerOption,
 )
-from lvlm_radapt.cli.placing import place_of
+from lvlm_radapt.cli.placing import place_flags, place_of
 from lvlm_radapt.cli.replacing import ReplaceOption, replace_in
 from lvlm_radapt.errors import UserError
 
@@ -100,8 +101,10 @@ def robustify(
     ] = False,
     device: DeviceOption = "auto",
     device_map: DeviceMapOption = None,
-    dtype: DtypeOption = Dtype.float32,
+    dtype: DtypeOption = None,
     quantize: QuantizeOption = None,
+    conversation: ConversationOption = None,
+    max_pixels: MaxPixelsOption = None,
 ) -> None:
     """Protect MODEL: write an adapter folder that every other command takes as a model.
 
@@ -113,6 +116,8 @@ def robustify(
     of an adversarially fine-tuned twin (guided, --guide). A learned one starts from the white and is optimised on
     attacked images (--images); Ctrl-C keeps what is done: --resume goes on.
 
+    The adapter remembers --dtype, --conversation and --max-pixels: a command that opens it needs them no more.
+
     With --replace no adapter is written but the whole model, in which the parts named are the robust twin's.
     """
     flags = dict(locals())
@@ -123,8 +128,10 @@ def robustify(
     from lvlm_radapt.folders import check_new_folder
     from lvlm_radapt.models.load import is_encoder, is_robustified, load_any
 
+    place = place_of(device, dtype, quantize, device_map, model=model, max_pixels=max_pixels)
+    place["conversation"] = conversation
     if replace is not None:
-        replace_in(flags, place_of(device, dtype, quantize, device_map))
+        replace_in(flags, place)
         return
     if export and fold:
         raise UserError("--export and --fold write different folders: choose one")
@@ -164,7 +171,7 @@ def robustify(
         raise UserError(
             f"{model} is an image encoder: --export and --fold are for vision-language models, leave them out"
         )
-    loaded = load_any(model, tower=tower, **place_of(device, dtype, quantize, device_map))
+    loaded = load_any(model, tower=tower, **place)
     with made_anchor(choice, loaded) as made:
         protected = loaded if protected_already else package.robustify(loaded, made.config, made.anchor)
         if export or fold:
@@ -177,7 +184,10 @@ def robustify(
             return
     console.tell(f"{out}: {model} protected by {made.config.describe()}")
     task, attack = ("imagefolder", "apgd-ce") if encoder else ("coco", "e2e")
-    console.tell(f"next: lvlm-radapt eval {out} --task {task} --data DIR --attack {attack} --eps 4/255 --out RUN")
+    opened = place_flags(device, dtype, quantize, device_map)
+    console.tell(
+        f"next: lvlm-radapt eval {out} --task {task} --data DIR --attack {attack} --eps 4/255{flags} --out RUN"
+    )
 
 
 def _check_robustified(model: str, given: list[str], *, written_whole: bool) -> None:

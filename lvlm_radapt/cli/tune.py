@@ -13,7 +13,6 @@ from lvlm_radapt.cli.group import leave_it_to_the_first
 from lvlm_radapt.cli.options import (
     DeviceMapOption,
     DeviceOption,
-    Dtype,
     DtypeOption,
     EpsOption,
     LogJsonOption,
@@ -52,7 +51,7 @@ def tune(
     tower: TowerOption = None,
     device: DeviceOption = "auto",
     device_map: DeviceMapOption = None,
-    dtype: DtypeOption = Dtype.float32,
+    dtype: DtypeOption = None,
     quantize: QuantizeOption = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with a sweep that was stopped.")] = False,
     log_json: LogJsonOption = None,
@@ -69,7 +68,7 @@ def tune(
 
     sweep = sweep_of(cutoffs, alphas, mixes)
     protocol = protocol_of(preset, model)
-    place = place_of(device, dtype, quantize, device_map)
+    place = place_of(device, dtype, quantize, device_map, model=model)
     plan = plan_of(attack, protocol, place, eps=eps, steps=steps)
     settings = settings_of(task, data, protocol, plan, samples=samples, seed=seed, batch_size=batch_size)
     with (

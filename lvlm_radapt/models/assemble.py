@@ -31,11 +31,11 @@ def assemble(hf_class: Any, config: Any, tensors: dict[str, Tensor], name: str, 
         check_shape(key, tensors[key], shape, name)
     arguments = opening.arguments()
     try:
-        with building():
+        with opening.fitting(name), building():
             hf = hf_class.from_pretrained(None, config=config, state_dict=tensors, **arguments)
+            return opening.place(hf)
     except OpeningError as error:
         raise UserError(f"{name}: cannot build the model: {error}") from error
-    return opening.place(hf)
 
 
 def check_shape(key: str, tensor: Tensor, shape: tuple[int, ...], name: str) -> None:

@@ -7,8 +7,8 @@ images the network's input is bit-equal to what transformers' PIL image processo
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from dataclasses import replace as dataclass_replace
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
@@ -18,6 +18,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from attacks.auto_batch import out_of_memory
 from lvlm_radapt.errors import UserError
 from lvlm_radapt.models import last_layer, patch_gradient
 from lvlm_radapt.models.language import greedy, left_pad, right_pad, target_nll, target_positions
@@ -72,6 +73,8 @@ class PixelModel(ABC):
     geometry: `stock` as the checkpoint's image processor does, `pad` to a square with the mean colour first.
     image_backend: which image processor backend made the pixels (runs record it).
     tower_name: the encoder whose tower stands in the place of the checkpoint's own, if one does.
+    revision: the hub's commit of the checkpoint, where it comes from there.
+    max_pixels: the largest canvas that was asked for, in place of the checkpoint's own.
     """
 
     views_apart: ClassVar[bool] = False
@@ -88,6 +91,8 @@ class PixelModel(ABC):
         self.geometry = geometry
         self.image_backend: str = image_processor.backend
         self.tower_name: str | None = None
+        self.revision: str | None = None
+        self.max_pixels: int | None = None
         if geometry not in ("stock", "pad"):
             raise UserError(f"{name}: geometry {geometry!r} is unknown, choose stock or pad")
         if not image_processor.do_rescale or abs(image_processor.rescale_factor * 255 - 1) > 1e-6:
@@ -117,6 +122,21 @@ class PixelModel(ABC):
     @abstractmethod
     def _canvas_bytes(self, image: Image.Image) -> np.ndarray:
         """uint8 [3, H, W]: the image on the canvas."""
+
+    @contextmanager
+    def naming_size(self, batch: PixelBatch) -> Iterator[None]:
+        """Inside, an error about memory gets a note (PEP 678) of how large the batch's images are to the model."""
+        try:
+            yield
+        except Exception as error:
+            if out_of_memory(error):
+                error.add_note(self.size_words(batch))
+            raise
+
+    def size_words(self, batch: PixelBatch) -> str:
+        """How large an image of the batch is to the model."""
+        height, width = batch.x.shape[-2:]
+        return f"a canvas of {width}x{height} px"
 
     def _meta(self, image: Image.Image, canvas: tuple[int, int]) -> dict[str, Any]:
         return {"size": (image.height, image.width), "canvas": canvas}
@@ -234,6 +254,9 @@ class LVLM(PixelModel):
     @abstractmethod
     def _positions(self, ids: Tensor, mask: Tensor, batch: PixelBatch) -> Tensor:
         """Position ids of padded token ids [B, L]: [B, L], or [3, B, L] for multi-axis rotary embeddings."""
+
+    def size_words(self, batch: PixelBatch) -> str:
+        return f"{super().size_words(batch)}, {max(self._image_tokens(batch)):,} image tokens"
 
     def loss(self, batch: PixelBatch, prompts: Sequence[Prompt], targets: Sequence[str]) -> Tensor:
         """[B] mean negative log-likelihood (nats a token) of each target with its end token, in float32.

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 import transformers
+from transformers.utils import is_protobuf_available, is_sentencepiece_available
 
 from lvlm_radapt.conversations import Conversation, conversation_of
 from lvlm_radapt.errors import UserError
@@ -21,11 +22,11 @@ from lvlm_radapt.models.llava_next import LlavaNextLVLM
 from lvlm_radapt.models.onevision import LlavaOnevisionLVLM
 from lvlm_radapt.models.opening import Attention, DeviceMap, Opening, OpeningError, building, opening_errors
 from lvlm_radapt.models.quantised import Quantisation
-from lvlm_radapt.models.qwen import QwenLVLM
+from lvlm_radapt.models.qwen import QwenLVLM, limited
 from lvlm_radapt.models.qwen3 import Qwen3LVLM
 from lvlm_radapt.models.siglip import SiglipEncoder
 from lvlm_radapt.models.text import renders_image
-from lvlm_radapt.models.weights import check_indices, checkpoint_file
+from lvlm_radapt.models.weights import check_indices, check_weight_files, checkpoint_file, revision_of
 
 if TYPE_CHECKING:
     from lvlm_radapt.export import StockCheckpoint
@@ -49,6 +50,7 @@ ENCODERS: dict[str, tuple[type[CLIPEncoder], str]] = {
 }
 """The same for image encoders; a vision model comes without texts, hence without a tokenizer."""
 
+_FIXED_CANVAS = "{name}: max pixels is for Qwen, whose canvas grows with the image; this model's is fixed, leave it out"
 _PROJECTED = "CLIPVisionModelWithProjection"
 
 IMAGE_PROCESSORS: dict[str, str] = {
@@ -80,7 +82,7 @@ def load_model(
     name_or_path: str | os.PathLike[str],
     *,
     device: str | torch.device = "cpu",
-    dtype: torch.dtype = torch.float32,
+    dtype: torch.dtype | None = None,
     geometry: Geometry | None = None,
     attn: Attention = "auto",
     conversation: str | Conversation | None = None,
@@ -88,15 +90,17 @@ def load_model(
     quantize: Quantisation | None = None,
     device_map: DeviceMap | None = None,
     offload_folder: str | None = None,
+    max_pixels: int | None = None,
 ) -> LVLM:
     """A frozen LVLM in eval mode.
 
     name_or_path: an embedded name, a folder with a config.json (in Hugging Face's layout or LLaVA's original
         one), a robustified folder (the defence is in the model then), or a Hugging Face id (owner/name).
-    dtype: what the weights are computed in, whatever they are stored in.
+    dtype: what the weights are computed in, whatever they are stored in; None for what an adapter folder was saved
+        from, and float32 elsewhere.
     geometry: `stock` as the checkpoint's image processor does; `pad` (LLaVA only) pads to a square first;
         None for what a robustified folder was saved with or an original LLaVA's config.json says (`pad` for
-        LLaVA-1.5), and `stock` elsewhere.
+        LLaVA-1.5), and `stock` elsewhere. An image processor that pads by itself makes it `pad` in any case.
     attn: attention implementation; `auto` is sdpa, the faster one in attacks.
     conversation: one of `lvlm_radapt.conversations` (a name as `vicuna_v1`, `qwen`, `chatml`, or a whole one) in place
         of the checkpoint's chat template.
@@ -105,6 +109,7 @@ def load_model(
     quantize: `4bit` or `8bit`: the language model in so many bits (bitsandbytes), tower and projector in `dtype`.
     device_map: `auto` or a map of accelerate's spreads a model over GPUs, memory and disk, in place of `device`.
     offload_folder: for what the device map puts on the disk.
+    max_pixels: of Qwen's canvas, in place of the checkpoint's own limit; a large photo is shrunk to it.
 
     UserError, one line, when the name is unknown, the folder or its weights are incomplete or hold foreign
     keys, the model_type is unsupported, or the hub cannot be reached.
@@ -114,7 +119,8 @@ def load_model(
 
     if isinstance(conversation, str):
         conversation = conversation_of(conversation)
-    opening = Opening(device, dtype, attn, conversation, quantize, device_map, offload_folder)
+    dtype = stored_dtype(name_or_path) if dtype is None else dtype
+    opening = Opening(device, dtype, attn, conversation, quantize, device_map, offload_folder, max_pixels)
     robustified = is_robustified(name_or_path)
     if tower is not None:
         if robustified:
@@ -145,7 +151,11 @@ def load_base(name_or_path: str | os.PathLike[str], *, geometry: Geometry | None
     source, name = _locate(name_or_path)
     config = _config(source, name)
     if is_original(config):
-        return load_original(source, name, config, geometry=geometry, opening=opening)
+        if opening.max_pixels is not None:
+            raise UserError(_FIXED_CANVAS.format(name=name))
+        model = load_original(source, name, config, geometry=geometry, opening=opening)
+        model.revision = revision_of(source)
+        return model
     stored = stock_checkpoint(source) if is_export(source) else None
     model_type = str(config.get("model_type", "missing")) if stored is None else stored.model_type
     if model_type not in FAMILIES:
@@ -155,14 +165,23 @@ def load_base(name_or_path: str | os.PathLike[str], *, geometry: Geometry | None
         raise UserError(f"{name}: model_type {model_type!r} is not supported, only {known} are{hint}")
     family, hf_class = FAMILIES[model_type]
     hf = _weights(getattr(transformers, hf_class), source, name, opening, stored=stored)
-    tokenizer, image_processor = _tokenizer(source, name, stored and hf.config), _image_processor(source, name)
+    tokenizer, image_processor = (
+        open_tokenizer(source, name, **({} if stored is None else {"config": hf.config})),
+        _image_processor(source, name),
+    )
     read_generation_config(hf, source, name)
     _check_image_token(hf, tokenizer, name)
     if issubclass(family, LlavaLVLM):
         check_layers(hf.config, name)
+    if issubclass(family, QwenLVLM):
+        image_processor = limited(image_processor, opening.max_pixels, name)
+    elif opening.max_pixels is not None:
+        raise UserError(_FIXED_CANVAS.format(name=name))
+    if family is LlavaLVLM and getattr(image_processor, "do_pad", False):
+        geometry = "pad"  # such a processor pads by itself, as that of a saved original LLaVA does
     image_token = tokenizer.convert_ids_to_tokens(hf.config.image_token_id)
     tokenizer.chat_template = _chat_template(source, name, tokenizer, image_token)  # which is what will be saved
-    return family(
+    model = family(
         hf,
         tokenizer,
         image_processor,
@@ -171,6 +190,8 @@ def load_base(name_or_path: str | os.PathLike[str], *, geometry: Geometry | None
         chat_template=tokenizer.chat_template,
         conversation=opening.conversation,
     )
+    model.revision, model.max_pixels = revision_of(source), opening.max_pixels
+    return model
 
 
 def read_generation_config(hf: Any, source: str, name: str) -> None:
@@ -211,7 +232,7 @@ def load_encoder(
     name_or_path: str | os.PathLike[str],
     *,
     device: str | torch.device = "cpu",
-    dtype: torch.dtype = torch.float32,
+    dtype: torch.dtype | None = None,
     geometry: Geometry | None = None,
     attn: Attention = "auto",
     feature_layer: int = -2,
@@ -231,6 +252,7 @@ def load_encoder(
     from lvlm_radapt.models.open_clip import is_open_clip, load_open_clip
 
     embedded = os.fspath(name_or_path) in embedded_models()
+    dtype = stored_dtype(name_or_path) if dtype is None else dtype
     shared: Any = {"device": device, "dtype": dtype, "attn": attn}
     if not embedded and is_adapter(name_or_path):
 
@@ -253,14 +275,25 @@ def load_encoder(
         raise UserError(f"{name}: model_type {model_type!r} is no image encoder that is supported, only {known} are")
     encoder, _ = ENCODERS[model_type]
     hf = _weights(encoder_class(config), source, name, Opening(device, dtype, attn))
-    return encoder(
+    model = encoder(
         hf,
-        None if model_type.endswith("_vision_model") else _tokenizer(source, name),
+        None if model_type.endswith("_vision_model") else open_tokenizer(source, name),
         _image_processor(source, name),
         name=name,
         geometry=geometry,
         feature_layer=feature_layer,
     )
+    model.revision = revision_of(source)
+    return model
+
+
+def stored_dtype(name_or_path: str | os.PathLike[str]) -> torch.dtype:
+    """What a model of that name is opened in where nothing else is asked for: an adapter's own precision, or
+    float32."""
+    from lvlm_radapt.checkpoint import adapter_dtype, is_adapter
+
+    embedded = os.fspath(name_or_path) in embedded_models()
+    return adapter_dtype(name_or_path) if not embedded and is_adapter(name_or_path) else torch.float32
 
 
 def encoder_class(config: Mapping[str, Any]) -> Any:
@@ -273,24 +306,30 @@ def load_any(
     name_or_path: str | os.PathLike[str],
     *,
     device: str | torch.device = "cpu",
-    dtype: torch.dtype = torch.float32,
+    dtype: torch.dtype | None = None,
     geometry: Geometry | None = None,
     conversation: str | Conversation | None = None,
     tower: str | os.PathLike[str] | None = None,
     quantize: Quantisation | None = None,
     device_map: DeviceMap | None = None,
+    max_pixels: int | None = None,
 ) -> PixelModel:
     """Whatever that name stands for, with its defence if it has one: `load_encoder` or `load_model`.
 
-    An encoder holds no conversation, whatever its template. UserError for a tower, quantisation or device map in an
-    encoder, and as for the two.
+    An encoder holds no conversation, whatever its template. UserError for a tower, quantisation, device map or
+    limit of pixels in an encoder, and as for the two.
     """
     if not is_encoder(name_or_path):
         return load_model(
             name_or_path, device=device, dtype=dtype, geometry=geometry, conversation=conversation, tower=tower,
-            quantize=quantize, device_map=device_map,
+            quantize=quantize, device_map=device_map, max_pixels=max_pixels,
         )  # fmt: skip
-    for what, given in (("another tower", tower), ("quantisation", quantize), ("a device map", device_map)):
+    for what, given in (
+        ("another tower", tower),
+        ("quantisation", quantize),
+        ("a device map", device_map),
+        ("max pixels", max_pixels),
+    ):
         if given is not None:
             raise UserError(f"{os.fspath(name_or_path)} is an image encoder, opened whole: leave {what} out")
     return load_encoder(name_or_path, device=device, dtype=dtype, geometry=geometry)
@@ -364,16 +403,18 @@ def _weights(hf_class: Any, source: str, name: str, opening: Opening, *, stored:
     check_indices(source)
     shared = opening.arguments() | {"output_loading_info": True}
     try:
-        with building():
+        with opening.fitting(name), building():
             if stored is None:
                 model, info = hf_class.from_pretrained(source, **shared)
             else:
                 config = hf_class.config_class.from_dict(stored.config)
                 model, info = hf_class.from_pretrained(None, config=config, state_dict=stored.weights, **shared)
             _check_keys(hf_class, info)
+            return opening.place(model)
     except OpeningError as error:
+        if stored is None:
+            check_weight_files(source, name)
         raise UserError(f"{name}: cannot load its weights: {error}") from error
-    return opening.place(model)
 
 
 def _check_keys(hf_class: Any, info: dict[str, Any]) -> None:
@@ -390,18 +431,31 @@ def _some(keys: Sequence[str]) -> str:
     return ", ".join(keys[:3]) + (f" and {len(keys) - 3} more" if len(keys) > 3 else "")
 
 
-def _tokenizer(source: str, name: str, config: Any = None) -> Any:
-    """The checkpoint's tokenizer; `config` for a model_type that transformers does not know."""
+def open_tokenizer(source: str, name: str, **given: Any) -> Any:
+    """The checkpoint's tokenizer; `given` goes to transformers. UserError, one line, which names the extra to install
+    where packages for SentencePiece's format are all it lacks."""
+    packages = is_sentencepiece_available() and is_protobuf_available()
+    lacking = UserError(
+        f"{name}: its tokenizer needs two packages, sentencepiece and protobuf: pip install 'lvlm-radapt[original]'"
+    )
+    slow_only = checkpoint_file(source, "tokenizer.json") is None and any(
+        checkpoint_file(source, file) is not None for file in ("tokenizer.model", "spiece.model")
+    )
+    if slow_only and not packages:
+        raise lacking
     try:
         with opening_errors():
-            return transformers.AutoTokenizer.from_pretrained(source, **({} if config is None else {"config": config}))
+            return transformers.AutoTokenizer.from_pretrained(source, **given)
     except OpeningError as error:
+        cause = error.__cause__
+        if not packages and isinstance(cause, ImportError) and "sentencepiece" in str(cause).lower():
+            raise lacking from error
         raise UserError(f"{name}: cannot load its tokenizer: {error}") from error
 
 
 def _image_processor(source: str, name: str) -> Any:
-    """The PIL class itself, named outright: torchvision's differs from it in the last bits, and transformers'
-    automatic choice asks for torchvision in some versions even where PIL would do."""
+    """The PIL class itself, named outright: torchvision's resizes otherwise, by up to 17 of 255 levels on a photo for
+    Qwen2.5-VL, and transformers' automatic choice asks for torchvision in some versions even where PIL would do."""
     try:
         with opening_errors():
             config, _ = transformers.CLIPImageProcessorPil.get_image_processor_dict(source)

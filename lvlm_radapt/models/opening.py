@@ -10,6 +10,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pickle import UnpicklingError
 from typing import Any, Literal
 
 import torch
@@ -18,6 +19,7 @@ from huggingface_hub.errors import StrictDataclassError
 from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
 from safetensors import SafetensorError
 
+from attacks.auto_batch import out_of_memory
 from lvlm_radapt.conversations import Conversation
 from lvlm_radapt.errors import UserError
 from lvlm_radapt.models.quantised import Quantisation, mend_gradients, quantisation_config
@@ -39,6 +41,7 @@ class Opening:
     quantize: Quantisation | None = None
     device_map: DeviceMap | None = None
     offload_folder: str | None = None
+    max_pixels: int | None = None
 
     def __post_init__(self) -> None:
         known = ("auto", "balanced", "balanced_low_0", "sequential")
@@ -55,12 +58,31 @@ class Opening:
         }
         if self.quantize is not None:
             given["quantization_config"] = quantisation_config(self.quantize, self.dtype)
-            given["device_map"] = {"": self.device}  # quantised where it stays
+        if self.quantize is not None or torch.device(self.device).type != "cpu":
+            given["device_map"] = {"": self.device}  # straight to where it stays, and quantised there
         if self.device_map is not None:
             given["device_map"] = self.device_map
             if self.offload_folder is not None:
                 given["offload_folder"] = self.offload_folder
         return given
+
+    @contextmanager
+    def fitting(self, name: str) -> Iterator[None]:
+        """Inside, memory that does not suffice for the weights of the model `name` is a UserError with advice."""
+        try:
+            yield
+        except (MemoryError, RuntimeError) as error:
+            if not out_of_memory(error):
+                raise
+            half = [] if self.dtype != torch.float32 else ["--dtype bfloat16 (half the size)"]
+            less = [] if self.quantize is not None else ["--quantize 4bit"]
+            spread = [] if self.device_map is not None else ["--device-map auto"]
+            dtype = str(self.dtype).removeprefix("torch.")
+            where = f"{self.device}" if self.device_map is None else f"device map {self.device_map}"
+            advice = " or ".join([*half, *less, *spread]) or "a larger machine"
+            raise UserError(
+                f"{name}: out of memory, its weights in {dtype} do not fit on {where}: use {advice}"
+            ) from error
 
     def place(self, hf: Any) -> Any:
         """The opened model where it belongs, its quantised layers fit for gradients."""
@@ -75,7 +97,7 @@ class OpeningError(Exception):
 
 # a config.json may hold anything, and is computed with before it is checked: a size of 0, a list in a number's place
 _FROM_VALUES = (ValueError, TypeError, LookupError, AttributeError, StrictDataclassError)
-_FROM_FILES = (OSError, RuntimeError, ImportError, SafetensorError)
+_FROM_FILES = (OSError, EOFError, ImportError, SafetensorError, UnpicklingError)
 
 
 @contextmanager
@@ -83,6 +105,10 @@ def opening_errors() -> Iterator[None]:
     """Turns everything that a damaged or foreign checkpoint makes the libraries raise into `OpeningError`."""
     try:
         yield
+    except (MemoryError, RuntimeError) as error:
+        if out_of_memory(error):
+            raise  # see `Opening.fitting`
+        raise OpeningError(one_line(error)) from error
     except ArithmeticError as error:
         raise OpeningError(f"a size in config.json is impossible ({one_line(error)})") from error
     except (*_FROM_VALUES, *_FROM_FILES) as error:
@@ -90,9 +116,13 @@ def opening_errors() -> Iterator[None]:
 
 
 def one_line(error: BaseException) -> str:
-    """The error's first line, and the second where the first only announces it."""
+    """The error's first line, and the second where the first only announces it; of a sentence that goes on in the next
+    line nothing."""
     first, *rest = (line.strip() for line in str(error).strip().split("\n", 2))
     line = f"{first} {rest[0]}" if first.endswith(":") and rest else first
+    whole, _, begun = line.rpartition(". ")
+    if rest and whole and begun and begun[-1].isalnum():
+        line = whole
     return line.rstrip(".,")
 
 

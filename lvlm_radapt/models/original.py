@@ -7,7 +7,6 @@ model in memory: keys renamed, `<image>` added to the tokenizer, a row for it to
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,9 +15,8 @@ import torch
 import transformers
 from tokenizers import AddedToken
 from torch import Tensor
-from transformers.utils import is_protobuf_available, is_sentencepiece_available
 
-from lvlm_radapt.conversations import CONVERSATIONS, IMAGE
+from lvlm_radapt.conversations import CONVERSATIONS, Conversation
 from lvlm_radapt.errors import UserError
 from lvlm_radapt.models.assemble import assemble, check_shape
 from lvlm_radapt.models.base import LVLM, Geometry
@@ -30,6 +28,7 @@ from lvlm_radapt.models.load import (
     _weights,
     check_layers,
     encoder_class,
+    open_tokenizer,
     read_generation_config,
 )
 from lvlm_radapt.models.opening import Opening, OpeningError, opening_errors
@@ -100,7 +99,7 @@ def load_original(
         check_shape(key, tensors[key], (rows, language.hidden_size), name)
         tensors[key] = _grown(tensors[key], language.vocab_size)
     hf = assemble(hf_class, full, tensors, name, opening)
-    hf.config._name_or_path, hf.config._commit_hash = source, config.get("_commit_hash")
+    hf.config._name_or_path = source
     read_generation_config(hf, source, name)
     check_layers(full, name)
     image_processor = _image_processor(tower, tower_name)
@@ -109,7 +108,7 @@ def load_original(
     if geometry is None:
         geometry = "pad" if config.get("image_aspect_ratio") == "pad" else "stock"
     # the tokenizer's own template, if any, knows no images; with this one the model can be saved and exported
-    tokenizer.chat_template = _jinja(_usual_conversation(language, tokenizer))
+    tokenizer.chat_template = _usual_conversation(language, tokenizer).chat_template(IMAGE_TOKEN)
     return (LlavaNextLVLM if views else LlavaLVLM)(
         hf,
         tokenizer,
@@ -191,14 +190,7 @@ def _language_config(config: Mapping[str, Any], name: str) -> Any:
 def _read_tokenizer(source: str, language: Any, name: str) -> Any:
     """The checkpoint's tokenizer with `<image>`. The original code encodes the texts before and after the image
     apart, each with SentencePiece's leading space: `legacy` does so around a special token."""
-    slow = checkpoint_file(source, "tokenizer.json") is None and checkpoint_file(source, "tokenizer.model") is not None
-    if slow and not (is_sentencepiece_available() and is_protobuf_available()):
-        raise UserError(f"{name}: its tokenizer.model needs two packages: pip install sentencepiece protobuf")
-    try:
-        with opening_errors():
-            tokenizer = transformers.AutoTokenizer.from_pretrained(source, config=language, legacy=True)
-    except OpeningError as error:
-        raise UserError(f"{name}: cannot load its tokenizer: {error}") from error
+    tokenizer = open_tokenizer(source, name, config=language, legacy=True)
     if IMAGE_TOKEN not in tokenizer.get_vocab():
         tokenizer.add_tokens(AddedToken(IMAGE_TOKEN, special=True, normalized=False), special_tokens=True)
     return tokenizer
@@ -272,26 +264,7 @@ def _in_views(processor: Any, pinpoints: Any) -> Any:
     )
 
 
-def _usual_conversation(language: Any, tokenizer: Any) -> str:
+def _usual_conversation(language: Any, tokenizer: Any) -> Conversation:
     if "<|im_start|>" in tokenizer.get_vocab():
-        return "chatml_direct"
-    return "mistral_instruct" if language.model_type == "mistral" else "vicuna_v1"
-
-
-def _jinja(name: str) -> str:
-    """The chat template, image first, that writes what the named conversation does."""
-    conversation = CONVERSATIONS[name]
-    assert conversation.follow_up is not None  # the built-in ones go on
-    before, rest = conversation.template.replace("{system}", conversation.system or "").split(IMAGE)
-    between, after = rest.split("{text}")
-    answering, rest = conversation.follow_up.split("{answer}")
-    asking, after_later = rest.split("{text}")
-    image = f"{{% if part['type'] == 'image' %}}{{{{ {json.dumps(IMAGE_TOKEN + between)} }}}}{{% else %}}"
-    words = f"{{% for part in message['content'] %}}{image}{{{{ part['text'] }}}}{{% endif %}}{{% endfor %}}"
-    return (
-        "{% for message in messages %}"
-        f"{{% if message['role'] == 'assistant' %}}{{{{ {json.dumps(answering)} }}}}{words}"
-        f"{{% elif loop.first %}}{{{{ {json.dumps(before)} }}}}{words}{{{{ {json.dumps(after)} }}}}"
-        f"{{% else %}}{{{{ {json.dumps(asking)} }}}}{words}{{{{ {json.dumps(after_later)} }}}}{{% endif %}}"
-        "{% endfor %}"
-    )
+        return CONVERSATIONS["chatml_direct"]
+    return CONVERSATIONS["mistral_instruct" if language.model_type == "mistral" else "vicuna_v1"]

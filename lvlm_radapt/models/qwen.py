@@ -24,6 +24,25 @@ from lvlm_radapt.towers.qwen import (
 )
 
 
+def limited(processor: Any, max_pixels: int | None, name: str) -> Any:
+    """Qwen's image processor, with canvases of at most `max_pixels` where that is given.
+
+    UserError where its own settings lack one of the two limits, or `max_pixels` is below the smaller one.
+    """
+    size = {key: value for key, value in dict(processor.size).items() if value is not None}
+    lost = [key for key in ("shortest_edge", "longest_edge") if key not in size]
+    if lost:
+        raise UserError(
+            f"{name}: size in its image processor's settings lacks {' and '.join(lost)}, the least and the most pixels "
+            f"of a canvas: it has only {', '.join(size) or 'nothing'}"
+        )
+    if max_pixels is None:
+        return processor
+    if max_pixels < size["shortest_edge"]:
+        raise UserError(f"{name}: max pixels {max_pixels} is below its least canvas, {size['shortest_edge']} pixels")
+    return type(processor).from_dict(processor.to_dict() | {"size": size | {"longest_edge": max_pixels}})
+
+
 class QwenLVLM(LVLM):
     """`Qwen2VLForConditionalGeneration` and `Qwen2_5_VLForConditionalGeneration` behind one interface.
 

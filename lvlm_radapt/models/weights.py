@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import math
 import pickle
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,9 @@ from lvlm_radapt.names import is_one_part
 
 _FILES = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
 _ZIP = b"PK\x03\x04"
+_SNAPSHOT = re.compile(
+    r"/models--[^/]+/snapshots/([0-9a-f]{40})/"
+)  # where the hub's library keeps a repository's files
 
 
 def weight_files(source: str, name: str, *, names: Sequence[str] = _FILES) -> list[Path]:
@@ -43,6 +47,17 @@ def weight_files(source: str, name: str, *, names: Sequence[str] = _FILES) -> li
             raise UserError(f"{name}: the shard {lost[0]} that {file} names is not there: download it")
         return [found for found in paths if found is not None]
     raise UserError(f"{name}: no weights there, no file {' or '.join(names)}")
+
+
+def check_weight_files(source: str, name: str) -> None:
+    """UserError that names the first weight file of the checkpoint `source` that is cut short or damaged. Nothing is
+    said of files that are not there."""
+    try:
+        files = weight_files(source, name)
+    except UserError:
+        return
+    for path in files:
+        next(read_tensors(path), None)  # the header tells the whole length
 
 
 def check_indices(source: str) -> None:
@@ -66,6 +81,14 @@ def checkpoint_file(source: str, file: str) -> Path | None:
     except (OSError, ValueError):
         return None
     return None if found is None else Path(found)
+
+
+def revision_of(source: str) -> str | None:
+    """The hub's commit of the checkpoint `source` as it lies in the cache, by the place of its config.json there; None
+    for what does not come from the hub."""
+    path = checkpoint_file(source, "config.json")
+    found = None if path is None else _SNAPSHOT.search(path.absolute().as_posix())
+    return None if found is None else found[1]
 
 
 def read_tensors(path: Path) -> Iterator[tuple[str, Tensor]]:

@@ -229,6 +229,10 @@ class _Work:
 
     def step(self, files: Sequence[Path], clean: PixelBatch) -> None:
         """One step on this process's share of a batch."""
+        with self._model.naming_size(clean):
+            self._step(files, clean)
+
+    def _step(self, files: Sequence[Path], clean: PixelBatch) -> None:
         number = len(self.log.losses)
         targets = self._targets(clean, files)
         # a seed of its own for every image of every step, whatever process it falls to

@@ -219,6 +219,10 @@ class _Learning:
 
     def learn(self, batch: PixelBatch) -> None:
         """One step on a batch; `_Diverged` where it leads nowhere."""
+        with self.model.naming_size(batch):
+            self._learn(batch)
+
+    def _learn(self, batch: PixelBatch) -> None:
         own = self.settings
         distance = self._distance(batch)
         seeds = [(own.seed * (own.steps + 1) + self.step + 1) * own.batch + i for i in range(len(batch))]

@@ -1,0 +1,99 @@
+"""Files of a checkpoint that are damaged or need more than is installed: one line that names file or package."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+from typing import Any
+
+import pytest
+import released
+import test_original
+import tiny_checkpoints
+import torch
+from failures import one_line, quiet
+
+from eval_tasks.evaluation import run_evaluation
+from eval_tasks.presets import load_protocol
+from eval_tasks.settings import EvalSettings
+from lvlm_radapt import load_model
+from lvlm_radapt.errors import UserError
+from lvlm_radapt.models.load import load_encoder
+from lvlm_radapt.models.opening import one_line as first_sentence
+from lvlm_radapt.tiny.dataset import write_scenes
+
+without_sentencepiece = pytest.mark.skipif(
+    importlib.util.find_spec("sentencepiece") is not None, reason="sentencepiece is installed"
+)
+EXTRA = r"needs two packages, sentencepiece and protobuf: pip install 'lvlm-radapt\[original\]'"
+
+
+@without_sentencepiece
+@pytest.mark.parametrize("kept", [True, False])
+def test_a_siglip_tokenizer_names_the_extra(kept: bool, tmp_path: Path) -> None:
+    """Released SigLIPs name a class that reads spiece.model alone, tokenizer.json beside it or not."""
+    folder = tiny_checkpoints.save_siglip(tmp_path / "siglip")
+    released.merge(folder / "tokenizer_config.json", tokenizer_class="SiglipTokenizer")
+    (folder / "spiece.model").write_bytes(b"a SentencePiece model")
+    if not kept:
+        (folder / "tokenizer.json").unlink()
+    with pytest.raises(UserError, match=EXTRA):  # transformers warns of the tiny config's token ids
+        load_encoder(folder)
+
+
+@without_sentencepiece
+@pytest.mark.parametrize("original", [True, False])
+def test_so_does_a_folder_with_tokenizer_model_alone(original: bool, tmp_path: Path) -> None:
+    if original:
+        folder = test_original.write_original(tmp_path, test_original.stock_llava(), tower=True)
+    else:
+        folder = tiny_checkpoints.save_llava(tmp_path / "llava")
+    (folder / "tokenizer.json").unlink()
+    (folder / "tokenizer.model").write_bytes(b"a SentencePiece model")
+    released.merge(folder / "tokenizer_config.json", tokenizer_class="LlamaTokenizer")
+    with one_line(EXTRA):
+        load_model(folder)
+
+
+@pytest.mark.parametrize(
+    ("said", "kept"),
+    [
+        ("\nA needs B. Check out the instructions on the\npage of its repo", "A needs B"),
+        ("one line. It ends here.", "one line. It ends here"),
+        ("Errors were:\nno such key", "Errors were: no such key"),
+        ("shape [2. 3]\nand more", "shape [2. 3]"),
+    ],
+)
+def test_no_sentence_of_a_library_is_cut(said: str, kept: str) -> None:
+    assert first_sentence(ValueError(said)) == kept
+
+
+@pytest.mark.parametrize("safe", [True, False])
+@pytest.mark.parametrize("content", [b"", None])
+def test_a_truncated_shard_is_named(safe: bool, content: bytes | None, tmp_path: Path) -> None:
+    folder = tiny_checkpoints.save_llava(tmp_path / "llava")
+    weights = {key: value.clone() for key, value in load_model(folder).hf.state_dict().items()}
+    (folder / "model.safetensors").unlink()
+    test_original.write_shards(folder, weights, safe=safe, shards=3)
+    with quiet():
+        load_model(folder)
+    end = "safetensors" if safe else "bin"
+    shard = next(folder.glob(f"*-00002-of-00003.{end}"))
+    whole = shard.read_bytes()
+    shard.write_bytes(whole[: len(whole) // 2] if content is None else content)
+    with one_line(rf"{shard.name} is cut short or damaged: download it again"):
+        load_model(folder)
+
+
+def test_one_caption_is_refused_before_a_model_is_opened(tmp_path: Path) -> None:
+    write_scenes(tmp_path / "scenes", count=3)
+
+    def opened(*_: Any, **__: Any) -> Any:
+        raise AssertionError("a model was opened")
+
+    settings = EvalSettings("coco", tmp_path / "scenes", load_protocol("scenes"), None, samples=1, seed=0)
+    with pytest.raises(UserError, match="CIDEr needs at least two images, got 1"):
+        run_evaluation(
+            "tiny-llava", settings, tmp_path / "run", announce=lambda *_: lambda *_: None, open_model=opened,
+            dtype=torch.float32,
+        )  # fmt: skip

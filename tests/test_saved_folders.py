@@ -1,0 +1,129 @@
+"""What is saved of every family, opened by transformers alone: our pixels, our prompts, our answers.
+
+Sources are tiny checkpoints with the small files of released ones, and an original LLaVA, which pads images and whose
+tokenizer begins every piece of text with a space.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import released
+import test_original
+import torch
+import transformers
+from families import FAMILIES
+from PIL import Image
+
+from lvlm_radapt import RAdaptConfig, load_model, robustify
+from lvlm_radapt.conversations import Conversation
+from lvlm_radapt.export import export_model, save_stock
+from lvlm_radapt.fold import fold_model
+from lvlm_radapt.models import LVLM
+
+QUESTION = "What is this?"
+
+
+def picture() -> Image.Image:
+    return Image.fromarray(np.random.default_rng(3).integers(0, 256, (84, 112, 3), dtype=np.uint8))
+
+
+def exported(model: LVLM, folder: Path) -> LVLM:
+    export_model(robustify(model), folder)
+    return model
+
+
+def stock(model: LVLM, folder: Path) -> LVLM:
+    """As `finetune` and `robustify --replace` write it."""
+    folder.mkdir()
+    save_stock(model, folder)
+    return model
+
+
+def folded(model: LVLM, folder: Path) -> LVLM:
+    fold_model(robustify(model, RAdaptConfig(cutoff=None)), folder)
+    return model
+
+
+WAYS: dict[str, Callable[[LVLM, Path], LVLM]] = {"export": exported, "stock": stock, "fold": folded}
+CASES = [(name, way) for name in FAMILIES for way in WAYS if way != "fold" or name in ("qwen2", "qwen2.5")]
+
+
+def check_alike(name: str, model: LVLM, folder: Path) -> None:
+    """transformers' processor and model of `folder` give what `model` gives."""
+    image = picture()
+    processor = released.stock_processor(name, folder)
+    inputs = processor.apply_chat_template(
+        released.asked(image, QUESTION),
+        add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt",
+    )  # fmt: skip
+    batch = model.pixels([image])
+    assert torch.equal(model.pixel_values(batch).reshape(inputs["pixel_values"].shape), inputs["pixel_values"])
+    assert model.text.prompt(QUESTION, model._image_tokens(batch)[0]) == inputs["input_ids"][0].tolist()
+    hf = transformers.AutoModelForImageTextToText.from_pretrained(folder, trust_remote_code=True).eval()
+    out = hf.generate(**inputs, max_new_tokens=6, do_sample=False)
+    answer = processor.tokenizer.decode(out[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True).strip()
+    assert model.generate(batch, [QUESTION], 6) == [answer]
+
+
+@pytest.mark.parametrize(("name", "way"), CASES)
+def test_transformers_alone_does_the_same(name: str, way: str, tmp_path: Path) -> None:
+    folder = tmp_path / f"{name}-{way}"
+    check_alike(name, WAYS[way](load_model(released.write(name, tmp_path / "source")), folder), folder)
+
+
+@pytest.mark.parametrize("name", ["llava", "qwen2.5"])
+def test_a_conversation_of_ones_own_goes_with_it(name: str, tmp_path: Path) -> None:
+    mine = Conversation("mine", "You are “a pig” 🐷.", "{system} 'USER': <image>\\n\n{text}\" {{}} ASSISTANT:")
+    model = load_model(released.write(name, tmp_path / "source"), conversation=mine)
+    check_alike(name, stock(model, tmp_path / "saved"), tmp_path / "saved")
+    again = load_model(tmp_path / "saved")
+    assert again.text.prompt(QUESTION, 4) == model.text.prompt(QUESTION, 4)
+
+
+def llama_tokenizer() -> Any:
+    """One token a letter, as Llama's own is made: `legacy` decides what begins behind a special token."""
+    letters = [chr(i) for i in range(33, 123) if chr(i) not in '"#$%&*+/<=>@[]^`\\'] + ["▁", "\n"]
+    vocab = {token: i for i, token in enumerate(["<unk>", "<s>", "</s>", *letters])}
+    assert len(vocab) <= test_original.IMAGE_ID
+    return transformers.LlamaTokenizer(vocab=vocab, merges=[])
+
+
+@pytest.fixture(scope="module")
+def original(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = test_original.write_original(
+        tmp_path_factory.mktemp("original"), test_original.stock_llava(), tower=True, shards=1
+    )
+    for file in folder.glob("*token*"):
+        if file.name != "pytorch_model.bin":
+            file.unlink()
+    llama_tokenizer().save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize("way", ["export", "stock"])
+def test_of_an_original_llava_too(original: Path, way: str, tmp_path: Path) -> None:
+    """With its padding and the spaces of its tokenizer; and in this package with its geometry."""
+    folder = tmp_path / f"original-{way}"
+    model = WAYS[way](load_model(original), folder)
+    check_alike("llava", model, folder)
+    again = load_model(folder)
+    assert (again.geometry, model.geometry) == ("pad", "pad")
+    batch = model.pixels([picture()])
+    assert torch.equal(again.pixels([picture()]).x, batch.x)
+    assert again.generate(batch, [QUESTION], 6) == model.generate(batch, [QUESTION], 6)
+    space = model.tokenizer.convert_tokens_to_ids("▁")
+    ids = model.text.prompt(QUESTION, 1)
+    assert ids[ids.index(model.text.image_id) + 1] == space
+
+
+@pytest.mark.parametrize("name", ["llava", "onevision"])
+def test_of_a_release_without_a_processor_config(name: str, tmp_path: Path) -> None:
+    """The first releases had none: what the processor must know is the model's to say."""
+    source = released.write(name, tmp_path / "source")
+    (source / "processor_config.json").unlink()
+    check_alike(name, stock(load_model(source), tmp_path / "saved"), tmp_path / "saved")
