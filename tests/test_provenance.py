@@ -21,6 +21,7 @@ from lvlm_radapt.cli.options import Bits, Dtype, Spread
 from lvlm_radapt.cli.placing import place_flags, place_of
 from lvlm_radapt.conversations import CONVERSATIONS
 from lvlm_radapt.models.load import load_encoder
+from lvlm_radapt.tiny.dataset import write_scenes
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
@@ -116,3 +117,17 @@ def test_the_next_command_opens_it_alike(tmp_path: Path) -> None:
     said = CliRunner().invoke(app, [str(word) for word in words])
     assert said.exit_code == 0, said.output
     assert "--eps 4/255 --device cpu --dtype bfloat16 --out RUN" in said.stdout
+
+
+def test_robustify_s_flags_are_kept_and_eval_s_open_the_model(tmp_path: Path) -> None:
+    folder = tiny_checkpoints.save_qwen(tmp_path / "qwen")
+    flags = ["--conversation", "qwen3", "--max-pixels", "10000", "--device", "cpu"]
+    done = CliRunner().invoke(app, ["robustify", str(folder), "--out", str(tmp_path / "adapter"), *flags])
+    assert done.exit_code == 0, done.output
+    kept = json.loads((tmp_path / "adapter" / "radapt.json").read_text())
+    assert (kept["conversation"]["name"], kept["max_pixels"]) == ("qwen3", 10_000)
+    write_scenes(tmp_path / "scenes", count=2)
+    words = ["eval", str(folder), "--task", "coco", "--data", str(tmp_path / "scenes"), "--out", str(tmp_path / "run")]
+    done = CliRunner().invoke(app, [*words, "--samples", "2", "--device", "cpu", "--max-pixels", "10000"])
+    assert done.exit_code == 0, done.output
+    assert json.loads((tmp_path / "run" / "run.json").read_text())["model"]["max_pixels"] == 10_000

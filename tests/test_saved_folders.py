@@ -18,8 +18,10 @@ import torch
 import transformers
 from families import FAMILIES
 from PIL import Image
+from typer.testing import CliRunner
 
 from lvlm_radapt import RAdaptConfig, load_model, robustify
+from lvlm_radapt.cli import app
 from lvlm_radapt.conversations import Conversation
 from lvlm_radapt.export import export_model, save_stock
 from lvlm_radapt.fold import fold_model
@@ -28,8 +30,8 @@ from lvlm_radapt.models import LVLM
 QUESTION = "What is this?"
 
 
-def picture() -> Image.Image:
-    return Image.fromarray(np.random.default_rng(3).integers(0, 256, (84, 112, 3), dtype=np.uint8))
+def picture(seed: int = 3) -> Image.Image:
+    return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (84, 112, 3), dtype=np.uint8))
 
 
 def exported(model: LVLM, folder: Path) -> LVLM:
@@ -105,11 +107,23 @@ def original(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("way", ["export", "stock"])
+def finetuned(source: Path, folder: Path) -> LVLM:
+    """By the command, in one step so small that no weight changes."""
+    images = folder.with_name("images")
+    images.mkdir()
+    for number in range(4):
+        picture(number).save(images / f"{number}.png")
+    words = ["finetune", str(source), "--method", "fare", "--images", str(images), "--out", str(folder)]
+    done = CliRunner().invoke(app, [*words, "--steps", "1", "--batch-size", "2", "--lr", "1e-30", "--device", "cpu"])
+    assert done.exit_code == 0, done.output
+    return load_model(source)
+
+
+@pytest.mark.parametrize("way", ["export", "stock", "finetune"])
 def test_of_an_original_llava_too(original: Path, way: str, tmp_path: Path) -> None:
     """With its padding and the spaces of its tokenizer; and in this package with its geometry."""
     folder = tmp_path / f"original-{way}"
-    model = WAYS[way](load_model(original), folder)
+    model = finetuned(original, folder) if way == "finetune" else WAYS[way](load_model(original), folder)
     check_alike("llava", model, folder)
     again = load_model(folder)
     assert (again.geometry, model.geometry) == ("pad", "pad")

@@ -10,6 +10,8 @@ from lvlm_radapt.conversations import CONVERSATIONS, Conversation, Prompt, turns
 from lvlm_radapt.errors import UserError
 from lvlm_radapt.models.opening import one_line
 
+_CHOOSE_ANOTHER = f"choose another, --conversation or a preset's conversation: {', '.join(CONVERSATIONS)}"
+
 
 def messages(prompt: Prompt) -> list[dict[str, Any]]:
     """The prompt as chat messages, the image in front of the first turn's words."""
@@ -51,7 +53,7 @@ def renderer(
         except Exception as error:  # a template is a program of the checkpoint's author
             raise UserError(
                 f"{model}: its chat template does not render an image and a question ({one_line(error)}): "
-                f"choose a named conversation, {' or '.join(CONVERSATIONS)}"
+                f"{_CHOOSE_ANOTHER}"
             ) from error
 
     render("")  # a template of no use is found before the first question
@@ -113,7 +115,7 @@ class PromptEncoder:
         if ids.count(self.image_id) != 1:
             raise UserError(
                 f"the conversation template places {ids.count(self.image_id)} images in a prompt with one: "
-                f"choose a named one, conversation={' or '.join(CONVERSATIONS)}"
+                f"{_CHOOSE_ANOTHER}"
             )
         return ids
 
