@@ -186,7 +186,7 @@ def robustify(
     task, attack = ("imagefolder", "apgd-ce") if encoder else ("coco", "e2e")
     opened = place_flags(device, dtype, quantize, device_map)
     console.tell(
-        f"next: lvlm-radapt eval {out} --task {task} --data DIR --attack {attack} --eps 4/255{flags} --out RUN"
+        f"next: lvlm-radapt eval {out} --task {task} --data DIR --attack {attack} --eps 4/255{opened} --out RUN"
     )
 
 
