@@ -39,4 +39,4 @@ def _minus(text: object) -> str:
 
 def write_text(out: Path, text: str) -> Path:
     """The file, whole or not at all. UserError when it cannot be written."""
-    return write_whole(out, text.encode())
+    return write_whole(out, text.encode(errors="backslashreplace"))  # JSON may hold halves of characters

@@ -35,14 +35,12 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from eval_tasks.checksums import bytes_sum, document_sum, file_sum, sealed, settings_key, unsealed
 from eval_tasks.data.images import open_image
 from eval_tasks.environment import environment
+from eval_tasks.run_documents import SCHEMA, read_metrics, read_settings
 from eval_tasks.validation import first_problem, read_bytes
-from lvlm_radapt.documents import read_json
 from lvlm_radapt.errors import UserError
 from lvlm_radapt.locking import LOCK
 from lvlm_radapt.writing import check_outside_runs, sync_folder, whole_file
 
-SCHEMA = 2
-_READ = (1, SCHEMA)
 NO_CHECKSUMS = (
     "this run is of an earlier version and has no checksums: a change of its records or images is not noticed"
 )
@@ -313,17 +311,17 @@ class RunFolder:
     @property
     def has_no_checksums(self) -> bool:
         """Whether an earlier version began this run."""
-        return bool(_read_settings(self.path)["schema"] == 1)
+        return bool(read_settings(self.path)["schema"] == 1)
 
     @cached_property
     def _key(self) -> bytes:
-        return settings_key(_identity(_read_settings(self.path)))
+        return settings_key(_identity(read_settings(self.path)))
 
     def _line(self, record: SampleRecord) -> bytes:
         return sealed(record.model_dump_json().encode(), self._key) + b"\n"
 
     def _rejoin(self, document: dict[str, Any]) -> None:
-        old = _read_settings(self.path)
+        old = read_settings(self.path)
         before, now = _identity(old), _identity(document)
         changed = [key for key in sorted(before.keys() | now.keys()) if before.get(key) != now.get(key)]
         if changed:
@@ -353,7 +351,7 @@ class RunFolder:
         return list((self.path / "parts").glob("part-*.jsonl"))
 
     def _records(self) -> dict[str, SampleRecord]:
-        settings = _read_settings(self.path)
+        settings = read_settings(self.path)
         if self.finished:
             return {record.id: record for record in _read_lines(self.path / "samples.jsonl", settings)}
         # A redone chunk may repeat an id: the last one written goes with the image on disk.
@@ -364,7 +362,7 @@ class RunFolder:
 def read_run(path: str | os.PathLike[str]) -> Run:
     """A finished run, checked: UserError when it is no run, unfinished, damaged or of another schema."""
     folder = Path(path)
-    settings = _read_settings(folder)
+    settings = read_settings(folder)
     if not (folder / "metrics.json").is_file():
         done = len(RunFolder(folder).done_ids())
         total = settings["ids"]["n"]
@@ -372,24 +370,11 @@ def read_run(path: str | os.PathLike[str]) -> Run:
     samples = _read_lines(folder / "samples.jsonl", settings)
     if ids_digest(record.id for record in samples) != settings["ids"]["sha256"]:
         raise UserError(f"{folder / 'samples.jsonl'} does not hold the samples that run.json names: run it again")
-    metrics = read_json(folder / "metrics.json")
+    metrics = read_metrics(folder)
     own = metrics.pop("checksum", None)
     if settings["schema"] > 1 and own != document_sum(metrics, settings_key(_identity(settings))):
         raise UserError(_changed(f"{folder / 'metrics.json'} was"))
     return Run(folder, settings, metrics, samples)
-
-
-def _read_settings(folder: Path) -> dict[str, Any]:
-    path = folder / "run.json"
-    if not path.is_file():
-        raise UserError(f"{folder} is not a run folder: it has no run.json")
-    settings = read_json(path)
-    if settings.get("schema") not in _READ:
-        raise UserError(f"{path} has schema {_short(settings.get('schema'))}, this version reads up to {SCHEMA}")
-    ids = settings.get("ids")
-    if not isinstance(ids, dict) or not isinstance(ids.get("n"), int) or not isinstance(ids.get("sha256"), str):
-        raise UserError(f"{path}: field ids: must hold n and sha256")
-    return settings
 
 
 def _read_lines(path: Path, settings: Mapping[str, Any], *, torn_tail: bool = False) -> list[SampleRecord]:

@@ -260,15 +260,12 @@ def _budget(attack: Mapping[str, Any]) -> str:
 
 
 def _audits(runs: Sequence[Run]) -> list[tuple[str, Audit]]:
-    """The audits that runs carry, with what they are of; UserError for one that cannot be read."""
+    """The audits that runs carry, with what they are of."""
     found = []
     for run in runs:
         if run.metrics.get("audit") is None:
             continue
-        try:
-            audit = Audit.from_dict(run.metrics["audit"])
-        except (KeyError, TypeError) as error:
-            raise UserError(f"{run.path / 'metrics.json'}: the field audit cannot be read: run it again") from error
+        audit = Audit.from_dict(run.metrics["audit"])
         attack = setting(run, "attack")
         subject = f"{model_label(run)}, {setting(run, 'task')}, {attack['name']}, {_budget(attack)}"
         found.append((subject, audit))

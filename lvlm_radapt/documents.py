@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import stat
 from pathlib import Path
 from typing import Any, TypeVar
@@ -11,6 +12,7 @@ from pydantic import BaseModel, ValidationError
 
 from lvlm_radapt.errors import UserError
 
+_DEEPEST = 100
 Model = TypeVar("Model", bound=BaseModel)
 
 
@@ -39,12 +41,39 @@ def read_json(path: Path) -> dict[str, Any]:
     """The JSON object in the file; UserError when it cannot be read, is no JSON, or holds something else."""
     text = read_bytes(path)
     try:
-        content = json.loads(text)
+        content = json.loads(text, parse_constant=_no_number, parse_float=_finite)
+    except _NoNumber as error:
+        raise UserError(f"{path} is damaged: {error} is no number of JSON") from error
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path} is damaged: it is no JSON file") from error
     if not isinstance(content, dict):
         raise UserError(f"{path} is damaged: it is no JSON object")
+    if _depth(content) > _DEEPEST:
+        raise UserError(f"{path} is damaged: it is nested more than {_DEEPEST} deep")
     return content
+
+
+class _NoNumber(ValueError):
+    pass
+
+
+def _no_number(text: str) -> float:
+    raise _NoNumber(text[:40])
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    return value if math.isfinite(value) else _no_number(text)
+
+
+def _depth(content: Any) -> int:
+    """How deep dictionaries and lists are nested: what is deeper than Python's stack ends in no error of one line."""
+    level, inside = 0, [content]
+    while inside:
+        level += 1
+        holders = [one for one in inside if isinstance(one, dict | list)]
+        inside = [part for one in holders for part in (one.values() if isinstance(one, dict) else one)]
+    return level
 
 
 def read_own(kind: type[Model], path: Path, *, format: str, version: int) -> Model:

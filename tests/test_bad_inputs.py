@@ -293,7 +293,7 @@ CASES: dict[str, Case] = {
     "an adapter nested without end": adapter(file("radapt.json", DEEP), "it is no JSON file"),
     "an adapter with unknown settings": adapter(json_file("radapt.json", lambda d: d | {"x": 1}), "field x"),
     "an adapter with a cutoff of NaN": adapter(
-        json_file("radapt.json", lambda d: d | {"config": d["config"] | {"cutoff": float("nan")}}), "cutoff"
+        json_file("radapt.json", lambda d: d | {"config": d["config"] | {"cutoff": float("nan")}}), "NaN is no number"
     ),
     "an adapter with other tensors": adapter(file("adapter.safetensors", b"x" * 99), "checksum"),
     "an adapter without tensors": adapter(lambda f: (f / "adapter.safetensors").unlink(), "cannot read"),

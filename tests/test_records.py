@@ -33,7 +33,7 @@ from lvlm_radapt.errors import UserError
 
 SETTINGS: dict[str, Any] = {
     "command": "lvlm-radapt eval tiny-llava --task coco",
-    "model": "tiny-llava",
+    "model": {"name": "tiny-llava"},
     "radapt": None,
     "task": "coco",
     "attack": {"name": "e2e", "eps": 4 / 255, "steps": 10, "norm": "Linf"},

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
+
+from pydantic import ConfigDict, TypeAdapter
 
 Verdict = Literal["pass", "warn", "fail"]
 Judgement = Literal["pass", "warn", "fail", "too little to judge"]
@@ -30,6 +32,8 @@ def worst(*verdicts: Verdict) -> Verdict:
 class Finding:
     """One check's result: its numbers by name, and one sentence that says what they mean."""
 
+    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(allow_inf_nan=False)
+
     name: str
     verdict: Verdict
     explanation: str
@@ -44,6 +48,8 @@ class Audit:
     gradient steps of its attacks. skipped: check -> why it did not run. cost: what was spent, in gradient
     evaluations of one image.
     """
+
+    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(allow_inf_nan=False)
 
     form: Literal["full", "short"]
     samples: int
@@ -87,12 +93,8 @@ class Audit:
 
     @classmethod
     def from_dict(cls, document: Mapping[str, Any]) -> Audit:
-        """The audit that `to_dict` wrote; KeyError or TypeError for anything else."""
-        return cls(
-            form=document["form"],
-            samples=document["samples"],
-            steps=document["steps"],
-            findings=tuple(Finding(**finding) for finding in document["findings"]),
-            skipped=dict(document["skipped"]),
-            cost=document["cost"],
-        )
+        """The audit that `to_dict` wrote; pydantic's ValidationError, a ValueError, for anything else."""
+        return _READER.validate_python(document)
+
+
+_READER = TypeAdapter(Audit)
