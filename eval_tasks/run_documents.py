@@ -44,11 +44,11 @@ class _Model(_Part):
 
 
 class _Attack(_Part):
-    name: str = ""
+    name: str
     threat: str | None = None
     surrogate: str | None = None
-    norm: str | None = None
-    eps: Annotated[float, Field(gt=0, le=1e6)] = 1.0
+    norm: str | None
+    eps: Annotated[float, Field(gt=0, le=1e6)]
     eps_text: str | None = None
     steps: _Count | None = None
     target: str | None = None

@@ -1,0 +1,116 @@
+"""A document with any value in any field is read, or refused in one line: nothing else may come of it."""
+
+import contextlib
+import io
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from rich.console import Console
+from run_folders import Maker, attack, spread, without_checksums
+from test_data import write
+
+from eval_tasks.planning import plan_attack
+from eval_tasks.presets import load_attack, load_protocol
+from eval_tasks.records import Run, read_run
+from eval_tasks.report import tables, write_report
+from eval_tasks.retrieval_table import recall_rows, recall_table
+from eval_tasks.runner import evaluate
+from eval_tasks.settings import EvalSettings
+from lvlm_radapt.errors import UserError
+from lvlm_radapt.models.load import load_encoder
+from lvlm_radapt.tiny.dataset import write_scenes
+
+ODD = st.sampled_from(
+    [None, True, -1, 0, 10**30, 1e308, -0.0, "", "x", "\ud800", "\x1b[31m", "../x", [], {}, [[]], [None], {"a": None}]
+) | st.text(max_size=4)
+GONE = object()
+
+
+def places(content: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+    """Every field of a document, at any depth."""
+    inner = content.items() if isinstance(content, dict) else enumerate(content) if isinstance(content, list) else ()
+    for key, value in inner:
+        yield (*path, key)
+        yield from places(value, (*path, key))
+
+
+def edited(content: Any, path: tuple[Any, ...], value: Any) -> Any:
+    if not path:
+        return value
+    copy = content.copy()
+    if len(path) == 1 and value is GONE:
+        del copy[path[0]]
+    else:
+        copy[path[0]] = edited(content[path[0]], path[1:], value)
+    return copy
+
+
+@contextlib.contextmanager
+def perhaps_refused() -> Iterator[None]:
+    """Fails on any error but a UserError of one line."""
+    try:
+        yield
+    except UserError as error:
+        if "\n" in str(error):
+            pytest.fail(f"more than one line: {error}")
+
+
+def reported(path: Path, out: Path) -> Run:
+    """What `report` does."""
+    run = read_run(path)
+    write_report([run], out)
+    shown = Console(file=io.StringIO(), width=100)
+    for table in tables([run]).values():
+        shown.print(table.to_rich())
+        table.to_csv()
+        table.to_markdown()
+    shown.print(recall_table(recall_rows([run])))
+    return run
+
+
+@pytest.fixture(scope="module")
+def real(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Finished runs with every kind of field, as an earlier version left them: no checksum refuses an edit."""
+    root = tmp_path_factory.mktemp("real")
+    write_scenes(root / "scenes", count=8, per_class=1)
+    for task, name in (("coco-retrieval", "contrastive"), ("imagefolder", "apgd-ce")):
+        wanted = EvalSettings(
+            task=task,
+            data=root / "scenes" / "classes" if task == "imagefolder" else root / "scenes",
+            protocol=load_protocol("scenes"),
+            attack=plan_attack(load_attack(name), eps="8/255", steps=2),
+            samples=4,
+            seed=1,
+        )
+        evaluate(load_encoder("tiny-clip"), wanted, root / task)
+    answers = Maker(root)(spread(30, 1), attacked=attack(target="a cat"), radapt={"cutoff": 40.0, "alpha": 1.0}).path
+    answers.rename(root / "captions")
+    return {name: without_checksums(root / name) for name in ("coco-retrieval", "imagefolder", "captions")}
+
+
+@settings(max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@given(
+    kind=st.sampled_from(["coco-retrieval", "imagefolder", "captions"]),
+    name=st.sampled_from(["run.json", "metrics.json"]),
+    draw=st.data(),
+)
+def test_a_report_of_a_run_with_any_field_changed(
+    real: dict[str, Path], tmp_path: Path, kind: str, name: str, draw: st.DataObject
+) -> None:
+    run = tmp_path / kind
+    if not run.exists():
+        shutil.copytree(real[kind], run)
+    content = json.loads((real[kind] / name).read_bytes())
+    path = draw.draw(st.sampled_from([*places(content)]))
+    write(run / name, edited(content, path, draw.draw(st.just(GONE) | ODD)))
+    try:
+        with perhaps_refused():
+            assert reported(run, tmp_path / "report.html").samples
+    finally:
+        shutil.copy(real[kind] / name, run / name)
