@@ -9,11 +9,27 @@ from typing import Any
 from attacks.ensemble import CLEAN
 from eval_tasks.crafting import AttackPlan, says
 from eval_tasks.eps import budget_text, eps_8bit, eps_text
+from eval_tasks.metrics.bootstrap import Images, Interval
 from eval_tasks.metrics.choice import f1_over_parts
 from eval_tasks.metrics.intervals import all_alike, count_images, hits_ci, score_ci
 from eval_tasks.presets import TaskConfig
 from eval_tasks.records import Attacked, SampleRecord, Scored, images_of
 from eval_tasks.stages import stage_plans
+
+
+def mean_score(
+    answers: Sequence[Scored | None], metric: str, images: Images | None
+) -> tuple[float, Interval, list[float]] | None:
+    """(mean, its 95 % interval, the scores) of the answers that have a score; None where none has.
+
+    images: the image of each answer, as in `bootstrap_ci`.
+    """
+    scored = [(a.score, i) for i, a in enumerate(answers) if a is not None and a.score is not None]
+    if not scored:
+        return None
+    known = [score for score, _ in scored]
+    interval = score_ci(known, metric, None if images is None else [images[i] for _, i in scored])
+    return sum(known) / len(known), interval, known
 
 
 def metrics(
@@ -29,12 +45,13 @@ def metrics(
     alike = []
 
     def summary(of: str, answers: Sequence[Scored | None]) -> dict[str, Any]:
-        scored = [(a.score, i) for i, a in enumerate(answers) if a is not None and a.score is not None]
-        known = [score for score, _ in scored]
-        interval = score_ci(known, task.metric, None if images is None else [images[i] for _, i in scored])
+        found = mean_score(answers, task.metric, images)
+        if found is None:
+            return {task.metric: None, "ci95": None}
+        mean, interval, known = found
         if all_alike(known, task.metric):
             alike.append(f"all scores of {of} images are {known[0]:.0f}: their interval is Wilson's")
-        return {task.metric: sum(known) / len(known), "ci95": [interval.low, interval.high]}
+        return {task.metric: mean, "ci95": [interval.low, interval.high]}
 
     clean = summary("clean", [r.clean for r in records])
     attacked = [r.adversarial for r in records if r.adversarial]

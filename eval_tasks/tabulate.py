@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
-from eval_tasks.metrics.bootstrap import Interval, bootstrap_ci
-from eval_tasks.records import Run, SampleRecord, images_of
+from eval_tasks.metrics.bootstrap import bootstrap_ci
+from eval_tasks.records import Run, SampleRecord, Scored, images_of
 from eval_tasks.run_facts import EARLIER, metric_of, model_label, plain_value, setting, threat_of, vqa_style_of
+from eval_tasks.summary import mean_score
 from eval_tasks.table import NO_SCORE, UNDEFENDED, Cell, Row, Table, difference_cell
 from lvlm_radapt.errors import UserError
 
@@ -200,6 +202,7 @@ def _notes(present: Sequence[Run], only_transfer: bool) -> list[str]:
         if clean[0] != clean[1]:
             notes.append(f"the clean score was {clean[1]} in the transfer run")
     for run in present:
+        notes += _disagreements(run)
         zero = run.metrics.get("zero_grad") or 0
         if zero:
             notes.append(f"zero gradient on {zero} of {len(run.samples)} samples ({threat_of(run)})")
@@ -263,14 +266,14 @@ def _adversarial_score(sample: SampleRecord) -> float | None:
 
 
 def _score(run: Run, part: Part, detail: str = "") -> Cell:
-    metric, scores = metric_of(run), run.metrics.get(part)
-    if not isinstance(scores, Mapping) or metric not in scores:
-        raise UserError(f"{run.path / 'metrics.json'} lacks the field {part}.{metric}: run it again")
-    if scores[metric] is None:
+    """From the records: what metrics.json says of them is compared, not believed."""
+    told = run.metrics.get(part)
+    if not isinstance(told, Mapping) or metric_of(run) not in told:
+        raise UserError(f"{run.path / 'metrics.json'} lacks the field {part}.{metric_of(run)}: run it again")
+    found = mean_score(_answers(run, part), metric_of(run), images_of(run.samples))
+    if found is None:
         return Cell(NO_SCORE, detail=detail)
-    bounds = scores.get("ci95")
-    interval = None if bounds is None else Interval(float(bounds[0]), float(bounds[1]))
-    value = float(scores[metric])
+    value, interval, _ = found
     success = run.metrics.get("success") if part == "adversarial" else None
     if success is None:
         return Cell(value=value, interval=interval, detail=detail)
@@ -278,6 +281,23 @@ def _score(run: Run, part: Part, detail: str = "") -> Cell:
     rate = float(success["success_rate"])
     said = f"target in {rate:.1f} % [{low:.1f}, {high:.1f}]"
     return Cell(value=value, interval=interval, detail=detail, success=said, success_rate=rate)
+
+
+def _answers(run: Run, part: Part) -> list[Scored | None]:
+    return [getattr(sample, part) for sample in run.samples]
+
+
+def _disagreements(run: Run) -> list[str]:
+    """Where metrics.json says another score than the records have."""
+    said = []
+    for part, what in (("clean", "clean"), ("adversarial", "attacked")):
+        told = (run.metrics.get(part) or {}).get(metric_of(run))
+        found = mean_score(_answers(run, cast(Part, part)), metric_of(run), images_of(run.samples))
+        mean = None if found is None else found[0]
+        if told is not None and (mean is None or not math.isclose(told, mean, rel_tol=1e-6, abs_tol=1e-6)):
+            shown = "none" if mean is None else f"{mean:.1f}"
+            said.append(f"metrics.json says {told:.1f} on {what} images, but samples.jsonl {shown}, which counts")
+    return said
 
 
 def _surrogate(run: Run) -> str | None:

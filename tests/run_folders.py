@@ -83,11 +83,11 @@ class Maker:
 
     def __call__(
         self,
-        scores: Sequence[float] | None = None,
+        scores: Sequence[float | None] | None = None,
         radapt: Mapping[str, Any] | None = None,
         attacked: Mapping[str, Any] | None = None,
         *,
-        clean: list[float] | None = None,
+        clean: Sequence[float | None] | None = None,
         answer: str = "a dog",
         question: str | None = None,
         asked: str = "coco",
