@@ -18,7 +18,6 @@ from eval_tasks.data import Sample, open_image
 from eval_tasks.data.rows import RowImage
 from eval_tasks.records import ids_digest
 from lvlm_radapt.documents import read_own
-from lvlm_radapt.writing import write_whole
 
 FILE = "calibration.json"
 FORMAT: Literal["lvlm-radapt calibration"] = "lvlm-radapt calibration"
@@ -69,9 +68,9 @@ def image_digest(image: Path | RowImage) -> str:
     return hashlib.sha256(f"{pixels.size}".encode() + pixels.tobytes()).hexdigest()[:16]
 
 
-def write_calibration(calibration: Calibration, folder: Path) -> None:
-    """Put it into a model's folder. UserError where that cannot be written."""
-    write_whole(folder / FILE, (calibration.model_dump_json(indent=1) + "\n").encode())
+def calibration_note(calibration: Calibration | None) -> dict[str, str]:
+    """The file to lay into a model's folder, as its name and text; none where there is no calibration."""
+    return {} if calibration is None else {FILE: calibration.model_dump_json(indent=1) + "\n"}
 
 
 def read_calibration(model: str | Path) -> Calibration | None:

@@ -10,7 +10,7 @@ import torch
 from eval_tasks.calibration import read_calibration
 from eval_tasks.data import load_task
 from eval_tasks.processes import Group
-from eval_tasks.records import Run, Scored
+from eval_tasks.records import Run, RunFolder, Scored
 from eval_tasks.report import write_report
 from eval_tasks.runner import evaluate
 from eval_tasks.running import Advance, Log
@@ -19,7 +19,6 @@ from eval_tasks.threads import on_recorded_threads
 from lvlm_radapt.models.base import PixelModel
 from lvlm_radapt.models.load import load_any, load_surrogate
 from lvlm_radapt.models.quantised import Quantisation
-from lvlm_radapt.writing import check_outside_runs
 
 Announce = Callable[[str, int], Advance]
 """Called once with (title, number of samples) before work begins; what it returns is told of progress."""
@@ -55,7 +54,8 @@ def run_evaluation(
     place of `load_any`, one that keeps models open. The run notes where samples are among those that the model's
     settings were chosen on.
     """
-    check_outside_runs(out)
+    if group is None or group.first:
+        RunFolder(out).check(resume=resume)
     chosen, *_ = settings.select(load_task(settings.task, settings.data))  # before a model is loaded for nothing
     calibration = read_calibration(model)
     warned = None if calibration is None else calibration.note(chosen)

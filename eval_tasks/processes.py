@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping
 from datetime import timedelta
 from typing import Any
 
-from lvlm_radapt.errors import Unfinished, UserError
+from lvlm_radapt.errors import NoRoom, Unfinished, UserError
 
 PULSE = 2.0  # seconds between a process's signs of life
 PATIENCE = 60.0  # seconds without one after which it counts as dead
@@ -23,6 +23,7 @@ MEETING = 300.0  # seconds for all processes to come up
 _GLANCE = 0.1  # seconds between two looks at the store
 
 _LAUNCH = "start with accelerate launch or torchrun"
+_KINDS: dict[str, type[Exception]] = {"room": NoRoom, "user": UserError, "unfinished": Unfinished}
 _NEEDED = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
 
@@ -120,7 +121,7 @@ class Group:
         """Tell the others that the work cannot go on; they end with the same error when they next look."""
         if self._store is None:
             return
-        kind = "user" if isinstance(error, UserError) else "unfinished"
+        kind = next((name for name, one in _KINDS.items() if isinstance(error, one)), "unfinished")
         known = isinstance(error, UserError | Unfinished)
         text = str(error) if known else f"process {self.rank} failed: {type(error).__name__}"
         try:
@@ -133,7 +134,7 @@ class Group:
         told = self._get("failed")
         if told is not None:
             kind, text = json.loads(told)
-            raise UserError(text) if kind == "user" else Unfinished(text)
+            raise _KINDS[kind](text)
 
     def leave(self) -> None:
         """End this process's part: it counts as gone from now on. The store's host waits for the others to go."""

@@ -14,12 +14,11 @@ Of an image it is that of the PNG file: it is had without decoding, and `sha256s
 from __future__ import annotations
 
 import contextlib
-import errno
 import hashlib
 import io
 import json
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cached_property
@@ -38,8 +37,9 @@ from eval_tasks.environment import environment
 from eval_tasks.run_documents import SCHEMA, read_metrics, read_settings
 from eval_tasks.validation import first_problem, read_bytes
 from lvlm_radapt.errors import UserError
-from lvlm_radapt.locking import LOCK
-from lvlm_radapt.writing import check_outside_runs, sync_folder, whole_file
+from lvlm_radapt.folders import check_writable
+from lvlm_radapt.leftovers import is_own, sweep
+from lvlm_radapt.writing import RUN, sync_folder, write_whole, writing
 
 NO_CHECKSUMS = (
     "this run is of an earlier version and has no checksums: a change of its records or images is not noticed"
@@ -177,6 +177,20 @@ class RunFolder:
         """True once metrics.json is there, which is written last."""
         return (self.path / "metrics.json").is_file()
 
+    def check(self, *, resume: bool) -> bool:
+        """Whether a run was begun in the folder, to be continued with `resume`. UserError, as for `create`, where none
+        can be written there."""
+        check_writable(self.path)
+        with writing(self.path):
+            there = (
+                sorted(entry.name for entry in self.path.iterdir() if not is_own(entry)) if self.path.exists() else []
+            )
+        if RUN in there and not resume:
+            raise UserError(f"{self.path} already holds a run: use --resume to continue it or another --out")
+        if there and RUN not in there:
+            raise UserError(f"{self.path} holds other files ({there[0]}, ...): choose an empty folder as --out")
+        return RUN in there
+
     def create(self, settings: Mapping[str, Any], ids: Sequence[str], *, resume: bool = False) -> RunFolder:
         """Start a run with these settings over these ids, or continue it when `resume`.
 
@@ -195,22 +209,16 @@ class RunFolder:
         }
         # What is compared later is what JSON keeps: tuples become lists, and NaN is refused here.
         document = json.loads(json.dumps(document, allow_nan=False))
-        check_outside_runs(self.path)
-        with _writing(self.path):
-            if self.path.exists() and not self.path.is_dir():
-                raise UserError(f"{self.path} is a file: choose another --out")
+        begun = self.check(resume=resume)
+        with writing(self.path):
             self.path.mkdir(parents=True, exist_ok=True)
-            others = sorted(entry.name for entry in self.path.iterdir() if not _is_leftover(entry))
-        if "run.json" in others:
-            if not resume:
-                raise UserError(f"{self.path} already holds a run: use --resume to continue it or another --out")
+            sweep(self.path)
+        if begun:
             self._rejoin(document)
-        elif others:
-            raise UserError(f"{self.path} holds other files ({others[0]}, ...): choose an empty folder as --out")
         else:
-            _write_atomic(self.path / "run.json", _pretty(document))
+            write_whole(self.path / "run.json", _pretty(document))
         if not self.finished:
-            with _writing(self.path):
+            with writing(self.path):
                 (self.path / "parts").mkdir(exist_ok=True)
                 (self.path / "images").mkdir(exist_ok=True)
         self._ids = list(ids)
@@ -222,7 +230,7 @@ class RunFolder:
         if self._part is None or self._owner != os.getpid():  # a forked child must not share its parent's file
             self._part, self._owner = self._open_part(), os.getpid()
         try:
-            with _writing(self.path):
+            with writing(self.path):
                 written = 0
                 while written < len(line):
                     written += os.write(self._part, line[written:])
@@ -273,18 +281,15 @@ class RunFolder:
             missing = len(order) - len(records)
             raise UserError(f"{self.path} lacks {missing} of {len(order)} samples: continue it with --resume")
         self.close()
-        _write_atomic(self.path / "samples.jsonl", b"".join(map(self._line, records)))
+        write_whole(self.path / "samples.jsonl", b"".join(map(self._line, records)))
         whole = json.loads(json.dumps(metrics, allow_nan=False))
-        _write_atomic(self.path / "metrics.json", _pretty(whole | {"checksum": document_sum(whole, self._key)}))
-        with _writing(self.path):
+        write_whole(self.path / "metrics.json", _pretty(whole | {"checksum": document_sum(whole, self._key)}))
+        with writing(self.path):
             for part in self._parts():
                 part.unlink(missing_ok=True)
             with contextlib.suppress(OSError):  # a file of somebody else's in there stays
                 (self.path / "parts").rmdir()
-            for folder in (self.path, self.path / "images"):
-                for entry in folder.iterdir():
-                    if _is_leftover(entry):
-                        entry.unlink(missing_ok=True)
+            sweep(self.path)
 
     def save_image(self, sample_id: str, x: torch.Tensor | np.ndarray, *, under: str = "images") -> str:
         """Write a uint8 [3, H, W] image as images/ID.png (or in the folder `under`), whole or not at all; the SHA-256
@@ -295,9 +300,9 @@ class RunFolder:
         encoded = io.BytesIO()
         image = Image.fromarray(np.ascontiguousarray(array.transpose(1, 2, 0)))
         image.save(encoded, format="PNG", compress_level=1)  # more makes attacked images hardly smaller
-        with _writing(self.path):
+        with writing(self.path):
             (self.path / under).mkdir(exist_ok=True)
-        _write_atomic(self.path / under / image_name(sample_id), encoded.getvalue())
+        write_whole(self.path / under / image_name(sample_id), encoded.getvalue())
         return bytes_sum(encoded.getvalue())
 
     def load_image(self, sample_id: str, sha256: str | None = None) -> torch.Tensor:
@@ -331,7 +336,7 @@ class RunFolder:
         if old.get("environment") != document["environment"]:
             # The samples still to come are made with something else than the first ones: keep a trace of it.
             resumed = [*old.get("resumed", []), {key: document[key] for key in ("created", "environment")}]
-            _write_atomic(self.path / "run.json", _pretty({**old, "resumed": resumed}))
+            write_whole(self.path / "run.json", _pretty({**old, "resumed": resumed}))
 
     def _selected(self) -> list[str]:
         if self._ids is None:
@@ -340,7 +345,7 @@ class RunFolder:
 
     def _open_part(self) -> int:
         path = self.path / "parts" / f"part-{self._rank}-{os.getpid()}.jsonl"
-        with _writing(path):
+        with writing(path):
             if path.exists():  # an earlier process with the same number, perhaps killed while writing
                 os.truncate(path, path.read_bytes().rfind(b"\n") + 1)
             handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
@@ -436,22 +441,3 @@ def _is_sound(path: Path) -> bool:
     except Exception:  # Pillow's decoders raise many kinds, from OSError to struct.error
         return False
     return True
-
-
-def _is_leftover(path: Path) -> bool:
-    return path.name == LOCK or (path.name.startswith(".") and path.name.endswith(".tmp"))
-
-
-def _write_atomic(path: Path, content: bytes) -> None:
-    with _writing(path), whole_file(path) as file:
-        file.write(content)
-
-
-@contextlib.contextmanager
-def _writing(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-        advice = "; make room, then continue with --resume" if full else ""
-        raise UserError(f"cannot write {path}: {error.strerror or error}{advice}") from error

@@ -24,12 +24,13 @@ from eval_tasks.running import Advance
 from eval_tasks.settings import EvalSettings
 from lvlm_radapt.checkpoint import is_adapter, save_adapter
 from lvlm_radapt.config import RAdaptConfig
-from lvlm_radapt.errors import UserError
+from lvlm_radapt.folders import check_own_folder
+from lvlm_radapt.leftovers import sweep
+from lvlm_radapt.locking import Lock
 from lvlm_radapt.models.base import PixelModel
 from lvlm_radapt.models.load import load_any, load_model
 from lvlm_radapt.models.robustify import robustify
 from lvlm_radapt.tiny.dataset import write_scenes
-from lvlm_radapt.writing import check_outside_runs
 
 T = TypeVar("T")
 
@@ -37,6 +38,7 @@ MODELS = ("tiny-llava", "tiny-qwen")
 TASKS = ("coco", "vqav2")
 BUDGETS = (2, 4)  # eps x 255
 SCENES = {"tiny-llava": "scenes-square", "tiny-qwen": "scenes-mixed"}
+OURS = frozenset({"models", "runs", "report.html", *SCENES.values()})
 
 
 @dataclass(frozen=True)
@@ -67,22 +69,35 @@ def run_demo(
     the stock model's own white-box run. Where there are cores for it, two pieces of work go on side by side.
     """
     group = group or Group()
-    group.work(str(out)).lead("check", lambda: _check_folder(out))
-    settings = Settings(out, samples, steps, device, Event(), group, _keeping_open(), defaultdict(dict))
-    per_task = 1 + 3 * len(BUDGETS)  # noise; then stock, transfer and adaptive at each budget
-    told = {model: announce(model, len(TASKS) * per_task * samples) for model in MODELS}
-    # the longest first and the controls last, so that both threads end at about the same time
-    pieces = [*product(TASKS, reversed(MODELS), BUDGETS), *product(TASKS, MODELS, (None,))]
-    with _side_by_side(settings.stop) as pool:
-        group.work(str(out)).lead(
-            "prepare", lambda: [*_results([pool.submit(_prepare, model, settings) for model in MODELS])]
-        )
-        done = _results([pool.submit(_score, model, task, eps, settings, told[model]) for task, model, eps in pieces])
-    by_piece = dict(zip(pieces, done, strict=True))
-    runs = [run for model in MODELS for task in TASKS for eps in (None, *BUDGETS) for run in by_piece[task, model, eps]]
-    if group.first:
-        write_report(runs, out / "report.html")
-    return runs
+    work = group.work(str(out))
+    with Lock.of_folder(out) as lock:
+
+        def begin() -> None:
+            check_own_folder(out, OURS)
+            check_report(out / "report.html")
+            lock.claim()
+            sweep(out)
+
+        work.lead("begin", begin)
+        if not group.first:
+            lock.share()
+        settings = Settings(out, samples, steps, device, Event(), group, _keeping_open(), defaultdict(dict))
+        per_task = 1 + 3 * len(BUDGETS)  # noise; then stock, transfer and adaptive at each budget
+        told = {model: announce(model, len(TASKS) * per_task * samples) for model in MODELS}
+        # the longest first and the controls last, so that both threads end at about the same time
+        pieces = [*product(TASKS, reversed(MODELS), BUDGETS), *product(TASKS, MODELS, (None,))]
+        with _side_by_side(settings.stop) as pool:
+            work.lead("prepare", lambda: [*_results([pool.submit(_prepare, model, settings) for model in MODELS])])
+            done = _results(
+                [pool.submit(_score, model, task, eps, settings, told[model]) for task, model, eps in pieces]
+            )
+        by_piece = dict(zip(pieces, done, strict=True))
+        runs = [
+            run for model in MODELS for task in TASKS for eps in (None, *BUDGETS) for run in by_piece[task, model, eps]
+        ]
+        if group.first:
+            write_report(runs, out / "report.html")
+        return runs
 
 
 def _keeping_open() -> Callable[..., PixelModel]:
@@ -179,15 +194,3 @@ def _side_by_side(stop: Event) -> Iterator[ThreadPoolExecutor]:
         stop.set()  # where one model failed, the other ends with its batch
         pool.shutdown(wait=False, cancel_futures=True)
         torch.set_num_threads(cores)
-
-
-def _check_folder(out: Path) -> None:
-    """Only a new folder, an empty one or an earlier demo is written to."""
-    check_outside_runs(out)
-    known = {"models", "runs", "report.html", *SCENES.values()}
-    if out.is_file():
-        raise UserError(f"{out} is a file: choose another --out")
-    foreign = sorted(p.name for p in out.iterdir() if p.name not in known) if out.is_dir() else []
-    if foreign:
-        raise UserError(f"{out} holds other files ({foreign[0]}, ...): choose an empty folder as --out")
-    check_report(out / "report.html")

@@ -13,6 +13,10 @@ def with_notes(text: str, error: BaseException) -> str:
     return f"{text} ({'; '.join(notes)})" if notes else text
 
 
+class NoRoom(UserError):
+    """The disk is full, or a limit on files is reached."""
+
+
 class Unfinished(Exception):
     """Work that ended early through no mistake of the user's, as when a process died: the message is ONE line that
     says what is missing and how to go on; the exit code is 1."""

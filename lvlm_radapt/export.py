@@ -18,6 +18,7 @@ import inspect
 import json
 import os
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -107,14 +108,20 @@ class StockCheckpoint:
     weights: dict[str, Tensor]
 
 
-def export_model(model: LVLM, out: str | os.PathLike[str], *, max_shard_size: int | str = "5GB") -> None:
+def export_model(
+    model: LVLM,
+    out: str | os.PathLike[str],
+    *,
+    max_shard_size: int | str = "5GB",
+    notes: Mapping[str, str] | None = None,
+) -> None:
     """Write `model`, weights and defence, to the new folder `out`.
 
     `AutoModelForImageTextToText.from_pretrained(out, trust_remote_code=True)` opens it without this package,
     and so does `load_model`; stock classes and a load without trust raise. Weights keep the dtype they are computed
     in, the anchor is float32.
 
-    max_shard_size: no weight file is larger, in bytes or as "5GB".
+    max_shard_size: no weight file is larger, in bytes or as "5GB". notes: texts to lay beside them, by file name.
 
     UserError when no defence is in the model, its weights are quantised, or `out` is not empty or cannot be
     written.
@@ -141,9 +148,12 @@ def export_model(model: LVLM, out: str | os.PathLike[str], *, max_shard_size: in
     weights[f"{patches}.weight"] = convolution.weight.detach().flatten(1)
     if stored is not None:
         weights[ANCHOR] = stored.values
-    with new_folder(out) as folder:
+    with new_folder(out, room=weight_bytes(model)) as folder:
         # in the layout of the running model: transformers converts a checkpoint's own for stock classes only
-        model.hf.save_pretrained(folder, state_dict=weights, max_shard_size=max_shard_size, save_original_format=False)
+        with no_loading_bar():
+            model.hf.save_pretrained(
+                folder, state_dict=weights, max_shard_size=max_shard_size, save_original_format=False
+            )
         save_companions(model, folder)
         defence = _Defence(
             config=config.to_dict(), anchor=place, white=white, patches=mark, weights=_out_of_sight(folder)
@@ -161,6 +171,8 @@ def export_model(model: LVLM, out: str | os.PathLike[str], *, max_shard_size: in
         for name, source in _code(stock_class).items():
             (folder / name).write_text(source, encoding="utf-8")
         (folder / SETTINGS).write_text(settings.model_dump_json(indent=1) + "\n", encoding="utf-8")
+        for name, text in (notes or {}).items():
+            (folder / name).write_text(text, encoding="utf-8")
 
 
 def is_export(folder: str | os.PathLike[str]) -> bool:
@@ -222,6 +234,11 @@ def refuse_unwritable(model: PixelModel) -> None:
         )
     if any(parameter.is_meta for parameter in model.hf.parameters()):
         raise UserError(f"{model.name} is offloaded in part: open it without a device map to write it")
+
+
+def weight_bytes(model: PixelModel) -> int:
+    """How much room the model's weights take in a file, at least."""
+    return sum(parameter.numel() * parameter.element_size() for parameter in model.hf.parameters())
 
 
 def save_stock(model: PixelModel, folder: Path) -> None:

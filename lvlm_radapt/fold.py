@@ -10,6 +10,7 @@ from __future__ import annotations
 import inspect
 import os
 import re
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -18,10 +19,11 @@ from torch import Tensor, nn
 from lvlm_radapt import filter_template
 from lvlm_radapt.config import RAdaptConfig
 from lvlm_radapt.errors import UserError
-from lvlm_radapt.export import refuse_unwritable, save_companions
+from lvlm_radapt.export import refuse_unwritable, save_companions, weight_bytes
 from lvlm_radapt.folders import new_folder
 from lvlm_radapt.inject import injected_anchor, injected_config
 from lvlm_radapt.models.base import LVLM
+from lvlm_radapt.models.opening import no_loading_bar
 from lvlm_radapt.towers import find_tower
 
 FILTER = "radapt_filter.py"
@@ -29,13 +31,19 @@ FILTER = "radapt_filter.py"
 _PROJECTIONS = ("out_proj", "proj")  # the names families give it
 
 
-def fold_model(model: LVLM, out: str | os.PathLike[str], *, max_shard_size: int | str = "5GB") -> None:
+def fold_model(
+    model: LVLM,
+    out: str | os.PathLike[str],
+    *,
+    max_shard_size: int | str = "5GB",
+    notes: Mapping[str, str] | None = None,
+) -> None:
     """Write a stock checkpoint of `model` with its anchor in the weights to the new folder `out`.
 
     The folded layer is computed in float32 and rounded to the dtype that the model is opened in. Where the
     defence has a filter, radapt_filter.py lies beside the weights: images must go through it first.
 
-    max_shard_size: no weight file is larger, in bytes or as "5GB".
+    max_shard_size: no weight file is larger, in bytes or as "5GB". notes: texts to lay beside them, by file name.
 
     UserError, one line, when no defence or no anchor is in the model, the anchor has a row per token, the
     projection has no bias, the filter is wanted for an image processor that radapt_filter.py does not know,
@@ -57,11 +65,14 @@ def fold_model(model: LVLM, out: str | os.PathLike[str], *, max_shard_size: int 
     weights = model.hf.state_dict()
     weight, bias = folded(projection, anchor.values[0], config)
     weights[f"{path}.weight"], weights[f"{path}.bias"] = weight, bias
-    with new_folder(out) as folder:
-        model.hf.save_pretrained(folder, state_dict=weights, max_shard_size=max_shard_size)
+    with new_folder(out, room=weight_bytes(model)) as folder:
+        with no_loading_bar():
+            model.hf.save_pretrained(folder, state_dict=weights, max_shard_size=max_shard_size)
         save_companions(model, folder)
         if filter_source is not None:
             (folder / FILTER).write_text(filter_source, encoding="utf-8")
+        for name, text in (notes or {}).items():
+            (folder / name).write_text(text, encoding="utf-8")
 
 
 def folded(projection: nn.Linear, anchor: Tensor, config: RAdaptConfig) -> tuple[Tensor, Tensor]:

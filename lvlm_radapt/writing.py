@@ -1,26 +1,31 @@
 """Where this program may write: new files and its own, as regular files, and nothing of its own inside a run folder.
 
 Every file and folder that a user names goes through `check_file` or `check_outside_runs`; every file that replaces
-another one goes through `whole_file`.
+another one goes through `whole_file`. What the system refuses becomes one line in `writing`.
 """
 
 from __future__ import annotations
 
-import hashlib
+import errno
 import os
+import re
 import stat
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
-from lvlm_radapt.errors import UserError
+from lvlm_radapt.errors import NoRoom, UserError
+from lvlm_radapt.leftovers import aside_of
 
 RUN = "run.json"
 """The file that makes a folder a run folder."""
 REPORT = "report.html"
 """The one file in a run folder that may be written after the run."""
 _HEAD = 4096
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_RUST = re.compile(r"\(os error (\d+)\)")  # as safetensors and tokenizers tell of the system's errors
+_TORCH = "inline_container.cc"  # torch's own writer, which does not say what is wrong
 
 
 def check_file(path: Path, *, what: str, own: Callable[[bytes], bool]) -> Path:
@@ -56,7 +61,7 @@ def whole_file(path: Path) -> Iterator[IO[bytes]]:
     where it cannot be written.
     """
     _check_regular(path)
-    aside = path.with_name(f".{os.getpid()}.{hashlib.sha256(os.fsencode(path.name)).hexdigest()[:16]}.tmp")
+    aside = aside_of(path)
     try:
         aside.unlink(missing_ok=True)  # of a killed process with this number, or a link that leads elsewhere
         with aside.open("xb") as file:
@@ -73,12 +78,36 @@ def whole_file(path: Path) -> Iterator[IO[bytes]]:
 
 def write_whole(path: Path, content: bytes) -> Path:
     """The file, whole or not at all. UserError when it cannot be written."""
-    try:
-        with whole_file(path) as file:
-            file.write(content)
-    except OSError as error:
-        raise UserError(f"cannot write {path}: {_reason(error)}") from error
+    with writing(path), whole_file(path) as file:
+        file.write(content)
     return path
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Inside, what the system refuses becomes a UserError that names `path`: a NoRoom where the disk is full."""
+    try:
+        yield
+    except Exception as error:
+        found = _system_error(error)
+        if found is None:
+            raise
+        text = f"cannot write {path}: {_reason(found)}"
+        if found.errno in _FULL:
+            raise NoRoom(f"{text}; make room") from error
+        raise UserError(text) from error
+
+
+def _system_error(error: Exception) -> OSError | None:
+    """The system's own error behind that of a library that writes files; None for any other error."""
+    if isinstance(error, OSError):
+        return error
+    told = _RUST.search(str(error))
+    if told is not None:
+        return OSError(int(told[1]), os.strerror(int(told[1])))
+    if isinstance(error, RuntimeError) and _TORCH in str(error):
+        return error.__context__ if isinstance(error.__context__, OSError) else OSError(errno.ENOSPC, "is it full?")
+    return None
 
 
 def _check_regular(path: Path) -> None:

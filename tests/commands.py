@@ -38,9 +38,11 @@ _CONTEXT.set_forkserver_preload(
 )
 
 Fault = Mapping[str, Any]
-"""What goes wrong: {"signal": number, "at_fsync": k} when the process flushes a file for the k-th time,
-{"slow": seconds a flush}, {"largest_file": bytes}, {"largest_batch": images}, {"not_a_number": prompts that hold
-this text}."""
+"""What goes wrong: {"signal": number, "at_fsync": k} when the process flushes a file for the k-th time, "at_rename"
+when it is about to rename one (with "done": True, has just done so), {"slow": seconds a flush}, {"largest_file":
+bytes}, {"largest_batch": images}, {"not_a_number": prompts that hold this text}. {"renames": file} counts renames, a
+byte each.
+{"saving": True} has training save itself at every step, {"short": True} leaves the demo one task, model and budget."""
 
 
 def evaluation(model: str, data: Path, out: Path, *more: str) -> list[str]:
@@ -152,6 +154,18 @@ def _build_in(fault: dict[str, Any]) -> None:
         flush(handle)
 
     os.fsync = fsync
+    for name in ("rename", "replace"):
+        setattr(os, name, _counted_rename(getattr(os, name), fault))
+    if fault.get("saving"):
+        from lvlm_radapt.training import finetune, learned_anchor, state
+
+        finetune.SAVED_EVERY = 1
+        for module in (finetune, learned_anchor):
+            module.StateFile = lambda *words, **more: state.StateFile(*words, **more | {"every": 0.0})
+    if fault.get("short"):
+        from lvlm_radapt import demo
+
+        demo.MODELS, demo.TASKS, demo.BUDGETS = ("tiny-llava",), ("vqav2",), (4,)
     if "largest_file" in fault:
         import resource
 
@@ -170,3 +184,23 @@ def _build_in(fault: dict[str, Any]) -> None:
             return torch.where(holes, torch.nan, whole(self, batch, prompts, targets))
 
         LlavaLVLM.loss = loss
+
+
+_renames = 0
+
+
+def _counted_rename(whole: Any, fault: dict[str, Any]) -> Any:
+    def rename(*words: Any, **more: Any) -> None:
+        global _renames
+        _renames += 1
+        now = _renames == fault.get("at_rename")
+        if "renames" in fault:
+            with open(fault["renames"], "ab") as file:
+                file.write(b".")
+        if now and not fault.get("done"):
+            os.kill(os.getpid(), fault["signal"])
+        whole(*words, **more)
+        if now:
+            os.kill(os.getpid(), fault["signal"])
+
+    return rename

@@ -1,8 +1,10 @@
 """Settings every test shares."""
 
 import os
+import shutil
+import subprocess
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -41,6 +43,25 @@ def survived() -> Callable[[str, int], None]:
         _survived[what] += number
 
     return count
+
+
+@pytest.fixture
+def mounted(tmp_path: Path) -> Iterator[Path]:
+    """An empty mount point of two megabytes; a test that needs more remounts it."""
+    point = tmp_path / "mounted"
+    point.mkdir()
+    words = ["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(point)]
+    if (
+        os.name != "posix"
+        or os.geteuid() != 0
+        or shutil.which("mount") is None
+        or subprocess.run(words, capture_output=True).returncode
+    ):
+        pytest.skip("nothing can be mounted here")
+    try:
+        yield point
+    finally:
+        subprocess.run(["umount", str(point)], check=True)
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

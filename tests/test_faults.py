@@ -127,7 +127,7 @@ def test_a_full_disk_is_one_line_and_resumable(data, whole, tmp_path):
     command = Command(words, tmp_path / "logs", {"largest_file": room})
     assert command.wait() == 2
     assert len(command.err.splitlines()) == 1, command.err
-    assert "File too large; make room, then continue with --resume" in command.err
+    assert "File too large; make room and go on with: lvlm-radapt eval " in command.err
     assert len(RunFolder(out).done_ids()) < 8
     _finish(words, tmp_path / "logs", out, whole)
 

@@ -1,65 +1,64 @@
-"""Every folder this package writes can be read by those whom the umask lets read."""
+"""Files and folders of another user: each is told in one line, wherever a command meets it."""
 
-from __future__ import annotations
-
-import os
-from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-import tiny_checkpoints
+from permissions import obeyed
+from test_cli import call
 
-from lvlm_radapt import RAdaptConfig, load_model, robustify
-from lvlm_radapt.checkpoint import save_adapter
-from lvlm_radapt.export import export_model, save_stock
-from lvlm_radapt.fold import fold_model
-from lvlm_radapt.folders import new_folder
-from lvlm_radapt.models import LVLM
-from lvlm_radapt.tiny import build
-
-
-def stock(model: LVLM, out: Path) -> None:
-    """As fine-tuning and `replace` write."""
-    with new_folder(out) as folder:
-        save_stock(model, folder)
-
-
-def in_shards(model: LVLM, out: Path) -> None:
-    export_model(model, out, max_shard_size="100KB")
-
-
-def embedded(model: LVLM, out: Path) -> None:
-    build.save("tiny-clip", build.clip(), out)
-
-
-WRITERS: dict[str, Callable[[LVLM, Path], None]] = {
-    "adapter": save_adapter,
-    "export": export_model,
-    "export in shards": in_shards,
-    "fold": fold_model,
-    "stock": stock,
-    "embedded": embedded,
-}
+from lvlm_radapt.tiny.dataset import write_scenes
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> LVLM:
-    folder = tiny_checkpoints.save_qwen(tmp_path_factory.mktemp("base"))
-    return robustify(load_model(folder), RAdaptConfig(cutoff=None))
+def data(tmp_path_factory) -> Path:
+    out = tmp_path_factory.mktemp("data") / "scenes"
+    write_scenes(out, count=2)
+    return out
 
 
-@pytest.fixture(params=[0o022, 0o077, 0o027], ids=oct)
-def umask(request: pytest.FixtureRequest) -> Iterator[int]:
-    before = os.umask(request.param)
-    yield request.param
-    os.umask(before)
+SCORED = "--task vqav2 --samples 2 --device cpu"
+COMMANDS = {
+    "data": f"eval tiny-llava {SCORED} --data LOCKED/data --out OUT",
+    "the data's own folder": f"eval tiny-llava {SCORED} --data LOCKED --out OUT",
+    "a run": f"eval tiny-llava {SCORED} --data DATA --out LOCKED/run",
+    "a run's own folder": f"eval tiny-llava {SCORED} --data DATA --out LOCKED",
+    "a model": f"eval LOCKED/model {SCORED} --data DATA --out OUT",
+    "a tower": f"eval tiny-llava --tower LOCKED/tower {SCORED} --data DATA --out OUT",
+    "images of a run": f"eval tiny-llava {SCORED} --data DATA --out OUT --images-from LOCKED/run",
+    "a preset": f"eval tiny-llava {SCORED} --data DATA --out OUT --preset LOCKED/own.yaml",
+    "a log": f"eval tiny-llava {SCORED} --data DATA --out OUT --log-json LOCKED/log.jsonl",
+    "a report's run": "report LOCKED/run --out OUT",
+    "a model to protect": "robustify LOCKED/model --out OUT --device cpu",
+    "an adapter's folder": "robustify tiny-clip --out LOCKED/out --device cpu",
+    "a guide": "robustify tiny-clip --anchor guided --guide LOCKED/twin --out OUT --device cpu",
+    "images to learn from": "robustify tiny-clip --anchor learned --images LOCKED/images --out OUT --device cpu",
+    "a tuning": "robustify tiny-clip --tuned LOCKED/tuned --out OUT --device cpu",
+    "a fine-tuned model": "finetune tiny-clip --method fare --images DATA/val2014 --out LOCKED/out --device cpu",
+    "images to train on": "finetune tiny-clip --method fare --images LOCKED/images --out OUT --device cpu",
+    "an audit": f"audit tiny-llava {SCORED} --data DATA --out LOCKED/out",
+    "a sweep": f"tune tiny-llava {SCORED} --data DATA --out LOCKED/out",
+    "an analysis": "analyze tiny-clip --guide tiny-clip-fare --images DATA/val2014 --out LOCKED/out --device cpu",
+    "images to analyse": "analyze tiny-clip --guide tiny-clip-fare --images LOCKED --out OUT --device cpu",
+    "a comparison": "compare LOCKED/own.yaml --out OUT --device cpu",
+    "a comparison's folder": "compare paper --out LOCKED/out --device cpu",
+    "a demo": "demo --out LOCKED/out --device cpu",
+    "scenes": "data scenes --out LOCKED/out",
+    "data to check": "data check vqav2 --data LOCKED/data",
+    "an image to talk about": "chat tiny-llava --image LOCKED/image.png --device cpu",
+}
 
 
-@pytest.mark.parametrize("writer", WRITERS)
-def test_files_and_folders_follow_the_umask(model: LVLM, tmp_path: Path, umask: int, writer: str) -> None:
-    out = tmp_path / "out"
-    WRITERS[writer](model, out)
-    assert out.stat().st_mode & 0o777 == 0o777 & ~umask
-    modes = {file.name: oct(file.stat().st_mode & 0o777) for file in out.rglob("*") if file.is_file()}
-    assert any(name.endswith(".safetensors") for name in modes)
-    assert modes == dict.fromkeys(modes, oct(0o666 & ~umask))
+@pytest.mark.parametrize("name", COMMANDS)
+def test_what_belongs_to_another_user_is_one_line(name, data, tmp_path, monkeypatch, capsys):
+    locked, out = tmp_path / "locked", tmp_path / "out"
+    locked.mkdir(mode=0)
+    places = {"LOCKED": locked, "DATA": data, "OUT": out}
+    words = COMMANDS[name]
+    for place, path in places.items():
+        words = words.replace(place, str(path))
+    with obeyed():
+        code, _, err = call(monkeypatch, capsys, *words.split())
+    assert (code, err.count("\n")) == (2, 1), err
+    assert str(locked) in err
+    assert "Permission denied" in err
+    assert not out.exists()

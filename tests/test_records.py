@@ -30,6 +30,7 @@ from eval_tasks.records import (
     read_run,
 )
 from lvlm_radapt.errors import UserError
+from lvlm_radapt.leftovers import is_own
 
 SETTINGS: dict[str, Any] = {
     "command": "lvlm-radapt eval tiny-llava --task coco",
@@ -228,7 +229,9 @@ def test_a_kill_before_run_json_leaves_a_folder_that_can_start(tmp_path: Path, m
         with pytest.raises(KeyboardInterrupt):
             started(tmp_path)
     assert not (tmp_path / "run.json").exists()
-    assert len(list(tmp_path.iterdir())) == 1  # the unfinished temporary file
+    left = list(tmp_path.iterdir())
+    assert left  # the unfinished temporary file among them
+    assert all(map(is_own, left))
     finished(tmp_path)
     assert not [entry for entry in tmp_path.rglob("*") if entry.name.endswith(".tmp")]
 
@@ -373,7 +376,7 @@ def test_a_kill_between_merge_and_metrics_loses_nothing(tmp_path: Path, monkeypa
     folder = started(tmp_path)
     for sample_id in IDS:
         folder.append(record(sample_id))
-    real = records._write_atomic
+    real = records.write_whole
 
     def killed(path: Path, content: bytes) -> None:
         if path.name == "metrics.json":
@@ -381,7 +384,7 @@ def test_a_kill_between_merge_and_metrics_loses_nothing(tmp_path: Path, monkeypa
         real(path, content)
 
     with monkeypatch.context() as patch:
-        patch.setattr(records, "_write_atomic", killed)
+        patch.setattr(records, "write_whole", killed)
         with pytest.raises(KeyboardInterrupt):
             folder.finish(METRICS)
     again = RunFolder(tmp_path).create(SETTINGS, IDS, resume=True)

@@ -12,7 +12,7 @@ from failures import one_line
 from PIL import Image
 from test_cli import call
 
-from eval_tasks.calibration import calibration_on, image_digest, read_calibration, write_calibration
+from eval_tasks.calibration import FILE, calibration_note, calibration_on, image_digest, read_calibration
 from eval_tasks.data import load_task, select
 from eval_tasks.metrics import bootstrap_ci
 from eval_tasks.records import RunFolder, read_run
@@ -209,7 +209,7 @@ def test_a_model_that_was_calibrated_on_the_samples_says_so(data, tmp_path, monk
     chosen, _ = select(load_task("vqav2", data), 4, 42)
     model = tmp_path / "radapt"
     assert call(monkeypatch, capsys, "robustify", "tiny-llava", "--out", model)[0] == 0
-    write_calibration(calibration_on(chosen, task="vqav2", data=data), model)
+    (model / FILE).write_text(calibration_note(calibration_on(chosen, task="vqav2", data=data))[FILE])
     words = ["eval", model, "--task", "vqav2", "--samples", "4", "--device", "cpu"]
     code, out, _ = call(monkeypatch, capsys, *words, "--data", data, "--out", tmp_path / "same")
     assert code == 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +16,19 @@ from eval_tasks.data import check_images, load_task, select
 from eval_tasks.environment import environment
 from eval_tasks.eps import budget_text
 from eval_tasks.exams import exam_of
-from eval_tasks.pages import write_text
 from eval_tasks.presets import load_task_config
 from eval_tasks.settings import EvalSettings
 from lvlm_radapt.errors import UserError
-from lvlm_radapt.folders import check_new_folder
+from lvlm_radapt.folders import check_new_folder, new_folder
 from lvlm_radapt.models.load import load_any
+
+
+@dataclass(frozen=True)
+class Audited:
+    """A finished audit, and what audit.json says of it."""
+
+    audit: Audit
+    document: dict[str, Any]
 
 
 def run_audit(
@@ -33,12 +41,12 @@ def run_audit(
     texts: str | None = None,
     command: str = "",
     **place: Any,
-) -> Audit:
-    """Audit the model of that name under `settings.attack`, and write audit.json and audit.html into `out`.
+) -> Audited:
+    """Audit the model of that name under `settings.attack`; `write_audit` then writes it to the folder `out`.
 
     The attack is adaptive, with its own or the given number of steps; of the selected samples, those of the most
     frequent canvas shape are used. texts: the model whose text side is asked, for a bare vision tower. `place`:
-    keywords of `load_any`. Raises UserError, before anything is written, for what does not fit together.
+    keywords of `load_any`. Raises UserError for what does not fit together, and at once where `out` cannot be written.
     """
     plan = settings.attack
     if plan is None or plan.threat != "adaptive" or plan.steps is None:
@@ -75,14 +83,12 @@ def run_audit(
         "seed": settings.seed,
         "audit": audit.to_dict(),
     }
-    _write(out, document, audit_page(document, audit))
-    return audit
+    return Audited(audit, document)
 
 
-def _write(out: Path, document: dict[str, Any], page: str) -> None:
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"cannot write {out}: {error.strerror or error}") from error
-    write_text(out / "audit.json", json.dumps(document, indent=2, allow_nan=False) + "\n")
-    write_text(out / "audit.html", page)
+def write_audit(audited: Audited, out: Path) -> None:
+    """audit.json and audit.html in the new folder `out`. UserError when it holds anything or cannot be written."""
+    with new_folder(out) as folder:
+        document = json.dumps(audited.document, indent=2, allow_nan=False) + "\n"
+        (folder / "audit.json").write_text(document, encoding="utf-8")
+        (folder / "audit.html").write_text(audit_page(audited.document, audited.audit), encoding="utf-8")

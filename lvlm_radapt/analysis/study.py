@@ -28,17 +28,19 @@ from lvlm_radapt.analysis import measure
 from lvlm_radapt.analysis.mixing import Mixed
 from lvlm_radapt.analysis.page import analysis_page
 from lvlm_radapt.analysis.replacement import Curve, count_runs, replacement
-from lvlm_radapt.errors import UserError
+from lvlm_radapt.folders import check_own_folder, claimed
 from lvlm_radapt.models.base import PixelModel
 from lvlm_radapt.plots import analysis as plots
 from lvlm_radapt.progress import Announce
 from lvlm_radapt.training.images import image_files, images_digest
-from lvlm_radapt.writing import check_outside_runs, write_whole
+from lvlm_radapt.writing import write_whole, writing
 
 SCHEMA = 1
 METRICS = {"accuracy": "zero-shot accuracy, %", "vqa_accuracy": "VQA accuracy, %", "cider": "CIDEr x100"}
-_OWN = {"analysis.json", "index.html", "figures", "runs", "runs-shifted"}
 _TABLES = ("cka", "kernels", "perturbations", "attention", "replacement")
+OURS = frozenset(
+    {"analysis.json", "index.html", "figures", "runs", "runs-shifted", *(f"{name}.csv" for name in _TABLES)}
+)
 
 
 @dataclass(frozen=True)
@@ -67,44 +69,45 @@ def analyse(
 
     UserError before any work when the folder holds other files, no image can be opened, or the guide does not fit.
     """
-    _check_folder(out)
+    check_own_folder(out, OURS)
     mixed = Mixed(model, guide)
     files = image_files(asked.images, limit=asked.image_count, seed=asked.seed, tell=tell)
-    advance = announce("layers, spectra and attention", 4 * len(files))
-    images = measure.open_images(mixed, files, asked.batch_size)
-    cka = measure.cka(mixed, images, seed=asked.seed, advance=advance)
-    attacks = measure.attacked(
-        mixed, images, asked.perturb, seed=asked.seed, batch_size=asked.batch_size, advance=advance
-    )
-    kernels, perturbations = measure.kernels(mixed), measure.perturbations(images, attacks)
-    attention, shown = measure.attention(mixed, images, attacks)
-    curves = _curves(mixed, asked, out, announce)
-    document = {
-        "schema": SCHEMA,
-        "command": asked.command,
-        "model": mixed.original.label,
-        "guide": guide.label,
-        "notes": mixed.notes,
-        "images": {"folder": str(asked.images), "n": len(files), "sha256": images_digest(files)},
-        "attack": {**asked.perturb.settings(), "eps_text": budget_text(asked.perturb.eps, asked.perturb.norm)},
-        "seed": asked.seed,
-        "cka": cka,
-        "kernels": kernels,
-        "perturbations": perturbations,
-        "attention": attention,
-        "replacement": _described(asked, curves),
-        "environment": environment(),
-    }
-    figures = _figures(document, shown)
-    out.mkdir(parents=True, exist_ok=True)
-    (out / "figures").mkdir(exist_ok=True)
-    for name, (light, dark) in figures.items():
-        write_whole(out / "figures" / f"{name}.png", light)
-        write_whole(out / "figures" / f"{name}-dark.png", dark)
-    for name, rows in _tables(document).items():
-        write_whole(out / f"{name}.csv", _csv(rows).encode())
-    write_whole(out / "analysis.json", (json.dumps(document, indent=1, allow_nan=False) + "\n").encode())
-    write_whole(out / "index.html", analysis_page(document, figures).encode())
+    with claimed(out):
+        advance = announce("layers, spectra and attention", 4 * len(files))
+        images = measure.open_images(mixed, files, asked.batch_size)
+        cka = measure.cka(mixed, images, seed=asked.seed, advance=advance)
+        attacks = measure.attacked(
+            mixed, images, asked.perturb, seed=asked.seed, batch_size=asked.batch_size, advance=advance
+        )
+        kernels, perturbations = measure.kernels(mixed), measure.perturbations(images, attacks)
+        attention, shown = measure.attention(mixed, images, attacks)
+        curves = _curves(mixed, asked, out, announce)
+        document = {
+            "schema": SCHEMA,
+            "command": asked.command,
+            "model": mixed.original.label,
+            "guide": guide.label,
+            "notes": mixed.notes,
+            "images": {"folder": str(asked.images), "n": len(files), "sha256": images_digest(files)},
+            "attack": {**asked.perturb.settings(), "eps_text": budget_text(asked.perturb.eps, asked.perturb.norm)},
+            "seed": asked.seed,
+            "cka": cka,
+            "kernels": kernels,
+            "perturbations": perturbations,
+            "attention": attention,
+            "replacement": _described(asked, curves),
+            "environment": environment(),
+        }
+        figures = _figures(document, shown)
+        with writing(out):
+            (out / "figures").mkdir(exist_ok=True)
+        for name, (light, dark) in figures.items():
+            write_whole(out / "figures" / f"{name}.png", light)
+            write_whole(out / "figures" / f"{name}-dark.png", dark)
+        for name, rows in _tables(document).items():
+            write_whole(out / f"{name}.csv", _csv(rows).encode())
+        write_whole(out / "analysis.json", (json.dumps(document, indent=1, allow_nan=False) + "\n").encode())
+        write_whole(out / "index.html", analysis_page(document, figures).encode())
     return document
 
 
@@ -216,14 +219,3 @@ def _csv(rows: Iterable[Mapping[str, Any]]) -> str:
     writer.writeheader()
     writer.writerows(listed)
     return text.getvalue()
-
-
-def _check_folder(out: Path) -> None:
-    """Only a new folder, an empty one or an earlier analysis is written to."""
-    check_outside_runs(out)
-    known = _OWN | {f"{name}.csv" for name in _TABLES}
-    if out.exists() and not out.is_dir():
-        raise UserError(f"{out} is a file: choose another --out")
-    foreign = sorted(p.name for p in out.iterdir() if p.name not in known) if out.is_dir() else []
-    if foreign:
-        raise UserError(f"{out} holds other files ({foreign[0]}, ...): choose a new or empty folder as --out")

@@ -67,7 +67,8 @@ def analyze(
     """
     leave_it_to_the_first()
     from lvlm_radapt.analysis.mixing import open_guide
-    from lvlm_radapt.analysis.study import Asked, analyse
+    from lvlm_radapt.analysis.study import OURS, Asked, analyse
+    from lvlm_radapt.folders import check_own_folder
     from lvlm_radapt.models.load import is_encoder, is_robustified, load_any
 
     if (task is None) != (data is None):
@@ -76,6 +77,7 @@ def analyze(
         raise UserError("--data-shifted, --attack and --samples are for scores: give --task and --data with them")
     if is_robustified(model):
         raise UserError(f"{model} is robustified: the analysis is of plain towers, name its base")
+    check_own_folder(out, OURS)  # before models are opened for nothing
     protocol = protocol_of(preset, model)
     place = place_of(device, dtype, None, None, model=model)
     perturb = plan_of("embedding", protocol, place, eps=eps, steps=steps)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from lvlm_radapt.cli.app import console, progress_console
 from lvlm_radapt.cli.resuming import command_line, progress, resumable
 from lvlm_radapt.errors import UserError
+from lvlm_radapt.leftovers import state_of
 
 if TYPE_CHECKING:
     from lvlm_radapt.anchor import Anchor
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
 
 
 IMAGES = 2000  # as many as the paper learns from
+LEARNED = "learned.json"
+"""The note of how an anchor was learned, in the folder it is in."""
 
 
 @dataclass(frozen=True)
@@ -68,7 +71,7 @@ class AnchorChoice:
     @property
     def state(self) -> Path:
         """Where learning saves itself until the folder is written."""
-        return self.out.expanduser().with_name(f"{self.out.expanduser().name}.learning")
+        return state_of(self.out.expanduser(), "learning")
 
 
 @dataclass(frozen=True)
@@ -86,8 +89,10 @@ def made_anchor(choice: AnchorChoice, model: PixelModel) -> Iterator[MadeAnchor]
     if choice.config.anchor == "guided":
         yield _guided(choice, model)
     elif choice.config.anchor == "learned":
-        yield _learned(choice, model)
-        choice.state.unlink(missing_ok=True)
+        made, state = _learned(choice, model), choice.state
+        with resumable(command_line("--resume"), lambda: _saved(state)):
+            yield made
+        state.unlink(missing_ok=True)
     else:
         yield MadeAnchor(choice.config, None, {})
 
@@ -119,7 +124,7 @@ def _learned(choice: AnchorChoice, model: PixelModel) -> MadeAnchor:
         f"seed {settings.seed}"
     )
     config = dataclasses.replace(choice.config, alpha=found.alpha, anchor_from=origin)
-    return MadeAnchor(config, found.anchor, {"learned.json": notes_of(found, settings)})
+    return MadeAnchor(config, found.anchor, {LEARNED: notes_of(found, settings)})
 
 
 def _report(found: LearnedAnchor, settings: LearnSettings) -> None:

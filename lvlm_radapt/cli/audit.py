@@ -66,7 +66,7 @@ def audit(
     """
     leave_it_to_the_first()
     from eval_tasks.audit.page import audit_table
-    from eval_tasks.audit.run import run_audit
+    from eval_tasks.audit.run import run_audit, write_audit
 
     protocol = protocol_of(preset, model)
     place = place_of(device, dtype, quantize, device_map, model=model)
@@ -74,19 +74,21 @@ def audit(
     settings = settings_of(
         task, data, protocol, plan, samples=samples, seed=seed, batch_size=batch_size, tokenizer=tokenizer.value
     )
-    with JsonLines.to(log_json) as log, log.ended(), progress(log) as announce:
-        found = run_audit(
-            model,
-            settings,
-            out,
-            announce=announce,
-            tower=tower,
-            texts=texts,
-            command=command_line(),
-            **place,
-        )
-    if log_json == "-":
-        return
-    console.print(audit_table(found))
-    console.tell(f"report: {out / 'audit.html'}")
-    console.tell(f"verdict: {found.line()}")
+    with JsonLines.to(log_json) as log, log.ended():
+        with progress(log) as announce:
+            found = run_audit(
+                model,
+                settings,
+                out,
+                announce=announce,
+                tower=tower,
+                texts=texts,
+                command=command_line(),
+                **place,
+            )
+        if log_json != "-":  # before it is written: a full disk must not lose it
+            console.print(audit_table(found.audit))
+            console.tell(f"verdict: {found.audit.line()}")
+        write_audit(found, out)
+    if log_json != "-":
+        console.tell(f"report: {out / 'audit.html'}")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shlex
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -14,7 +13,7 @@ from lvlm_radapt.cli.app import app, console
 from lvlm_radapt.cli.group import Processes, is_first, say
 from lvlm_radapt.cli.options import DeviceOption, LogJsonOption
 from lvlm_radapt.cli.placing import device_named
-from lvlm_radapt.cli.resuming import progress, resumable
+from lvlm_radapt.cli.resuming import command_line, progress, resumable
 from lvlm_radapt.cli.tables import print_tables
 from lvlm_radapt.errors import Stopped
 from lvlm_radapt.progress import JsonLines
@@ -36,11 +35,10 @@ def demo(
     """
     from lvlm_radapt.demo import run_demo
 
-    again = f"lvlm-radapt demo --out {shlex.quote(str(out))} --samples {samples} --steps {steps}"
     try:
         with (
             JsonLines.to(log_json if is_first() else None) as log,
-            resumable(again),
+            resumable(command_line()),
             log.ended(),
             progress(log) as announce,
         ):

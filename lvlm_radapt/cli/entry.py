@@ -44,7 +44,8 @@ def main() -> None:
             raise
         code = 2
         fail(UserError(told))
-        _drop_stdout()
+        if error.filename is None:
+            _drop_stdout()
     except Stopped as stop:
         code = 128 + stop.signal_number
         say(f"stopped; {stop.advice}" if stop.advice else "stopped", once="stopped")

@@ -92,7 +92,10 @@ def finetune(
 
     from eval_tasks.eps import parse_eps
     from eval_tasks.presets import load_recipe
-    from lvlm_radapt.folders import check_new_folder
+    from eval_tasks.processes import Group
+    from lvlm_radapt.export import weight_bytes
+    from lvlm_radapt.folders import check_new_folder, made_before
+    from lvlm_radapt.leftovers import state_of
     from lvlm_radapt.models.load import is_encoder, is_robustified, load_any
     from lvlm_radapt.training.finetune import FinetuneSettings
     from lvlm_radapt.training.finetune import finetune as train
@@ -111,8 +114,12 @@ def finetune(
         raise UserError(f"{encoder} has no texts to classify by: --method {method.value} is for encoders, use fare")
     if features is not None and method is not MethodName.fare:
         raise UserError(f"--features is FARE's: --method {method.value} has none, leave it out")
-    target = check_new_folder(out)
-    state = target.with_name(f"{target.name}.training")
+    state = state_of(out.expanduser(), "training")
+    work = (Processes.group or Group()).work(str(out))
+    if resume and work.lead("made", lambda: made_before(out, state, LOG)):
+        console.tell(f"{out} was whole when the command was stopped")
+        return
+    work.lead("check", lambda: check_new_folder(out) and None)
     place = torch.device(device_named(device))
     written = getattr(torch, dtype.value)
     model = load_any(
@@ -134,14 +141,15 @@ def finetune(
         bf16=bf16,
         rank=rank,
     )
+    work.lead("room", lambda: check_new_folder(out, room=weight_bytes(model)) and None)
     together = Alone() if Processes.group is None else Together(place)
     with resumable(command_line("--resume"), lambda: _saved(state)), progress() as announce:
         log = train(model, found, settings, state=state, resume=resume, announce=announce, together=together)
         together.leave()
-    if not is_first():
-        return
-    model.hf.to(written)
-    save_twin(model, log, settings, found, target)
+        if not is_first():
+            return
+        model.hf.to(written)
+        save_twin(model, log, settings, found, out)
     state.unlink(missing_ok=True)
     before, after = log.probes[0], log.probes[-1]
     counted = "weights" if rank is None else "numbers of low rank"

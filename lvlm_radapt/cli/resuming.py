@@ -10,13 +10,13 @@ from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 from lvlm_radapt.cli.app import progress_console
-from lvlm_radapt.errors import Stopped, Unfinished, with_notes
+from lvlm_radapt.errors import NoRoom, Stopped, Unfinished, with_notes
 from lvlm_radapt.progress import Announce, JsonLines, bars
 
 
 @contextmanager
 def resumable(again: str, saved: Callable[[], str] = lambda: "what is done is saved") -> Iterator[None]:
-    """Inside, Ctrl-C and SIGTERM tell how to go on; so does memory that does not suffice for one image."""
+    """Inside, Ctrl-C and SIGTERM tell how to go on; so do a full disk, and memory too small for one image."""
     from attacks.auto_batch import out_of_memory
 
     try:
@@ -24,6 +24,8 @@ def resumable(again: str, saved: Callable[[], str] = lambda: "what is done is sa
     except Stopped as stop:
         stop.advice = f"{saved()}; go on with: {again}"
         raise
+    except NoRoom as error:
+        raise NoRoom(f"{error} and go on with: {again}; {saved()}") from error
     except (MemoryError, RuntimeError) as error:
         if not out_of_memory(error):
             raise

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from lvlm_radapt.cli.anchors import AnchorChoice, made_anchor
+from lvlm_radapt.cli.anchors import LEARNED, AnchorChoice, made_anchor
 from lvlm_radapt.cli.app import app, console
 from lvlm_radapt.cli.group import leave_it_to_the_first
 from lvlm_radapt.cli.options import (
@@ -123,9 +123,10 @@ def robustify(
     flags = dict(locals())
     leave_it_to_the_first()
     import lvlm_radapt as package
-    from eval_tasks.calibration import read_calibration, write_calibration
+    from eval_tasks.calibration import calibration_note, read_calibration
     from lvlm_radapt.checkpoint import save_adapter
-    from lvlm_radapt.folders import check_new_folder
+    from lvlm_radapt.export import weight_bytes
+    from lvlm_radapt.folders import check_new_folder, made_before
     from lvlm_radapt.models.load import is_encoder, is_robustified, load_any
 
     place = place_of(device, dtype, quantize, device_map, model=model, max_pixels=max_pixels)
@@ -165,6 +166,9 @@ def robustify(
     protected_already = is_robustified(model)
     if protected_already:
         _check_robustified(model, given, written_whole=export or fold)
+    if resume and made_before(out, choice.state, LEARNED):
+        console.tell(f"{out} was whole when the command was stopped")
+        return
     check_new_folder(out)
     encoder = is_encoder(model)
     if encoder and (export or fold):
@@ -172,16 +176,15 @@ def robustify(
             f"{model} is an image encoder: --export and --fold are for vision-language models, leave them out"
         )
     loaded = load_any(model, tower=tower, **place)
+    if export or fold:
+        check_new_folder(out, room=weight_bytes(loaded))  # before an anchor is learned for nothing
     with made_anchor(choice, loaded) as made:
+        notes = {**made.notes, **calibration_note(calibration)}
         protected = loaded if protected_already else package.robustify(loaded, made.config, made.anchor)
         if export or fold:
-            _write_model(protected, out, fold=fold)
-        else:
-            save_adapter(protected, out, notes=made.notes)
-        if calibration is not None:
-            write_calibration(calibration, out)
-        if export or fold:
+            _write_model(protected, out, notes, fold=fold)
             return
+        save_adapter(protected, out, notes=notes)
     console.tell(f"{out}: {model} protected by {made.config.describe()}")
     task, attack = ("imagefolder", "apgd-ce") if encoder else ("coco", "e2e")
     opened = place_flags(device, dtype, quantize, device_map)
@@ -202,13 +205,13 @@ def _check_robustified(model: str, given: list[str], *, written_whole: bool) -> 
         raise UserError(f"{model} is robustified already: use it as it is, or write it whole with --export or --fold")
 
 
-def _write_model(protected: Any, out: Path, *, fold: bool) -> None:
+def _write_model(protected: Any, out: Path, notes: dict[str, str], *, fold: bool) -> None:
     from lvlm_radapt.export import export_model
     from lvlm_radapt.fold import FILTER, fold_model
 
     config = protected.radapt
     if fold:
-        fold_model(protected, out)
+        fold_model(protected, out, notes=notes)
         console.tell(f"{out}: {protected.name} as plain weights, the {config.anchor} anchor folded in")
         if config.cutoff is not None:
             console.tell(
@@ -216,7 +219,7 @@ def _write_model(protected: Any, out: Path, *, fold: bool) -> None:
                 f"filter_image of {out / FILTER} first, or the model is only half protected.",
             )
         return
-    export_model(protected, out)
+    export_model(protected, out, notes=notes)
     console.tell(f"{out}: {protected.name} with {config.describe()} inside")
     console.tell(
         f"load: AutoModelForImageTextToText.from_pretrained({str(out)!r}, trust_remote_code=True); "

@@ -17,6 +17,7 @@ from lvlm_radapt.config import RAdaptConfig
 from lvlm_radapt.errors import UserError
 from lvlm_radapt.guides import guide_origin, guided_anchor, load_guide
 from lvlm_radapt.inject import injected_anchor, injected_config
+from lvlm_radapt.leftovers import state_of
 from lvlm_radapt.models.base import PixelModel
 from lvlm_radapt.models.load import is_encoder, load_any
 from lvlm_radapt.models.open_clip import is_open_clip
@@ -100,14 +101,13 @@ class Workshop:
     def _learned(self, row: RowSpec, how: Learn, config: RAdaptConfig, source: str) -> tuple[RAdaptConfig, Anchor]:
         """The row's settings and anchor, learned on its own model over `source`; from the adapter kept of that."""
         folder = self._kept(row, source, "anchor")
+        state = state_of(folder, "learning")
         if not folder.exists():
             given = {"steps": how.steps, "batch": how.batch, "eps": None if how.eps is None else parse_eps(how.eps)}
             settings = LearnSettings(**{key: value for key, value in given.items() if value is not None})  # type: ignore[arg-type]
             images = self.data(how.set) / (CLASSES if how.classes else IMAGES)
             files = image_files(images, limit=how.images, seed=settings.seed)
             model = self._undefended(row, source)
-            state = folder.with_name(f"{folder.name}.learning")
-            state.parent.mkdir(parents=True, exist_ok=True)
             found = learn_anchor(model, files, config, settings, state=state, resume=True, announce=self._announce)
             origin = (
                 f"{source}, {found.images} images ({found.digest[:8]}), eps {eps_text(settings.eps)}, "
@@ -116,7 +116,7 @@ class Workshop:
             own = replace(config, alpha=found.alpha, anchor_from=origin)
             notes = {"learned.json": notes_of(found, settings)}
             save_adapter(robustify(model, own, found.anchor), folder, notes=notes)
-            state.unlink(missing_ok=True)
+        state.unlink(missing_ok=True)
         kept = load_any(folder, **self._place)
         learned, anchor = injected_config(kept.hf), injected_anchor(kept.hf)
         if learned is None or anchor is None:
@@ -127,6 +127,7 @@ class Workshop:
         # once for all rows that differ in nothing but the defence on top
         first = next(one for one in self._comparison.rows if one.finetune == how)
         folder = self._kept(first, base, "weights")
+        state = state_of(folder, "training")
         if not folder.exists():
             recipe = load_recipe(how.recipe).changed(
                 eps=None if how.eps is None else parse_eps(how.eps), steps=how.steps, batch_size=how.batch, lr=how.lr
@@ -135,11 +136,9 @@ class Workshop:
             features: Features = "cls" if is_encoder(base) else "tokens"
             settings = FinetuneSettings(how.method, recipe, how.scope, features, how.seed, rank=how.rank)
             images = TrainingImages.of(self.data(how.set) / IMAGES, limit=how.images, seed=settings.seed, classes=False)
-            state = folder.with_name(f"{folder.name}.training.pt")
-            state.parent.mkdir(parents=True, exist_ok=True)
-            log = finetune(model, images, settings, state=state, announce=self._announce)
+            log = finetune(model, images, settings, state=state, resume=True, announce=self._announce)
             save_twin(model, log, settings, images, folder)
-            state.unlink(missing_ok=True)
+        state.unlink(missing_ok=True)
         return folder
 
     def _load(self, name: str, tower: str | None = None) -> PixelModel:

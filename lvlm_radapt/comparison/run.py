@@ -23,10 +23,11 @@ from lvlm_radapt.comparison.models import Workshop
 from lvlm_radapt.comparison.preset import Column, Comparison, RowSpec, slug
 from lvlm_radapt.documents import read_json
 from lvlm_radapt.errors import UserError
+from lvlm_radapt.folders import check_own_folder, claimed
 from lvlm_radapt.models.base import PixelModel
 from lvlm_radapt.progress import Announce
 from lvlm_radapt.tiny.dataset import CLASSES
-from lvlm_radapt.tuning.run import check_folder, stops_early
+from lvlm_radapt.tuning.run import stops_early
 
 PLAN = "plan.json"
 OURS = frozenset(
@@ -68,11 +69,10 @@ def run_comparison(
     a model which is not there.
     """
     protocol = load_protocol(comparison.protocol)
-    check_folder(out, OURS, resume=resume)
+    check_own_folder(out, OURS, resume=resume)
     workshop = Workshop(comparison, protocol, out, announce, **place)
     workshop.check()
     plans = {(c.title, eps): _plan(c, eps, comparison, place) for c in comparison.columns for eps in comparison.eps}
-    _keep_plan(comparison, out)
     runs: dict[Key, Run] = {}
     undefended: dict[str, PixelModel] = {}
 
@@ -101,26 +101,28 @@ def run_comparison(
             write_report([run], folder / "report.html")
         runs[row.name, column.title, threat, eps] = run
 
-    first = comparison.rows[0]
-    for row in comparison.rows:
-        # what has to be trained announces itself, before the row's own bar
-        models = {name: workshop.open(row, name) for name in dict.fromkeys(c.model for c in comparison.columns)}
-        if row is first:
-            undefended = models
-        tell = announce(row.name, len(plans) * 2 * comparison.samples)
-        for column in comparison.columns:
-            model, clean = models[column.model], dict[str, Scored]()
-            for eps in comparison.eps:
-                score(row, column, eps, "adaptive", model, clean=clean)
-                # asked for by the runner where there is no defence that could sleep; it crafts only the first row's
-                surrogate = undefended[column.model] if model.radapt is None else None
-                if row is not first:
-                    images = runs[first.name, column.title, _source(plans[column.title, eps]), eps].path
-                    score(row, column, eps, "transfer", model, clean=clean, surrogate=surrogate, images_from=images)
-                elif _source(plans[column.title, eps]) == "transfer":
-                    score(row, column, eps, "transfer", model, clean=clean, surrogate=surrogate)
-                else:
-                    tell(comparison.samples, "")
+    with claimed(out):
+        _keep_plan(comparison, out)
+        first = comparison.rows[0]
+        for row in comparison.rows:
+            # what has to be trained announces itself, before the row's own bar
+            models = {name: workshop.open(row, name) for name in dict.fromkeys(c.model for c in comparison.columns)}
+            if row is first:
+                undefended = models
+            tell = announce(row.name, len(plans) * 2 * comparison.samples)
+            for column in comparison.columns:
+                model, clean = models[column.model], dict[str, Scored]()
+                for eps in comparison.eps:
+                    score(row, column, eps, "adaptive", model, clean=clean)
+                    # asked for by the runner where there is no defence that could sleep; it crafts only the first row's
+                    surrogate = undefended[column.model] if model.radapt is None else None
+                    if row is not first:
+                        images = runs[first.name, column.title, _source(plans[column.title, eps]), eps].path
+                        score(row, column, eps, "transfer", model, clean=clean, surrogate=surrogate, images_from=images)
+                    elif _source(plans[column.title, eps]) == "transfer":
+                        score(row, column, eps, "transfer", model, clean=clean, surrogate=surrogate)
+                    else:
+                        tell(comparison.samples, "")
     return Compared(comparison, runs)
 
 
@@ -152,10 +154,6 @@ def _data(workshop: Workshop, column: Column) -> Path:
 
 def _keep_plan(comparison: Comparison, out: Path) -> None:
     """Write plan.json, or find the same one there: rows made by two plans are no comparison."""
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"cannot write {out}: {error.strerror or error}") from error
     wanted = json.loads(comparison.model_dump_json())
     if not (out / PLAN).is_file():
         write_text(out / PLAN, json.dumps(wanted, indent=1) + "\n")

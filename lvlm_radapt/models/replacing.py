@@ -7,7 +7,7 @@ import os
 from collections.abc import Sequence
 
 from lvlm_radapt.errors import UserError
-from lvlm_radapt.export import refuse_unwritable, save_stock
+from lvlm_radapt.export import refuse_unwritable, save_stock, weight_bytes
 from lvlm_radapt.folders import new_folder
 from lvlm_radapt.guides import load_guide
 from lvlm_radapt.models.base import PixelModel
@@ -35,7 +35,7 @@ def write_replaced(
         replace_parts(find_tower(model.hf), twin, parts)
     except UserError as error:
         raise UserError(f"{os.fspath(guide)} into {model.name}: {error}") from error
-    with new_folder(out) as folder:
+    with new_folder(out, room=weight_bytes(model)) as folder:
         save_stock(model, folder)
         record = {"model": model.label, "guide": os.fspath(guide), "parts": [*parts]}
         (folder / RECORD).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")

@@ -8,7 +8,7 @@ from dataclasses import asdict
 from importlib import metadata
 
 from eval_tasks.eps import eps_text
-from lvlm_radapt.export import refuse_unwritable, save_stock
+from lvlm_radapt.export import refuse_unwritable, save_stock, weight_bytes
 from lvlm_radapt.folders import new_folder
 from lvlm_radapt.models.base import LVLM, PixelModel
 from lvlm_radapt.training.finetune import FinetuneSettings, TrainingLog
@@ -42,7 +42,7 @@ def save_twin(
     """
     if isinstance(model, LVLM):
         refuse_unwritable(model)
-    with new_folder(out) as folder:
+    with new_folder(out, room=weight_bytes(model)) as folder:
         save_stock(model, folder)
         told = {
             "model": model.label,

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from lvlm_radapt.errors import UserError
+from lvlm_radapt.errors import NoRoom, UserError
+from lvlm_radapt.leftovers import sweep_beside
 from lvlm_radapt.locking import Lock
 from lvlm_radapt.models.weights import read_pickle
-from lvlm_radapt.writing import whole_file
+from lvlm_radapt.writing import whole_file, writing
 
 _THREADS = "number of CPU threads (OMP_NUM_THREADS)"  # the order of float sums depends on it
 
@@ -23,8 +25,8 @@ class StateFile:
     is the one that saves.
 
     As a context it is this launch's alone (UserError while another is at work on it), and saves the last state that
-    was noted also when a signal or an error ends the block; not after a UserError, such as a full disk or a loss that
-    diverges.
+    was noted also when its block ends: what comes after training may fail. Not after a UserError, such as a full disk
+    or a loss that diverges.
     """
 
     def __init__(
@@ -36,16 +38,19 @@ class StateFile:
         self._lock = Lock.of_file(path) if path is not None and writes else None
         self._saved = time.monotonic()
         self._last: Mapping[str, Any] | None = None
+        """What was noted and is not saved yet."""
 
     def __enter__(self) -> StateFile:
-        if self._lock is not None:
+        if self._lock is not None and self.path is not None:
             self._lock.claim()
+            sweep_beside(self.path)
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         try:
-            if kind is not None and not issubclass(kind, UserError) and self._last is not None:
-                self._write(self._last)
+            if self._last is not None and (kind is None or not issubclass(kind, UserError)):
+                with suppress(NoRoom) if kind is None else nullcontext():  # the result itself may still find room
+                    self._write(self._last)
         finally:
             if self._lock is not None:
                 self._lock.release()
@@ -81,14 +86,12 @@ class StateFile:
     def _write(self, state: Mapping[str, Any]) -> None:
         if self.path is None:
             return
-        try:
+        with writing(self.path):
             self.path.parent.mkdir(parents=True, exist_ok=True)
             with whole_file(self.path) as file:
                 torch.save({"identity": self.identity, "state": dict(state)}, file)
-        except (OSError, RuntimeError) as error:  # torch's writer has an error of its own for a full disk
-            reason = error.strerror if isinstance(error, OSError) else None
-            raise UserError(f"cannot write {self.path}: {reason or 'is the disk full?'}") from error
         self._saved = time.monotonic()
+        self._last = None
 
     def remove(self) -> None:
         """Takes the file away, if there is one."""

@@ -18,6 +18,7 @@ from eval_tasks.table import Row
 from eval_tasks.threads import on_recorded_threads
 from lvlm_radapt.config import RAdaptConfig
 from lvlm_radapt.errors import UserError
+from lvlm_radapt.folders import check_own_folder, claimed
 from lvlm_radapt.inject import remove
 from lvlm_radapt.models.base import PixelModel
 from lvlm_radapt.models.load import is_robustified, load_any
@@ -26,7 +27,6 @@ from lvlm_radapt.progress import Announce
 from lvlm_radapt.tuning.choose import Choice, best_pair, choose
 from lvlm_radapt.tuning.knobs import Sweep, point_name
 from lvlm_radapt.tuning.measured import Measured, measure, undefended_row
-from lvlm_radapt.writing import check_outside_runs
 
 RUNS = "runs"
 OURS = frozenset({RUNS, "tune.json", "points.csv", "curves.png", "tradeoff.png", "tune.html"})
@@ -73,7 +73,7 @@ def run_tune(
         raise UserError("tune needs an attack that makes answers wrong: choose e2e, embedding, ensemble or apgd-ce")
     if is_robustified(model):
         raise UserError(f"{model} has its settings already: tune the model it was made of")
-    check_folder(out, OURS, resume=resume)
+    check_own_folder(out, OURS, resume=resume)
     samples, _ = select(load_task(settings.task, settings.data), settings.samples, settings.seed)
     check_images(samples)
     calibration = calibration_on(samples, task=settings.task, data=settings.data)
@@ -103,33 +103,34 @@ def run_tune(
             write_report([run], run.path / "report.html")
         return run
 
-    undefended = [score("undefended", "adaptive", clean)]
-    if stops_early(plan):  # images that just fool one model: made to last, they are others
-        undefended.append(score("undefended", "transfer", clean, surrogate=opened))
-    else:
-        tell(len(samples), "")
-    images = undefended[-1].path
-    row = undefended_row(undefended[0])
-    before = row.clean.value or 0.0
+    with claimed(out):
+        undefended = [score("undefended", "adaptive", clean)]
+        if stops_early(plan):  # images that just fool one model: made to last, they are others
+            undefended.append(score("undefended", "transfer", clean, surrogate=opened))
+        else:
+            tell(len(samples), "")
+        images = undefended[-1].path
+        row = undefended_row(undefended[0])
+        before = row.clean.value or 0.0
 
-    def both(point: RAdaptConfig) -> Measured:
-        known: dict[str, Scored] = {}
-        robustify(opened, point)
-        try:
-            runs = [
-                score(point_name(point), "transfer", known, images_from=images),
-                score(point_name(point), "adaptive", known),
-            ]
-        finally:
-            remove(opened.hf)
-        return measure(point, undefended, *runs)
+        def both(point: RAdaptConfig) -> Measured:
+            known: dict[str, Scored] = {}
+            robustify(opened, point)
+            try:
+                runs = [
+                    score(point_name(point), "transfer", known, images_from=images),
+                    score(point_name(point), "adaptive", known),
+                ]
+            finally:
+                remove(opened.hf)
+            return measure(point, undefended, *runs)
 
-    measured = [both(point) for point in points]
-    pair = best_pair(sweep, measured, clean=before, max_loss=max_loss)
-    if pair not in points and (pair.cutoff is not None or pair.alpha):
-        measured.append(both(pair))
-    else:
-        tell(2 * len(samples), "")
+        measured = [both(point) for point in points]
+        pair = best_pair(sweep, measured, clean=before, max_loss=max_loss)
+        if pair not in points and (pair.cutoff is not None or pair.alpha):
+            measured.append(both(pair))
+        else:
+            tell(2 * len(samples), "")
     choice = choose(measured, clean=before, max_loss=max_loss, n=len(samples))
     return Tuning(opened.label, tower, settings, sweep, max_loss, calibration, row, tuple(measured), choice)
 
@@ -137,16 +138,3 @@ def run_tune(
 def stops_early(plan: AttackPlan) -> bool:
     """Whether the attack leaves an image alone as soon as the attacked model is wrong about it, when adaptive."""
     return plan.config.line is not None or plan.early_exit
-
-
-def check_folder(out: Path, ours: frozenset[str], *, resume: bool) -> None:
-    """UserError unless `out` is missing, empty or, to go on with `resume`, holds nothing but `ours`."""
-    check_outside_runs(out)
-    if out.is_file():
-        raise UserError(f"{out} is a file: choose another --out")
-    there = sorted(p.name for p in out.iterdir()) if out.is_dir() else []
-    foreign = [name for name in there if name not in ours]
-    if foreign:
-        raise UserError(f"{out} holds other files ({foreign[0]}, ...): choose an empty folder as --out")
-    if there and not resume:
-        raise UserError(f"{out} was begun already: use --resume to go on, or another --out")
