@@ -164,6 +164,8 @@ def load_base(name_or_path: str | os.PathLike[str], *, geometry: Geometry | None
         hint = hint or "; to add a family see 'Add a family' in the README"
         raise UserError(f"{name}: model_type {model_type!r} is not supported, only {known} are{hint}")
     family, hf_class = FAMILIES[model_type]
+    if opening.max_pixels is not None and not issubclass(family, QwenLVLM):
+        raise UserError(_FIXED_CANVAS.format(name=name))
     hf = _weights(getattr(transformers, hf_class), source, name, opening, stored=stored)
     tokenizer, image_processor = (
         open_tokenizer(source, name, **({} if stored is None else {"config": hf.config})),
@@ -175,8 +177,6 @@ def load_base(name_or_path: str | os.PathLike[str], *, geometry: Geometry | None
         check_layers(hf.config, name)
     if issubclass(family, QwenLVLM):
         image_processor = limited(image_processor, opening.max_pixels, name)
-    elif opening.max_pixels is not None:
-        raise UserError(_FIXED_CANVAS.format(name=name))
     if family is LlavaLVLM and getattr(image_processor, "do_pad", False):
         geometry = "pad"  # such a processor pads by itself, as that of a saved original LLaVA does
     image_token = tokenizer.convert_ids_to_tokens(hf.config.image_token_id)
