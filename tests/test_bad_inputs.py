@@ -202,7 +202,9 @@ CASES: dict[str, Case] = {
     "a preset that is none": evaluated({"--preset": "fair"}, "did you mean 'fare'"),
     "a task that is none": evaluated({"--task": "VQA"}, "unknown task"),
     "a device that is none": evaluated({"--device": "gpu"}, "is no device"),
-    "a surrogate without an attack": evaluated({"--attack": "none", "--surrogate": "tiny-clip"}, "need an attack"),
+    "a surrogate without an attack": evaluated(
+        {"--attack": "none", "--surrogate": "tiny-clip"}, "--surrogate needs an attack"
+    ),
     "a model that is none": (
         lambda at: ["eval", at.tmp / "nowhere", "--task", "coco", "--data", at.data, "--out", at.out],
         "nowhere",

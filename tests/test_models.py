@@ -583,8 +583,8 @@ def config_change(part: str | None, **values: int) -> Callable[[Path], None]:
 @pytest.mark.parametrize(
     ("damage", "said"),
     [
-        (truncated, "cannot load its weights: .*not fully covered"),
-        (no_weights_but_a_name, "cannot load its weights: .*too small"),
+        (truncated, "model.safetensors is cut short or damaged: .*not fully covered"),
+        (no_weights_but_a_name, "model.safetensors is cut short or damaged: .*too small"),
         (
             config_change("vision_config", intermediate_size=48),
             r"fc[12].* has shape \(.*64.*\) and the config asks for \(.*48.*\): one of the two is of another model",

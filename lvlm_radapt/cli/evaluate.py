@@ -127,7 +127,7 @@ def eval_(
         flags["attack"] or "none",
         protocol,
         place,
-        eps=flags["eps"] or "4/255",
+        eps="4/255" if flags["eps"] is None else flags["eps"],
         threat=threat.value if threat else None,
         norm=NormName(flags["norm"]) if flags["norm"] else None,
         **{name: flags[name] for name in ("steps", "target", "half", "early_exit")},
