@@ -131,7 +131,7 @@ class Run:
         One that is not there is no such image."""
         for record in self.samples:
             for under, wanted in record.kept.items():
-                path = self.path / under / image_name(record.id)
+                path = image_path(self.path, under, record.id)
                 if path.is_file():
                     _check_sum(path, record.id, wanted)
 
@@ -157,6 +157,15 @@ def image_name(sample_id: str) -> str:
         # "%-" is never produced by percent-encoding, so a shortened name cannot meet a whole one.
         name = name[:60] + "%-" + hashlib.sha256(sample_id.encode()).hexdigest()
     return name + ".png"
+
+
+def image_path(run: Path, under: str, sample_id: str) -> Path:
+    """Where a run's image is, or would be. UserError where links lead out of the run folder, which may come from
+    somebody else and must not show other files."""
+    path = run / under / image_name(sample_id)
+    if os.path.realpath(path) != os.path.join(os.path.realpath(run), under, path.name):
+        raise UserError(f"{path} is a link to another place: copy the image there, or remove the link")
+    return path
 
 
 class RunFolder:
@@ -255,7 +264,7 @@ class RunFolder:
         UserError for a sound file that is another image than the record's."""
         unsound = []
         for record in self._records().values():
-            path = self.path / "images" / image_name(record.id)
+            path = image_path(self.path, "images", record.id)
             if record.adversarial is None:
                 continue
             if not _is_sound(path):
@@ -307,7 +316,7 @@ class RunFolder:
 
     def load_image(self, sample_id: str, sha256: str | None = None) -> torch.Tensor:
         """The saved image, uint8 [3, H, W]; UserError when it is missing or damaged, or has another SHA-256."""
-        path = self.path / "images" / image_name(sample_id)
+        path = image_path(self.path, "images", sample_id)
         if path.is_file():
             _check_sum(path, sample_id, sha256)
         pixels = np.array(open_image(path))

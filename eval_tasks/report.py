@@ -20,7 +20,7 @@ from eval_tasks.eps import budget_text
 from eval_tasks.figures import DIFFERENCE_GAIN, difference_image, eps_panels, loss_panels, png_uri, text_uri
 from eval_tasks.metrics.intervals import LEAST
 from eval_tasks.pages import templates, write_text
-from eval_tasks.records import Run, SampleRecord, image_name
+from eval_tasks.records import Run, SampleRecord, image_path
 from eval_tasks.retrieval_table import COLUMNS as RECALL_COLUMNS
 from eval_tasks.retrieval_table import recall_rows
 from eval_tasks.run_facts import metric_of, model_label, setting, threat_of
@@ -324,8 +324,7 @@ def _split(run: Run) -> tuple[list[SampleRecord], list[SampleRecord]]:
         after = None if sample.adversarial is None else sample.adversarial.score
         if not clean or clean < 0 or after is None:
             continue  # nothing to lose, or nothing to compare
-        name = image_name(sample.id)
-        missing = sum(not (run.path / folder / name).is_file() for folder in ("images", "clean"))
+        missing = sum(not image_path(run.path, folder, sample.id).is_file() for folder in ("images", "clean"))
         if after < clean / 2:
             broken.append((missing, after - clean, sample))
         else:
@@ -335,7 +334,7 @@ def _split(run: Run) -> tuple[list[SampleRecord], list[SampleRecord]]:
 
 
 def _picture(run: Run, sample: SampleRecord) -> Picture:
-    clean, attacked = (_pixels(run.path / folder / image_name(sample.id)) for folder in ("clean", "images"))
+    clean, attacked = (_pixels(image_path(run.path, folder, sample.id)) for folder in ("clean", "images"))
     difference, linf = None, None if sample.adversarial is None else sample.adversarial.linf
     if clean is not None and attacked is not None and clean.shape == attacked.shape:
         difference = png_uri(difference_image(clean, attacked))

@@ -15,6 +15,7 @@ from eval_tasks.records import Run
 from eval_tasks.retrieval import DIRECTIONS
 from eval_tasks.run_facts import model_label, setting, threat_of
 from lvlm_radapt.errors import UserError
+from lvlm_radapt.markdown import as_text
 
 COLUMNS = ("Model", "Task", "Images", *(f"{words} R@{k}, %" for words in DIRECTIONS.values() for k in CUTS))
 
@@ -81,4 +82,4 @@ def recall_table(rows: Sequence[RecallRow]) -> rich.table.Table:
 def recall_markdown(rows: Sequence[RecallRow]) -> str:
     """A pipe table."""
     lines = [COLUMNS, ("---",) * 3 + ("---:",) * 6, *(row.texts() for row in rows)]
-    return "\n".join("| " + " | ".join(text.replace("|", r"\|") for text in line) + " |" for line in lines) + "\n"
+    return "\n".join("| " + " | ".join(as_text(text) for text in line) + " |" for line in lines) + "\n"

@@ -17,6 +17,7 @@ from rich.text import Text
 from eval_tasks.eps import budget_text
 from eval_tasks.metrics.bootstrap import Images, Interval, paired_difference_ci
 from eval_tasks.metrics.intervals import LEAST, count_images
+from lvlm_radapt.markdown import as_text
 
 UNDEFENDED = "n/a (undefended)"
 NO_SCORE = "n/a (no score)"
@@ -182,8 +183,8 @@ class Table:
     def to_markdown(self) -> str:
         """A pipe table, followed by what its columns mean."""
         lines = [COLUMNS, ("---",) * 3 + ("---:",) * 5 + ("---",), *(row.texts() for row in self.rows)]
-        body = "\n".join("| " + " | ".join(map(_markdown, line)) + " |" for line in lines)
-        remarks = " ".join([f"Preset {_markdown(self.preset)}. {LEGEND}", *map(_markdown, self.notes)])
+        body = "\n".join("| " + " | ".join(map(as_text, line)) + " |" for line in lines)
+        remarks = " ".join([f"Preset {as_text(self.preset)}. {LEGEND}", *map(as_text, self.notes)])
         return f"{body}\n\n{remarks}\n"
 
     def to_csv(self) -> str:
@@ -240,10 +241,3 @@ def _block(rows: Sequence[Row]) -> rich.table.Table:
         )
         table.add_row(label, *map(Text, lines))
     return table
-
-
-def _markdown(text: str) -> str:
-    text = " ".join(text.split())
-    for mark in ("\\", "|", "<", "*", "_", "`"):
-        text = text.replace(mark, "&lt;" if mark == "<" else "\\" + mark)
-    return text

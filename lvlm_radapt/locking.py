@@ -7,8 +7,10 @@ has none (Windows, some network drives) nothing is locked.
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import socket
+import stat
 from pathlib import Path
 from types import TracebackType
 
@@ -82,10 +84,18 @@ class Lock:
 
     def _take(self, kind: int, flags: int) -> bool:
         """Whether the file that was locked is still the one that is there."""
-        self._handle = os.open(self._path, os.O_RDWR | flags, 0o666)
         try:
+            self._handle = os.open(self._path, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | flags, 0o666)
+        except OSError as error:
+            if error.errno == errno.ELOOP:
+                raise self._strange() from error
+            raise
+        try:
+            mine = os.fstat(self._handle)
+            if not stat.S_ISREG(mine.st_mode) or mine.st_nlink > 1:
+                raise self._strange()
             self._lock(kind)
-            mine, there = os.fstat(self._handle), os.stat(self._path)
+            there = os.lstat(self._path)
             if (mine.st_dev, mine.st_ino) == (there.st_dev, there.st_ino):
                 return True
         except FileNotFoundError:
@@ -95,6 +105,10 @@ class Lock:
             raise
         self._close()  # the one that had it has just removed it
         return False
+
+    def _strange(self) -> UserError:
+        """For something that no launch has made, which must not be written to."""
+        return UserError(f"{self._path} is no lock of this program, but a link or no regular file: remove it")
 
     def _lock(self, kind: int) -> None:
         assert self._handle is not None

@@ -296,6 +296,20 @@ def test_the_transcript_holds_everything(picture: Path, tmp_path: Path) -> None:
         assert part in text
 
 
+def test_the_transcript_shows_what_was_said_as_text(picture: Path, tmp_path: Path) -> None:
+    session = Session(load_model("tiny-llava"), max_new_tokens=2)
+    session.model.name = "<b>m</b>"
+    session.begin(Image.open(picture).convert("RGB"), "a*b_<img src=x>\udcff.png")
+    session.ask("![a](http://evil.example/x) <script>\n# head | `x`", quiet)
+    session.save(tmp_path / "saved")
+    text = (tmp_path / "saved" / "transcript.md").read_text(encoding="utf-8")
+    assert "*Image a\\*b\\_&lt;img src=x>\\udcff.png*" in text
+    assert "> ![a]\\(http://evil.example/x) &lt;script> # head \\| \\`x\\`\n" in text
+    assert "<" not in text
+    saved = json.loads((tmp_path / "saved" / "transcript.json").read_text(encoding="utf-8"))
+    assert saved["events"][1]["question"].startswith("![a](http")
+
+
 # The terminal
 
 

@@ -135,3 +135,30 @@ def test_training_at_one_state_file_is_one_launch_s(tmp_path: Path) -> None:
     assert [p.name for p in tmp_path.iterdir()] == ["out.training"]
     with StateFile(path, {"seed": 0}) as later:
         assert later.begin(resume=True) == {"step": 1}
+
+
+@pytest.mark.parametrize("kind", ["link", "link to nothing", "hard link", "pipe", "folder"])
+def test_what_is_no_lock_is_refused_and_left_alone(tmp_path: Path, kind: str) -> None:
+    mine, lock = tmp_path / "thesis.tex", tmp_path / "run" / LOCK
+    lock.parent.mkdir()
+    if kind != "link to nothing":
+        mine.write_text("years of work")
+    if kind == "hard link":
+        os.link(mine, lock)
+    elif kind == "pipe":
+        os.mkfifo(lock)
+    elif kind == "folder":
+        lock.mkdir()
+    else:
+        lock.symlink_to(mine)
+    with Lock.of_folder(lock.parent) as taken:
+        if kind == "folder":  # it cannot be opened for writing, and nothing is locked
+            taken.claim()
+        else:
+            with pytest.raises(UserError, match="is no lock of this program"):
+                taken.claim()
+            with pytest.raises(UserError, match="is no lock of this program"):
+                taken.share()
+    assert lock.is_symlink() or lock.exists()
+    assert mine.exists() == (kind != "link to nothing")
+    assert kind == "link to nothing" or mine.read_text() == "years of work"

@@ -6,6 +6,7 @@ import io
 import json
 import os
 import re
+import shutil
 from collections.abc import Sequence
 from html.parser import HTMLParser
 from importlib import resources
@@ -718,6 +719,26 @@ def test_a_picture_that_is_not_the_runs_own_is_refused_by_sample(make: Maker, tm
             write_report([run], tmp_path / "report.html")
         assert "\n" not in str(caught.value)
         assert not (tmp_path / "report.html").exists()
+
+
+@pytest.mark.parametrize("under", ["images", "clean"])
+@pytest.mark.parametrize("whole", [False, True])
+def test_links_out_of_a_received_run_are_not_followed(make: Maker, tmp_path: Path, under: str, whole: bool) -> None:
+    run = make(spread(40, 2), RADAPT, attack(), images=True)
+    without_checksums(run.path)
+    (secret := tmp_path / "private").mkdir()
+    for picture in (run.path / under).iterdir():
+        (secret / picture.name).write_bytes(picture.read_bytes())
+    if whole:
+        shutil.rmtree(run.path / under)
+        (run.path / under).symlink_to(secret)
+    else:
+        linked = run.path / under / "s09.png"
+        linked.unlink()
+        linked.symlink_to(secret / "s09.png")
+    with pytest.raises(UserError, match=r"\.png is a link to another place"):
+        write_report([read_run(run.path)], tmp_path / "r.html")
+    assert not (tmp_path / "r.html").exists()
 
 
 def test_the_largest_change_is_measured_on_the_pictures(make: Maker, tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from lvlm_radapt.folders import new_folder
+from lvlm_radapt.markdown import as_text
 
 FORMAT, VERSION = "lvlm-radapt-chat", 1
 
@@ -34,8 +35,8 @@ def write_transcript(
     }
     with new_folder(folder) as inside:
         text = json.dumps(document, indent=2, ensure_ascii=False)
-        (inside / "transcript.json").write_text(text + "\n", encoding="utf-8")
-        (inside / "transcript.md").write_text(_markdown(document), encoding="utf-8")
+        (inside / "transcript.json").write_text(text + "\n", encoding="utf-8", errors="backslashreplace")
+        (inside / "transcript.md").write_text(_markdown(document), encoding="utf-8", errors="backslashreplace")
         for name, pixels in pictures.items():
             Image.fromarray(pixels.cpu().permute(1, 2, 0).contiguous().numpy()).save(inside / f"{name}.png")
 
@@ -43,7 +44,7 @@ def write_transcript(
 def _markdown(document: Mapping[str, Any]) -> str:
     defence = document["defence"]
     settings = "none" if defence is None else ", ".join(f"{key} {value}" for key, value in defence.items())
-    lines = [f"# Chat with {document['model']}", "", f"Defence: {settings}. Saved {document['saved']}.", ""]
+    lines = [f"# Chat with {as_text(document['model'])}", "", f"Defence: {settings}. Saved {document['saved']}.", ""]
     for event in document["events"]:
         lines += [*_lines(event), ""]
     lines += [f"![{name}]({file})" for name, file in document["images"].items()]
@@ -53,13 +54,13 @@ def _markdown(document: Mapping[str, Any]) -> str:
 def _lines(event: Mapping[str, Any]) -> list[str]:
     match event["kind"]:
         case "image":
-            return [f"*Image {event['file']}*"]
+            return [f"*Image {as_text(event['file'])}*"]
         case "turn":
             seen = " (attacked image)" if event["image"] == "adversarial" else ""
-            said = [f"- **{side}**{seen}: {_quoted(answer)}" for side, answer in event["answers"].items()]
-            return [f"> {_quoted(event['question'])}", "", *said]
+            said = [f"- **{side}**{seen}: {as_text(answer)}" for side, answer in event["answers"].items()]
+            return [f"> {as_text(event['question'])}", "", *said]
         case "attack":
-            aim = "its own answer" if event["target"] is None else f"target {event['target']!r}"
+            aim = "its own answer" if event["target"] is None else f"target {as_text(repr(event['target']))}"
             aim = "its image tokens" if event["loss"] == "embedding" else aim
             losses = f"loss {event['loss_before']:.3f} -> {event['loss_after']:.3f}"
             budget = f"Linf {event['eps_text']}, {event['steps']} steps"
@@ -67,8 +68,3 @@ def _lines(event: Mapping[str, Any]) -> list[str]:
         case "defend":
             return [f"*Defence {'on' if event['on'] else 'off'}*"]
     return ["*Conversation forgotten*"]
-
-
-def _quoted(text: str) -> str:
-    """On one line, and no HTML."""
-    return " ".join(text.split()).replace("<", "&lt;")

@@ -13,6 +13,7 @@ from lvlm_radapt.cli.group import leave_it_to_the_first
 from lvlm_radapt.cli.options import DeviceOption, DtypeOption, LogJsonOption, TableFormat
 from lvlm_radapt.cli.placing import place_of
 from lvlm_radapt.cli.resuming import command_line, progress, resumable
+from lvlm_radapt.printing import readable
 from lvlm_radapt.progress import JsonLines
 
 
@@ -66,7 +67,7 @@ def compare(
     if log_json == "-":
         return
     if form is TableFormat.markdown:
-        sys.stdout.write(table.to_markdown())
+        sys.stdout.write(readable(table.to_markdown()))
     elif form is TableFormat.csv:
         sys.stdout.write(table.to_csv())
     else:

@@ -22,6 +22,7 @@ from eval_tasks.records import Run, SampleRecord, images_of
 from eval_tasks.retained import retained_of
 from eval_tasks.table import METRICS, UNDEFENDED, Cell, difference_cell
 from lvlm_radapt.comparison.run import Compared
+from lvlm_radapt.markdown import as_text
 
 BETTER, WORSE = "\N{BLACK UP-POINTING TRIANGLE}", "\N{BLACK DOWN-POINTING TRIANGLE}"
 THREATS: tuple[Threat, ...] = ("transfer", "adaptive")
@@ -76,8 +77,8 @@ class ComparisonTable:
             head = ["defence", *self.headings]
             rows = [head, ["---", *["---:"] * len(self.headings)]]
             rows += [[line.name, *(_text(line.entries[title, h]) for h in self.headings)] for line in self.lines]
-            body = "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in rows)
-            parts.append(f"**{title}** ({about})\n\n{body}\n")
+            body = "\n".join("| " + " | ".join(as_text(cell) for cell in row) + " |" for row in rows)
+            parts.append(f"**{as_text(title)}** ({as_text(about)})\n\n{body}\n")
         return "\n".join([*parts, f"{self.settings}. {LEGEND}", *self.findings(), ""])
 
     def to_csv(self) -> str:

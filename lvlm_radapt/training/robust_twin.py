@@ -10,6 +10,7 @@ from importlib import metadata
 from eval_tasks.eps import eps_text
 from lvlm_radapt.export import refuse_unwritable, save_stock, weight_bytes
 from lvlm_radapt.folders import new_folder
+from lvlm_radapt.markdown import as_text
 from lvlm_radapt.models.base import LVLM, PixelModel
 from lvlm_radapt.training.finetune import FinetuneSettings, TrainingLog
 from lvlm_radapt.training.labelled import TrainingImages
@@ -51,7 +52,9 @@ def save_twin(
             **asdict(log),
         }
         (folder / LOG).write_text(json.dumps(told, indent=1) + "\n", encoding="utf-8")
-        (folder / CARD).write_text(model_card(model, log, settings, images) + more, encoding="utf-8")
+        (folder / CARD).write_text(
+            model_card(model, log, settings, images) + more, encoding="utf-8", errors="backslashreplace"
+        )
 
 
 def model_card(model: PixelModel, log: TrainingLog, settings: FinetuneSettings, images: TrainingImages) -> str:
@@ -84,9 +87,9 @@ def model_card(model: PixelModel, log: TrainingLog, settings: FinetuneSettings, 
             f"{after.robust:.3f}",
         ),
     ]
-    table = "\n".join(f"| {name} | {value} |" for name, value in rows)
+    table = "\n".join(f"| {name} | {as_text(value)} |" for name, value in rows)
     return (
-        f"# {model.label}, adversarially fine-tuned\n\n| | |\n|---|---|\n{table}\n\n"
+        f"# {as_text(model.label)}, adversarially fine-tuned\n\n| | |\n|---|---|\n{table}\n\n"
         "The last row is a look at the training itself, on few images and with its own attack; it is no measure of "
         f"robustness. `{LOG}` holds every step.\n"
     )
