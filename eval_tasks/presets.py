@@ -23,6 +23,7 @@ from eval_tasks.eps import parse_eps
 from eval_tasks.metrics.vqa import Style
 from eval_tasks.shipped import shipped_configs
 from eval_tasks.validation import first_problem, read_bytes, unknown_name
+from lvlm_radapt.bounds import MOST
 from lvlm_radapt.conversations import Conversation, conversation_of
 from lvlm_radapt.errors import UserError
 
@@ -79,8 +80,8 @@ class TaskConfig(_Config):
 class APGDSettings(_Part):
     """How APGD is run: `step_scale` is the first step in units of eps."""
 
-    steps: Annotated[int, Field(ge=1)]
-    restarts: Annotated[int, Field(ge=1)]
+    steps: Annotated[int, Field(ge=1, le=MOST)]
+    restarts: Annotated[int, Field(ge=1, le=MOST)]
     random_start: bool
     step_scale: Annotated[float, Field(gt=0)]
 
@@ -90,7 +91,7 @@ class EnsembleSettings(_Part):
     again from the best image, then each of `targets` (by the task's kind) made likely. The first ones run in `half`.
     """
 
-    references: Annotated[int, Field(ge=1)]
+    references: Annotated[int, Field(ge=1, le=MOST)]
     targets: dict[str, list[Annotated[str, Field(min_length=1)]]]
     half: Half | None
 
@@ -98,7 +99,7 @@ class EnsembleSettings(_Part):
 class PGDSettings(_Part):
     """How PGD is run: `step_scale` is the fixed step in units of eps."""
 
-    steps: Annotated[int, Field(ge=1)]
+    steps: Annotated[int, Field(ge=1, le=MOST)]
     random_start: bool
     step_scale: Annotated[float, Field(gt=0)]
 
@@ -122,8 +123,8 @@ class AttackConfig(_Config):
     ensemble: EnsembleSettings | None = None
     line: Annotated[list[Member], Field(min_length=1)] | None = None
     pgd: PGDSettings | None = None
-    fab_steps: Annotated[int, Field(ge=1)] | None = None
-    queries: Annotated[int, Field(ge=1)] | None = None
+    fab_steps: Annotated[int, Field(ge=1, le=MOST)] | None = None
+    queries: Annotated[int, Field(ge=1, le=MOST)] | None = None
 
     @model_validator(mode="after")
     def _consistent(self) -> AttackConfig:
@@ -160,8 +161,8 @@ class AttackConfig(_Config):
 class APGDOverride(_Part):
     """What a protocol changes in an attack's APGD settings; None leaves the attack's own value."""
 
-    steps: Annotated[int, Field(ge=1)] | None = None
-    restarts: Annotated[int, Field(ge=1)] | None = None
+    steps: Annotated[int, Field(ge=1, le=MOST)] | None = None
+    restarts: Annotated[int, Field(ge=1, le=MOST)] | None = None
     random_start: bool | None = None
     step_scale: Annotated[float, Field(gt=0)] | None = None
 
@@ -213,11 +214,11 @@ class Protocol(_Config):
     conversation: ConversationSettings | None
     """None: the checkpoint's own chat template."""
     seed: Annotated[int, Field(ge=0, lt=2**32)]
-    samples: Annotated[int, Field(ge=1)] | None
+    samples: Annotated[int, Field(ge=1, le=MOST)] | None
     """None: the whole set."""
     prompts: dict[str, str]
     """By task name or, for the others, by kind ("caption", "vqa", "choice")."""
-    max_new_tokens: dict[str, Annotated[int, Field(ge=1)]]
+    max_new_tokens: dict[str, Annotated[int, Field(ge=1, le=MOST)]]
     thresholds: dict[str, Threshold]
     vqa_styles: dict[str, Style] = {}
     """By task name: how answers are normalised before they are compared."""
@@ -309,14 +310,14 @@ class FinetuneRecipe(_Config):
 
     eps: Eps
     pgd_step: Eps
-    pgd_steps: Annotated[int, Field(ge=1)]
-    steps: Annotated[int, Field(ge=1)]
+    pgd_steps: Annotated[int, Field(ge=1, le=MOST)]
+    steps: Annotated[int, Field(ge=1, le=MOST)]
     warmup: Annotated[int, Field(ge=0)]
-    batch_size: Annotated[int, Field(ge=1)]
+    batch_size: Annotated[int, Field(ge=1, le=MOST)]
     lr: Annotated[float, Field(gt=0)]
     weight_decay: Annotated[float, Field(ge=0)]
     templates: Templates
-    probe_every: Annotated[int, Field(ge=1)]
+    probe_every: Annotated[int, Field(ge=1, le=MOST)]
 
     def changed(self, **values: float | None) -> FinetuneRecipe:
         """With those values that are not None. With other `steps` the warm-up keeps its share of them.

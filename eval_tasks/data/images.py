@@ -12,11 +12,11 @@ from typing import Protocol
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from lvlm_radapt.bounds import MOST_PIXELS
 from lvlm_radapt.documents import read_bytes
 from lvlm_radapt.errors import UserError
 
-# Pillow's own default limit, kept here so that a program that lifts Pillow's does not lift ours.
-MAX_PIXELS = 89_478_485
+MAX_PIXELS = MOST_PIXELS
 # Padded to a square, or with its short side scaled up to a canvas, a strip would fill the memory.
 MAX_SIDE = 16_384
 MAX_ASPECT = 300

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from eval_tasks.data.rows import RowImage
+from lvlm_radapt.bounds import MOST_LETTERS
+from lvlm_radapt.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -23,6 +25,13 @@ class Sample:
     question: str | None
     references: tuple[str, ...]
     position: int = 0
+
+    def __post_init__(self) -> None:
+        longest = max(map(len, (self.id, self.question or "", *self.references)))
+        if longest > MOST_LETTERS:
+            raise UserError(
+                f"sample {self.id[:60]} has a text of {longest} characters: at most {MOST_LETTERS} can be used"
+            )
 
 
 def natural_key(sample_id: str) -> tuple[int, int, str, str]:

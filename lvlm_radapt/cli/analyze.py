@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from lvlm_radapt.bounds import MOST
 from lvlm_radapt.cli.app import app, console
 from lvlm_radapt.cli.asking import plan_of, protocol_of, settings_of
 from lvlm_radapt.cli.group import leave_it_to_the_first
@@ -51,11 +52,13 @@ def analyze(
     ] = None,
     eps: EpsOption = "4/255",
     steps: StepsOption = None,
-    samples: Annotated[int | None, typer.Option(help="How many samples are scored; the preset's if left out.")] = None,
-    image_count: Annotated[int, typer.Option(min=1, help="How many of the images are used at most.")] = 64,
+    samples: Annotated[
+        int | None, typer.Option(max=MOST, help="How many samples are scored; the preset's if left out.")
+    ] = None,
+    image_count: Annotated[int, typer.Option(min=1, max=MOST, help="How many of the images are used at most.")] = 64,
     seed: SeedOption = None,
     preset: PresetOption = None,
-    batch_size: Annotated[int, typer.Option(min=1, help="Images at a time.")] = 32,
+    batch_size: Annotated[int, typer.Option(min=1, max=MOST, help="Images at a time.")] = 32,
     tower: TowerOption = None,
     device: DeviceOption = "auto",
     dtype: DtypeOption = None,

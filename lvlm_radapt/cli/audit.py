@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from lvlm_radapt.bounds import MOST
 from lvlm_radapt.cli.app import app, console
 from lvlm_radapt.cli.asking import plan_of, protocol_of, settings_of
 from lvlm_radapt.cli.group import leave_it_to_the_first
@@ -46,10 +47,10 @@ def audit(
     eps: EpsOption = "4/255",
     norm: NormOption = None,
     steps: StepsOption = None,
-    samples: Annotated[int, typer.Option(min=2, help="How many samples; more of them prove more.")] = 16,
+    samples: Annotated[int, typer.Option(min=2, max=MOST, help="How many samples; more of them prove more.")] = 16,
     seed: SeedOption = None,
     preset: PresetOption = None,
-    batch_size: Annotated[int, typer.Option(min=1, help="Images at a time.")] = 16,
+    batch_size: Annotated[int, typer.Option(min=1, max=MOST, help="Images at a time.")] = 16,
     tokenizer: TokenizerOption = TokenizerChoice.ptb,
     tower: TowerOption = None,
     texts: TextsOption = None,

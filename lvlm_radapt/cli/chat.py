@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from lvlm_radapt.bounds import MOST
 from lvlm_radapt.cli.app import app, console
 from lvlm_radapt.cli.options import (
     ConversationOption,
@@ -36,7 +37,7 @@ def chat(
         str | None, typer.Option(help="For --web: whom to listen to; 127.0.0.1, this machine alone.")
     ] = None,
     port: Annotated[int | None, typer.Option(min=0, max=65535, help="For --web: 7860, 0 for any free one.")] = None,
-    max_new_tokens: Annotated[int, typer.Option(min=1, help="The longest answer, in tokens.")] = 256,
+    max_new_tokens: Annotated[int, typer.Option(min=1, max=MOST, help="The longest answer, in tokens.")] = 256,
     device: DeviceOption = "auto",
     device_map: DeviceMapOption = None,
     dtype: DtypeOption = None,

@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from lvlm_radapt.bounds import MOST
 from lvlm_radapt.cli.app import app, console
 from lvlm_radapt.cli.group import leave_it_to_the_first
 from lvlm_radapt.cli.options import DeviceOption, DtypeOption, LogJsonOption, TableFormat
@@ -23,8 +24,12 @@ def compare(
         str, typer.Argument(metavar="PRESET", help="A comparison (lvlm-radapt list presets), or your own YAML file.")
     ],
     out: Annotated[Path, typer.Option(help="A new or empty folder for scenes, models, runs and the table.")],
-    samples: Annotated[int | None, typer.Option(min=2, help="A column; the preset's number if left out.")] = None,
-    steps: Annotated[int | None, typer.Option(min=1, help="Of every attack; the preset's number if left out.")] = None,
+    samples: Annotated[
+        int | None, typer.Option(min=2, max=MOST, help="A column; the preset's number if left out.")
+    ] = None,
+    steps: Annotated[
+        int | None, typer.Option(min=1, max=MOST, help="Of every attack; the preset's number if left out.")
+    ] = None,
     eps: Annotated[
         str | None, typer.Option(help="Budgets with commas: 2/255,4/255,8/255; the preset's if left out.")
     ] = None,

@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from lvlm_radapt.bounds import MOST
 from lvlm_radapt.cli.app import console, data_app, progress_console
 from lvlm_radapt.cli.group import leave_it_to_the_first
 from lvlm_radapt.cli.options import SplitName
@@ -18,14 +19,17 @@ from lvlm_radapt.errors import UserError
 @data_app.command("scenes")
 def scenes(
     out: Annotated[Path, typer.Option(help="A new or empty folder.")],
-    count: Annotated[int, typer.Option(min=2, help="How many scenes.")] = 500,
+    count: Annotated[int, typer.Option(min=2, max=MOST, help="How many scenes.")] = 500,
     split: Annotated[
         SplitName, typer.Option(help="Disjoint by content: validation to choose settings on, test to score them.")
     ] = SplitName.test,
     seed: Annotated[int, typer.Option(min=0, help="Another seed, other scenes.")] = 0,
     mixed: Annotated[bool, typer.Option("--mixed", help="Three aspect ratios instead of squares.")] = False,
     per_class: Annotated[
-        int, typer.Option(min=0, help="Images of each of 36 classes for the task imagefolder, in OUT/classes; 0: none.")
+        int,
+        typer.Option(
+            min=0, max=MOST, help="Images of each of 36 classes for the task imagefolder, in OUT/classes; 0: none."
+        ),
     ] = 8,
     shifted: Annotated[
         bool, typer.Option("--shifted", help="Unlike the training scenes: new textures, held-out pairs in each.")
@@ -55,7 +59,7 @@ def scenes(
 def check(
     task: Annotated[str, typer.Argument(metavar="TASK", help="lvlm-radapt list tasks names them.")],
     data: Annotated[Path, typer.Option(help="The task's data folder.")],
-    samples: Annotated[int | None, typer.Option(help="Only what eval with that many would draw.")] = None,
+    samples: Annotated[int | None, typer.Option(max=MOST, help="Only what eval with that many would draw.")] = None,
     seed: Annotated[int, typer.Option(help="Draws the samples.")] = 42,
 ) -> None:
     """Tell what is in a data folder, what is missing or damaged, and the layout wanted; no model is loaded.

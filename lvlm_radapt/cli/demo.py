@@ -9,6 +9,7 @@ from typing import Annotated
 
 import typer
 
+from lvlm_radapt.bounds import MOST
 from lvlm_radapt.cli.app import app, console
 from lvlm_radapt.cli.group import Processes, is_first, say
 from lvlm_radapt.cli.options import DeviceOption, LogJsonOption
@@ -24,8 +25,8 @@ def demo(
     out: Annotated[Path, typer.Option(help="Where everything is written; run again to continue.")] = Path(
         "lvlm-radapt-demo"
     ),
-    samples: Annotated[int, typer.Option(min=2, help="Scenes a model is scored on, each task.")] = 64,
-    steps: Annotated[int, typer.Option(min=1, help="APGD steps.")] = 20,
+    samples: Annotated[int, typer.Option(min=2, max=MOST, help="Scenes a model is scored on, each task.")] = 64,
+    steps: Annotated[int, typer.Option(min=1, max=MOST, help="APGD steps.")] = 20,
     device: DeviceOption = "auto",
     log_json: LogJsonOption = None,
 ) -> None:

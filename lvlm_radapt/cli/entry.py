@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import io
 import os
+import re
 import sys
 from typing import Any
 
@@ -46,6 +47,11 @@ def main() -> None:
         fail(UserError(told))
         if error.filename is None:
             _drop_stdout()
+    except (MemoryError, RuntimeError) as error:
+        if not isinstance(error, MemoryError) and not _NO_MEMORY.search(str(error)):
+            raise
+        code = 2
+        fail(UserError("out of memory: give smaller images, a smaller model or --batch-size, or free some"))
     except Stopped as stop:
         code = 128 + stop.signal_number
         say(f"stopped; {stop.advice}" if stop.advice else "stopped", once="stopped")
@@ -63,6 +69,7 @@ def _take_any_text() -> None:
             stream.reconfigure(errors=errors)
 
 
+_NO_MEMORY = re.compile("can't allocate memory|out of memory")  # torch's words on CPU and GPU
 _UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EBADF)
 
 

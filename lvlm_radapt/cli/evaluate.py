@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
+from lvlm_radapt.bounds import MOST
 from lvlm_radapt.cli.app import app, console
 from lvlm_radapt.cli.asking import plan_of, protocol_of, settings_of
 from lvlm_radapt.cli.group import Processes, is_first
@@ -70,11 +71,15 @@ def eval_(
     ] = None,
     norm: NormOption = None,
     steps: StepsOption = None,
-    samples: Annotated[int | None, typer.Option(help="How many samples; the preset's number if left out.")] = None,
+    samples: Annotated[
+        int | None, typer.Option(max=MOST, help="How many samples; the preset's number if left out.")
+    ] = None,
     seed: SeedOption = None,
     preset: PresetOption = None,
-    batch_size: Annotated[int, typer.Option(min=1, help="Images at a time.")] = 32,
-    chunk_size: Annotated[int, typer.Option(min=1, help="Samples of a unit of work; a kill costs at most one.")] = 64,
+    batch_size: Annotated[int, typer.Option(min=1, max=MOST, help="Images at a time.")] = 32,
+    chunk_size: Annotated[
+        int, typer.Option(min=1, max=MOST, help="Samples of a unit of work; a kill costs at most one.")
+    ] = 64,
     tokenizer: TokenizerOption = TokenizerChoice.ptb,
     tower: TowerOption = None,
     texts: TextsOption = None,

@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from lvlm_radapt.bounds import MOST
 from lvlm_radapt.cli.app import app, console, progress_console
 from lvlm_radapt.cli.group import Processes, is_first
 from lvlm_radapt.cli.options import ConversationOption, DeviceOption, Dtype, MaxPixelsOption
@@ -67,12 +68,16 @@ def finetune(
         str | None, typer.Option(help="Recipe, by name or YAML file; scenes for embedded models, published for others.")
     ] = None,
     eps: Annotated[str | None, typer.Option(help="Linf budget: 2/255, 4/255 ...; the preset's if left out.")] = None,
-    steps: Annotated[int | None, typer.Option(min=1, help="Training steps; the preset's if left out.")] = None,
+    steps: Annotated[
+        int | None, typer.Option(min=1, max=MOST, help="Training steps; the preset's if left out.")
+    ] = None,
     batch_size: Annotated[
-        int | None, typer.Option(min=1, help="Images a step, over all processes; the preset's if left out.")
+        int | None, typer.Option(min=1, max=MOST, help="Images a step, over all processes; the preset's if left out.")
     ] = None,
     lr: Annotated[float | None, typer.Option(help="Highest learning rate; the preset's if left out.")] = None,
-    limit: Annotated[int | None, typer.Option(min=2, help="At most so many images, drawn by the seed.")] = None,
+    limit: Annotated[
+        int | None, typer.Option(min=2, max=MOST, help="At most so many images, drawn by the seed.")
+    ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Draws images, batches and starting noise.")] = 0,
     bf16: Annotated[bool, typer.Option("--bf16", help="Run the networks under bfloat16 autocast.")] = False,
     resume: Annotated[bool, typer.Option("--resume", help="Go on where this command was stopped.")] = False,

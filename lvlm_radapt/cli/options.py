@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from lvlm_radapt.bounds import MOST
+
 
 class ThreatName(StrEnum):
     adaptive = "adaptive"
@@ -120,7 +122,7 @@ EpsOption = Annotated[
     str, typer.Option(help="Budget in [0, 1] pixel units, 1/255 or more: 4/255, 0.0157; under L2 a length: 2.0.")
 ]
 NormOption = Annotated[NormName | None, typer.Option(help="Of the budget; the attack's own if left out.")]
-StepsOption = Annotated[int | None, typer.Option(help="Gradient steps; the attack's own number if left out.")]
+StepsOption = Annotated[int | None, typer.Option(max=MOST, help="Gradient steps; the attack's own number if left out.")]
 SeedOption = Annotated[int | None, typer.Option(help="Draws the samples and the noise; the preset's if left out.")]
 PresetOption = Annotated[
     str | None, typer.Option(help="Protocol, by name or YAML file; scenes for embedded models, native for others.")

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
+from lvlm_radapt.bounds import MOST
 from lvlm_radapt.cli.anchors import LEARNED, AnchorChoice, made_anchor
 from lvlm_radapt.cli.app import app, console
 from lvlm_radapt.cli.group import leave_it_to_the_first
@@ -62,7 +63,7 @@ def robustify(
     ] = None,
     learn_images: Annotated[
         int | None,
-        typer.Option(min=1, help="How many of them, at most.", show_default="2000", rich_help_panel=_LEARNED),
+        typer.Option(min=1, max=MOST, help="How many of them, at most.", show_default="2000", rich_help_panel=_LEARNED),
     ] = None,
     learn_eps: Annotated[
         str | None,
@@ -71,10 +72,10 @@ def robustify(
         ),
     ] = None,
     learn_steps: Annotated[
-        int | None, typer.Option(help="Updates of the anchor.", show_default="200", rich_help_panel=_LEARNED)
+        int | None, typer.Option(max=MOST, help="Updates of the anchor.", show_default="200", rich_help_panel=_LEARNED)
     ] = None,
     learn_batch: Annotated[
-        int | None, typer.Option(help="Images of an update.", show_default="32", rich_help_panel=_LEARNED)
+        int | None, typer.Option(max=MOST, help="Images of an update.", show_default="32", rich_help_panel=_LEARNED)
     ] = None,
     learn_rate: Annotated[
         float | None,

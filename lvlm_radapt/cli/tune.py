@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from lvlm_radapt.bounds import MOST
 from lvlm_radapt.cli.app import app, console
 from lvlm_radapt.cli.asking import plan_of, protocol_of, settings_of
 from lvlm_radapt.cli.group import leave_it_to_the_first
@@ -43,11 +44,11 @@ def tune(
     ] = 2.0,
     attack: Annotated[str, typer.Option(help="A white-box attack (lvlm-radapt list attacks).")] = "e2e",
     eps: EpsOption = "4/255",
-    steps: Annotated[int, typer.Option(min=1, help="Gradient steps.")] = 20,
-    samples: Annotated[int, typer.Option(min=2, help="Calibration samples; more of them prove more.")] = 128,
+    steps: Annotated[int, typer.Option(min=1, max=MOST, help="Gradient steps.")] = 20,
+    samples: Annotated[int, typer.Option(min=2, max=MOST, help="Calibration samples; more of them prove more.")] = 128,
     seed: SeedOption = None,
     preset: PresetOption = None,
-    batch_size: Annotated[int, typer.Option(min=1, help="Images at a time.")] = 32,
+    batch_size: Annotated[int, typer.Option(min=1, max=MOST, help="Images at a time.")] = 32,
     tower: TowerOption = None,
     device: DeviceOption = "auto",
     device_map: DeviceMapOption = None,

@@ -9,6 +9,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 
 from eval_tasks.eps import parse_eps
 from eval_tasks.presets import load_preset
+from lvlm_radapt.bounds import MOST
 from lvlm_radapt.config import RAdaptConfig
 from lvlm_radapt.documents import first_problem
 from lvlm_radapt.errors import UserError
@@ -64,11 +65,11 @@ class Learn(_Part):
 
     set: str
     classes: bool = False
-    images: Annotated[int, Field(ge=8)] = 2000
+    images: Annotated[int, Field(ge=8, le=MOST)] = 2000
     model: str | None = None
     eps: str | None = None
-    steps: Annotated[int, Field(ge=1)] | None = None
-    batch: Annotated[int, Field(ge=1)] | None = None
+    steps: Annotated[int, Field(ge=1, le=MOST)] | None = None
+    batch: Annotated[int, Field(ge=1, le=MOST)] | None = None
 
 
 class Finetune(_Part):
@@ -77,14 +78,14 @@ class Finetune(_Part):
 
     method: Literal["fare"] = "fare"
     scope: Annotated[str, Field(min_length=1)] = WHOLE
-    rank: Annotated[int, Field(ge=1)] | None = None
+    rank: Annotated[int, Field(ge=1, le=MOST)] | None = None
     recipe: str
     seed: Annotated[int, Field(ge=0)] = 0
     set: str
-    images: Annotated[int, Field(ge=8)] = 2000
+    images: Annotated[int, Field(ge=8, le=MOST)] = 2000
     eps: str | None = None
-    steps: Annotated[int, Field(ge=1)] | None = None
-    batch: Annotated[int, Field(ge=1)] | None = None
+    steps: Annotated[int, Field(ge=1, le=MOST)] | None = None
+    batch: Annotated[int, Field(ge=1, le=MOST)] | None = None
     lr: Annotated[float, Field(gt=0)] | None = None
 
 
@@ -129,8 +130,8 @@ class Comparison(_Part):
     name: Name
     description: str
     protocol: str
-    samples: Annotated[int, Field(ge=2)]
-    steps: Annotated[int, Field(ge=1)]
+    samples: Annotated[int, Field(ge=2, le=MOST)]
+    steps: Annotated[int, Field(ge=1, le=MOST)]
     eps: Annotated[list[str], Field(min_length=1)]
     sets: Annotated[dict[SetName, SceneSet], Field(min_length=1)]
     columns: Annotated[list[Column], Field(min_length=1)]

@@ -131,9 +131,7 @@ def finetune(
     try:
         with _trained(model, settings) as weights, file:
             work = _Work(model, objective, images, settings, together, weights)
-            begun = file.begin(resume=resume)
-            if begun is not None:
-                work.restore(begun)
+            file.resume(work.restore, resume=resume)
             log = work.log
             advance = announce("fine-tuning", recipe.steps) if announce else lambda done, what: None
             batches = batches_from(model, images.files, recipe.batch_size, seed=settings.seed, skip=len(log.losses))

@@ -144,14 +144,13 @@ def learn_anchor(
     digest = images_digest(images)
     kept = StateFile(state, _identity(model, config, settings, digest), every=save_every)
     with kept:
-        saved = kept.begin(resume=resume)
+        kept.begin(resume=resume)  # a mistake there shows before anything is measured
         start = white_anchor(model.hf, model.image_mean, model.image_std)
         inject(model.hf, config, start)
         try:
             watched = [load_pixels(model, f) for f in canvas_batches(model, held, settings.batch)]
             work = _Learning(model, settings, watched)
-            if saved is not None:
-                work.restore(saved)
+            kept.resume(work.restore, resume=resume)
             _work_on(work, files, kept, announce)
             anchor = dataclasses.replace(start, values=work.values.detach().cpu())
             alpha = float(work.alpha.detach()) if settings.learn_alpha else config.alpha

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Any
@@ -65,7 +65,9 @@ class StateFile:
         try:
             content = read_pickle(self.path)
             identity, state = content["identity"], content["state"]
-        except (UserError, KeyError, TypeError) as error:
+            if not isinstance(identity, dict) or not isinstance(state, dict):
+                raise TypeError("no dictionary")
+        except (UserError, LookupError, TypeError) as error:
             raise UserError(f"{self.path} is damaged: remove it and begin anew") from error
         for name in {**identity, **self.identity}:
             was, now = identity.get(name), self.identity.get(name)
@@ -75,6 +77,17 @@ class StateFile:
                     "one, or remove the file"
                 )
         return state
+
+    def resume(self, restore: Callable[[dict[str, Any]], None], *, resume: bool) -> None:
+        """Give the state to go on from to `restore`, if there is one. UserError as for `begin`, and where `restore`
+        cannot do anything with it: the file may hold any values."""
+        state = self.begin(resume=resume)
+        if state is None:
+            return
+        try:
+            restore(state)
+        except (LookupError, TypeError, ValueError, AttributeError, RuntimeError, ArithmeticError) as error:
+            raise UserError(f"{self.path} is damaged: remove it and begin anew") from error
 
     def note(self, state: Mapping[str, Any]) -> None:
         """`state`, which nothing changes any more, is the one to go on from; saved if it is time. UserError when that

@@ -15,6 +15,7 @@ import matplotlib
 import rich.box
 import rich.table
 from matplotlib.figure import Figure
+from pydantic import BaseModel, ConfigDict
 from rich.text import Text
 
 from eval_tasks.calibration import Calibration
@@ -24,7 +25,7 @@ from eval_tasks.metrics import Interval
 from eval_tasks.pages import write_page, write_text
 from eval_tasks.table import METRICS, Cell
 from lvlm_radapt.config import RAdaptConfig
-from lvlm_radapt.documents import read_json
+from lvlm_radapt.documents import read_json, validated
 from lvlm_radapt.errors import UserError
 from lvlm_radapt.plots.tuning import clean_robust_curves, tradeoff
 from lvlm_radapt.tuning.knobs import DEFAULT, point_text, settled
@@ -105,6 +106,22 @@ def table(tuning: Tuning) -> rich.table.Table:
     return made
 
 
+class _Recommendation(BaseModel):
+    model_config = ConfigDict(strict=True, extra="ignore")
+
+    radapt: dict[str, Any] | None
+    said: str
+
+
+class _Tuned(BaseModel):
+    """What is read of a tune.json."""
+
+    model_config = ConfigDict(strict=True, extra="ignore")
+
+    recommendation: _Recommendation
+    calibration: Calibration
+
+
 def recommended(folder: Path) -> tuple[RAdaptConfig, Calibration]:
     """The settings that a tuning recommends, and what it calibrated on.
 
@@ -116,17 +133,13 @@ def recommended(folder: Path) -> tuple[RAdaptConfig, Calibration]:
     content = read_json(path)
     if content.get("format") != FORMAT or content.get("version") != VERSION:
         raise UserError(f"{path} is no tuning that this program reads: run tune again")
+    tuning = validated(_Tuned, content, path)
+    if tuning.recommendation.radapt is None:
+        raise UserError(f"{path} recommends no setting: {tuning.recommendation.said}")
     try:
-        settings, said = content["recommendation"]["radapt"], content["recommendation"]["said"]
-        if settings is None:
-            raise UserError(f"{path} recommends no setting: {said}")
-        return RAdaptConfig.from_dict(settings), Calibration.model_validate(content["calibration"])
-    except (KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{path} is damaged: it lacks its recommendation") from error
-    except ValueError as error:
-        if isinstance(error, UserError):
-            raise
-        raise UserError(f"{path} is damaged: {' '.join(str(error).split())}") from error
+        return RAdaptConfig.from_dict(tuning.recommendation.radapt), tuning.calibration
+    except UserError as error:
+        raise UserError(f"{path} is damaged: {error}") from error
 
 
 def _document(tuning: Tuning, out: Path, *, model: str, command: str) -> dict[str, Any]:
