@@ -264,6 +264,8 @@ def _anchor(root: Path, settings: _Settings) -> Anchor | None:
         raise UserError(f"{path} is damaged: it holds {sorted(tensors) or 'nothing'}")
     if settings.anchor is None:
         return None
+    if tensors["anchor"].dtype != torch.float32 or tensors["anchor"].ndim != 2:
+        raise UserError(f"{path} is damaged: the anchor is no table of float32 numbers")
     return Anchor(tensors["anchor"], grid=settings.anchor.grid, prefix_tokens=settings.anchor.prefix_tokens)
 
 

@@ -21,6 +21,7 @@ from lvlm_radapt.models.llava import LlavaLVLM
 from lvlm_radapt.models.llava_next import LlavaNextLVLM
 from lvlm_radapt.models.onevision import LlavaOnevisionLVLM
 from lvlm_radapt.models.opening import Attention, DeviceMap, Opening, OpeningError, building, opening_errors
+from lvlm_radapt.models.processor_config import check_processor
 from lvlm_radapt.models.quantised import Quantisation
 from lvlm_radapt.models.qwen import QwenLVLM, limited
 from lvlm_radapt.models.qwen3 import Qwen3LVLM
@@ -204,6 +205,10 @@ def read_generation_config(hf: Any, source: str, name: str) -> None:
             hf.generation_config = transformers.GenerationConfig.from_pretrained(source)
     except OpeningError as error:
         raise UserError(f"{name}: cannot read its generation_config.json: {error}") from error
+    ends = hf.generation_config.eos_token_id
+    each = ends if isinstance(ends, list) else [] if ends is None else [ends]
+    if not all(isinstance(one, int) and not isinstance(one, bool) for one in each):
+        raise UserError(f"{name}: generation_config.json has eos_token_id {str(ends)[:60]}: it must be ids of tokens")
 
 
 def _check_image_token(hf: Any, tokenizer: Any, name: str) -> None:
@@ -395,6 +400,13 @@ def _config(source: str, name: str) -> dict[str, Any]:
         raise UserError(f"{name}: cannot read its config.json: {error}") from error
     if not config:
         raise UserError(f"{name}: cannot read its config.json: not found there or in the local cache")
+    stored = config.get("quantization_config")
+    if stored is not None:
+        method = stored.get("quant_method", "unknown") if isinstance(stored, Mapping) else "unknown"
+        raise UserError(
+            f"{name} is quantised already ({str(method)[:40]}), which is not supported: use the checkpoint that it was "
+            "made from, with --quantize 4bit or 8bit"
+        )
     return config
 
 
@@ -462,6 +474,7 @@ def _image_processor(source: str, name: str) -> Any:
             kind = str(config.get("image_processor_type") or config.get("feature_extractor_type") or "missing")
             kind = kind.removesuffix("Fast").replace("FeatureExtractor", "ImageProcessor")
             if kind in IMAGE_PROCESSORS:
+                check_processor(config)
                 return getattr(transformers, IMAGE_PROCESSORS[kind]).from_pretrained(source)
     except OpeningError as error:
         raise UserError(f"{name}: cannot load its image processor: {error}") from error

@@ -9,7 +9,10 @@ from typing import Any
 from lvlm_radapt.conversations import CONVERSATIONS, Conversation, Prompt, turns
 from lvlm_radapt.errors import UserError
 from lvlm_radapt.models.opening import one_line
+from lvlm_radapt.time_limit import within
 
+_PATIENCE = 10.0
+"""Seconds that a chat template may take; the longest of known models takes milliseconds."""
 _CHOOSE_ANOTHER = f"choose another, --conversation or a preset's conversation: {', '.join(CONVERSATIONS)}"
 
 
@@ -33,8 +36,11 @@ def renders_image(tokenizer: Any, chat_template: str, image_token: str) -> bool:
 
 
 def _rendered(tokenizer: Any, chat_template: str, prompt: Prompt) -> str:
-    return tokenizer.apply_chat_template(
-        messages(prompt), chat_template=chat_template, tokenize=False, add_generation_prompt=True
+    return within(
+        _PATIENCE,
+        lambda: tokenizer.apply_chat_template(
+            messages(prompt), chat_template=chat_template, tokenize=False, add_generation_prompt=True
+        ),
     )
 
 
@@ -56,7 +62,9 @@ def renderer(
                 f"{_CHOOSE_ANOTHER}"
             ) from error
 
-    render("")  # a template of no use is found before the first question
+    placed = render("").count(image_token)  # a template of no use is found before the first question
+    if placed != 1:
+        raise UserError(f"{model}: its chat template places {placed} images in a question about one: {_CHOOSE_ANOTHER}")
     return render
 
 
