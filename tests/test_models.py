@@ -367,9 +367,9 @@ def test_a_template_in_the_processor_s_file_is_used(tmp_path: Path) -> None:
 
 
 def test_a_template_without_an_image_is_refused(tmp_path: Path) -> None:
-    model = load_model(tiny_checkpoints.save_llava(tmp_path, chat_template="USER: ASSISTANT:"))
+    folder = tiny_checkpoints.save_llava(tmp_path, chat_template="USER: ASSISTANT:")
     with pytest.raises(UserError, match="places 0 images"):
-        model.generate(model.pixels([noise(56, 56)]), ["what"])
+        load_model(folder)
 
 
 def test_a_template_that_writes_the_opening_token_gets_no_second_one(tmp_path: Path) -> None:

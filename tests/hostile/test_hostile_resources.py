@@ -171,7 +171,7 @@ CASES: dict[str, Case] = {
     "an anchor without a size": adapter(anchored(lambda anchor: torch.tensor(1.0)), "no table of float32"),
     "an anchor of nothing": adapter(anchored(lambda anchor: torch.zeros(0, 4)), "anchor"),
     "weights that hold more than tensors": checkpoint(
-        pickled({"epoch": 3, "model": [1, {"a": 2}]}), "cannot load its w"
+        pickled({"epoch": 3, "model": [1, {"a": 2}]}), "holds no state dict"
     ),
     "weights that would run code": checkpoint(pickled({"epoch": os.getcwd}), "holds more than tensors"),
     "a tower of tensors without a size": tower(lambda at: torch_bytes({"visual.proj": torch.tensor(1.0)}), "tower.pt"),
