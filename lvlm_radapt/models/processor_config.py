@@ -14,7 +14,7 @@ from lvlm_radapt.models.opening import OpeningError
 _Side = Annotated[int, Field(ge=1, le=4096)]
 _Pixels = Annotated[int, Field(ge=1, le=MOST_PIXELS)]
 _Size = _Side | dict[str, _Side | None] | list[_Side] | None
-_Colour = list[float] | None
+_Colour = list[Annotated[float, Field(allow_inf_nan=True)]] | None  # what is no number is told where it is used
 
 
 class _Processor(BaseModel):
