@@ -1,6 +1,6 @@
 # Two commands are all a newcomer needs: `make demo` and `make test`.
 PYTHON ?= python3
-# The package index that torch comes from, for another build than pip finds: see "Install" in README.md.
+# The package index that torch comes from, for another build than pip finds: see docs/install.md.
 TORCH_INDEX ?=
 
 VENV := .venv
