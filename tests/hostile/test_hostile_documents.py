@@ -22,9 +22,11 @@ from eval_tasks.report import tables, write_report
 from eval_tasks.retrieval_table import recall_rows, recall_table
 from eval_tasks.runner import evaluate
 from eval_tasks.settings import EvalSettings
+from lvlm_radapt.config import RAdaptConfig
 from lvlm_radapt.errors import UserError
 from lvlm_radapt.models.load import load_encoder
 from lvlm_radapt.tiny.dataset import write_scenes
+from lvlm_radapt.tuning.results import recommended
 
 ODD = st.sampled_from(
     [None, True, -1, 0, 10**30, 1e308, -0.0, "", "x", "\ud800", "\x1b[31m", "../x", [], {}, [[]], [None], {"a": None}]
@@ -114,3 +116,21 @@ def test_a_report_of_a_run_with_any_field_changed(
             assert reported(run, tmp_path / "report.html").samples
     finally:
         shutil.copy(real[kind] / name, run / name)
+
+
+@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@given(draw=st.data())
+def test_a_tuning_with_any_field_changed_recommends_or_is_refused(tmp_path: Path, draw: st.DataObject) -> None:
+    calibration = {"format": "lvlm-radapt calibration", "version": 1, "task": "coco", "data": "x", "n": 1}
+    content = {
+        "format": "lvlm-radapt tuning",
+        "version": 1,
+        "calibration": calibration | {"ids": "0" * 64, "images": ["0" * 16]},
+        "recommendation": {"radapt": RAdaptConfig(cutoff=20.0).to_dict(), "said": "better"},
+    }
+    write(tmp_path / "tune.json", content)
+    assert recommended(tmp_path)[0].cutoff == 20
+    path = draw.draw(st.sampled_from([*places(content)]))
+    write(tmp_path / "tune.json", edited(content, path, draw.draw(st.just(GONE) | ODD)))
+    with perhaps_refused():
+        recommended(tmp_path)
