@@ -226,7 +226,9 @@ class RunFolder:
             self._rejoin(document)
         else:
             write_whole(self.path / "run.json", _pretty(document))
-        if not self.finished:
+        if self.finished:
+            self._clear()  # a kill may have come between the last file and this
+        else:
             with writing(self.path):
                 (self.path / "parts").mkdir(exist_ok=True)
                 (self.path / "images").mkdir(exist_ok=True)
@@ -293,6 +295,10 @@ class RunFolder:
         write_whole(self.path / "samples.jsonl", b"".join(map(self._line, records)))
         whole = json.loads(json.dumps(metrics, allow_nan=False))
         write_whole(self.path / "metrics.json", _pretty(whole | {"checksum": document_sum(whole, self._key)}))
+        self._clear()
+
+    def _clear(self) -> None:
+        """Remove what a finished run needs no more."""
         with writing(self.path):
             for part in self._parts():
                 part.unlink(missing_ok=True)

@@ -394,6 +394,20 @@ def test_a_kill_between_merge_and_metrics_loses_nothing(tmp_path: Path, monkeypa
     assert [sample.id for sample in read_run(tmp_path).samples] == IDS
 
 
+def test_a_kill_after_metrics_leaves_nothing_that_a_resume_does_not_clear(tmp_path: Path, monkeypatch: Any) -> None:
+    def killed(_folder: RunFolder) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(RunFolder, "_clear", killed)
+        with pytest.raises(KeyboardInterrupt):
+            finished(tmp_path)
+    assert part_file(tmp_path).exists()
+    assert RunFolder(tmp_path).create(SETTINGS, IDS, resume=True).finished
+    assert not (tmp_path / "parts").exists()
+    assert [sample.id for sample in read_run(tmp_path).samples] == IDS
+
+
 # --- records
 
 
