@@ -95,7 +95,7 @@ class Group:
 
     def work(self, name: str) -> Work:
         """Work under a name that all processes use for the same; its own claims and results."""
-        return Work(self, hashlib.sha256(name.encode()).hexdigest()[:16])
+        return Work(self, _digest(name)[:16])
 
     def alive(self, rank: int) -> bool:
         """Whether that process has given a sign of life within PATIENCE, by this process's own clock."""
@@ -113,7 +113,7 @@ class Group:
         if self._store is None:
             return True
         try:
-            return self._claim(f"said/{hashlib.sha256(text.encode()).hexdigest()}") == self.rank
+            return self._claim(f"said/{_digest(text)}") == self.rank
         except Unfinished:
             return True
 
@@ -260,3 +260,8 @@ def _number(name: str, *, least: int, most: int | None = None) -> int:
 
 def _first_line(error: Exception) -> str:
     return (str(error).splitlines() or [type(error).__name__])[0]
+
+
+def _digest(text: str) -> str:
+    """Of a text that may hold a name that is not UTF-8."""
+    return hashlib.sha256(text.encode(errors="surrogatepass")).hexdigest()

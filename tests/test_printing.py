@@ -11,12 +11,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from PIL import Image
 from rich.table import Table
 from rich.text import Text
 
 import lvlm_radapt
 from lvlm_radapt.printing import PlainConsole, readable
 from lvlm_radapt.progress import bars
+from lvlm_radapt.tiny.dataset import write_scenes
 
 EVIL = "a\x1b]0;pwned\x07b\x9b31mcd\u202ee\udcff\ud800[/b][red]:x:"
 SAFE = r"a\x1b]0;pwned\x07b\x9b31mcd\u202ee\xff\ud800[/b][red]:x:"
@@ -98,6 +100,32 @@ def test_names_are_printed_as_they_are(name: str, tmp_path: Path) -> None:
     assert (option.returncode, option.stderr.count(b"\n")) == (2, 1)
     for said in (done.stdout, again.stderr, missing.stderr, option.stderr):
         assert not set(b"\x1b\x07\xff") & set(said)
+
+
+def test_a_run_may_have_names_that_are_not_utf_8(tmp_path: Path) -> None:
+    write_scenes(tmp_path / "data\udcff", count=2)
+    words = ["tiny-llava", "--task", "coco", "--data", "data\udcff", "--attack", "none", "--preset", "scenes"]
+    done = run("eval", *words, "--samples", 2, "--out", "run\udcff<b>[/b]", folder=tmp_path)
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert rb"report: run\xff<b>[/b]/report.html" in done.stdout
+    page = (tmp_path / "run\udcff<b>[/b]" / "report.html").read_text(encoding="utf-8")
+    assert "<b>[/b]" not in page
+    assert "&lt;b&gt;[/b]" in page
+    again = run("eval", *words, "--samples", 2, "--out", "run\udcff<b>[/b]", "--resume", folder=tmp_path)
+    assert (again.returncode, again.stderr) == (0, b"")
+
+
+@pytest.mark.parametrize("of", ["class", "file"])
+def test_texts_that_no_record_can_hold_are_refused_in_one_line(tmp_path: Path, of: str) -> None:
+    for name in ("red", "blue\udcff" if of == "class" else "blue"):
+        (tmp_path / "set" / name).mkdir(parents=True)
+        picture = "0\udcff.png" if of == "file" else "0.png"
+        Image.new("RGB", (56, 56)).save(tmp_path / "set" / name / picture)
+    done = run("eval", "tiny-clip", "--task", "imagefolder", "--data", "set", "--out", "run", folder=tmp_path)
+    assert (done.returncode, done.stdout, done.stderr.count(b"\n")) == (2, b"", 1)
+    assert rb"is not UTF-8: rename the file or its class" in done.stderr
+    assert rb"\xff" in done.stderr
+    assert not (tmp_path / "run").exists()
 
 
 def test_nothing_prints_past_it() -> None:

@@ -17,7 +17,7 @@ class Sample:
     `image` is a file, or lies in a data set's row. `references` are captions, the 10 answers of a question, or the one
     right answer where there is a choice. `position` is the sample's row in the
     annotation file: samples are kept sorted by id, but seeded subsets are drawn over the file's order, as
-    FARE's tools do.
+    FARE's tools do. UserError for a text that is no Unicode text: neither a model nor a record can hold it.
     """
 
     id: str
@@ -32,6 +32,13 @@ class Sample:
             raise UserError(
                 f"sample {self.id[:60]} has a text of {longest} characters: at most {MOST_LETTERS} can be used"
             )
+        for text in (self.id, self.question or "", *self.references):
+            try:
+                text.encode()
+            except UnicodeEncodeError as error:
+                raise UserError(
+                    f"image {self.image}: {text[:60]} is not UTF-8: rename the file or its class, or mend the text"
+                ) from error
 
 
 def natural_key(sample_id: str) -> tuple[int, int, str, str]:
