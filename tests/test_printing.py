@@ -74,7 +74,7 @@ def test_escapes_are_part_of_a_table_s_width() -> None:
     assert len({len(line) for line in file.getvalue().splitlines()}) == 1
 
 
-NAMES = ["x[/b]", "[red]x", ":x: y", "esc\x1b]0;pwned\x07", "not utf-8 \udcff"]
+NAMES = ["x[/b] [red]y :x: z", "esc\x1b]0;pwned\x07 not utf-8 \udcff"]
 
 
 def run(*words: object, folder: Path) -> subprocess.CompletedProcess[bytes]:
