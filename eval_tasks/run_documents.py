@@ -131,6 +131,18 @@ class RunMetrics(_Part):
                 raise ValueError(f"{part}.{self.metric} must be a number")
         return self
 
+    @field_validator("retrieval")
+    @classmethod
+    def _recalls(cls, retrieval: dict[str, dict[str, dict[str, Any]]]) -> dict[str, dict[str, dict[str, Any]]]:
+        for part, directions in retrieval.items():
+            for direction, found in directions.items():
+                for key, value in found.items():
+                    pair = key.startswith("ci95@")
+                    numbers = value if pair and isinstance(value, list) else [value]
+                    if len(numbers) != 1 + pair or not all(type(one) in (int, float) for one in numbers):
+                        raise ValueError(f"{part}.{direction}.{key} must be {'two numbers' if pair else 'a number'}")
+        return retrieval
+
 
 def read_settings(folder: Path) -> dict[str, Any]:
     """run.json of a run folder; UserError when it is none, or damaged or of another schema."""

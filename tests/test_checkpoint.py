@@ -339,7 +339,7 @@ def test_what_is_there_is_never_overwritten(base: Path, tmp_path: Path) -> None:
         save_adapter(model, tmp_path / "full")
     with pytest.raises(UserError, match="file is a file"):
         save_adapter(model, tmp_path / "file")
-    with pytest.raises(UserError, match="cannot write to"):
+    with pytest.raises(UserError, match="cannot write .*file is a file"):
         save_adapter(model, tmp_path / "file" / "below")
     assert sorted(p.name for p in tmp_path.rglob("*")) == ["file", "full", "mine.txt"]
     (tmp_path / "empty").mkdir()
@@ -359,7 +359,7 @@ def test_nothing_half_written_stays(saved: tuple[Path, Path], tmp_path: Path, mo
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(Path, "write_text", full_disk)
-    with pytest.raises(UserError, match=r"cannot write to .*out: No space left on device"):
+    with pytest.raises(UserError, match=r"cannot write .*out: No space left on device"):
         save_adapter(model, tmp_path / "out")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["adapter", "base"]
 
