@@ -22,12 +22,12 @@ from attacks.classification import fooled
 from attacks.suite import SuiteSettings, run_suite
 from eval_tasks.data import load_task, open_image, select
 from eval_tasks.data.imagefolder import class_names
-from eval_tasks.environment import environment
-from eval_tasks.eps import parse_eps
+from eval_tasks.run.environment import environment
 from lvlm_radapt import load_encoder
 from lvlm_radapt.models.base import PixelBatch
 from lvlm_radapt.models.zero_shot import ZeroShot
 from lvlm_radapt.tiny.dataset import CLASSES, write_scenes
+from lvlm_radapt.utils.budget import parse_eps
 
 
 def main() -> None:

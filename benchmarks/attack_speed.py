@@ -23,14 +23,14 @@ import torch
 from torch import Tensor
 
 from attacks.apgd_state import checkpoint_windows
+from attacks.eight_bit import from_8bit, to_8bit
 from attacks.noise import random_start
-from eval_tasks.asked import Asked
-from eval_tasks.crafting import AttackPlan, craft, sample_seed
+from eval_tasks.config.presets import load_attack, load_protocol, load_task_config
+from eval_tasks.crafting.craft import AttackPlan, craft, sample_seed
+from eval_tasks.crafting.prompt_batch import Asked
 from eval_tasks.data import Sample, load_task, open_image
-from eval_tasks.environment import environment
-from eval_tasks.presets import load_attack, load_protocol, load_task_config
-from eval_tasks.quantise import from_8bit, to_8bit
-from eval_tasks.vqa import VqaScores
+from eval_tasks.run.environment import environment
+from eval_tasks.tasks.vqa import VqaScores
 from lvlm_radapt import load_model
 from lvlm_radapt.models import LVLM, PixelBatch
 from lvlm_radapt.tiny.dataset import write_scenes

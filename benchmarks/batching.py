@@ -13,7 +13,7 @@ import time
 import torch
 
 from attacks import apgd, cpu_workers
-from eval_tasks.environment import environment
+from eval_tasks.run.environment import environment
 from lvlm_radapt import load_model
 from lvlm_radapt.tiny import scenes
 

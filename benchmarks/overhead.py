@@ -19,8 +19,8 @@ from pathlib import Path
 import torch
 import transformers
 
-from lvlm_radapt.config import RAdaptConfig
-from lvlm_radapt.modules import AnchorMix, GaussianFilter
+from lvlm_radapt.defences.radapt.config import RAdaptConfig
+from lvlm_radapt.defences.radapt.modules import AnchorMix, GaussianFilter
 
 
 def median_ms(work: Callable[[], object], repeats: int, device: torch.device) -> float:

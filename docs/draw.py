@@ -127,7 +127,7 @@ def _demo(folder: Path, colours: tuple[str, str, str], to: Path) -> Path:
     from matplotlib.figure import Figure
     from matplotlib.text import Text
 
-    from eval_tasks.records import Run, read_run
+    from eval_tasks.run.records import Run, read_run
     from lvlm_radapt import plot
 
     ink, soft, line = colours

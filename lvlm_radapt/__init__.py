@@ -5,18 +5,18 @@ The names below are imported on first use, so that `import lvlm_radapt` stays li
 
 from __future__ import annotations
 
-import sys
 from importlib import import_module
-from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
+from lvlm_radapt.utils.moved import allow_old_paths
+
 if TYPE_CHECKING:
-    from lvlm_radapt.config import RAdaptConfig
-    from lvlm_radapt.export import export_model
-    from lvlm_radapt.fold import fold_model
-    from lvlm_radapt.inject import inject, remove
-    from lvlm_radapt.models.load import load_encoder, load_model
+    from lvlm_radapt.defences.radapt.config import RAdaptConfig
+    from lvlm_radapt.defences.radapt.hooks import inject, remove
+    from lvlm_radapt.loading.load import load_encoder, load_model
     from lvlm_radapt.models.robustify import robustify
+    from lvlm_radapt.saving.export import export_model
+    from lvlm_radapt.saving.fold import fold_model
 
 __all__ = [
     "RAdaptConfig",
@@ -30,13 +30,13 @@ __all__ = [
 ]
 
 _HOMES = {
-    "RAdaptConfig": "lvlm_radapt.config",
-    "export_model": "lvlm_radapt.export",
-    "fold_model": "lvlm_radapt.fold",
-    "inject": "lvlm_radapt.inject",
-    "load_encoder": "lvlm_radapt.models.load",
-    "load_model": "lvlm_radapt.models.load",
-    "remove": "lvlm_radapt.inject",
+    "RAdaptConfig": "lvlm_radapt.defences.radapt.config",
+    "export_model": "lvlm_radapt.saving.export",
+    "fold_model": "lvlm_radapt.saving.fold",
+    "inject": "lvlm_radapt.defences.radapt.hooks",
+    "load_encoder": "lvlm_radapt.loading.load",
+    "load_model": "lvlm_radapt.loading.load",
+    "remove": "lvlm_radapt.defences.radapt.hooks",
     "robustify": "lvlm_radapt.models.robustify",
 }
 
@@ -51,13 +51,4 @@ def __dir__() -> list[str]:
     return sorted({*globals(), *__all__})
 
 
-class _Package(ModuleType):
-    """Importing the submodule `inject` would otherwise hide the function of the same name."""
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        if name == "inject" and isinstance(value, ModuleType):
-            value = value.inject
-        super().__setattr__(name, value)
-
-
-sys.modules[__name__].__class__ = _Package
+allow_old_paths()

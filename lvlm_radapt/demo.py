@@ -14,23 +14,23 @@ from typing import Any, TypeVar
 
 import torch
 
-from eval_tasks.crafting import AttackPlan, Threat
-from eval_tasks.evaluation import Announce, run_evaluation
-from eval_tasks.presets import load_attack, load_protocol
-from eval_tasks.processes import Group
-from eval_tasks.records import Run, Scored
-from eval_tasks.report import check_report, write_report
-from eval_tasks.running import Advance
-from eval_tasks.settings import EvalSettings
-from lvlm_radapt.checkpoint import is_adapter, save_adapter
-from lvlm_radapt.config import RAdaptConfig
-from lvlm_radapt.folders import check_own_folder
-from lvlm_radapt.leftovers import sweep
-from lvlm_radapt.locking import Lock
+from eval_tasks.api import Announce, run_evaluation
+from eval_tasks.config.presets import load_attack, load_protocol
+from eval_tasks.crafting.craft import AttackPlan, Threat
+from eval_tasks.report.page import check_report, write_report
+from eval_tasks.run.processes import Group
+from eval_tasks.run.progress import Advance
+from eval_tasks.run.records import Run, Scored
+from eval_tasks.run.settings import EvalSettings
+from lvlm_radapt.defences.radapt.config import RAdaptConfig
+from lvlm_radapt.loading.load import load_any, load_model
 from lvlm_radapt.models.base import PixelModel
-from lvlm_radapt.models.load import load_any, load_model
 from lvlm_radapt.models.robustify import robustify
+from lvlm_radapt.saving.adapter import is_adapter, save_adapter
 from lvlm_radapt.tiny.dataset import write_scenes
+from lvlm_radapt.utils.atomic_folder import check_own_folder
+from lvlm_radapt.utils.leftovers import sweep
+from lvlm_radapt.utils.locking import Lock
 
 T = TypeVar("T")
 

@@ -9,16 +9,16 @@ from pathlib import Path
 
 from matplotlib.axes import Axes
 
-from eval_tasks.eps import eps_text
-from eval_tasks.figures import points
-from eval_tasks.records import Run, read_run
-from eval_tasks.tabulate import tables
-from lvlm_radapt.errors import UserError
+from attacks.eps import eps_text
+from eval_tasks.report.build_table import tables
+from eval_tasks.report.figures import points
+from eval_tasks.run.records import Run, read_run
 from lvlm_radapt.plots.axes import TEXT, axes_or_new
 from lvlm_radapt.plots.curves import Curve, draw_curves, finish_eps, replacement_curve
 from lvlm_radapt.plots.images import attention_map, sample_triplet
 from lvlm_radapt.plots.matrices import cka_heatmap, spectral_shift
 from lvlm_radapt.plots.tuning import clean_robust_curves, tradeoff
+from lvlm_radapt.utils.errors import UserError
 
 __all__ = [
     "attention_map",
@@ -37,7 +37,7 @@ _COLOURS = ("#8a919c", "#b3452c", "#2f6db3", "#2c7a55", "#8a6100", "#7a4a9c")
 def score_against_eps(*runs: str | Path | Run, ax: Axes | None = None) -> Axes:
     """Scores of finished runs against eps: a colour a model, adaptive solid and transfer dashed, bands of 95 %.
 
-    runs: run folders (or what `eval_tasks.records.read_run` made of them) of one preset, task and attack (and
+    runs: run folders (or what `eval_tasks.run.records.read_run` made of them) of one preset, task and attack (and
     surrogate, if any), with any models, threat models and eps. eps 0 is the clean score. Scores are in the metric's
     unit (CIDEr x100, percent); eps in [0, 1] pixel units of the model's canvas. The title says what was run, with its
     steps and n.

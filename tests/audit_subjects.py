@@ -4,8 +4,8 @@ import torch
 from torch.nn import functional as F
 
 from attacks import apgd
+from attacks.eight_bit import to_8bit
 from eval_tasks.audit import Subject
-from eval_tasks.quantise import to_8bit
 
 B, SIDE, EPS, STEPS = 8, 12, 4 / 255, 8
 

@@ -21,10 +21,10 @@ from test_data import MAKERS, change, write
 from test_records import finished
 from tiny_checkpoints import save_llava
 
-from eval_tasks.presets import load_protocol
+from eval_tasks.config.presets import load_protocol
 from lvlm_radapt import RAdaptConfig, cli, robustify
-from lvlm_radapt.checkpoint import save_adapter
-from lvlm_radapt.models.load import load_model
+from lvlm_radapt.loading.load import load_model
+from lvlm_radapt.saving.adapter import save_adapter
 
 DEEP = b"[" * 100_000
 

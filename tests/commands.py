@@ -28,7 +28,7 @@ _CONTEXT.set_forkserver_preload(
         "lvlm_radapt.cli",
         "lvlm_radapt.demo",
         "lvlm_radapt.models.llava",
-        "eval_tasks.evaluation",
+        "eval_tasks.api",
         "torch.distributed",
         "transformers.models.llava.modeling_llava",
         "transformers.models.clip.modeling_clip",
@@ -129,7 +129,7 @@ def _work(words: list[str], log: str, fault: dict[str, Any], environment: dict[s
 
     import torch
 
-    from eval_tasks import processes
+    from eval_tasks.run import processes
     from lvlm_radapt import cli
 
     torch.set_num_threads(1)

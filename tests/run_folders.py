@@ -13,13 +13,13 @@ from typing import Any
 
 import numpy as np
 
-from eval_tasks.crafting import AttackPlan
+from eval_tasks.config.presets import load_attack, load_protocol, load_task_config
+from eval_tasks.crafting.craft import AttackPlan
 from eval_tasks.data import Sample
-from eval_tasks.exams import Exam, exam_of
-from eval_tasks.presets import load_attack, load_protocol, load_task_config
-from eval_tasks.records import Attacked, Run, RunFolder, SampleRecord, Scored, read_run
-from eval_tasks.settings import EvalSettings, run_document
-from eval_tasks.summary import metrics as written_metrics
+from eval_tasks.run.records import Attacked, Run, RunFolder, SampleRecord, Scored, read_run
+from eval_tasks.run.run_metrics import metrics as written_metrics
+from eval_tasks.run.settings import EvalSettings, run_document
+from eval_tasks.tasks.exams import Exam, exam_of
 from lvlm_radapt import RAdaptConfig, load_model
 from lvlm_radapt.models.base import LVLM
 

@@ -23,11 +23,11 @@ from families import FAMILIES
 from PIL import Image
 from test_cli import call as call_with
 
-from eval_tasks.evaluation import run_evaluation
-from eval_tasks.planning import plan_attack
-from eval_tasks.presets import load_attack, load_protocol
-from eval_tasks.records import RunFolder
-from eval_tasks.settings import EvalSettings
+from eval_tasks.api import run_evaluation
+from eval_tasks.config.presets import load_attack, load_protocol
+from eval_tasks.run.planning import plan_attack
+from eval_tasks.run.records import RunFolder
+from eval_tasks.run.settings import EvalSettings
 from lvlm_radapt.analysis import measure
 from lvlm_radapt.analysis.attention import attention_maps, evenness, first_attention, moved
 from lvlm_radapt.analysis.cka import cka_matrix, linear_cka
@@ -35,11 +35,11 @@ from lvlm_radapt.analysis.mixing import Mixed
 from lvlm_radapt.analysis.passes import layer_rows, run_tower
 from lvlm_radapt.analysis.replacement import replacement
 from lvlm_radapt.analysis.spectrum import kernel_spectrum, mean_magnitude, radial_profile
+from lvlm_radapt.loading.load import load_any
 from lvlm_radapt.models.base import PixelModel
-from lvlm_radapt.models.load import load_any
-from lvlm_radapt.models.replacing import write_replaced
-from lvlm_radapt.parts import patch_embedding, tower_blocks, tower_parts
+from lvlm_radapt.saving.write_replaced import write_replaced
 from lvlm_radapt.towers import find_tower
+from lvlm_radapt.towers.parts import patch_embedding, tower_blocks, tower_parts
 
 Call = Callable[..., tuple[int, str, str]]
 

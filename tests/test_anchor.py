@@ -12,12 +12,12 @@ import tiny_random
 import torch
 from torch import Tensor
 
-from lvlm_radapt.anchor import CLIP_MEAN, CLIP_STD, Anchor, white_anchor
-from lvlm_radapt.config import RAdaptConfig
-from lvlm_radapt.errors import UserError
-from lvlm_radapt.inject import disabled, inject, injected_anchor, injected_white, remove
+from lvlm_radapt.defences.radapt.anchor import CLIP_MEAN, CLIP_STD, Anchor, white_anchor
+from lvlm_radapt.defences.radapt.config import RAdaptConfig
+from lvlm_radapt.defences.radapt.hooks import disabled, inject, injected_anchor, injected_white, remove
 from lvlm_radapt.towers import find_tower
 from lvlm_radapt.towers.qwen import images_to_rows
+from lvlm_radapt.utils.errors import UserError
 
 CLIPS = [
     tiny_random.clip_vision,

@@ -18,10 +18,10 @@ from safetensors.torch import load_file, save_file
 from test_models import PROMPTS, TARGETS, noise
 from torch import Tensor
 
-from eval_tasks.attacker import view_of
+from eval_tasks.crafting.source_model import view_of
 from lvlm_radapt import load_encoder, load_model
-from lvlm_radapt.conversations import CONVERSATIONS
-from lvlm_radapt.errors import UserError
+from lvlm_radapt.models.conversations import CONVERSATIONS
+from lvlm_radapt.utils.errors import UserError
 
 NAMES = ["llava-next", "onevision"]
 SHAPES = [(112, 112), (112, 84), (101, 200)]  # four crops each, but other token counts

@@ -10,10 +10,10 @@ from audit_subjects import B, Net, sound
 from torch.nn import functional as F
 
 from attacks import apgd
+from attacks.eight_bit import to_8bit
 from attacks.straight_through import straight_through
 from eval_tasks.audit import CHECKS, Audit, Finding, full_audit
 from eval_tasks.audit.rules import Difference, difference, exceeds, t_quantile
-from eval_tasks.quantise import to_8bit
 
 NET = Net()
 

@@ -7,17 +7,17 @@ from pathlib import Path
 import pytest
 from tiny_checkpoints import save_llava
 
-from eval_tasks.asked import Asked
 from eval_tasks.audit import CHECKS, Audit, full_audit, short
 from eval_tasks.audit.build import lvlm_subject, on_one_canvas
-from eval_tasks.crafting import AttackPlan
+from eval_tasks.config.presets import load_attack, load_protocol
+from eval_tasks.crafting.craft import AttackPlan
+from eval_tasks.crafting.prompt_batch import Asked
 from eval_tasks.data import load_task, tasks
-from eval_tasks.planning import plan_attack
-from eval_tasks.presets import load_attack, load_protocol
-from eval_tasks.records import read_run
-from eval_tasks.runner import evaluate
-from eval_tasks.settings import EvalSettings
-from eval_tasks.vqa import VqaScores
+from eval_tasks.run.evaluate import evaluate
+from eval_tasks.run.planning import plan_attack
+from eval_tasks.run.records import read_run
+from eval_tasks.run.settings import EvalSettings
+from eval_tasks.tasks.vqa import VqaScores
 from lvlm_radapt import RAdaptConfig, cli, load_model, robustify
 from lvlm_radapt.models.base import LVLM
 from lvlm_radapt.tiny.dataset import write_scenes

@@ -10,14 +10,14 @@ from audit_subjects import EPS, B, sound
 from run_folders import RADAPT, Maker, attack, spread
 
 from attacks import apgd
+from attacks.eight_bit import from_8bit, to_8bit
 from eval_tasks.audit import Finding, short_audit, short_budget
-from eval_tasks.audit.across import adaptive_against_transfer
-from eval_tasks.audit.of_run import _least_work
-from eval_tasks.crafting import AttackPlan
-from eval_tasks.presets import load_attack
-from eval_tasks.quantise import from_8bit, to_8bit
-from eval_tasks.records import Attacked
-from eval_tasks.report import write_report
+from eval_tasks.config.presets import load_attack
+from eval_tasks.crafting.craft import AttackPlan
+from eval_tasks.report.audit_across import adaptive_against_transfer
+from eval_tasks.report.page import write_report
+from eval_tasks.run.audit_of_run import _least_work
+from eval_tasks.run.records import Attacked
 
 RUNS = [(500, 100), (500, 1700), (64, 20), (16, 100), (40, 10), (8, 20), (7, 2), (2, 1)]
 

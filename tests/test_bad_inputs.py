@@ -48,17 +48,17 @@ from test_data import ANNOTATIONS, MAKERS, QUESTIONS, change, write
 from test_records import finished, record, started
 from tiny_checkpoints import save_qwen
 
+from eval_tasks.config.presets import load_protocol
 from eval_tasks.data import load_task, open_image
 from eval_tasks.data.checking import check_data
 from eval_tasks.metrics.vqa import normalise_answer, vqa_accuracy
-from eval_tasks.presets import load_protocol
-from eval_tasks.records import read_run
-from eval_tasks.runner import evaluate
-from eval_tasks.settings import EvalSettings
+from eval_tasks.run.evaluate import evaluate
+from eval_tasks.run.records import read_run
+from eval_tasks.run.settings import EvalSettings
 from lvlm_radapt import cli
-from lvlm_radapt.checkpoint import load_adapter
-from lvlm_radapt.errors import UserError
-from lvlm_radapt.models.load import load_model
+from lvlm_radapt.loading.load import load_model
+from lvlm_radapt.saving.adapter import load_adapter
+from lvlm_radapt.utils.errors import UserError
 
 EMPTY = ["data", "check", "coco", "--data"]
 VQA_LINE = b'{"annotations": [' + b",".join([b'{"question_id": 1, "image_id": 2, "answers": []}'] * 5000) + b"]}"

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from eval_tasks.metrics import Interval, bootstrap, bootstrap_ci, gain_share_ci, paired_difference_ci
-from lvlm_radapt.errors import UserError
+from lvlm_radapt.utils.errors import UserError
 
 SCORES = st.lists(st.floats(-100, 200, allow_subnormal=False), min_size=1, max_size=30)
 

@@ -16,14 +16,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from eval_tasks.quantise import from_8bit
+from attacks.eight_bit import from_8bit
 from lvlm_radapt import cli, load_model, robustify
 from lvlm_radapt.chat import commands
 from lvlm_radapt.chat.commands import Ask, Attack, Defend, Help, Quit, Reset, Save, ShowImage, Side, parse
 from lvlm_radapt.chat.session import Session, Step
 from lvlm_radapt.chat.terminal import _Stream
-from lvlm_radapt.errors import UserError
 from lvlm_radapt.tiny.scenes import render, sample_scene
+from lvlm_radapt.utils.errors import UserError
 
 CAPTION = "Provide a short caption for this image."
 COLOUR = "what color is the background? Answer the question using a single word or phrase."

@@ -15,13 +15,13 @@ import tiny_checkpoints
 import torch
 from failures import one_line, quiet
 
-from eval_tasks.evaluation import run_evaluation
-from eval_tasks.presets import load_protocol
-from eval_tasks.settings import EvalSettings
+from eval_tasks.api import run_evaluation
+from eval_tasks.config.presets import load_protocol
+from eval_tasks.run.settings import EvalSettings
 from lvlm_radapt import load_model
-from lvlm_radapt.errors import UserError
-from lvlm_radapt.models.opening import one_line as first_sentence
+from lvlm_radapt.loading.load_options import one_line as first_sentence
 from lvlm_radapt.tiny.dataset import write_scenes
+from lvlm_radapt.utils.errors import UserError
 
 EXTRA = r"needs two packages, sentencepiece and protobuf: pip install 'lvlm-radapt\[original\]'"
 

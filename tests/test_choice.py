@@ -8,14 +8,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from eval_tasks.choice import ChoiceScores
+from eval_tasks.config.presets import load_protocol, load_task_config
 from eval_tasks.data.sample import Sample
 from eval_tasks.metrics.choice import f1, f1_over_parts, read_letter, read_yes_no
-from eval_tasks.presets import load_protocol, load_task_config
-from eval_tasks.records import Attacked, SampleRecord, Scored
-from eval_tasks.scores import text_scores
-from eval_tasks.summary import metrics
-from lvlm_radapt.errors import UserError
+from eval_tasks.run.records import Attacked, SampleRecord, Scored
+from eval_tasks.run.run_metrics import metrics
+from eval_tasks.tasks.choice import ChoiceScores
+from eval_tasks.tasks.scorers import text_scores
+from lvlm_radapt.utils.errors import UserError
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from pycocoevalcap.cider.cider import Cider
 
 from eval_tasks.metrics import CiderScorer, bootstrap_ci, cider, ptb
-from lvlm_radapt.errors import UserError
+from lvlm_radapt.utils.errors import UserError
 
 REFERENCES = {
     "cat": ["A cat sits on the mat.", "The cat is on a red mat", "a cat on a mat"],

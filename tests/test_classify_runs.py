@@ -14,19 +14,19 @@ from test_runner import Killed
 
 from attacks.suite import SuiteSettings, run_suite
 from eval_tasks.audit import Audit, short
+from eval_tasks.config.presets import load_attack, load_protocol
 from eval_tasks.data import load_task
 from eval_tasks.data.imagefolder import class_names
-from eval_tasks.planning import plan_attack
-from eval_tasks.presets import load_attack, load_protocol
-from eval_tasks.records import Run, RunFolder, SampleRecord, read_run
-from eval_tasks.runner import evaluate
-from eval_tasks.settings import EvalSettings
+from eval_tasks.run.evaluate import evaluate
+from eval_tasks.run.planning import plan_attack
+from eval_tasks.run.records import Run, RunFolder, SampleRecord, read_run
+from eval_tasks.run.settings import EvalSettings
 from lvlm_radapt import RAdaptConfig, load_encoder, robustify
-from lvlm_radapt.checkpoint import save_adapter
-from lvlm_radapt.errors import UserError
-from lvlm_radapt.models.load import load_any, load_surrogate
+from lvlm_radapt.loading.load import load_any, load_surrogate
 from lvlm_radapt.models.zero_shot import ZeroShot
+from lvlm_radapt.saving.adapter import save_adapter
 from lvlm_radapt.tiny.dataset import CLASSES, write_scenes
+from lvlm_radapt.utils.errors import UserError
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from tiny_checkpoints import save_llava
 
-from eval_tasks.records import read_run
+from eval_tasks.run.records import read_run
 from lvlm_radapt import cli
 from lvlm_radapt.tiny.dataset import write_scenes
 

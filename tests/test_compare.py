@@ -8,13 +8,13 @@ import pytest
 import yaml
 from test_cli import call
 
+from eval_tasks.config.presets import load_attack, load_protocol, load_task_config, names
 from eval_tasks.metrics import paired_difference_ci
 from eval_tasks.metrics.intervals import score_ci
-from eval_tasks.presets import load_attack, load_protocol, load_task_config, names
-from eval_tasks.records import RunFolder, read_run
+from eval_tasks.run.records import RunFolder, read_run
 from lvlm_radapt.comparison.models import Workshop
 from lvlm_radapt.comparison.preset import load_comparison, slug
-from lvlm_radapt.config import RAdaptConfig
+from lvlm_radapt.defences.radapt.config import RAdaptConfig
 
 SMALL = {
     "name": "small",

@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lvlm_radapt.config import RAdaptConfig
-from lvlm_radapt.errors import UserError
+from lvlm_radapt.defences.radapt.config import RAdaptConfig
+from lvlm_radapt.utils.errors import UserError
 
 
 def test_defaults_are_the_papers() -> None:

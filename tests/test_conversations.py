@@ -15,8 +15,8 @@ from families import FAMILIES, Case, open_case
 from PIL import Image
 
 from lvlm_radapt import load_model
-from lvlm_radapt.conversations import CONVERSATIONS, Conversation
-from lvlm_radapt.errors import UserError
+from lvlm_radapt.models.conversations import CONVERSATIONS, Conversation
+from lvlm_radapt.utils.errors import UserError
 
 TALK = ("what is this", "a red circle", "how many", "two", "what color is the circle?")
 # By role, as the templates of released checkpoints are; the families' own test templates know users alone.

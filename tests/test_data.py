@@ -18,7 +18,7 @@ from eval_tasks import data
 from eval_tasks.data import check_images, chunks, images, layout, load_task, open_image, select, skip_missing, tasks
 from eval_tasks.data.sample import Sample, natural_key
 from eval_tasks.data.set_config import zero_shot_sets
-from lvlm_radapt.errors import UserError
+from lvlm_radapt.utils.errors import UserError
 
 ANSWERS = ["red"] * 7 + ["dark red", "Red", "maroon"]
 QUESTIONS = "v2_OpenEnded_mscoco_val2014_questions.json"

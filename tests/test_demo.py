@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from eval_tasks.records import RunFolder
+from eval_tasks.run.records import RunFolder
 from lvlm_radapt import demo
-from lvlm_radapt.errors import UserError
+from lvlm_radapt.utils.errors import UserError
 
 
 @pytest.fixture

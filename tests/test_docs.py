@@ -19,9 +19,9 @@ import pytest
 import typer
 from PIL import Image
 
-from eval_tasks.eps import parse_eps
-from eval_tasks.presets import load_attack, load_protocol, load_task_config
+from eval_tasks.config.presets import load_attack, load_protocol, load_task_config
 from lvlm_radapt import cli
+from lvlm_radapt.utils.budget import parse_eps
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]

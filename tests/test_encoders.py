@@ -15,10 +15,10 @@ from test_models import noise
 from torch import nn
 
 from lvlm_radapt import RAdaptConfig, load_encoder, load_model, robustify
-from lvlm_radapt.anchor import white_anchor
-from lvlm_radapt.errors import UserError
-from lvlm_radapt.inject import injected_anchor
-from lvlm_radapt.models.load import load_surrogate
+from lvlm_radapt.defences.radapt.anchor import white_anchor
+from lvlm_radapt.defences.radapt.hooks import injected_anchor
+from lvlm_radapt.loading.load import load_surrogate
+from lvlm_radapt.utils.errors import UserError
 
 TEXTS = ["a red pig", "what", "describe the small red circle on the left with a word and one blue square please now"]
 

@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from attacks import Stage, apgd, ensemble
-from eval_tasks.presets import load_attack
-from eval_tasks.stages import StagePlan, stage_plans, stages
+from eval_tasks.config.presets import load_attack
+from eval_tasks.crafting.stages import StagePlan, stage_plans, stages
 
 EPS = 0.1
 

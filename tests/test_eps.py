@@ -9,14 +9,15 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from attacks.eight_bit import from_8bit, to_8bit
+from attacks.eps import budget_text, eps_8bit, eps_text
 from attacks.norms import Norm
-from eval_tasks.crafting import AttackPlan
-from eval_tasks.eps import budget_text, eps_8bit, eps_text, parse_eps
-from eval_tasks.planning import plan_attack
-from eval_tasks.presets import load_attack
-from eval_tasks.quantise import from_8bit, to_8bit
+from eval_tasks.config.presets import load_attack
+from eval_tasks.crafting.craft import AttackPlan
+from eval_tasks.run.planning import plan_attack
 from lvlm_radapt.chat.commands import parse
-from lvlm_radapt.errors import UserError
+from lvlm_radapt.utils.budget import parse_eps
+from lvlm_radapt.utils.errors import UserError
 
 
 @pytest.mark.parametrize(

@@ -27,17 +27,20 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_resize
 
-from lvlm_radapt import RAdaptConfig, filter_template, inject, load_model, modules, robustify
-from lvlm_radapt.anchor import Anchor
-from lvlm_radapt.checkpoint import save_adapter
+from lvlm_radapt import RAdaptConfig, load_model, robustify
 from lvlm_radapt.cli import default_preset
-from lvlm_radapt.errors import UserError
-from lvlm_radapt.export import export_model, is_export
-from lvlm_radapt.fold import fold_model
-from lvlm_radapt.inject import injected_anchor
+from lvlm_radapt.defences.radapt import hooks as inject
+from lvlm_radapt.defences.radapt import modules
+from lvlm_radapt.defences.radapt.anchor import Anchor
+from lvlm_radapt.defences.radapt.hooks import injected_anchor
+from lvlm_radapt.defences.radapt.modules import GaussianFilter
 from lvlm_radapt.models import LVLM
-from lvlm_radapt.modules import GaussianFilter
+from lvlm_radapt.saving import filter_template
+from lvlm_radapt.saving.adapter import save_adapter
+from lvlm_radapt.saving.export import export_model, is_export
+from lvlm_radapt.saving.fold import fold_model
 from lvlm_radapt.towers.qwen import images_to_rows
+from lvlm_radapt.utils.errors import UserError
 
 PROMPT, TARGET = "what is this ?", "a pig"
 CONFIG = RAdaptConfig(cutoff=30.0, alpha=0.7)

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from commands import Command, contents, evaluation
 
-from eval_tasks.records import RunFolder, image_name, read_run
+from eval_tasks.run.records import RunFolder, image_name, read_run
 from lvlm_radapt.tiny.dataset import write_scenes
 
 FLUSHES = 47  # of an undisturbed run: where it can be killed

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from lvlm_radapt.modules import AnchorMix, GaussianFilter, response, taps
+from lvlm_radapt.defences.radapt.modules import AnchorMix, GaussianFilter, response, taps
 
 SIZES = [(32, 32), (112, 112), (224, 224), (336, 336), (84, 196), (33, 50)]
 CUTOFFS = [10.0, 30.0, 40.0, 60.0]

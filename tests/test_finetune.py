@@ -24,9 +24,9 @@ from torch.nn.utils import parametrize
 from transformers import CLIPModel, LlavaForConditionalGeneration
 
 from attacks.losses import embedding_loss
-from eval_tasks.presets import FinetuneRecipe, load_recipe
+from eval_tasks.config.presets import FinetuneRecipe, load_recipe
 from lvlm_radapt import RAdaptConfig, load_encoder, load_model, robustify
-from lvlm_radapt.models.load import load_any
+from lvlm_radapt.loading.load import load_any
 from lvlm_radapt.models.zero_shot import ZeroShot
 from lvlm_radapt.tiny import scenes
 from lvlm_radapt.towers import find_tower
@@ -639,7 +639,7 @@ def test_models_that_cannot_be_tuned_so_are_refused_in_one_line(
 def test_a_stopped_command_goes_on_and_an_unfinished_one_is_not_begun_anew(
     clip: Path, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from lvlm_radapt.errors import Stopped
+    from lvlm_radapt.utils.errors import Stopped
 
     out = tmp_path / "twin"
     words = _words(clip, folder, out, "--method", "fare")

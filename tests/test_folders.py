@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 from failures import one_line
 
-from eval_tasks.records import RunFolder
-from lvlm_radapt.errors import NoRoom, UserError
-from lvlm_radapt.folders import check_new_folder, check_own_folder, check_writable, claimed, new_folder
-from lvlm_radapt.leftovers import aside_of, is_own
+from eval_tasks.run.records import RunFolder
+from lvlm_radapt.utils.atomic_folder import check_new_folder, check_own_folder, check_writable, claimed, new_folder
+from lvlm_radapt.utils.errors import NoRoom, UserError
+from lvlm_radapt.utils.leftovers import aside_of, is_own
 
 
 def _link(root: Path) -> Path:
@@ -74,7 +74,7 @@ def test_a_failure_leaves_nothing(there, tmp_path):
 KILLED = """
 import os, sys
 from pathlib import Path
-from lvlm_radapt.folders import new_folder
+from lvlm_radapt.utils.atomic_folder import new_folder
 number, whole = int(sys.argv[2]), os.rename
 def killed(*words):
     global number

@@ -16,15 +16,16 @@ from PIL import Image
 from test_cli import call
 from torch import Tensor
 
-from lvlm_radapt import RAdaptConfig, inject, robustify
-from lvlm_radapt.anchor import white_anchor
-from lvlm_radapt.checkpoint import save_adapter
-from lvlm_radapt.export import export_model, load_export
-from lvlm_radapt.fold import fold_model
-from lvlm_radapt.guides import guide_origin, guided_anchor, load_guide
-from lvlm_radapt.inject import injected_anchor
+from lvlm_radapt import RAdaptConfig, robustify
+from lvlm_radapt.defences.radapt import hooks as inject
+from lvlm_radapt.defences.radapt.anchor import white_anchor
+from lvlm_radapt.defences.radapt.guides import guide_origin, guided_anchor, load_guide
+from lvlm_radapt.defences.radapt.hooks import injected_anchor
+from lvlm_radapt.loading.load import load_any, load_model
 from lvlm_radapt.models.base import LVLM
-from lvlm_radapt.models.load import load_any, load_model
+from lvlm_radapt.saving.adapter import save_adapter
+from lvlm_radapt.saving.export import export_model, load_export
+from lvlm_radapt.saving.fold import fold_model
 from lvlm_radapt.towers import find_tower
 
 GUIDED = RAdaptConfig(anchor="guided", anchor_from="a twin", cutoff=None)

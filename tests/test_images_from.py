@@ -10,15 +10,15 @@ import pytest
 import yaml
 from tiny_checkpoints import save_llava
 
+from eval_tasks.config.presets import load_protocol
 from eval_tasks.data import load_task
-from eval_tasks.presets import load_protocol
-from eval_tasks.records import Run, RunFolder, read_run
-from eval_tasks.reuse import taken_from
-from eval_tasks.scoring import image_source
+from eval_tasks.run.records import Run, RunFolder, read_run
+from eval_tasks.run.reuse import taken_from
+from eval_tasks.run.score_batch import image_source
 from lvlm_radapt import RAdaptConfig, cli, load_model, robustify
-from lvlm_radapt.checkpoint import save_adapter
-from lvlm_radapt.errors import UserError
+from lvlm_radapt.saving.adapter import save_adapter
 from lvlm_radapt.tiny.dataset import write_scenes
+from lvlm_radapt.utils.errors import UserError
 
 
 def command(*arguments: object) -> int:

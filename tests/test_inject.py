@@ -16,10 +16,9 @@ from test_anchor import HALF, clip_first_attention
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from lvlm_radapt.anchor import CLIP_MEAN, CLIP_STD, Anchor, white_anchor
-from lvlm_radapt.config import RAdaptConfig
-from lvlm_radapt.errors import UserError
-from lvlm_radapt.inject import (
+from lvlm_radapt.defences.radapt.anchor import CLIP_MEAN, CLIP_STD, Anchor, white_anchor
+from lvlm_radapt.defences.radapt.config import RAdaptConfig
+from lvlm_radapt.defences.radapt.hooks import (
     disabled,
     inject,
     injected_anchor,
@@ -27,9 +26,10 @@ from lvlm_radapt.inject import (
     is_injected,
     remove,
 )
-from lvlm_radapt.modules import GaussianFilter
+from lvlm_radapt.defences.radapt.modules import GaussianFilter
 from lvlm_radapt.towers import CLIPTower, QwenTower, SiglipTower, find_tower
 from lvlm_radapt.towers.qwen import batch_equal_windows, frames_to_rows, images_to_rows
+from lvlm_radapt.utils.errors import UserError
 
 ALL = [
     tiny_random.clip_vision,

@@ -21,15 +21,16 @@ from PIL import Image
 from test_cli import call
 from torch import Tensor
 
-from lvlm_radapt import RAdaptConfig, inject, robustify
-from lvlm_radapt.anchor import white_anchor
-from lvlm_radapt.errors import UserError
-from lvlm_radapt.inject import injected_anchor, injected_mix, is_injected
+from lvlm_radapt import RAdaptConfig, robustify
+from lvlm_radapt.defences.radapt import hooks as inject
+from lvlm_radapt.defences.radapt.anchor import white_anchor
+from lvlm_radapt.defences.radapt.hooks import injected_anchor, injected_mix, is_injected
+from lvlm_radapt.loading.load import load_any
 from lvlm_radapt.models.base import PixelModel
-from lvlm_radapt.models.load import load_any
 from lvlm_radapt.training import learned_anchor
 from lvlm_radapt.training.images import image_files
 from lvlm_radapt.training.learned_anchor import LearnedAnchor, LearnSettings, learn_anchor, read_features
+from lvlm_radapt.utils.errors import UserError
 
 SHORT = LearnSettings(steps=5, batch=4, attack_steps=2)
 LEARNED = RAdaptConfig(anchor="learned")

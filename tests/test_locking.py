@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from lvlm_radapt import locking
-from lvlm_radapt.errors import UserError
-from lvlm_radapt.locking import LOCK, Lock
 from lvlm_radapt.training.state import StateFile
+from lvlm_radapt.utils import locking
+from lvlm_radapt.utils.errors import UserError
+from lvlm_radapt.utils.locking import LOCK, Lock
 
 
 def test_another_launch_is_refused_in_one_line(tmp_path: Path) -> None:
@@ -60,7 +60,7 @@ def test_a_launch_that_lost_its_folder_notices(tmp_path: Path) -> None:
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
 def test_a_dead_process_blocks_nothing(tmp_path: Path, number: signal.Signals) -> None:
     code = (
-        "import sys, time\nfrom lvlm_radapt.locking import Lock\n"
+        "import sys, time\nfrom lvlm_radapt.utils.locking import Lock\n"
         f"Lock.of_folder({str(tmp_path)!r}).claim()\nprint('mine', flush=True)\ntime.sleep(60)\n"
     )
     with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE) as process:
@@ -78,8 +78,8 @@ def test_a_dead_process_blocks_nothing(tmp_path: Path, number: signal.Signals) -
 def test_many_at_once_take_turns(tmp_path: Path) -> None:
     """Each adds one to a file that it reads and writes; a lock that two hold would lose some."""
     code = (
-        "import sys, time\nfrom pathlib import Path\nfrom lvlm_radapt.locking import Lock\n"
-        "from lvlm_radapt.errors import UserError\n"
+        "import sys, time\nfrom pathlib import Path\nfrom lvlm_radapt.utils.locking import Lock\n"
+        "from lvlm_radapt.utils.errors import UserError\n"
         f"folder = Path({str(tmp_path)!r})\ndone = 0\n"
         "while done < 50:\n"
         "    try:\n"

@@ -15,21 +15,21 @@ from failures import one_line
 from PIL import Image
 
 from attacks.auto_batch import out_of_memory
-from eval_tasks.crafting import AttackPlan
+from eval_tasks.config.presets import load_attack, load_protocol
+from eval_tasks.crafting.craft import AttackPlan
 from eval_tasks.data import load_task
-from eval_tasks.presets import load_attack, load_protocol
-from eval_tasks.records import RunFolder
-from eval_tasks.runner import evaluate
-from eval_tasks.settings import EvalSettings
+from eval_tasks.run.evaluate import evaluate
+from eval_tasks.run.records import RunFolder
+from eval_tasks.run.settings import EvalSettings
 from lvlm_radapt import load_model, robustify
-from lvlm_radapt.checkpoint import save_adapter
 from lvlm_radapt.cli.resuming import resumable
-from lvlm_radapt.errors import Unfinished
-from lvlm_radapt.export import export_model
+from lvlm_radapt.loading.load import load_any
+from lvlm_radapt.loading.load_options import Opening
 from lvlm_radapt.models import LVLM
-from lvlm_radapt.models.load import load_any
-from lvlm_radapt.models.opening import Opening
+from lvlm_radapt.saving.adapter import save_adapter
+from lvlm_radapt.saving.export import export_model
 from lvlm_radapt.tiny.dataset import write_scenes
+from lvlm_radapt.utils.errors import Unfinished
 
 LIMIT = 15_000  # px of a canvas that the tests' memory takes
 OUT = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 77 GiB.")

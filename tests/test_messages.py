@@ -15,8 +15,8 @@ import pytest
 from PIL import Image
 
 from lvlm_radapt import load_model
-from lvlm_radapt.errors import UserError
 from lvlm_radapt.models.messages import read_messages
+from lvlm_radapt.utils.errors import UserError
 
 
 @pytest.fixture

@@ -23,12 +23,13 @@ from safetensors.torch import load_file, save_file
 from transformers.vision_utils import get_vision_position_ids, get_vision_window_index
 
 from lvlm_radapt import RAdaptConfig, load_encoder, load_model, robustify
-from lvlm_radapt.anchor import white_anchor
-from lvlm_radapt.errors import UserError
-from lvlm_radapt.inject import inject, injected_anchor
-from lvlm_radapt.models import embedded_models, last_layer
-from lvlm_radapt.models import load as load_module
+from lvlm_radapt.defences.radapt.anchor import white_anchor
+from lvlm_radapt.defences.radapt.hooks import inject, injected_anchor
+from lvlm_radapt.loading import load as load_module
+from lvlm_radapt.models import embedded_models
 from lvlm_radapt.models.language import left_pad, right_pad, target_nll, target_positions
+from lvlm_radapt.models.speedups import last_layer
+from lvlm_radapt.utils.errors import UserError
 
 NAMES = list(FAMILIES)
 PROMPTS = ["What is this?", "describe the small red circle on the left with a word", "how many"]
@@ -521,10 +522,11 @@ def test_the_package_stays_light_and_its_names_whole() -> None:
 import sys
 import lvlm_radapt
 assert "torch" not in sys.modules
-import lvlm_radapt.inject
-from lvlm_radapt.inject import is_injected
-assert lvlm_radapt.inject is sys.modules["lvlm_radapt.inject"].inject
-from lvlm_radapt import RAdaptConfig, inject, remove
+import lvlm_radapt.defences.radapt.hooks
+from lvlm_radapt.defences.radapt.hooks import is_injected
+assert lvlm_radapt.defences.radapt.hooks is sys.modules["lvlm_radapt.defences.radapt.hooks"].inject
+from lvlm_radapt.defences.radapt import hooks as inject
+from lvlm_radapt import RAdaptConfig, remove
 assert callable(inject) and RAdaptConfig().cutoff == 40.0
 assert "transformers.models" not in sys.modules
 assert set(lvlm_radapt.__all__) <= set(dir(lvlm_radapt))

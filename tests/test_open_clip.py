@@ -18,10 +18,10 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from lvlm_radapt import RAdaptConfig, load_encoder, load_model, robustify
-from lvlm_radapt.errors import UserError
+from lvlm_radapt.loading.load import load_surrogate
+from lvlm_radapt.loading.open_clip import is_open_clip, load_open_clip
 from lvlm_radapt.models import CLIPEncoder
-from lvlm_radapt.models.load import load_surrogate
-from lvlm_radapt.models.open_clip import is_open_clip, load_open_clip
+from lvlm_radapt.utils.errors import UserError
 
 
 def noise(side: int, seed: int = 0) -> Image.Image:

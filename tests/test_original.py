@@ -24,9 +24,9 @@ from torch import Tensor
 from torch.nn import functional
 
 from lvlm_radapt import load_model, robustify
-from lvlm_radapt.checkpoint import save_adapter
 from lvlm_radapt.models import LVLM
 from lvlm_radapt.models.llava_next import LlavaNextLVLM
+from lvlm_radapt.saving.adapter import save_adapter
 
 IMAGE_ID = tiny_random.VOCAB  # the first free row: the original vocabulary does not know <image>
 VICUNA = (
@@ -519,7 +519,7 @@ def test_a_tokenizer_in_sentencepiece_s_format_names_what_it_needs(
     (folder / "tokenizer.json").unlink()
     _fail(folder, "cannot load its tokenizer")
     (folder / "tokenizer.model").write_bytes(b"")
-    monkeypatch.setattr("lvlm_radapt.models.load.is_sentencepiece_available", lambda: False)
+    monkeypatch.setattr("lvlm_radapt.loading.load.is_sentencepiece_available", lambda: False)
     _fail(folder, r"sentencepiece and protobuf: pip install 'lvlm-radapt\[original\]'")
 
 

@@ -13,10 +13,10 @@ import transformers
 from failures import one_line
 from PIL import Image
 
-from lvlm_radapt.config import RAdaptConfig
-from lvlm_radapt.inject import inject
-from lvlm_radapt.parts import replace_parts, tower_parts
+from lvlm_radapt.defences.radapt.config import RAdaptConfig
+from lvlm_radapt.defences.radapt.hooks import inject
 from lvlm_radapt.towers import Tower, find_tower
+from lvlm_radapt.towers.parts import replace_parts, tower_parts
 
 ENCODERS: dict[str, Callable[..., Any]] = {
     "clip": tiny_random.clip_vision,

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from lvlm_radapt.models import patch_gradient
+from lvlm_radapt.models.speedups import patch_gradient
 
 SHAPES = [
     (nn.Conv2d, 3, (14, 14), (2, 3, 56, 42)),

@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 from PIL import Image
 from transformers import LlavaImageProcessorPil
 
-from lvlm_radapt.errors import UserError
 from lvlm_radapt.models import PixelBatch, load_encoder, load_model
 from lvlm_radapt.models.geometry import pad_to_square
+from lvlm_radapt.utils.errors import UserError
 
 SIZES = [(56, 56), (57, 56), (80, 61), (40, 200), (200, 40), (13, 17), (333, 500), (1, 9), (56, 300)]
 MODES = ["RGB", "L", "RGBA", "P", "LA", "1", "CMYK"]

@@ -19,8 +19,8 @@ from run_folders import CLEAN, RADAPT, Maker, attack, spread
 
 from eval_tasks.metrics import bootstrap_ci
 from lvlm_radapt import plot
-from lvlm_radapt.errors import UserError
 from lvlm_radapt.plots.images import DIFFERENCE_GAIN
+from lvlm_radapt.utils.errors import UserError
 
 matplotlib.use("Agg")
 

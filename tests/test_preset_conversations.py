@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 import yaml
 
-from eval_tasks.evaluation import run_evaluation
-from eval_tasks.presets import load_protocol
-from eval_tasks.records import Run
-from eval_tasks.settings import EvalSettings
-from eval_tasks.tabulate import comparison
+from eval_tasks.api import run_evaluation
+from eval_tasks.config.presets import load_protocol
+from eval_tasks.report.build_table import comparison
+from eval_tasks.run.records import Run
+from eval_tasks.run.settings import EvalSettings
 from lvlm_radapt import load_model
 from lvlm_radapt.models.text import PromptEncoder
 from lvlm_radapt.tiny.dataset import write_scenes

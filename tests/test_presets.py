@@ -10,10 +10,10 @@ from hypothesis import strategies as st
 
 from attacks.losses import Distance
 from attacks.norms import Norm
-from eval_tasks import presets
+from eval_tasks.config import presets
+from eval_tasks.config.presets import load_attack, load_protocol, load_recipe, load_task_config, names
 from eval_tasks.data import tasks
-from eval_tasks.presets import load_attack, load_protocol, load_recipe, load_task_config, names
-from lvlm_radapt.errors import UserError
+from lvlm_radapt.utils.errors import UserError
 
 PGD = {"steps": 1, "random_start": True, "step_scale": 1.0}
 APGD = PGD | {"restarts": 1}

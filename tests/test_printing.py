@@ -16,9 +16,9 @@ from rich.table import Table
 from rich.text import Text
 
 import lvlm_radapt
-from lvlm_radapt.printing import PlainConsole, readable
-from lvlm_radapt.progress import bars
 from lvlm_radapt.tiny.dataset import write_scenes
+from lvlm_radapt.utils.printing import PlainConsole, readable
+from lvlm_radapt.utils.progress import bars
 
 EVIL = "a\x1b]0;pwned\x07b\x9b31mcd\u202ee\udcff\ud800[/b][red]:x:"
 SAFE = r"a\x1b]0;pwned\x07b\x9b31mcd\u202ee\xff\ud800[/b][red]:x:"

@@ -15,11 +15,11 @@ from commands import Command, contents, evaluation, free_port, launch
 from failures import one_line
 from torch.distributed import HashStore
 
-from eval_tasks import processes
-from eval_tasks.processes import Group, join
-from eval_tasks.records import RunFolder
-from lvlm_radapt.errors import Unfinished, UserError
+from eval_tasks.run import processes
+from eval_tasks.run.processes import Group, join
+from eval_tasks.run.records import RunFolder
 from lvlm_radapt.tiny.dataset import write_scenes
+from lvlm_radapt.utils.errors import Unfinished, UserError
 
 
 @pytest.fixture

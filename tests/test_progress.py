@@ -10,12 +10,14 @@ import threading
 import pytest
 from rich.console import Console
 
-from eval_tasks.records import Attacked, SampleRecord, Scored
-from eval_tasks.running import Running, tally
-from lvlm_radapt import cli, progress, stopping
-from lvlm_radapt.errors import Stopped, UserError
-from lvlm_radapt.progress import JsonLines, Pace, bars
-from lvlm_radapt.stopping import check_stopped, stoppable
+from eval_tasks.run.progress import Running, tally
+from eval_tasks.run.records import Attacked, SampleRecord, Scored
+from lvlm_radapt import cli
+from lvlm_radapt.utils import progress
+from lvlm_radapt.utils import signals as stopping
+from lvlm_radapt.utils.errors import Stopped, UserError
+from lvlm_radapt.utils.progress import JsonLines, Pace, bars
+from lvlm_radapt.utils.signals import check_stopped, stoppable
 
 
 @pytest.fixture
@@ -174,12 +176,12 @@ def test_a_second_signal_ends_at_once(monkeypatch):
 
 
 def test_a_stop_before_anything_was_begun_says_so(monkeypatch, capsys, tmp_path):
-    import eval_tasks.evaluation
+    import eval_tasks.api
 
     def stop(*_args, **_more):
         os.kill(os.getpid(), signal.SIGINT)
 
-    monkeypatch.setattr(eval_tasks.evaluation, "run_evaluation", stop)
+    monkeypatch.setattr(eval_tasks.api, "run_evaluation", stop)
     words = ["eval", "tiny-llava", "--task", "coco", "--data", "d", "--out", str(tmp_path / "a run")]
     monkeypatch.setattr(sys, "argv", ["lvlm-radapt", *words])
     with pytest.raises(SystemExit) as ended:

@@ -15,12 +15,12 @@ from huggingface_hub import scan_cache_dir
 from typer.testing import CliRunner
 
 from lvlm_radapt import load_model, robustify
-from lvlm_radapt.checkpoint import load_adapter, save_adapter
 from lvlm_radapt.cli import app
 from lvlm_radapt.cli.options import Bits, Dtype, Spread
 from lvlm_radapt.cli.placing import place_flags, place_of
-from lvlm_radapt.conversations import CONVERSATIONS
-from lvlm_radapt.models.load import load_encoder
+from lvlm_radapt.loading.load import load_encoder
+from lvlm_radapt.models.conversations import CONVERSATIONS
+from lvlm_radapt.saving.adapter import load_adapter, save_adapter
 from lvlm_radapt.tiny.dataset import write_scenes
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -62,10 +62,10 @@ def test_the_hub_s_commit_is_recorded(cache: Path, tmp_path: Path) -> None:
 
 
 def test_run_json_has_it(tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from eval_tasks.config.presets import load_protocol, load_task_config
     from eval_tasks.data import Sample
-    from eval_tasks.exams import exam_of
-    from eval_tasks.presets import load_protocol, load_task_config
-    from eval_tasks.settings import EvalSettings, run_document
+    from eval_tasks.run.settings import EvalSettings, run_document
+    from eval_tasks.tasks.exams import exam_of
 
     in_cache(cache, "someone/qwen", tiny_checkpoints.save_qwen(tmp_path / "qwen"))
     model = load_model("someone/qwen", max_pixels=10_000)

@@ -6,7 +6,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from eval_tasks.quantise import from_8bit, to_8bit
+from attacks.eight_bit import from_8bit, to_8bit
 
 
 def _images(seed: int) -> torch.Tensor:

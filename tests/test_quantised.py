@@ -16,11 +16,11 @@ from torch import Tensor, nn
 from attacks import apgd
 from eval_tasks.metrics import bootstrap_ci
 from lvlm_radapt import RAdaptConfig, load_model, robustify
-from lvlm_radapt.errors import UserError
+from lvlm_radapt.loading import quantised as quantised_module
+from lvlm_radapt.loading.quantised import quantisation_of
 from lvlm_radapt.models import LVLM
-from lvlm_radapt.models import quantised as quantised_module
-from lvlm_radapt.models.quantised import quantisation_of
 from lvlm_radapt.tiny import scenes
+from lvlm_radapt.utils.errors import UserError
 
 bitsandbytes = pytest.importorskip("bitsandbytes")
 PROMPTS = ["What is this?", "describe the small red circle on the left with a word"]
@@ -139,7 +139,7 @@ def test_bad_requests_are_one_line(folders: dict[str, Path], monkeypatch: pytest
 
 
 def test_an_adapter_opens_over_a_quantised_language_model(tmp_path: Path) -> None:
-    from lvlm_radapt.checkpoint import save_adapter
+    from lvlm_radapt.saving.adapter import save_adapter
 
     folder = tiny_checkpoints.save_llava(tmp_path / "llava")
     save_adapter(robustify(load_model(folder), RAdaptConfig(cutoff=30)), tmp_path / "adapter")

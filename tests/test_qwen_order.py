@@ -14,7 +14,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from lvlm_radapt.errors import UserError
 from lvlm_radapt.towers import find_tower
 from lvlm_radapt.towers.qwen import (
     batch_equal_windows,
@@ -24,6 +23,7 @@ from lvlm_radapt.towers.qwen import (
     rows_to_images,
     token_order,
 )
+from lvlm_radapt.utils.errors import UserError
 
 QWENS = [tiny_random.qwen2_vl, tiny_random.qwen2_5_vl, tiny_random.qwen3_vl]
 GRIDS = [(1, 4, 6), (1, 10, 4), (1, 2, 2), (1, 8, 8), (2, 6, 10)]

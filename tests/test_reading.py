@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from lvlm_radapt import load_encoder, load_model, robustify
-from lvlm_radapt.config import RAdaptConfig
-from lvlm_radapt.models import reading
+from lvlm_radapt.defences.radapt.config import RAdaptConfig
+from lvlm_radapt.models.speedups import hidden_states as reading
 
 
 @pytest.fixture(scope="module")

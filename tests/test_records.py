@@ -18,8 +18,8 @@ from hypothesis import strategies as st
 from PIL import Image
 from run_folders import without_checksums
 
-from eval_tasks import records
-from eval_tasks.records import (
+from eval_tasks.run import records
+from eval_tasks.run.records import (
     Attacked,
     RunFolder,
     SampleRecord,
@@ -29,8 +29,8 @@ from eval_tasks.records import (
     image_name,
     read_run,
 )
-from lvlm_radapt.errors import UserError
-from lvlm_radapt.leftovers import is_own
+from lvlm_radapt.utils.errors import UserError
+from lvlm_radapt.utils.leftovers import is_own
 
 SETTINGS: dict[str, Any] = {
     "command": "lvlm-radapt eval tiny-llava --task coco",
@@ -131,9 +131,9 @@ def test_the_build_of_torch_is_recorded(monkeypatch: pytest.MonkeyPatch) -> None
 
 
 def test_the_commit_is_recorded_in_a_clone_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from eval_tasks import environment as module
+    from eval_tasks.run import environment as module
 
-    monkeypatch.setattr(module, "__file__", str(tmp_path / "eval_tasks" / "environment.py"))
+    monkeypatch.setattr(module, "__file__", str(tmp_path / "eval_tasks" / "run" / "environment.py"))
     assert environment()["git"] is None
     git = ["git", "-C", str(tmp_path), "-c", "user.name=n", "-c", "user.email=e@x"]
     subprocess.run([*git, "init", "-q"], check=True)

@@ -15,8 +15,8 @@ import pytest
 import yaml
 from commands import Command, Fault
 
-from lvlm_radapt.leftovers import is_own
 from lvlm_radapt.tiny.dataset import write_scenes
+from lvlm_radapt.utils.leftovers import is_own
 
 ROWS = [
     {"name": "none"},

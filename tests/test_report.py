@@ -21,18 +21,17 @@ from PIL import Image
 from rich.console import Console
 from run_folders import CLEAN, RADAPT, Maker, N, attack, spread, without_checksums
 
-from eval_tasks import figures
-from eval_tasks.figures import eps_panels, loss_panels, png_uri
 from eval_tasks.metrics import bootstrap_ci, paired_difference_ci
 from eval_tasks.metrics.vqa import RULES
 from eval_tasks.metrics.wilson import wilson_ci
-from eval_tasks.records import Run, RunFolder, image_name, read_run
-from eval_tasks.report import reading, write_report
-from eval_tasks.table import COLUMNS, LEGEND, Cell
-from eval_tasks.tabulate import NO_BASE, ONLY_TRANSFER, comparison, tables
-from lvlm_radapt.errors import UserError
+from eval_tasks.report.build_table import NO_BASE, ONLY_TRANSFER, comparison, tables
+from eval_tasks.report.figures import eps_panels, loss_panels, png_uri
+from eval_tasks.report.page import figures, reading, write_report
+from eval_tasks.report.table_formats import COLUMNS, LEGEND, Cell
+from eval_tasks.run.records import Run, RunFolder, image_name, read_run
 from lvlm_radapt.plots.curves import Curve, draw_curves
 from lvlm_radapt.plots.images import DIFFERENCE_GAIN, difference_image
+from lvlm_radapt.utils.errors import UserError
 
 DEFENDED = "tiny-llava + R-Adapt (cutoff 40, alpha 1, interpolate, white)"
 

@@ -5,9 +5,9 @@ import math
 import pytest
 from failures import one_line
 
-from eval_tasks.presets import load_task_config
-from eval_tasks.records import Attacked, SampleRecord, Scored
-from eval_tasks.retained import retained_of, retained_scores
+from eval_tasks.config.presets import load_task_config
+from eval_tasks.report.answer_retention import retained_of, retained_scores
+from eval_tasks.run.records import Attacked, SampleRecord, Scored
 
 COCO, VQA, CLASSES, POPE = (load_task_config(name) for name in ("coco", "vqav2", "imagefolder", "pope"))
 

@@ -19,20 +19,20 @@ from torch import Tensor
 
 from attacks import contrastive_loss
 from eval_tasks.audit import Audit
+from eval_tasks.config.presets import load_attack, load_protocol
 from eval_tasks.data import Sample, load_task, open_image
-from eval_tasks.gallery import CaptionSpace, Gallery, caption_ranks, image_ranks, recalls
-from eval_tasks.planning import plan_attack
-from eval_tasks.presets import load_attack, load_protocol
-from eval_tasks.records import Run, RunFolder, read_run
-from eval_tasks.report import write_report
-from eval_tasks.retrieval_table import recall_markdown, recall_rows
-from eval_tasks.runner import evaluate
-from eval_tasks.settings import EvalSettings
+from eval_tasks.report.page import write_report
+from eval_tasks.report.retrieval_table import recall_markdown, recall_rows
+from eval_tasks.run.evaluate import evaluate
+from eval_tasks.run.planning import plan_attack
+from eval_tasks.run.records import Run, RunFolder, read_run
+from eval_tasks.run.settings import EvalSettings
+from eval_tasks.tasks.retrieval_corpus import CaptionSpace, Gallery, caption_ranks, image_ranks, recalls
 from lvlm_radapt import RAdaptConfig, load_encoder, robustify
-from lvlm_radapt.checkpoint import save_adapter
-from lvlm_radapt.errors import UserError
-from lvlm_radapt.models.load import embedded_models
+from lvlm_radapt.loading.load import embedded_models
+from lvlm_radapt.saving.adapter import save_adapter
 from lvlm_radapt.tiny.dataset import CLASSES, write_scenes
+from lvlm_radapt.utils.errors import UserError
 
 
 def sample(own: str, *captions: str) -> Sample:

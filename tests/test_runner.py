@@ -12,21 +12,21 @@ from failures import one_line
 from run_folders import without_checksums
 from tiny_checkpoints import save_llava, save_qwen
 
-from eval_tasks.crafting import AttackPlan, sample_seed
+from attacks.eight_bit import from_8bit
+from eval_tasks.config.presets import load_attack, load_protocol
+from eval_tasks.crafting.craft import AttackPlan, sample_seed
 from eval_tasks.data import load_task, select
 from eval_tasks.metrics import CiderScorer, vqa_accuracy
 from eval_tasks.metrics.vqa import RULES
-from eval_tasks.planning import plan_attack
-from eval_tasks.presets import load_attack, load_protocol
-from eval_tasks.processes import Group
-from eval_tasks.quantise import from_8bit
-from eval_tasks.records import RunFolder, read_run
-from eval_tasks.report import write_report
-from eval_tasks.runner import evaluate
-from eval_tasks.settings import EvalSettings
+from eval_tasks.report.page import write_report
+from eval_tasks.run.evaluate import evaluate
+from eval_tasks.run.planning import plan_attack
+from eval_tasks.run.processes import Group
+from eval_tasks.run.records import RunFolder, read_run
+from eval_tasks.run.settings import EvalSettings
 from lvlm_radapt import RAdaptConfig, load_model, robustify
-from lvlm_radapt.errors import UserError
 from lvlm_radapt.tiny.dataset import ANNOTATIONS, QUESTIONS, write_scenes
+from lvlm_radapt.utils.errors import UserError
 
 
 @pytest.fixture(scope="module")

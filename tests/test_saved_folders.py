@@ -22,10 +22,10 @@ from typer.testing import CliRunner
 
 from lvlm_radapt import RAdaptConfig, load_model, robustify
 from lvlm_radapt.cli import app
-from lvlm_radapt.conversations import Conversation
-from lvlm_radapt.export import export_model, save_stock
-from lvlm_radapt.fold import fold_model
 from lvlm_radapt.models import LVLM
+from lvlm_radapt.models.conversations import Conversation
+from lvlm_radapt.saving.export import export_model, save_stock
+from lvlm_radapt.saving.fold import fold_model
 
 QUESTION = "What is this?"
 

@@ -13,13 +13,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from eval_tasks.config.presets import load_protocol, load_task_config
 from eval_tasks.data import check_images, load_task, open_image
 from eval_tasks.metrics import vqa_accuracy
-from eval_tasks.presets import load_protocol, load_task_config
-from lvlm_radapt.errors import UserError
 from lvlm_radapt.tiny import build, packing, scenes
 from lvlm_radapt.tiny.altered import altered_captions, describe
 from lvlm_radapt.tiny.dataset import write_scenes
+from lvlm_radapt.utils.errors import UserError
 
 SPLITS: tuple[scenes.Split, ...] = ("train", "validation", "test")
 FEW = settings(max_examples=25, deadline=None)

@@ -12,9 +12,9 @@ from PIL import Image
 from torch import Tensor
 
 from lvlm_radapt import RAdaptConfig, export_model, load_model, robustify
-from lvlm_radapt.checkpoint import save_adapter
-from lvlm_radapt.errors import UserError
 from lvlm_radapt.models import LVLM
+from lvlm_radapt.saving.adapter import save_adapter
+from lvlm_radapt.utils.errors import UserError
 
 PROMPTS = ["What is this?", "describe the small red circle on the left with a word"]
 TARGETS = ["a pig", "yes"]

@@ -5,17 +5,17 @@ import torch
 from tiny_checkpoints import save_llava
 
 from eval_tasks.audit.short import short_audit
-from eval_tasks.captioning import CaptionScores
-from eval_tasks.crafting import says
+from eval_tasks.config.presets import load_attack, load_protocol
+from eval_tasks.crafting.craft import says
 from eval_tasks.data import load_task, open_image
-from eval_tasks.planning import plan_attack
-from eval_tasks.presets import load_attack, load_protocol
-from eval_tasks.records import RunFolder
-from eval_tasks.runner import evaluate
-from eval_tasks.settings import EvalSettings
+from eval_tasks.run.evaluate import evaluate
+from eval_tasks.run.planning import plan_attack
+from eval_tasks.run.records import RunFolder
+from eval_tasks.run.settings import EvalSettings
+from eval_tasks.tasks.captioning import CaptionScores
 from lvlm_radapt import RAdaptConfig, load_model, robustify
-from lvlm_radapt.errors import UserError
 from lvlm_radapt.tiny.dataset import write_scenes
+from lvlm_radapt.utils.errors import UserError
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +48,7 @@ class Words:
 
 @pytest.fixture
 def letters(monkeypatch):
-    monkeypatch.setattr("eval_tasks.scores.CaptionScores", Words)
+    monkeypatch.setattr("eval_tasks.tasks.scorers.CaptionScores", Words)
 
 
 def settings(data, *, attack="ensemble", task="coco", samples=5, threat="adaptive", steps=2, **more):
@@ -112,7 +112,7 @@ def test_an_ensemble_killed_in_the_middle_ends_at_the_same_numbers(tmp_path, dat
     with pytest.raises(Killed):
         evaluate(model, settings(data), tmp_path / "cut")
     monkeypatch.undo()
-    monkeypatch.setattr("eval_tasks.scores.CaptionScores", Words)
+    monkeypatch.setattr("eval_tasks.tasks.scorers.CaptionScores", Words)
     assert len(RunFolder(tmp_path / "cut").done_ids()) == 3
     again = evaluate(model, settings(data), tmp_path / "cut", resume=True)
     assert plain(again) == plain(whole)
@@ -174,7 +174,7 @@ def test_half_precision_stages_leave_the_weights_as_they_were(tmp_path, data, ch
 
 
 def test_half_precision_is_near_full_precision_and_not_equal_to_it(data, checkpoint):
-    from eval_tasks.attacker import Attacker
+    from eval_tasks.crafting.source_model import Attacker
 
     model = robustify(load_model(checkpoint), RAdaptConfig())
     batch = model.pixels([open_image(s.image) for s in load_task("coco", data)[:2]])
@@ -259,7 +259,7 @@ def test_an_early_exit_spends_fewer_steps_and_leaves_no_higher_score(tmp_path, a
         climbs.append(own_climb)
         return short_audit(*args, own_climb=own_climb, **more)
 
-    monkeypatch.setattr("eval_tasks.audit.of_run.short_audit", noted)
+    monkeypatch.setattr("eval_tasks.run.audit_of_run.short_audit", noted)
     write_scenes(tmp_path / "scenes", count=16, seed=3)
     model = load_model("tiny-llava")
     more = {"attack": attack, "task": "vqav2", "samples": 16, "steps": 6, "chunk_size": 16, "batch_size": 4}

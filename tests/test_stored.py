@@ -16,7 +16,7 @@ from eval_tasks.data import check_images, image_key, load_task, open_image, skip
 from eval_tasks.data.checking import check_data
 from eval_tasks.data.rows import open_rows
 from lvlm_radapt.cli import app
-from lvlm_radapt.errors import UserError
+from lvlm_radapt.utils.errors import UserError
 
 datasets = pytest.importorskip("datasets", reason="the extra hf is not installed")
 

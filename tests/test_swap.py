@@ -16,12 +16,12 @@ import transformers
 from openclip_vit import VisionTransformer
 from PIL import Image
 
-from eval_tasks.records import read_run
+from eval_tasks.run.records import read_run
 from lvlm_radapt import RAdaptConfig, load_encoder, load_model, robustify
-from lvlm_radapt.checkpoint import save_adapter
-from lvlm_radapt.errors import UserError
+from lvlm_radapt.loading.replace_tower import swap_tower
 from lvlm_radapt.models import LVLM
-from lvlm_radapt.models.swap import swap_tower
+from lvlm_radapt.saving.adapter import save_adapter
+from lvlm_radapt.utils.errors import UserError
 
 PROMPTS, TARGETS = ["what is this", "how many red circle"], ["a pig", "two"]
 

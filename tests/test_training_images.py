@@ -10,7 +10,7 @@ import torch
 from failures import one_line
 from PIL import Image
 
-from lvlm_radapt.models.load import load_any
+from lvlm_radapt.loading.load import load_any
 from lvlm_radapt.training.images import batches_of, image_files, images_digest, load_pixels, pixel_batches
 
 

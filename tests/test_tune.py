@@ -12,12 +12,12 @@ from failures import one_line
 from PIL import Image
 from test_cli import call
 
-from eval_tasks.calibration import FILE, calibration_note, calibration_on, image_digest, read_calibration
 from eval_tasks.data import load_task, select
 from eval_tasks.metrics import bootstrap_ci
-from eval_tasks.records import RunFolder, read_run
-from eval_tasks.table import Cell
-from lvlm_radapt.config import RAdaptConfig
+from eval_tasks.report.table_formats import Cell
+from eval_tasks.run.calibration import FILE, calibration_note, calibration_on, image_digest, read_calibration
+from eval_tasks.run.records import RunFolder, read_run
+from lvlm_radapt.defences.radapt.config import RAdaptConfig
 from lvlm_radapt.plots.tuning import clean_robust_curves, tradeoff
 from lvlm_radapt.tiny.dataset import write_scenes
 from lvlm_radapt.tuning.choose import best_pair, choose

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from vqa_scripts import CONTRACTIONS, SCRIPTS, case
 
 from eval_tasks.metrics import normalise_answer, vqa, vqa_accuracy
-from lvlm_radapt.errors import UserError
+from lvlm_radapt.utils.errors import UserError
 
 
 def leave_one_out(prediction: str, answers: list[str]) -> float:

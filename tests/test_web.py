@@ -17,7 +17,7 @@ import pytest
 import torch
 from PIL import Image
 
-from eval_tasks.quantise import from_8bit
+from attacks.eight_bit import from_8bit
 from lvlm_radapt import RAdaptConfig, cli, load_model, robustify
 from lvlm_radapt.chat import web, web_guard, web_html
 from lvlm_radapt.chat.commands import Attack
@@ -25,10 +25,10 @@ from lvlm_radapt.chat.web_engine import Engine, Line
 from lvlm_radapt.chat.web_guard import Hosts, plain_call
 from lvlm_radapt.chat.web_uploads import Upload
 from lvlm_radapt.chat.web_user import User
-from lvlm_radapt.errors import UserError
-from lvlm_radapt.inject import inject, injected_anchor, remove
+from lvlm_radapt.defences.radapt.hooks import inject, injected_anchor, remove
 from lvlm_radapt.models.base import PixelBatch
 from lvlm_radapt.tiny.scenes import render, sample_scene
+from lvlm_radapt.utils.errors import UserError
 
 CAPTION = "Provide a short caption for this image."
 

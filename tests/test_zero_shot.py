@@ -14,21 +14,21 @@ from pyautoattack.autopgd_base import APGDAttack
 from test_models import noise
 
 from attacks.classification import fooled
-from eval_tasks.classification import ClassScores, attack_classifier, check_classes, suite_settings
-from eval_tasks.crafting import check_plan
+from attacks.eight_bit import from_8bit
+from eval_tasks.config.presets import AttackConfig, load_attack, load_protocol
+from eval_tasks.crafting.classifier import ClassScores, attack_classifier, check_classes, suite_settings
+from eval_tasks.crafting.craft import check_plan
 from eval_tasks.data import load_task, open_image
 from eval_tasks.data.imagefolder import class_names
-from eval_tasks.planning import plan_attack
-from eval_tasks.presets import AttackConfig, load_attack, load_protocol
-from eval_tasks.quantise import from_8bit
-from eval_tasks.runner import evaluate
-from eval_tasks.settings import EvalSettings
+from eval_tasks.run.evaluate import evaluate
+from eval_tasks.run.planning import plan_attack
+from eval_tasks.run.settings import EvalSettings
 from lvlm_radapt import RAdaptConfig, load_encoder, load_model, robustify
-from lvlm_radapt.errors import UserError
 from lvlm_radapt.models.base import PixelBatch
 from lvlm_radapt.models.zero_shot import ZeroShot
 from lvlm_radapt.tiny import scenes
 from lvlm_radapt.tiny.dataset import CLASSES, write_scenes
+from lvlm_radapt.utils.errors import UserError
 
 NAMES = ["red circle", "blue square", "a green pig", "word"]
 TEMPLATES = ["a {}", "the small {} on the left"]

@@ -14,16 +14,16 @@ import pytest
 from PIL import Image
 from test_cli import call
 
+from eval_tasks.config.presets import load_protocol, load_task_config
 from eval_tasks.data import check_images, layout, load_task, open_image
 from eval_tasks.data.arrays import cifar_python
 from eval_tasks.data.checking import check_data
 from eval_tasks.data.imagefolder import class_names
 from eval_tasks.data.rows import open_rows
 from eval_tasks.data.set_config import set_config, zero_shot_sets
-from eval_tasks.exams import ClassExam, exam_of
-from eval_tasks.presets import load_protocol, load_task_config
+from eval_tasks.tasks.exams import ClassExam, exam_of
 from lvlm_radapt import load_encoder
-from lvlm_radapt.errors import UserError
+from lvlm_radapt.utils.errors import UserError
 
 RNG = np.random.default_rng(0)
 

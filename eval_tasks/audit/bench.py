@@ -11,11 +11,11 @@ from torch import Tensor
 
 from attacks import apgd
 from attacks.auto_batch import AutoBatch
+from attacks.eight_bit import from_8bit, to_8bit
 from attacks.losses import LossFn
 from attacks.noise import random_start
 from eval_tasks.audit.rules import Difference, difference
 from eval_tasks.audit.subject import Subject
-from eval_tasks.quantise import from_8bit, to_8bit
 
 FORWARD = 0.5
 """Cost of a loss without its gradient, in gradient evaluations: with frozen weights, backward costs as much again."""

@@ -6,12 +6,12 @@ from collections.abc import Sequence
 
 import torch
 
+from attacks.eight_bit import from_8bit, to_8bit
+from attacks.eps import budget_text, eps_8bit, within
 from attacks.norms import Norm
 from eval_tasks.audit.bench import Bench, mean
 from eval_tasks.audit.findings import Finding, NoSignal
 from eval_tasks.audit.rules import exceeds
-from eval_tasks.eps import budget_text, eps_8bit, within
-from eval_tasks.quantise import from_8bit, to_8bit
 
 _KEPT, _LOST = 0.8, 0.5  # share of the gain that 8 bits should leave
 

@@ -12,10 +12,10 @@ from torch import Tensor
 
 from attacks.losses import LossFn
 from attacks.suite import SuiteSettings
-from eval_tasks.asked import Asked
-from eval_tasks.attacker import Attacker
 from eval_tasks.audit.subject import Subject
-from eval_tasks.crafting import AttackPlan, attack_loss, craft, sample_seed, says
+from eval_tasks.crafting.craft import AttackPlan, attack_loss, craft, sample_seed, says
+from eval_tasks.crafting.prompt_batch import Asked
+from eval_tasks.crafting.source_model import Attacker
 from eval_tasks.data import Sample, image_key, open_image
 from lvlm_radapt.models.base import LVLM, PixelBatch, PixelModel
 from lvlm_radapt.models.text import Prompt

@@ -11,11 +11,11 @@ from torch import Tensor
 
 from attacks.classification import ce_loss, likely_wrong, targeted_dlr_loss
 from attacks.losses import LossFn
-from eval_tasks.attacker import Attacker
 from eval_tasks.audit.build import subject_of
 from eval_tasks.audit.subject import Subject
-from eval_tasks.classification import attack_classifier
-from eval_tasks.crafting import AttackPlan, craft_unasked, embedding_distance, sample_seed
+from eval_tasks.crafting.classifier import attack_classifier
+from eval_tasks.crafting.craft import AttackPlan, craft_unasked, embedding_distance, sample_seed
+from eval_tasks.crafting.source_model import Attacker
 from eval_tasks.data import Sample, chunks, image_key
 from lvlm_radapt.models.base import PixelBatch
 from lvlm_radapt.models.zero_shot import ZeroShot

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+from attacks.eps import eps_text
 from eval_tasks.audit.bench import Bench, Made, mean
 from eval_tasks.audit.findings import Finding, Number, Verdict, worst
 from eval_tasks.audit.rules import MARGIN, bounded, exceeds
-from eval_tasks.eps import eps_text
 
 LARGEST = 32 / 255
 _NOTHING, _LITTLE = 0.1, 0.25  # of the clean score: about nothing, and too much to be that

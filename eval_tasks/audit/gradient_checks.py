@@ -7,9 +7,9 @@ import math
 import torch
 from torch import Generator
 
+from attacks.eight_bit import from_8bit, to_8bit
 from eval_tasks.audit.bench import Bench, mean
 from eval_tasks.audit.findings import Finding, NoSignal, Verdict
-from eval_tasks.quantise import from_8bit, to_8bit
 
 # A perturbation of a quarter of an 8-bit level is lost in any rounding to 8 bits or fewer, and moves every other loss.
 _SMALL = 0.25 / 255

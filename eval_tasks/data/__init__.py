@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from eval_tasks.config.validation import unknown_name
 from eval_tasks.data.coco import COCO_LAYOUT, FLICKR_LAYOUT, load_coco, load_flickr30k
 from eval_tasks.data.imagefolder import IMAGEFOLDER_LAYOUT, load_imagefolder
 from eval_tasks.data.images import image_key, open_image
@@ -20,10 +21,9 @@ from eval_tasks.data.textvqa import TEXTVQA_LAYOUT, load_textvqa
 from eval_tasks.data.vizwiz import VIZWIZ_LAYOUT, load_vizwiz
 from eval_tasks.data.vqav2 import VQAV2_LAYOUT, load_vqav2
 from eval_tasks.data.zero_shot_sets import LOADERS as ZERO_SHOT
-from eval_tasks.validation import unknown_name
 
 if TYPE_CHECKING:
-    from eval_tasks.presets import TaskConfig
+    from eval_tasks.config.presets import TaskConfig
 
 __all__ = [
     "Sample",
@@ -57,7 +57,7 @@ _LOADERS: dict[str, tuple[Callable[[str | os.PathLike[str]], list[Sample]], str]
 def tasks() -> dict[str, TaskConfig]:
     """Every task by name, with its description, kind ("caption", "vqa", "choice", "classification" or "retrieval"),
     metric and style."""
-    from eval_tasks.presets import load_task_config  # brings torch, which data sets do without
+    from eval_tasks.config.presets import load_task_config  # brings torch, which data sets do without
 
     return {name: load_task_config(name) for name in _LOADERS}
 

@@ -12,8 +12,8 @@ from typing import Any, Literal
 import numpy as np
 
 from eval_tasks.data.rows import RowImage
-from lvlm_radapt.documents import check_regular
-from lvlm_radapt.errors import UserError
+from lvlm_radapt.utils.errors import UserError
+from lvlm_radapt.utils.json_files import check_regular
 
 ArrayKind = Literal["cifar10-binary", "cifar100-binary", "cifar-python", "stl10", "pcam"]
 _CIFAR = 3 * 32 * 32

@@ -11,7 +11,7 @@ from eval_tasks.data import layout, load_task, open_image, select
 from eval_tasks.data.rows import RowImage
 from eval_tasks.data.selection import first_names, missing_images
 from eval_tasks.data.stored import stored_layout
-from lvlm_radapt.errors import UserError
+from lvlm_radapt.utils.errors import UserError
 
 _SHOWN = 12  # entries of the folder that are named
 

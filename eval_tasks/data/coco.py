@@ -18,7 +18,7 @@ from eval_tasks.data.layout import (
     safe_name,
 )
 from eval_tasks.data.sample import Sample
-from lvlm_radapt.errors import UserError
+from lvlm_radapt.utils.errors import UserError
 
 COCO_LAYOUT = (
     "DIR/dataset_coco.json (Karpathy's split, test part used) or DIR/annotations/captions_val2014.json or "

@@ -7,10 +7,10 @@ import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from eval_tasks.config.validation import read_bytes
 from eval_tasks.data.layout import data_folder
 from eval_tasks.data.sample import Sample
-from eval_tasks.validation import read_bytes
-from lvlm_radapt.errors import UserError
+from lvlm_radapt.utils.errors import UserError
 
 IMAGEFOLDER_LAYOUT = (
     "a folder of images for each class, DIR/CLASS/*.png, and if the folders' names are no class names "

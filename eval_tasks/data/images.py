@@ -12,9 +12,9 @@ from typing import Protocol
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from lvlm_radapt.bounds import MOST_PIXELS
-from lvlm_radapt.documents import read_bytes
-from lvlm_radapt.errors import UserError
+from lvlm_radapt.utils.bounds import MOST_PIXELS
+from lvlm_radapt.utils.errors import UserError
+from lvlm_radapt.utils.json_files import read_bytes
 
 MAX_PIXELS = MOST_PIXELS
 # Padded to a square, or with its short side scaled up to a canvas, a strip would fill the memory.

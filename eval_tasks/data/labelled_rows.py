@@ -8,7 +8,7 @@ from eval_tasks.data.rows import RowImage, open_rows
 from eval_tasks.data.set_config import SetConfig
 from eval_tasks.data.stored import StoredRows
 from eval_tasks.data.torchvision_layouts import Labelled
-from lvlm_radapt.errors import UserError
+from lvlm_radapt.utils.errors import UserError
 
 _LABELS = ("label", "fine_label", "labels", "cls")
 _PARTS = ("test", "val", "valid", "validation")

@@ -9,9 +9,9 @@ from typing import TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from eval_tasks.validation import first_problem, read_bytes
-from lvlm_radapt.errors import UserError
-from lvlm_radapt.names import can_be_a_file, leaves_folder
+from eval_tasks.config.validation import first_problem, read_bytes
+from lvlm_radapt.utils.errors import UserError
+from lvlm_radapt.utils.names import can_be_a_file, leaves_folder
 
 
 class Row(BaseModel):

@@ -17,7 +17,7 @@ from eval_tasks.data.layout import (
     safe_name,
 )
 from eval_tasks.data.sample import Sample
-from lvlm_radapt.errors import UserError
+from lvlm_radapt.utils.errors import UserError
 
 PARTS = ("random", "popular", "adversarial")
 POPE_LAYOUT = (

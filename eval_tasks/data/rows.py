@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 from pydantic import Field
 
 from eval_tasks.data.layout import Row, read_rows, safe_name
-from lvlm_radapt.errors import UserError
+from lvlm_radapt.utils.errors import UserError
 
 STATE = "state.json"
 """The file by which a folder that `save_to_disk` wrote is known."""

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from eval_tasks.data.rows import RowImage
-from lvlm_radapt.bounds import MOST_LETTERS
-from lvlm_radapt.errors import UserError
+from lvlm_radapt.utils.bounds import MOST_LETTERS
+from lvlm_radapt.utils.errors import UserError
 
 
 @dataclass(frozen=True)

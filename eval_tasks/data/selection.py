@@ -10,7 +10,7 @@ import numpy as np
 
 from eval_tasks.data.rows import RowImage
 from eval_tasks.data.sample import Sample
-from lvlm_radapt.errors import UserError
+from lvlm_radapt.utils.errors import UserError
 
 T = TypeVar("T")
 

@@ -9,7 +9,7 @@ from typing import Annotated
 import yaml
 from pydantic import BaseModel, ConfigDict, Field
 
-from eval_tasks.shipped import shipped_configs
+from eval_tasks.config.config_paths import shipped_configs
 
 
 class SetConfig(BaseModel):

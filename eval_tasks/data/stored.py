@@ -13,12 +13,12 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, ValidationError
 from typing_extensions import TypedDict
 
+from eval_tasks.config.validation import first_problem
 from eval_tasks.data.layout import Row, read_rows, refuse_duplicates, safe_name
 from eval_tasks.data.rows import STATE, RowImage, column_names, read_columns
 from eval_tasks.data.sample import Sample
 from eval_tasks.data.scienceqa import asked, right_letter
-from eval_tasks.validation import first_problem
-from lvlm_radapt.errors import UserError
+from lvlm_radapt.utils.errors import UserError
 
 _PLACES = ("", "data", "ScienceQA-IMG")
 _Id = Annotated[str, Field(min_length=1)] | int

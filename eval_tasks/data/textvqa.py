@@ -18,7 +18,7 @@ from eval_tasks.data.layout import (
 )
 from eval_tasks.data.sample import Sample
 from eval_tasks.data.vqav2 import ImageNumber, coco_names
-from lvlm_radapt.errors import UserError
+from lvlm_radapt.utils.errors import UserError
 
 FILE = "TextVQA_0.5.1_val.json"
 TEXTVQA_LAYOUT = (

@@ -13,11 +13,11 @@ from typing import Any
 
 from pydantic import RootModel
 
+from eval_tasks.config.validation import read_bytes
 from eval_tasks.data.arrays import ArrayImage, ArrayKind, cifar_binary, cifar_python, h5, open_array, stl_labels
 from eval_tasks.data.layout import read_rows, safe_name
 from eval_tasks.data.rows import RowImage
-from eval_tasks.validation import read_bytes
-from lvlm_radapt.errors import UserError
+from lvlm_radapt.utils.errors import UserError
 
 
 @dataclass(frozen=True)

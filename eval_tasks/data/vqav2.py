@@ -18,7 +18,7 @@ from eval_tasks.data.layout import (
     required_file,
 )
 from eval_tasks.data.sample import Sample
-from lvlm_radapt.errors import UserError
+from lvlm_radapt.utils.errors import UserError
 
 QUESTIONS = "v2_OpenEnded_mscoco_val2014_questions.json"
 ANNOTATIONS = "v2_mscoco_val2014_annotations.json"

@@ -19,7 +19,7 @@ from eval_tasks.data.sample import Sample
 from eval_tasks.data.set_config import SetConfig, set_config, zero_shot_sets
 from eval_tasks.data.stored import stored_rows
 from eval_tasks.data.torchvision_layouts import READERS, Labelled, read_layout
-from lvlm_radapt.errors import UserError
+from lvlm_radapt.utils.errors import UserError
 
 # Where class folders may lie below the data folder: what the archives unpack to, and the part that is evaluated.
 _FOLDERS: dict[str, tuple[str, ...]] = {

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from lvlm_radapt.errors import UserError
+from lvlm_radapt.utils.errors import UserError
 
 _DRAWS_AT_ONCE = 4_000_000  # bounds memory at some 64 MB
 

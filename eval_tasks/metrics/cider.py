@@ -15,7 +15,7 @@ from pycocoevalcap.cider.cider_scorer import CiderScorer as _Cider
 from pycocoevalcap.cider.cider_scorer import cook_refs, cook_test
 
 from eval_tasks.metrics.tokenizers import tokenizer as find_tokenizer
-from lvlm_radapt.errors import UserError
+from lvlm_radapt.utils.errors import UserError
 
 
 def check_enough(images: int) -> None:

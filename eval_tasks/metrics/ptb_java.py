@@ -11,7 +11,7 @@ from pathlib import Path
 
 from eval_tasks.metrics.ptb import NEXT_LINE, sanitise, without_punctuation
 from eval_tasks.metrics.ptb_tables import jar_path
-from lvlm_radapt.errors import UserError
+from lvlm_radapt.utils.errors import UserError
 
 
 def java() -> str:

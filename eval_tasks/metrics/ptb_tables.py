@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from lvlm_radapt.errors import UserError
+from lvlm_radapt.utils.errors import UserError
 
 JAR_NAME = "stanford-corenlp-3.4.1.jar"
 _SCANNER = "edu/stanford/nlp/process/PTBLexer.class"

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Literal, Protocol
 
 from eval_tasks.metrics import ptb, ptb_java
-from lvlm_radapt.errors import UserError
+from lvlm_radapt.utils.errors import UserError
 
 
 class Tokenizer(Protocol):

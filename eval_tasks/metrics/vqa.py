@@ -26,7 +26,7 @@ import re
 from collections.abc import Sequence
 from typing import Literal, get_args
 
-from lvlm_radapt.errors import UserError
+from lvlm_radapt.utils.errors import UserError
 
 Style = Literal["vqav2", "openflamingo", "textvqa"]
 RULES: dict[Style, str] = {

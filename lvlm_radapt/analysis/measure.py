@@ -11,16 +11,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from eval_tasks.crafting import AttackPlan, craft_unasked, sample_seed
-from eval_tasks.quantise import from_8bit
+from attacks.eight_bit import from_8bit
+from eval_tasks.crafting.craft import AttackPlan, craft_unasked, sample_seed
 from lvlm_radapt.analysis.attention import attention_maps, evenness, moved
 from lvlm_radapt.analysis.cka import cka_matrix
 from lvlm_radapt.analysis.mixing import Mixed
 from lvlm_radapt.analysis.passes import layer_rows
 from lvlm_radapt.analysis.spectrum import kernel_spectrum, mean_magnitude, radial_profile
-from lvlm_radapt.errors import UserError
 from lvlm_radapt.models.base import PixelBatch
 from lvlm_radapt.training.images import load_pixels
+from lvlm_radapt.utils.errors import UserError
 
 ROWS = 4096  # tokens that CKA is estimated from
 SHOWN = 4  # images whose attention is drawn

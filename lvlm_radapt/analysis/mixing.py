@@ -9,11 +9,11 @@ from typing import Any, NamedTuple
 
 import torch
 
-from lvlm_radapt.errors import UserError
+from lvlm_radapt.loading.load import is_robustified, load_any
 from lvlm_radapt.models.base import PixelModel
-from lvlm_radapt.models.load import is_robustified, load_any
-from lvlm_radapt.parts import ATTENTION, EMBEDDING, HEAD, replace_parts, tower_parts
 from lvlm_radapt.towers import find_tower
+from lvlm_radapt.towers.parts import ATTENTION, EMBEDDING, HEAD, replace_parts, tower_parts
+from lvlm_radapt.utils.errors import UserError
 
 
 class Step(NamedTuple):

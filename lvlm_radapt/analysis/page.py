@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from eval_tasks.pages import templates
+from eval_tasks.report.html_templates import templates
 from lvlm_radapt.plots.analysis import DOTS_PER_INCH
 
 

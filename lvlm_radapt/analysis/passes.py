@@ -10,8 +10,8 @@ from torch import Tensor
 
 from lvlm_radapt.models.base import PixelBatch, PixelModel
 from lvlm_radapt.models.qwen import QwenLVLM
-from lvlm_radapt.parts import tower_blocks
 from lvlm_radapt.towers import find_tower
+from lvlm_radapt.towers.parts import tower_blocks
 
 
 def run_tower(model: PixelModel, batch: PixelBatch) -> Any:

@@ -7,10 +7,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from eval_tasks.records import Run, Scored
-from eval_tasks.report import write_report
-from eval_tasks.runner import evaluate
-from eval_tasks.settings import EvalSettings
+from eval_tasks.report.page import write_report
+from eval_tasks.run.evaluate import evaluate
+from eval_tasks.run.records import Run, Scored
+from eval_tasks.run.settings import EvalSettings
 from lvlm_radapt.analysis.mixing import Mixed
 
 Advance = Callable[[int, str], None]
@@ -58,7 +58,7 @@ def replacement(mixed: Mixed, settings: EvalSettings, out: Path, *, command: str
     transfer images are made once, on the original model. They are not its adaptive ones: an adaptive attack on a
     classifier ends where it has fooled this one, and such an image fools no other. advance(samples done, remark).
 
-    UserError as for `eval_tasks.runner.evaluate`, also for folders of other settings.
+    UserError as for `eval_tasks.run.evaluate.evaluate`, also for folders of other settings.
     """
     plan = settings.attack
     assert plan is not None

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from lvlm_radapt.parts import patch_embedding
 from lvlm_radapt.towers import Tower
+from lvlm_radapt.towers.parts import patch_embedding
 
 
 @torch.no_grad()

@@ -19,21 +19,21 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from eval_tasks.crafting import AttackPlan
-from eval_tasks.environment import environment
-from eval_tasks.eps import budget_text
-from eval_tasks.settings import EvalSettings
-from eval_tasks.threads import on_recorded_threads
+from attacks.eps import budget_text
+from eval_tasks.crafting.craft import AttackPlan
+from eval_tasks.run.environment import environment
+from eval_tasks.run.settings import EvalSettings
+from eval_tasks.run.threads import on_recorded_threads
 from lvlm_radapt.analysis import measure
 from lvlm_radapt.analysis.mixing import Mixed
 from lvlm_radapt.analysis.page import analysis_page
 from lvlm_radapt.analysis.replacement import Curve, count_runs, replacement
-from lvlm_radapt.folders import check_own_folder, claimed
 from lvlm_radapt.models.base import PixelModel
 from lvlm_radapt.plots import analysis as plots
-from lvlm_radapt.progress import Announce
 from lvlm_radapt.training.images import image_files, images_digest
-from lvlm_radapt.writing import write_whole, writing
+from lvlm_radapt.utils.atomic_folder import check_own_folder, claimed
+from lvlm_radapt.utils.progress import Announce
+from lvlm_radapt.utils.writing import write_whole, writing
 
 SCHEMA = 1
 METRICS = {"accuracy": "zero-shot accuracy, %", "vqa_accuracy": "VQA accuracy, %", "cider": "CIDEr x100"}

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, TypeAlias
 
-from eval_tasks.eps import check_8bit_budget, parse_eps
-from lvlm_radapt.errors import UserError
+from lvlm_radapt.utils.budget import check_8bit_budget, parse_eps
+from lvlm_radapt.utils.errors import UserError
 
 Side = Literal["plain", "defended"]
 """The model without its defence, and with it."""

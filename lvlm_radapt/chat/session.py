@@ -14,16 +14,16 @@ from PIL import Image
 from torch import Tensor
 
 from attacks import apgd, embedding_loss
+from attacks.eight_bit import from_8bit, to_8bit
+from attacks.eps import eps_text
+from eval_tasks.config.presets import load_attack
 from eval_tasks.data.images import open_image
-from eval_tasks.eps import eps_text
-from eval_tasks.presets import load_attack
-from eval_tasks.quantise import from_8bit, to_8bit
 from lvlm_radapt.chat.commands import Attack, Side
 from lvlm_radapt.chat.transcript import write_transcript
-from lvlm_radapt.config import RAdaptConfig
-from lvlm_radapt.errors import UserError
+from lvlm_radapt.defences.radapt.config import RAdaptConfig
 from lvlm_radapt.models.base import LVLM, PixelBatch
 from lvlm_radapt.models.robustify import robustify
+from lvlm_radapt.utils.errors import UserError
 
 OnText = Callable[[Side, str], None]
 """Gets an answer as far as it goes, after every token."""

@@ -14,12 +14,12 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
-from eval_tasks.eps import eps_text
+from attacks.eps import eps_text
 from lvlm_radapt.chat import commands
 from lvlm_radapt.chat.commands import Side
 from lvlm_radapt.chat.session import Attacked, OnText, Session
-from lvlm_radapt.errors import UserError, with_notes
-from lvlm_radapt.printing import PlainConsole, one_line, readable
+from lvlm_radapt.utils.errors import UserError, with_notes
+from lvlm_radapt.utils.printing import PlainConsole, one_line, readable
 
 _STYLES: dict[Side, str] = {"plain": "red", "defended": "green"}
 

@@ -11,8 +11,8 @@ from typing import Any
 from PIL import Image
 from torch import Tensor
 
-from lvlm_radapt.folders import new_folder
-from lvlm_radapt.markdown import as_text
+from lvlm_radapt.utils.atomic_folder import new_folder
+from lvlm_radapt.utils.markdown import as_text
 
 FORMAT, VERSION = "lvlm-radapt-chat", 1
 

@@ -16,8 +16,8 @@ from PIL import Image
 from lvlm_radapt.chat.web_engine import Engine
 from lvlm_radapt.chat.web_guard import Asgi, Guard, Hosts
 from lvlm_radapt.chat.web_uploads import Uploads
-from lvlm_radapt.errors import UserError
 from lvlm_radapt.models.base import LVLM
+from lvlm_radapt.utils.errors import UserError
 
 _MOST_CONNECTIONS = 500  # two for each visitor
 

@@ -9,16 +9,16 @@ from contextlib import AbstractContextManager, contextmanager
 
 from torch import Tensor
 
-from eval_tasks.quantise import from_8bit
+from attacks.eight_bit import from_8bit
 from lvlm_radapt.chat.commands import Side
 from lvlm_radapt.chat.session import Session
-from lvlm_radapt.config import RAdaptConfig
-from lvlm_radapt.errors import UserError
-from lvlm_radapt.inject import inject, injected_anchor, injected_white, remove
+from lvlm_radapt.defences.radapt.config import RAdaptConfig
+from lvlm_radapt.defences.radapt.hooks import inject, injected_anchor, injected_white, remove
+from lvlm_radapt.defences.radapt.modules import GaussianFilter
 from lvlm_radapt.models.base import LVLM
 from lvlm_radapt.models.robustify import robustify
-from lvlm_radapt.modules import GaussianFilter
 from lvlm_radapt.towers.base import normalised_white
+from lvlm_radapt.utils.errors import UserError
 
 _LONGEST_LINE = 16
 

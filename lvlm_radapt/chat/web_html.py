@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from eval_tasks.eps import eps_text
-from eval_tasks.figures import DIFFERENCE_GAIN, difference_image, png_uri
+from attacks.eps import eps_text
+from eval_tasks.report.figures import DIFFERENCE_GAIN, difference_image, png_uri
 from lvlm_radapt.chat.commands import Attack, Side
 from lvlm_radapt.chat.session import Attacked, Exchange
 from lvlm_radapt.chat.web_engine import WebSession

@@ -7,7 +7,7 @@ import secrets
 import threading
 from dataclasses import dataclass
 
-from lvlm_radapt.errors import UserError
+from lvlm_radapt.utils.errors import UserError
 
 LARGEST_UPLOAD = 20 * 2**20  # bytes, the form around it included
 MOST_PIXELS = 25_000_000

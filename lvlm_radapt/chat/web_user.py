@@ -16,7 +16,7 @@ from lvlm_radapt.chat.commands import Attack, Side
 from lvlm_radapt.chat.session import Attacked, Step
 from lvlm_radapt.chat.web_engine import Engine
 from lvlm_radapt.chat.web_uploads import MOST_PIXELS, Upload
-from lvlm_radapt.errors import UserError, with_notes
+from lvlm_radapt.utils.errors import UserError, with_notes
 
 FORMATS = ("PNG", "JPEG", "WEBP")
 LONGEST_QUESTION = 2000  # characters

@@ -8,7 +8,6 @@ from typing import Annotated
 
 import typer
 
-from lvlm_radapt.bounds import MOST
 from lvlm_radapt.cli.app import app, console
 from lvlm_radapt.cli.asking import plan_of, protocol_of, settings_of
 from lvlm_radapt.cli.group import leave_it_to_the_first
@@ -24,7 +23,8 @@ from lvlm_radapt.cli.options import (
 )
 from lvlm_radapt.cli.placing import place_of
 from lvlm_radapt.cli.resuming import command_line, progress, resumable
-from lvlm_radapt.errors import UserError
+from lvlm_radapt.utils.bounds import MOST
+from lvlm_radapt.utils.errors import UserError
 
 
 @app.command()
@@ -71,8 +71,8 @@ def analyze(
     leave_it_to_the_first()
     from lvlm_radapt.analysis.mixing import open_guide
     from lvlm_radapt.analysis.study import OURS, Asked, analyse
-    from lvlm_radapt.folders import check_own_folder
-    from lvlm_radapt.models.load import is_encoder, is_robustified, load_any
+    from lvlm_radapt.loading.load import is_encoder, is_robustified, load_any
+    from lvlm_radapt.utils.atomic_folder import check_own_folder
 
     if (task is None) != (data is None):
         raise UserError("--task and --data go together: give both for scores, neither to leave them out")

@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Any
 
 from lvlm_radapt.cli.app import console, progress_console
 from lvlm_radapt.cli.resuming import command_line, progress, resumable
-from lvlm_radapt.errors import UserError
-from lvlm_radapt.leftovers import state_of
+from lvlm_radapt.utils.errors import UserError
+from lvlm_radapt.utils.leftovers import state_of
 
 if TYPE_CHECKING:
-    from lvlm_radapt.anchor import Anchor
-    from lvlm_radapt.config import RAdaptConfig
+    from lvlm_radapt.defences.radapt.anchor import Anchor
+    from lvlm_radapt.defences.radapt.config import RAdaptConfig
     from lvlm_radapt.models.base import PixelModel
     from lvlm_radapt.training.learned_anchor import LearnedAnchor, LearnSettings
 
@@ -62,8 +62,8 @@ class AnchorChoice:
 
     def settings(self) -> LearnSettings:
         """How to learn; UserError for what is out of range."""
-        from eval_tasks.eps import parse_eps
         from lvlm_radapt.training.learned_anchor import LearnSettings
+        from lvlm_radapt.utils.budget import parse_eps
 
         given = dict(self.learning)
         return LearnSettings(**(given | {"eps": parse_eps(given["eps"])} if "eps" in given else given))
@@ -98,7 +98,7 @@ def made_anchor(choice: AnchorChoice, model: PixelModel) -> Iterator[MadeAnchor]
 
 
 def _guided(choice: AnchorChoice, model: PixelModel) -> MadeAnchor:
-    from lvlm_radapt.guides import guide_origin, guided_anchor, load_guide
+    from lvlm_radapt.defences.radapt.guides import guide_origin, guided_anchor, load_guide
 
     assert choice.guide is not None
     guide = load_guide(choice.guide, model)
@@ -107,7 +107,7 @@ def _guided(choice: AnchorChoice, model: PixelModel) -> MadeAnchor:
 
 
 def _learned(choice: AnchorChoice, model: PixelModel) -> MadeAnchor:
-    from eval_tasks.eps import eps_text
+    from attacks.eps import eps_text
     from lvlm_radapt.training.images import image_files
     from lvlm_radapt.training.learned_anchor import learn_anchor, notes_of
 

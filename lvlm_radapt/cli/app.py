@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from lvlm_radapt.printing import PlainConsole
+from lvlm_radapt.utils.printing import PlainConsole
 
 app = typer.Typer(
     name="lvlm-radapt",

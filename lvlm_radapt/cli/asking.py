@@ -9,14 +9,14 @@ from lvlm_radapt.cli.options import NormName
 from lvlm_radapt.cli.placing import default_preset, device_named
 
 if TYPE_CHECKING:
-    from eval_tasks.crafting import AttackPlan
-    from eval_tasks.presets import Protocol
-    from eval_tasks.settings import EvalSettings
+    from eval_tasks.config.presets import Protocol
+    from eval_tasks.crafting.craft import AttackPlan
+    from eval_tasks.run.settings import EvalSettings
 
 
 def protocol_of(preset: str | None, model: str) -> Protocol:
     """The preset that was asked for, or the one that fits the model."""
-    from eval_tasks.presets import load_protocol
+    from eval_tasks.config.presets import load_protocol
 
     return load_protocol(preset or default_preset(model))
 
@@ -25,8 +25,8 @@ def plan_of(
     attack: str, protocol: Protocol, place: dict[str, Any], *, norm: NormName | None = None, **flags: Any
 ) -> AttackPlan | None:
     """The attack as the protocol wants it, None for none. place: of `place_of`; flags: keywords of `plan_attack`."""
-    from eval_tasks.planning import plan_attack
-    from eval_tasks.presets import load_attack
+    from eval_tasks.config.presets import load_attack
+    from eval_tasks.run.planning import plan_attack
 
     return plan_attack(
         protocol.adapt(load_attack(attack)),
@@ -48,8 +48,8 @@ def settings_of(
     **more: Any,
 ) -> EvalSettings:
     """The evaluation; samples and seed are the protocol's where they are None. more: further fields of its settings."""
-    from eval_tasks.presets import load_task_config
-    from eval_tasks.settings import EvalSettings
+    from eval_tasks.config.presets import load_task_config
+    from eval_tasks.run.settings import EvalSettings
 
     return EvalSettings(
         task=load_task_config(task).name,

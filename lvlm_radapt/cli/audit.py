@@ -7,7 +7,6 @@ from typing import Annotated
 
 import typer
 
-from lvlm_radapt.bounds import MOST
 from lvlm_radapt.cli.app import app, console
 from lvlm_radapt.cli.asking import plan_of, protocol_of, settings_of
 from lvlm_radapt.cli.group import leave_it_to_the_first
@@ -31,7 +30,8 @@ from lvlm_radapt.cli.options import (
 )
 from lvlm_radapt.cli.placing import place_of
 from lvlm_radapt.cli.resuming import command_line, progress
-from lvlm_radapt.progress import JsonLines
+from lvlm_radapt.utils.bounds import MOST
+from lvlm_radapt.utils.progress import JsonLines
 
 
 @app.command()
@@ -66,8 +66,8 @@ def audit(
     larger eps, more steps, restarts, half precision, a low-frequency attack, one through the undefended model.
     """
     leave_it_to_the_first()
-    from eval_tasks.audit.page import audit_table
-    from eval_tasks.audit.run import run_audit, write_audit
+    from eval_tasks.report.audit_page import audit_table
+    from eval_tasks.run.audit_model import run_audit, write_audit
 
     protocol = protocol_of(preset, model)
     place = place_of(device, dtype, quantize, device_map, model=model)

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from lvlm_radapt.bounds import MOST
 from lvlm_radapt.cli.app import app, console
 from lvlm_radapt.cli.options import (
     ConversationOption,
@@ -19,7 +18,8 @@ from lvlm_radapt.cli.options import (
     QuantizeOption,
 )
 from lvlm_radapt.cli.placing import default_preset, place_of
-from lvlm_radapt.errors import UserError
+from lvlm_radapt.utils.bounds import MOST
+from lvlm_radapt.utils.errors import UserError
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -54,7 +54,7 @@ def chat(
     from lvlm_radapt.chat.session import Session
     from lvlm_radapt.chat.terminal import run_chat
     from lvlm_radapt.chat.web import check_web, listening, serve
-    from lvlm_radapt.models.load import load_model
+    from lvlm_radapt.loading.load import load_model
 
     if image is not None:
         open_image(image)  # a mistake there shows before the model is loaded
@@ -87,7 +87,7 @@ def _embedded_prompts() -> str:
 
 
 def _scene_prompts(question: str) -> list[str]:
-    from eval_tasks.presets import load_protocol, load_task_config
+    from eval_tasks.config.presets import load_protocol, load_task_config
 
     protocol = load_protocol("scenes")
     return [" ".join(protocol.prompt(load_task_config(task), question).split()) for task in ("coco", "vqav2")]

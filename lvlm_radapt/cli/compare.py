@@ -8,14 +8,14 @@ from typing import Annotated
 
 import typer
 
-from lvlm_radapt.bounds import MOST
 from lvlm_radapt.cli.app import app, console
 from lvlm_radapt.cli.group import leave_it_to_the_first
 from lvlm_radapt.cli.options import DeviceOption, DtypeOption, LogJsonOption, TableFormat
 from lvlm_radapt.cli.placing import place_of
 from lvlm_radapt.cli.resuming import command_line, progress, resumable
-from lvlm_radapt.printing import readable
-from lvlm_radapt.progress import JsonLines
+from lvlm_radapt.utils.bounds import MOST
+from lvlm_radapt.utils.printing import readable
+from lvlm_radapt.utils.progress import JsonLines
 
 
 @app.command()

@@ -8,12 +8,12 @@ from typing import Annotated
 
 import typer
 
-from lvlm_radapt.bounds import MOST
 from lvlm_radapt.cli.app import console, data_app, progress_console
 from lvlm_radapt.cli.group import leave_it_to_the_first
 from lvlm_radapt.cli.options import SplitName
 from lvlm_radapt.cli.resuming import progress
-from lvlm_radapt.errors import UserError
+from lvlm_radapt.utils.bounds import MOST
+from lvlm_radapt.utils.errors import UserError
 
 
 @data_app.command("scenes")

@@ -9,15 +9,15 @@ from typing import Annotated
 
 import typer
 
-from lvlm_radapt.bounds import MOST
 from lvlm_radapt.cli.app import app, console
 from lvlm_radapt.cli.group import Processes, is_first, say
 from lvlm_radapt.cli.options import DeviceOption, LogJsonOption
 from lvlm_radapt.cli.placing import device_named
 from lvlm_radapt.cli.resuming import command_line, progress, resumable
 from lvlm_radapt.cli.tables import print_tables
-from lvlm_radapt.errors import Stopped
-from lvlm_radapt.progress import JsonLines
+from lvlm_radapt.utils.bounds import MOST
+from lvlm_radapt.utils.errors import Stopped
+from lvlm_radapt.utils.progress import JsonLines
 
 
 @app.command()

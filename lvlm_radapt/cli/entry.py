@@ -13,8 +13,8 @@ import typer
 
 from lvlm_radapt.cli.app import app, console, progress_console
 from lvlm_radapt.cli.group import Processes, fail, join_group, of_the_first_only, say
-from lvlm_radapt.errors import Stopped, Unfinished, UserError
-from lvlm_radapt.stopping import stoppable
+from lvlm_radapt.utils.errors import Stopped, Unfinished, UserError
+from lvlm_radapt.utils.signals import stoppable
 
 
 def main() -> None:

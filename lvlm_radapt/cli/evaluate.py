@@ -7,7 +7,6 @@ from typing import Annotated, Any
 
 import typer
 
-from lvlm_radapt.bounds import MOST
 from lvlm_radapt.cli.app import app, console
 from lvlm_radapt.cli.asking import plan_of, protocol_of, settings_of
 from lvlm_radapt.cli.group import Processes, is_first
@@ -35,8 +34,9 @@ from lvlm_radapt.cli.options import (
 from lvlm_radapt.cli.placing import place_of
 from lvlm_radapt.cli.resuming import command_line, progress, resumable, saved_in
 from lvlm_radapt.cli.tables import print_tables
-from lvlm_radapt.errors import UserError
-from lvlm_radapt.progress import JsonLines
+from lvlm_radapt.utils.bounds import MOST
+from lvlm_radapt.utils.errors import UserError
+from lvlm_radapt.utils.progress import JsonLines
 
 
 @app.command("eval")
@@ -105,9 +105,9 @@ def eval_(
     The attacked images lie in the run folder as PNG files and can be scored again on another model: --images-from.
     Under `accelerate launch` or torchrun, all processes share the work. Ctrl-C keeps what is done: --resume goes on.
     """
-    from eval_tasks.evaluation import run_evaluation
-    from eval_tasks.processes import restarted
-    from eval_tasks.reuse import taken_from
+    from eval_tasks.api import run_evaluation
+    from eval_tasks.run.processes import restarted
+    from eval_tasks.run.reuse import taken_from
 
     given = {
         "attack": attack,

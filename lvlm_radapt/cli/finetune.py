@@ -8,13 +8,13 @@ from typing import Annotated
 
 import typer
 
-from lvlm_radapt.bounds import MOST
 from lvlm_radapt.cli.app import app, console, progress_console
 from lvlm_radapt.cli.group import Processes, is_first
 from lvlm_radapt.cli.options import ConversationOption, DeviceOption, Dtype, MaxPixelsOption
 from lvlm_radapt.cli.placing import default_preset, device_named, place_flags
 from lvlm_radapt.cli.resuming import command_line, progress, resumable
-from lvlm_radapt.errors import UserError
+from lvlm_radapt.utils.bounds import MOST
+from lvlm_radapt.utils.errors import UserError
 
 
 class MethodName(StrEnum):
@@ -95,18 +95,18 @@ def finetune(
     """
     import torch
 
-    from eval_tasks.eps import parse_eps
-    from eval_tasks.presets import load_recipe
-    from eval_tasks.processes import Group
-    from lvlm_radapt.export import weight_bytes
-    from lvlm_radapt.folders import check_new_folder, made_before
-    from lvlm_radapt.leftovers import state_of
-    from lvlm_radapt.models.load import is_encoder, is_robustified, load_any
+    from eval_tasks.config.presets import load_recipe
+    from eval_tasks.run.processes import Group
+    from lvlm_radapt.loading.load import is_encoder, is_robustified, load_any
+    from lvlm_radapt.saving.export import weight_bytes
     from lvlm_radapt.training.finetune import FinetuneSettings
     from lvlm_radapt.training.finetune import finetune as train
     from lvlm_radapt.training.labelled import TrainingImages
     from lvlm_radapt.training.robust_twin import LOG, save_twin
     from lvlm_radapt.training.together import Alone, Together
+    from lvlm_radapt.utils.atomic_folder import check_new_folder, made_before
+    from lvlm_radapt.utils.budget import parse_eps
+    from lvlm_radapt.utils.leftovers import state_of
 
     if is_robustified(encoder):
         raise UserError(f"{encoder} is robustified: fine-tune its base model, then robustify what comes out")

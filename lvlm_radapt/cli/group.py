@@ -10,11 +10,11 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
-from lvlm_radapt.errors import UserError
-from lvlm_radapt.printing import PlainConsole, one_line
+from lvlm_radapt.utils.errors import UserError
+from lvlm_radapt.utils.printing import PlainConsole, one_line
 
 if TYPE_CHECKING:
-    from eval_tasks.processes import Group
+    from eval_tasks.run.processes import Group
 
 
 class Processes:
@@ -27,7 +27,7 @@ def join_group() -> Group | None:
     """The launched group, None for a process alone: `--help` then need not wait for torch."""
     if "RANK" not in os.environ:
         return None
-    from eval_tasks.processes import join
+    from eval_tasks.run.processes import join
 
     joined = join()
     return joined if joined.size > 1 else None

@@ -19,9 +19,9 @@ def list_(
 ) -> None:
     """List the embedded models, tasks, attacks and presets."""
     leave_it_to_the_first()
-    from eval_tasks import presets
+    from eval_tasks.config import presets
     from lvlm_radapt.comparison.preset import load_comparison
-    from lvlm_radapt.models.load import EMBEDDED, ENCODERS, FAMILIES, embedded_models
+    from lvlm_radapt.loading.load import EMBEDDED, ENCODERS, FAMILIES, embedded_models
 
     def attack_text(name: str) -> str:
         return presets.load_attack(name).description

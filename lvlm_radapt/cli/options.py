@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from lvlm_radapt.bounds import MOST
+from lvlm_radapt.utils.bounds import MOST
 
 
 class ThreatName(StrEnum):

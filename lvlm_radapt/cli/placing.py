@@ -6,7 +6,7 @@ from typing import Any
 
 from lvlm_radapt.cli.group import Processes
 from lvlm_radapt.cli.options import Bits, Dtype, Spread
-from lvlm_radapt.errors import UserError
+from lvlm_radapt.utils.errors import UserError
 
 
 def device_named(name: str) -> str:
@@ -26,7 +26,7 @@ def device_named(name: str) -> str:
         if device.index is not None and device.index >= torch.cuda.device_count():
             raise UserError(f"--device {name}: there are {torch.cuda.device_count()} CUDA devices here, from cuda:0 on")
     if Processes.group is not None and name == "cuda":
-        from eval_tasks.processes import local_rank
+        from eval_tasks.run.processes import local_rank
 
         # a launcher may show every process one GPU alone
         return f"cuda:{local_rank() % torch.cuda.device_count()}"
@@ -45,7 +45,7 @@ def place_of(
     """The keywords of `load_model` behind these flags. model: the one to open, which may know its own precision."""
     import torch
 
-    from lvlm_radapt.models.load import stored_dtype
+    from lvlm_radapt.loading.load import stored_dtype
 
     if device_map is not None and device != "auto":
         raise UserError("--device and --device-map exclude each other: leave one out")
@@ -75,8 +75,8 @@ def place_flags(
 
 def default_preset(model: str) -> str:
     """`scenes` for the embedded models, their adapters and exports, `native` for everything else."""
-    from lvlm_radapt.checkpoint import base_name
-    from lvlm_radapt.export import exported_from
-    from lvlm_radapt.models.load import EMBEDDED
+    from lvlm_radapt.loading.load import EMBEDDED
+    from lvlm_radapt.saving.adapter import base_name
+    from lvlm_radapt.saving.export import exported_from
 
     return "scenes" if exported_from(base_name(model)) in EMBEDDED else "native"

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from lvlm_radapt.cli.app import console
-from lvlm_radapt.errors import UserError
+from lvlm_radapt.utils.errors import UserError
 
 ReplaceOption = Annotated[
     str | None,
@@ -27,9 +27,9 @@ def replace_in(flags: Mapping[str, Any], place: dict[str, Any]) -> None:
     flags: all of the command's by name; place: where the model is opened. UserError for flags that ask for something
     else too.
     """
-    from lvlm_radapt.folders import check_new_folder
-    from lvlm_radapt.models.load import is_robustified, load_any
-    from lvlm_radapt.models.replacing import write_replaced
+    from lvlm_radapt.loading.load import is_robustified, load_any
+    from lvlm_radapt.saving.write_replaced import write_replaced
+    from lvlm_radapt.utils.atomic_folder import check_new_folder
 
     model, out, guide = flags["model"], flags["out"], flags["guide"]
     extra = [

@@ -21,8 +21,8 @@ def report(
 ) -> None:
     """Compare finished runs: one table (transfer and adaptive side by side) and one HTML report."""
     leave_it_to_the_first()
-    from eval_tasks.records import read_run
-    from eval_tasks.report import write_report
+    from eval_tasks.report.page import write_report
+    from eval_tasks.run.records import read_run
 
     read = [read_run(path) for path in runs]
     write_report(read, out)

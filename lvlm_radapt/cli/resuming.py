@@ -10,8 +10,8 @@ from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 from lvlm_radapt.cli.app import progress_console
-from lvlm_radapt.errors import NoRoom, Stopped, Unfinished, with_notes
-from lvlm_radapt.progress import Announce, JsonLines, bars
+from lvlm_radapt.utils.errors import NoRoom, Stopped, Unfinished, with_notes
+from lvlm_radapt.utils.progress import Announce, JsonLines, bars
 
 
 @contextmanager
@@ -47,7 +47,7 @@ def saved_in(out: Path) -> Callable[[], str]:
     """Says how many samples a run folder holds."""
 
     def saved() -> str:
-        from eval_tasks.records import RunFolder
+        from eval_tasks.run.records import RunFolder
 
         try:
             total = json.loads((out / "run.json").read_bytes())["ids"]["n"]

@@ -7,7 +7,6 @@ from typing import Annotated, Any
 
 import typer
 
-from lvlm_radapt.bounds import MOST
 from lvlm_radapt.cli.anchors import LEARNED, AnchorChoice, made_anchor
 from lvlm_radapt.cli.app import app, console
 from lvlm_radapt.cli.group import leave_it_to_the_first
@@ -25,7 +24,8 @@ from lvlm_radapt.cli.options import (
 )
 from lvlm_radapt.cli.placing import place_flags, place_of
 from lvlm_radapt.cli.replacing import ReplaceOption, replace_in
-from lvlm_radapt.errors import UserError
+from lvlm_radapt.utils.bounds import MOST
+from lvlm_radapt.utils.errors import UserError
 
 _LEARNED = "Learned anchor"
 
@@ -124,11 +124,11 @@ def robustify(
     flags = dict(locals())
     leave_it_to_the_first()
     import lvlm_radapt as package
-    from eval_tasks.calibration import calibration_note, read_calibration
-    from lvlm_radapt.checkpoint import save_adapter
-    from lvlm_radapt.export import weight_bytes
-    from lvlm_radapt.folders import check_new_folder, made_before
-    from lvlm_radapt.models.load import is_encoder, is_robustified, load_any
+    from eval_tasks.run.calibration import calibration_note, read_calibration
+    from lvlm_radapt.loading.load import is_encoder, is_robustified, load_any
+    from lvlm_radapt.saving.adapter import save_adapter
+    from lvlm_radapt.saving.export import weight_bytes
+    from lvlm_radapt.utils.atomic_folder import check_new_folder, made_before
 
     place = place_of(device, dtype, quantize, device_map, model=model, max_pixels=max_pixels)
     place["conversation"] = conversation
@@ -196,8 +196,8 @@ def robustify(
 
 def _check_robustified(model: str, given: list[str], *, written_whole: bool) -> None:
     """UserError for what cannot be asked of a folder that is robustified already."""
-    from lvlm_radapt.checkpoint import base_name
-    from lvlm_radapt.export import exported_from
+    from lvlm_radapt.saving.adapter import base_name
+    from lvlm_radapt.saving.export import exported_from
 
     if given:
         base = exported_from(base_name(model))
@@ -207,8 +207,8 @@ def _check_robustified(model: str, given: list[str], *, written_whole: bool) -> 
 
 
 def _write_model(protected: Any, out: Path, notes: dict[str, str], *, fold: bool) -> None:
-    from lvlm_radapt.export import export_model
-    from lvlm_radapt.fold import FILTER, fold_model
+    from lvlm_radapt.saving.export import export_model
+    from lvlm_radapt.saving.fold import FILTER, fold_model
 
     config = protected.radapt
     if fold:

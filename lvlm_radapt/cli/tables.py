@@ -7,13 +7,13 @@ from typing import Any
 
 from lvlm_radapt.cli.app import console
 from lvlm_radapt.cli.options import TableFormat
-from lvlm_radapt.printing import readable
+from lvlm_radapt.utils.printing import readable
 
 
 def print_tables(runs: list[Any], form: TableFormat = TableFormat.table) -> None:
     """The comparison of `runs` on stdout, a table a preset, and recall in both directions where it was measured."""
-    from eval_tasks.report import tables
-    from eval_tasks.retrieval_table import recall_markdown, recall_rows, recall_table
+    from eval_tasks.report.page import tables
+    from eval_tasks.report.retrieval_table import recall_markdown, recall_rows, recall_table
 
     recalled = recall_rows(runs)  # a UserError before anything is printed
 

@@ -8,21 +8,18 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from eval_tasks.eps import eps_text, parse_eps
-from eval_tasks.presets import Protocol, load_recipe
-from lvlm_radapt.anchor import Anchor
-from lvlm_radapt.checkpoint import save_adapter
+from attacks.eps import eps_text
+from eval_tasks.config.presets import Protocol, load_recipe
 from lvlm_radapt.comparison.preset import Comparison, Finetune, Learn, RowSpec, slug
-from lvlm_radapt.config import RAdaptConfig
-from lvlm_radapt.errors import UserError
-from lvlm_radapt.guides import guide_origin, guided_anchor, load_guide
-from lvlm_radapt.inject import injected_anchor, injected_config
-from lvlm_radapt.leftovers import state_of
+from lvlm_radapt.defences.radapt.anchor import Anchor
+from lvlm_radapt.defences.radapt.config import RAdaptConfig
+from lvlm_radapt.defences.radapt.guides import guide_origin, guided_anchor, load_guide
+from lvlm_radapt.defences.radapt.hooks import injected_anchor, injected_config
+from lvlm_radapt.loading.load import is_encoder, load_any
+from lvlm_radapt.loading.open_clip import is_open_clip
 from lvlm_radapt.models.base import PixelModel
-from lvlm_radapt.models.load import is_encoder, load_any
-from lvlm_radapt.models.open_clip import is_open_clip
 from lvlm_radapt.models.robustify import robustify
-from lvlm_radapt.progress import Announce
+from lvlm_radapt.saving.adapter import save_adapter
 from lvlm_radapt.tiny.dataset import CLASSES, IMAGES, write_scenes
 from lvlm_radapt.training.finetune import FinetuneSettings, finetune
 from lvlm_radapt.training.images import image_files
@@ -30,6 +27,10 @@ from lvlm_radapt.training.labelled import TrainingImages
 from lvlm_radapt.training.learned_anchor import LearnSettings, learn_anchor, notes_of
 from lvlm_radapt.training.objectives import Features
 from lvlm_radapt.training.robust_twin import save_twin
+from lvlm_radapt.utils.budget import parse_eps
+from lvlm_radapt.utils.errors import UserError
+from lvlm_radapt.utils.leftovers import state_of
+from lvlm_radapt.utils.progress import Announce
 
 KEPT = ("anchor", "weights")  # what is trained for a row
 CLASSES_OF_A_SPLIT = 32  # the fewest: of training scenes

@@ -7,15 +7,15 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from eval_tasks.eps import parse_eps
-from eval_tasks.presets import load_preset
-from lvlm_radapt.bounds import MOST
-from lvlm_radapt.config import RAdaptConfig
-from lvlm_radapt.documents import first_problem
-from lvlm_radapt.errors import UserError
-from lvlm_radapt.names import is_one_part
+from eval_tasks.config.presets import load_preset
+from lvlm_radapt.defences.radapt.config import RAdaptConfig
 from lvlm_radapt.tiny.scenes import Split
 from lvlm_radapt.training.scopes import WHOLE
+from lvlm_radapt.utils.bounds import MOST
+from lvlm_radapt.utils.budget import parse_eps
+from lvlm_radapt.utils.errors import UserError
+from lvlm_radapt.utils.json_files import first_problem
+from lvlm_radapt.utils.names import is_one_part
 
 Name = Annotated[str, Field(min_length=1, max_length=60)]
 

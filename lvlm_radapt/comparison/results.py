@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from eval_tasks.environment import environment
-from eval_tasks.pages import write_page, write_text
-from eval_tasks.table import Cell
+from eval_tasks.report.html_templates import write_page, write_text
+from eval_tasks.report.table_formats import Cell
+from eval_tasks.run.environment import environment
 from lvlm_radapt.comparison.preset import RowSpec
 from lvlm_radapt.comparison.run import Compared
 from lvlm_radapt.comparison.table import BETTER, LEGEND, ComparisonTable, table_of

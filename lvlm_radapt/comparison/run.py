@@ -10,24 +10,24 @@ from typing import Any
 
 import torch
 
-from eval_tasks.crafting import AttackPlan, Threat
-from eval_tasks.pages import write_text
-from eval_tasks.planning import check_early_exit, plan_attack
-from eval_tasks.presets import load_attack, load_protocol, load_task_config
-from eval_tasks.records import Run, Scored
-from eval_tasks.report import write_report
-from eval_tasks.runner import evaluate
-from eval_tasks.settings import EvalSettings
-from eval_tasks.threads import on_recorded_threads
+from eval_tasks.config.presets import load_attack, load_protocol, load_task_config
+from eval_tasks.crafting.craft import AttackPlan, Threat
+from eval_tasks.report.html_templates import write_text
+from eval_tasks.report.page import write_report
+from eval_tasks.run.evaluate import evaluate
+from eval_tasks.run.planning import check_early_exit, plan_attack
+from eval_tasks.run.records import Run, Scored
+from eval_tasks.run.settings import EvalSettings
+from eval_tasks.run.threads import on_recorded_threads
 from lvlm_radapt.comparison.models import Workshop
 from lvlm_radapt.comparison.preset import Column, Comparison, RowSpec, slug
-from lvlm_radapt.documents import read_json
-from lvlm_radapt.errors import UserError
-from lvlm_radapt.folders import check_own_folder, claimed
 from lvlm_radapt.models.base import PixelModel
-from lvlm_radapt.progress import Announce
 from lvlm_radapt.tiny.dataset import CLASSES
 from lvlm_radapt.tuning.run import stops_early
+from lvlm_radapt.utils.atomic_folder import check_own_folder, claimed
+from lvlm_radapt.utils.errors import UserError
+from lvlm_radapt.utils.json_files import read_json
+from lvlm_radapt.utils.progress import Announce
 
 PLAN = "plan.json"
 OURS = frozenset(

@@ -14,15 +14,15 @@ import rich.console
 import rich.table
 from rich.text import Text
 
-from eval_tasks.crafting import Threat
+from eval_tasks.config.presets import load_task_config
+from eval_tasks.crafting.craft import Threat
 from eval_tasks.metrics.bootstrap import Images
 from eval_tasks.metrics.intervals import LEAST, score_ci
-from eval_tasks.presets import load_task_config
-from eval_tasks.records import Run, SampleRecord, images_of
-from eval_tasks.retained import retained_of
-from eval_tasks.table import METRICS, UNDEFENDED, Cell, difference_cell
+from eval_tasks.report.answer_retention import retained_of
+from eval_tasks.report.table_formats import METRICS, UNDEFENDED, Cell, difference_cell
+from eval_tasks.run.records import Run, SampleRecord, images_of
 from lvlm_radapt.comparison.run import Compared
-from lvlm_radapt.markdown import as_text
+from lvlm_radapt.utils.markdown import as_text
 
 BETTER, WORSE = "\N{BLACK UP-POINTING TRIANGLE}", "\N{BLACK DOWN-POINTING TRIANGLE}"
 THREATS: tuple[Threat, ...] = ("transfer", "adaptive")

@@ -19,13 +19,13 @@ from PIL import Image
 from torch import Tensor, nn
 
 from attacks.auto_batch import out_of_memory
-from lvlm_radapt.errors import UserError
-from lvlm_radapt.models import last_layer, patch_gradient
+from lvlm_radapt.loading.weights import check_finite, check_normalisation
 from lvlm_radapt.models.language import greedy, left_pad, right_pad, target_nll, target_positions
-from lvlm_radapt.models.weights import check_finite, check_normalisation
+from lvlm_radapt.models.speedups import last_layer, patch_gradient
+from lvlm_radapt.utils.errors import UserError
 
 if TYPE_CHECKING:
-    from lvlm_radapt.config import RAdaptConfig
+    from lvlm_radapt.defences.radapt.config import RAdaptConfig
     from lvlm_radapt.models.text import Prompt, PromptEncoder
 
 Geometry = Literal["stock", "pad"]
@@ -163,13 +163,13 @@ class PixelModel(ABC):
     @property
     def radapt(self) -> RAdaptConfig | None:
         """The settings of the R-Adapt defence in the tower; None where there is none."""
-        from lvlm_radapt.inject import injected_config
+        from lvlm_radapt.defences.radapt.hooks import injected_config
 
         return injected_config(self.hf)
 
     def undefended(self) -> AbstractContextManager[Any]:
         """Inside `with model.undefended():` the same weights run without filter and anchor."""
-        from lvlm_radapt.inject import disabled
+        from lvlm_radapt.defences.radapt.hooks import disabled
 
         return disabled(self.hf)
 

@@ -10,10 +10,10 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from lvlm_radapt.errors import UserError
-from lvlm_radapt.models import reading
 from lvlm_radapt.models.base import FeaturePoint, Geometry, PixelBatch, PixelModel
 from lvlm_radapt.models.geometry import clip_canvas, clip_canvas_bytes, pad_to_square
+from lvlm_radapt.models.speedups import hidden_states as reading
+from lvlm_radapt.utils.errors import UserError
 
 
 class CLIPEncoder(PixelModel):

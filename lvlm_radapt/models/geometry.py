@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from lvlm_radapt.errors import UserError
+from lvlm_radapt.utils.errors import UserError
 
 
 def clip_canvas(processor: Any, image: Image.Image, *, square: bool = False) -> tuple[int, int]:

@@ -9,13 +9,13 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from lvlm_radapt.conversations import CONVERSATIONS, Conversation
-from lvlm_radapt.errors import UserError
-from lvlm_radapt.models import reading
 from lvlm_radapt.models.base import LVLM, FeaturePoint, Geometry, PixelBatch
+from lvlm_radapt.models.conversations import CONVERSATIONS, Conversation
 from lvlm_radapt.models.geometry import clip_canvas, clip_canvas_bytes, pad_to_square
 from lvlm_radapt.models.language import text_positions
+from lvlm_radapt.models.speedups import hidden_states as reading
 from lvlm_radapt.models.text import PromptEncoder, renderer
+from lvlm_radapt.utils.errors import UserError
 
 
 class LlavaLVLM(LVLM):

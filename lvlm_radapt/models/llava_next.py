@@ -11,11 +11,11 @@ from PIL import Image
 from torch import Tensor
 from transformers.image_processing_utils import select_best_resolution
 
-from lvlm_radapt.conversations import Conversation
-from lvlm_radapt.errors import UserError
 from lvlm_radapt.models.base import Geometry, PixelBatch
+from lvlm_radapt.models.conversations import Conversation
 from lvlm_radapt.models.geometry import eight_bit
 from lvlm_radapt.models.llava import LlavaLVLM
+from lvlm_radapt.utils.errors import UserError
 
 
 class LlavaNextLVLM(LlavaLVLM):

@@ -14,7 +14,7 @@ from urllib.parse import unquote
 
 from PIL import Image, UnidentifiedImageError
 
-from lvlm_radapt.errors import UserError
+from lvlm_radapt.utils.errors import UserError
 
 Message = Mapping[str, Any]
 

@@ -10,9 +10,8 @@ from PIL import Image
 from torch import Tensor, nn
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_resize
 
-from lvlm_radapt.conversations import CONVERSATIONS, Conversation
-from lvlm_radapt.errors import UserError
 from lvlm_radapt.models.base import LVLM, FeaturePoint, Geometry, PixelBatch
+from lvlm_radapt.models.conversations import CONVERSATIONS, Conversation
 from lvlm_radapt.models.geometry import eight_bit
 from lvlm_radapt.models.text import PromptEncoder, renderer
 from lvlm_radapt.towers.qwen import (
@@ -22,6 +21,7 @@ from lvlm_radapt.towers.qwen import (
     rows_to_images,
     token_order,
 )
+from lvlm_radapt.utils.errors import UserError
 
 
 def limited(processor: Any, max_pixels: int | None, name: str) -> Any:

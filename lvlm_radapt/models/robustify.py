@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import TypeVar
 
-from lvlm_radapt.anchor import Anchor
-from lvlm_radapt.config import RAdaptConfig
-from lvlm_radapt.inject import inject
+from lvlm_radapt.defences.radapt.anchor import Anchor
+from lvlm_radapt.defences.radapt.config import RAdaptConfig
+from lvlm_radapt.defences.radapt.hooks import inject
 from lvlm_radapt.models.base import PixelModel
 from lvlm_radapt.towers.base import normalised_white
 
@@ -17,7 +17,7 @@ def robustify(model: Model, config: RAdaptConfig | None = None, anchor: Anchor |
     """The same model, changed in place: filter and anchor in its vision tower, every weight as it was.
 
     config: `RAdaptConfig()` by default.
-    anchor: the one to mix in, `lvlm_radapt.guides.guided_anchor`'s or that of
+    anchor: the one to mix in, `lvlm_radapt.defences.radapt.guides.guided_anchor`'s or that of
         `lvlm_radapt.training.learned_anchor.learn_anchor`; None for the white one, which is taken with the model's
         own pixel normalisation.
 

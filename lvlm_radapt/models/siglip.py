@@ -8,9 +8,9 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from lvlm_radapt.errors import UserError
 from lvlm_radapt.models.base import PixelBatch
 from lvlm_radapt.models.clip import CLIPEncoder
+from lvlm_radapt.utils.errors import UserError
 
 
 class SiglipEncoder(CLIPEncoder):

@@ -6,10 +6,10 @@ from collections.abc import Callable, Collection
 from functools import lru_cache
 from typing import Any
 
-from lvlm_radapt.conversations import CONVERSATIONS, Conversation, Prompt, turns
-from lvlm_radapt.errors import UserError
-from lvlm_radapt.models.opening import one_line
-from lvlm_radapt.time_limit import within
+from lvlm_radapt.loading.load_options import one_line
+from lvlm_radapt.models.conversations import CONVERSATIONS, Conversation, Prompt, turns
+from lvlm_radapt.utils.errors import UserError
+from lvlm_radapt.utils.time_limit import within
 
 _PATIENCE = 10.0
 """Seconds that a chat template may take; the longest of known models takes milliseconds."""

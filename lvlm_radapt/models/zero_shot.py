@@ -10,9 +10,9 @@ from PIL import Image
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from lvlm_radapt.errors import UserError
 from lvlm_radapt.models.base import PixelBatch
 from lvlm_radapt.models.clip import CLIPEncoder
+from lvlm_radapt.utils.errors import UserError
 
 TEMPLATE = "a photo of a {}."
 

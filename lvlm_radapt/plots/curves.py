@@ -10,8 +10,8 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
-from lvlm_radapt.errors import UserError
 from lvlm_radapt.plots.axes import LINE, TEXT, THREATS, axes_or_new, tidy
+from lvlm_radapt.utils.errors import UserError
 
 
 @dataclass(frozen=True)

@@ -8,8 +8,8 @@ import numpy as np
 from matplotlib.axes import Axes
 from numpy.typing import NDArray
 
-from lvlm_radapt.errors import UserError
 from lvlm_radapt.plots.axes import TEXT, axes_or_new, bare
+from lvlm_radapt.utils.errors import UserError
 
 DIFFERENCE_GAIN = 16
 

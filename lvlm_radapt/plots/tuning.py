@@ -8,8 +8,8 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
-from lvlm_radapt.errors import UserError
 from lvlm_radapt.plots.axes import axes_or_new
+from lvlm_radapt.utils.errors import UserError
 
 # (colour, line, label) by score; transfer and adaptive have the colours they have in reports
 LOOKS = {

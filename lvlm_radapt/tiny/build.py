@@ -20,8 +20,8 @@ from transformers import (
     Qwen2_5_VLForConditionalGeneration,
 )
 
-from lvlm_radapt.folders import open_to_umask
 from lvlm_radapt.tiny import scenes
+from lvlm_radapt.utils.atomic_folder import open_to_umask
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)

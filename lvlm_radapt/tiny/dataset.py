@@ -7,9 +7,9 @@ import os
 from collections.abc import Callable
 from typing import Any, get_args
 
-from lvlm_radapt.errors import UserError
-from lvlm_radapt.folders import new_folder
 from lvlm_radapt.tiny import scenes
+from lvlm_radapt.utils.atomic_folder import new_folder
+from lvlm_radapt.utils.errors import UserError
 
 IMAGES = "val2014"
 CAPTIONS = "annotations/captions_val2014.json"

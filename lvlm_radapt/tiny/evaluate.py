@@ -21,15 +21,15 @@ from rich.progress import Progress
 from rich.table import Table
 from torch.nn import functional as F
 
+from eval_tasks.config.presets import Protocol, load_protocol, load_task_config
 from eval_tasks.data import Sample, chunks, load_task, open_image
 from eval_tasks.metrics import CiderScorer, vqa_accuracy
-from eval_tasks.presets import Protocol, load_protocol, load_task_config
-from lvlm_radapt.errors import UserError
 from lvlm_radapt.models import LVLM, CLIPEncoder, load_encoder, load_model
-from lvlm_radapt.printing import PlainConsole
 from lvlm_radapt.tiny import scenes
 from lvlm_radapt.tiny.altered import altered_captions
 from lvlm_radapt.tiny.dataset import SCENES, write_scenes
+from lvlm_radapt.utils.errors import UserError
+from lvlm_radapt.utils.printing import PlainConsole
 
 SEED = 1  # the test scenes of seed 0 are the ones that the demonstrations show
 CHOICES = 16

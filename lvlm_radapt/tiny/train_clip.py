@@ -19,10 +19,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import LlavaForConditionalGeneration
 
-from lvlm_radapt.errors import UserError
 from lvlm_radapt.tiny import build, scenes
 from lvlm_radapt.tiny.altered import altered_captions, describe
 from lvlm_radapt.tiny.pool import augment, cached
+from lvlm_radapt.utils.errors import UserError
 
 SCENES = 20_000  # of the pool; they are seen with one augmentation each
 NEGATIVES = 7  # altered captions of every scene, a step

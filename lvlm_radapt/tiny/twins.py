@@ -11,8 +11,8 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from eval_tasks.presets import load_recipe
-from lvlm_radapt.models.load import load_encoder
+from eval_tasks.config.presets import load_recipe
+from lvlm_radapt.loading.load import load_encoder
 from lvlm_radapt.tiny.dataset import CLASSES, IMAGES, write_scenes
 from lvlm_radapt.training.finetune import FinetuneSettings, finetune
 from lvlm_radapt.training.labelled import TrainingImages

@@ -8,11 +8,11 @@ from typing import TypeVar
 
 from torch import nn
 
-from lvlm_radapt.errors import UserError
 from lvlm_radapt.towers.base import Tower
 from lvlm_radapt.towers.clip import CLIPTower
 from lvlm_radapt.towers.qwen import ENCODERS, QwenTower
 from lvlm_radapt.towers.siglip import SiglipTower
+from lvlm_radapt.utils.errors import UserError
 
 __all__ = ["CLIPTower", "QwenTower", "SiglipTower", "Tower", "find_tower"]
 

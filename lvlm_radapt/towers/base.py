@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from lvlm_radapt.errors import UserError
+from lvlm_radapt.utils.errors import UserError
 
 if TYPE_CHECKING:
-    from lvlm_radapt.anchor import Anchor
-    from lvlm_radapt.modules import GaussianFilter
+    from lvlm_radapt.defences.radapt.anchor import Anchor
+    from lvlm_radapt.defences.radapt.modules import GaussianFilter
 
 Args = tuple[Any, ...]
 Kwargs = dict[str, Any]

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from lvlm_radapt.towers.base import LAID_ANCHOR, Args, Kwargs, Tower, argument, resize_rows, with_argument
 
 if TYPE_CHECKING:
-    from lvlm_radapt.modules import GaussianFilter
+    from lvlm_radapt.defences.radapt.modules import GaussianFilter
 
 
 class CLIPTower(Tower):

@@ -16,11 +16,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from lvlm_radapt.errors import UserError
 from lvlm_radapt.towers.base import LAID_ANCHOR, AnyGridTower, Args, Kwargs, argument, resize_rows, with_argument
+from lvlm_radapt.utils.errors import UserError
 
 if TYPE_CHECKING:
-    from lvlm_radapt.modules import GaussianFilter
+    from lvlm_radapt.defences.radapt.modules import GaussianFilter
 
 ENCODERS = (
     "Qwen2VisionTransformerPretrainedModel",

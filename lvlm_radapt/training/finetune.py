@@ -15,13 +15,11 @@ import torch
 from torch import Tensor, nn
 
 from attacks.pgd import pgd
-from eval_tasks.presets import FinetuneRecipe
-from lvlm_radapt.checkpoint import tower_fingerprints
-from lvlm_radapt.errors import UserError
-from lvlm_radapt.inject import is_injected
+from eval_tasks.config.presets import FinetuneRecipe
+from lvlm_radapt.defences.radapt.hooks import is_injected
 from lvlm_radapt.models.base import PixelBatch, PixelModel
 from lvlm_radapt.models.clip import CLIPEncoder
-from lvlm_radapt.progress import Announce
+from lvlm_radapt.saving.adapter import tower_fingerprints
 from lvlm_radapt.towers import find_tower
 from lvlm_radapt.training.images import batches_of, canvas_batches, load_pixels
 from lvlm_radapt.training.labelled import TrainingImages, batches_from
@@ -30,6 +28,8 @@ from lvlm_radapt.training.objectives import Features, Method, Objective, Targets
 from lvlm_radapt.training.scopes import WHOLE, scope_parameters
 from lvlm_radapt.training.state import StateFile
 from lvlm_radapt.training.together import Alone
+from lvlm_radapt.utils.errors import UserError
+from lvlm_radapt.utils.progress import Announce
 
 SAVED_EVERY = 50  # steps; what is lost at most where one takes long
 DIVERGED = 4.0  # times the first loss, smoothed

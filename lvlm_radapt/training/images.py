@@ -12,9 +12,9 @@ from pathlib import Path
 from PIL import Image
 
 from eval_tasks.data.images import open_image
-from lvlm_radapt.documents import read_bytes
-from lvlm_radapt.errors import UserError
 from lvlm_radapt.models.base import PixelBatch, PixelModel
+from lvlm_radapt.utils.errors import UserError
+from lvlm_radapt.utils.json_files import read_bytes
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm")
 _NAMED = 5  # unreadable files that are told by name; of the others, how many

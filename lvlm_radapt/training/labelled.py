@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from eval_tasks.data.imagefolder import class_names, load_imagefolder
-from lvlm_radapt.errors import UserError
 from lvlm_radapt.models.base import PixelModel
 from lvlm_radapt.training.images import batches_of, image_files, images_digest
+from lvlm_radapt.utils.errors import UserError
 
 HELD_BACK = 32  # images at most, and a tenth of all
 

@@ -29,16 +29,16 @@ from torch import Tensor
 from attacks.auto_batch import AutoBatch
 from attacks.losses import LossFn, embedding_loss
 from attacks.pgd import pgd
-from lvlm_radapt.anchor import Anchor, white_anchor
-from lvlm_radapt.checkpoint import tower_fingerprints
-from lvlm_radapt.config import RAdaptConfig
-from lvlm_radapt.errors import UserError
-from lvlm_radapt.inject import inject, injected_mix, is_injected, remove
+from lvlm_radapt.defences.radapt.anchor import Anchor, white_anchor
+from lvlm_radapt.defences.radapt.config import RAdaptConfig
+from lvlm_radapt.defences.radapt.hooks import inject, injected_mix, is_injected, remove
 from lvlm_radapt.models.base import LVLM, PixelBatch, PixelModel
 from lvlm_radapt.models.clip import CLIPEncoder
-from lvlm_radapt.progress import Announce
+from lvlm_radapt.saving.adapter import tower_fingerprints
 from lvlm_radapt.training.images import batches_of, canvas_batches, images_digest, load_pixels, pixel_batches
 from lvlm_radapt.training.state import StateFile
+from lvlm_radapt.utils.errors import UserError
+from lvlm_radapt.utils.progress import Announce
 
 _PROBED = 32  # images held back at most; a 16th of all, but two
 _PROBES = 8  # how often they are looked at after the start

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from lvlm_radapt.errors import UserError
+from lvlm_radapt.utils.errors import UserError
 
 _LAYERS = (nn.Linear, nn.Conv2d, nn.Conv3d)  # a patch embedding is a convolution
 

@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cosine_similarity, normalize
 
-from lvlm_radapt.errors import UserError
 from lvlm_radapt.models.base import PixelBatch, PixelModel
 from lvlm_radapt.models.clip import CLIPEncoder
 from lvlm_radapt.models.zero_shot import ZeroShot
 from lvlm_radapt.training.losses import fare_loss, tecoa_loss, text_guided_attention, tga_loss
+from lvlm_radapt.utils.errors import UserError
 
 Method = Literal["fare", "tecoa", "tga"]
 Features = Literal["cls", "tokens"]

@@ -7,14 +7,14 @@ import os
 from dataclasses import asdict
 from importlib import metadata
 
-from eval_tasks.eps import eps_text
-from lvlm_radapt.export import refuse_unwritable, save_stock, weight_bytes
-from lvlm_radapt.folders import new_folder
-from lvlm_radapt.markdown import as_text
+from attacks.eps import eps_text
 from lvlm_radapt.models.base import LVLM, PixelModel
+from lvlm_radapt.saving.export import refuse_unwritable, save_stock, weight_bytes
 from lvlm_radapt.training.finetune import FinetuneSettings, TrainingLog
 from lvlm_radapt.training.labelled import TrainingImages
 from lvlm_radapt.training.scopes import scope_words
+from lvlm_radapt.utils.atomic_folder import new_folder
+from lvlm_radapt.utils.markdown import as_text
 
 LOG = "training.json"
 CARD = "README.md"

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from lvlm_radapt.errors import UserError
-from lvlm_radapt.parts import ATTENTION, EMBEDDING, part_parameters
 from lvlm_radapt.towers import Tower
+from lvlm_radapt.towers.parts import ATTENTION, EMBEDDING, part_parameters
+from lvlm_radapt.utils.errors import UserError
 
 WHOLE = "tower"
 _NAMED = {"shallow": (EMBEDDING, "block1"), "embedding+attention": (EMBEDDING, ATTENTION)}

@@ -10,11 +10,11 @@ from typing import Any
 
 import torch
 
-from lvlm_radapt.errors import NoRoom, UserError
-from lvlm_radapt.leftovers import sweep_beside
-from lvlm_radapt.locking import Lock
-from lvlm_radapt.models.weights import read_pickle
-from lvlm_radapt.writing import whole_file, writing
+from lvlm_radapt.loading.weights import read_pickle
+from lvlm_radapt.utils.errors import NoRoom, UserError
+from lvlm_radapt.utils.leftovers import sweep_beside
+from lvlm_radapt.utils.locking import Lock
+from lvlm_radapt.utils.writing import whole_file, writing
 
 _THREADS = "number of CPU threads (OMP_NUM_THREADS)"  # the order of float sums depends on it
 

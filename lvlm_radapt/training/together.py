@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from lvlm_radapt.errors import Unfinished
-from lvlm_radapt.stopping import check_stopped
+from lvlm_radapt.utils.errors import Unfinished
+from lvlm_radapt.utils.signals import check_stopped
 
 
 class Alone:

@@ -7,8 +7,8 @@ from dataclasses import dataclass, replace
 
 from eval_tasks.metrics import Interval
 from eval_tasks.metrics.intervals import LEAST, count_images
-from eval_tasks.table import Cell
-from lvlm_radapt.config import RAdaptConfig
+from eval_tasks.report.table_formats import Cell
+from lvlm_radapt.defences.radapt.config import RAdaptConfig
 from lvlm_radapt.tuning.knobs import DEFAULT, Sweep, point_text, settled
 from lvlm_radapt.tuning.measured import Measured
 

@@ -6,8 +6,8 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from lvlm_radapt.config import Mix, RAdaptConfig
-from lvlm_radapt.errors import UserError
+from lvlm_radapt.defences.radapt.config import Mix, RAdaptConfig
+from lvlm_radapt.utils.errors import UserError
 
 DEFAULT = RAdaptConfig()
 MOST = 200  # values a knob: more is a slip of the pen, and days of attacks

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from eval_tasks.metrics import Interval, bootstrap_ci
-from eval_tasks.records import Run, images_of
-from eval_tasks.table import Cell, Row
-from eval_tasks.tabulate import comparison
-from lvlm_radapt.config import RAdaptConfig
+from eval_tasks.report.build_table import comparison
+from eval_tasks.report.table_formats import Cell, Row
+from eval_tasks.run.records import Run, images_of
+from lvlm_radapt.defences.radapt.config import RAdaptConfig
 from lvlm_radapt.tuning.knobs import point_name, point_text
 
 CELLS = ("clean", "transfer", "adaptive", "clean_change", "transfer_gain", "gain")

@@ -18,20 +18,20 @@ from matplotlib.figure import Figure
 from pydantic import BaseModel, ConfigDict
 from rich.text import Text
 
-from eval_tasks.calibration import Calibration
-from eval_tasks.environment import environment
-from eval_tasks.eps import budget_text
+from attacks.eps import budget_text
 from eval_tasks.metrics import Interval
-from eval_tasks.pages import write_page, write_text
-from eval_tasks.table import METRICS, Cell
-from lvlm_radapt.config import RAdaptConfig
-from lvlm_radapt.documents import read_json, validated
-from lvlm_radapt.errors import UserError
+from eval_tasks.report.html_templates import write_page, write_text
+from eval_tasks.report.table_formats import METRICS, Cell
+from eval_tasks.run.calibration import Calibration
+from eval_tasks.run.environment import environment
+from lvlm_radapt.defences.radapt.config import RAdaptConfig
 from lvlm_radapt.plots.tuning import clean_robust_curves, tradeoff
 from lvlm_radapt.tuning.knobs import DEFAULT, point_text, settled
 from lvlm_radapt.tuning.measured import CELLS, numbers_of
 from lvlm_radapt.tuning.run import Tuning
-from lvlm_radapt.writing import write_whole
+from lvlm_radapt.utils.errors import UserError
+from lvlm_radapt.utils.json_files import read_json, validated
+from lvlm_radapt.utils.writing import write_whole
 
 FORMAT, VERSION = "lvlm-radapt tuning", 1
 

@@ -7,26 +7,26 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from eval_tasks.calibration import Calibration, calibration_on
-from eval_tasks.crafting import AttackPlan, Threat
+from eval_tasks.crafting.craft import AttackPlan, Threat
 from eval_tasks.data import check_images, load_task, select
-from eval_tasks.records import Run, Scored
-from eval_tasks.report import write_report
-from eval_tasks.runner import evaluate
-from eval_tasks.settings import EvalSettings
-from eval_tasks.table import Row
-from eval_tasks.threads import on_recorded_threads
-from lvlm_radapt.config import RAdaptConfig
-from lvlm_radapt.errors import UserError
-from lvlm_radapt.folders import check_own_folder, claimed
-from lvlm_radapt.inject import remove
+from eval_tasks.report.page import write_report
+from eval_tasks.report.table_formats import Row
+from eval_tasks.run.calibration import Calibration, calibration_on
+from eval_tasks.run.evaluate import evaluate
+from eval_tasks.run.records import Run, Scored
+from eval_tasks.run.settings import EvalSettings
+from eval_tasks.run.threads import on_recorded_threads
+from lvlm_radapt.defences.radapt.config import RAdaptConfig
+from lvlm_radapt.defences.radapt.hooks import remove
+from lvlm_radapt.loading.load import is_robustified, load_any
 from lvlm_radapt.models.base import PixelModel
-from lvlm_radapt.models.load import is_robustified, load_any
 from lvlm_radapt.models.robustify import robustify
-from lvlm_radapt.progress import Announce
 from lvlm_radapt.tuning.choose import Choice, best_pair, choose
 from lvlm_radapt.tuning.knobs import Sweep, point_name
 from lvlm_radapt.tuning.measured import Measured, measure, undefended_row
+from lvlm_radapt.utils.atomic_folder import check_own_folder, claimed
+from lvlm_radapt.utils.errors import UserError
+from lvlm_radapt.utils.progress import Announce
 
 RUNS = "runs"
 OURS = frozenset({RUNS, "tune.json", "points.csv", "curves.png", "tradeoff.png", "tune.html"})

@@ -15,18 +15,18 @@ from rich.console import Console
 from run_folders import Maker, attack, spread, without_checksums
 from test_data import write
 
-from eval_tasks.planning import plan_attack
-from eval_tasks.presets import load_attack, load_protocol
-from eval_tasks.records import Run, read_run
-from eval_tasks.report import tables, write_report
-from eval_tasks.retrieval_table import recall_rows, recall_table
-from eval_tasks.runner import evaluate
-from eval_tasks.settings import EvalSettings
-from lvlm_radapt.config import RAdaptConfig
-from lvlm_radapt.errors import UserError
-from lvlm_radapt.models.load import load_encoder
+from eval_tasks.config.presets import load_attack, load_protocol
+from eval_tasks.report.page import tables, write_report
+from eval_tasks.report.retrieval_table import recall_rows, recall_table
+from eval_tasks.run.evaluate import evaluate
+from eval_tasks.run.planning import plan_attack
+from eval_tasks.run.records import Run, read_run
+from eval_tasks.run.settings import EvalSettings
+from lvlm_radapt.defences.radapt.config import RAdaptConfig
+from lvlm_radapt.loading.load import load_encoder
 from lvlm_radapt.tiny.dataset import write_scenes
 from lvlm_radapt.tuning.results import recommended
+from lvlm_radapt.utils.errors import UserError
 
 ODD = st.sampled_from(
     [None, True, -1, 0, 10**30, 1e308, -0.0, "", "x", "\ud800", "\x1b[31m", "../x", [], {}, [[]], [None], {"a": None}]

@@ -23,7 +23,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lvlm_radapt.comparison.preset import load_comparison
-from lvlm_radapt.names import is_one_part, leaves_folder
+from lvlm_radapt.utils.names import is_one_part, leaves_folder
 
 try:
     import h5py

@@ -33,10 +33,10 @@ from PIL import Image
 from safetensors.torch import load, save
 
 from eval_tasks.data import checking
-from lvlm_radapt.errors import UserError
 from lvlm_radapt.models import text
-from lvlm_radapt.time_limit import TookTooLong, within
 from lvlm_radapt.training.state import StateFile
+from lvlm_radapt.utils.errors import UserError
+from lvlm_radapt.utils.time_limit import TookTooLong, within
 
 HUGE = "1" + "0" * 30
 MOST = "less than or equal to 1000000"

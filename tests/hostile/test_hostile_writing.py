@@ -12,11 +12,11 @@ from cases import Case, Place, Words, assert_refused, evaluated
 from run_folders import Maker, attack, spread
 from test_data import write
 
-from eval_tasks.report import write_report
-from lvlm_radapt.errors import UserError
-from lvlm_radapt.progress import JsonLines
+from eval_tasks.report.page import write_report
 from lvlm_radapt.training.state import StateFile
-from lvlm_radapt.writing import whole_file, write_whole
+from lvlm_radapt.utils.errors import UserError
+from lvlm_radapt.utils.progress import JsonLines
+from lvlm_radapt.utils.writing import whole_file, write_whole
 
 
 def run_of(at: Place) -> Path:

@@ -1,0 +1,91 @@
+"""One evaluation by name: load the models, run the loop, write the report."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from eval_tasks.data import load_task
+from eval_tasks.report.page import write_report
+from eval_tasks.run.calibration import read_calibration
+from eval_tasks.run.evaluate import evaluate
+from eval_tasks.run.processes import Group
+from eval_tasks.run.progress import Advance, Log
+from eval_tasks.run.records import Run, RunFolder, Scored
+from eval_tasks.run.settings import EvalSettings
+from eval_tasks.run.threads import on_recorded_threads
+from lvlm_radapt.loading.load import load_any, load_surrogate
+from lvlm_radapt.loading.quantised import Quantisation
+from lvlm_radapt.models.base import PixelModel
+
+Announce = Callable[[str, int], Advance]
+"""Called once with (title, number of samples) before work begins; what it returns is told of progress."""
+
+
+@on_recorded_threads
+def run_evaluation(
+    model: str,
+    settings: EvalSettings,
+    out: Path,
+    *,
+    announce: Announce,
+    tower: str | None = None,
+    surrogate: str | None = None,
+    texts: str | None = None,
+    images_from: Path | None = None,
+    resume: bool = False,
+    command: str = "",
+    device: str = "cpu",
+    dtype: torch.dtype = torch.float32,
+    quantize: Quantisation | None = None,
+    device_map: str | None = None,
+    max_pixels: int | None = None,
+    log: Log = lambda event: None,
+    group: Group | None = None,
+    open_model: Callable[..., PixelModel] = load_any,
+    clean: dict[str, Scored] | None = None,
+) -> Run:
+    """Evaluate the model of that name into the run folder `out`, report.html included.
+
+    Arguments and errors as for `eval_tasks.run.evaluate.evaluate` and `lvlm_radapt.loading.load.load_any`. A surrogate
+    is opened on the victim's device in its dtype, whole, and so is the model whose `texts` are asked. open_model: in
+    place of `load_any`, one that keeps models open. The run notes where samples are among those that the model's
+    settings were chosen on.
+    """
+    if group is None or group.first:
+        RunFolder(out).check(resume=resume)
+    chosen, *_ = settings.select(load_task(settings.task, settings.data))  # before a model is loaded for nothing
+    calibration = read_calibration(model)
+    warned = None if calibration is None else calibration.note(chosen)
+    victim = open_model(
+        model,
+        device=device,
+        dtype=dtype,
+        quantize=quantize,
+        device_map=device_map,
+        **settings.protocol.opening(),
+        tower=tower,
+        **({} if max_pixels is None else {"max_pixels": max_pixels}),
+    )
+    source = load_surrogate(surrogate, device=victim.device, dtype=dtype) if surrogate else None
+    asked = load_any(texts, device=victim.device, dtype=dtype) if texts else None
+    run = evaluate(
+        victim,
+        settings,
+        out,
+        surrogate=source,
+        texts=asked,
+        images_from=images_from,
+        resume=resume,
+        command=command,
+        advance=announce(f"{Path(model).name} · {settings.task} · {settings.describe()}", len(chosen)),
+        log=log,
+        group=group,
+        clean=clean,
+        remarks=() if warned is None else (warned,),
+    )
+    if group is None or group.first:
+        write_report([run], out / "report.html")
+    return run

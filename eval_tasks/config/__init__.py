@@ -1,0 +1,1 @@
+"""Presets, protocols and tasks as typed files."""

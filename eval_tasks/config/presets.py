@@ -1,0 +1,402 @@
+"""Presets: protocols, attacks and tasks as typed YAML files (`configs/`), shipped inside the wheel."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+import yaml
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
+
+from attacks.suite import Member
+from eval_tasks.config.config_paths import shipped_configs
+from eval_tasks.config.validation import first_problem, read_bytes, unknown_name
+from eval_tasks.metrics.vqa import Style
+from lvlm_radapt.models.conversations import Conversation, conversation_of
+from lvlm_radapt.utils.bounds import MOST
+from lvlm_radapt.utils.budget import parse_eps
+from lvlm_radapt.utils.errors import UserError
+
+Kind = Literal["protocols", "attacks", "tasks", "comparisons", "finetune"]
+Half = Literal["bfloat16", "float16"]
+_PLACES = ("{question}", "{question_capitalised}")
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(strict=True, extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class _Config(_Part):
+    name: Annotated[str, Field(min_length=1)]
+    description: str
+
+
+def _with_places(templates: list[str]) -> list[str]:
+    for template in templates:
+        if "{}" not in template:
+            raise ValueError(f"{template!r} must contain {{}}")
+    return templates
+
+
+def _budget(value: Any) -> Any:
+    return parse_eps(value) if isinstance(value, str) else value
+
+
+Templates = Annotated[list[str], Field(min_length=1), AfterValidator(_with_places)]
+Eps = Annotated[float, Field(gt=0, le=1), BeforeValidator(_budget)]
+"""An Linf budget in [0, 1] pixel units, a number or the text `4/255`."""
+
+
+class TaskConfig(_Config):
+    """A task: what is asked ("caption", "vqa", "choice" of closed answers or, of an encoder, "classification" or
+    "retrieval"), its metric, and how a choice is read. The style of a VQA score belongs to the preset."""
+
+    kind: Literal["caption", "vqa", "choice", "classification", "retrieval"]
+    metric: Literal["cider", "vqa_accuracy", "accuracy", "recall@1"]
+    style: Literal["yes_no", "letter"] | None
+
+    @model_validator(mode="after")
+    def _consistent(self) -> TaskConfig:
+        metrics = {"caption": "cider", "vqa": "vqa_accuracy", "retrieval": "recall@1"}
+        expected = metrics.get(self.kind, "accuracy")
+        if self.metric != expected:
+            raise ValueError(f"metric must be {expected} for kind {self.kind}")
+        styles = ("yes_no", "letter") if self.kind == "choice" else (None,)
+        if self.style not in styles:
+            raise ValueError(f"style must be {' or '.join(style or 'null' for style in styles)} for kind {self.kind}")
+        return self
+
+
+class APGDSettings(_Part):
+    """How APGD is run: `step_scale` is the first step in units of eps."""
+
+    steps: Annotated[int, Field(ge=1, le=MOST)]
+    restarts: Annotated[int, Field(ge=1, le=MOST)]
+    random_start: bool
+    step_scale: Annotated[float, Field(gt=0)]
+
+
+class EnsembleSettings(_Part):
+    """The stages of an ensemble: at most `references` texts made unlikely one by one, then the one that worked best
+    again from the best image, then each of `targets` (by the task's kind) made likely. The first ones run in `half`.
+    """
+
+    references: Annotated[int, Field(ge=1, le=MOST)]
+    targets: dict[str, list[Annotated[str, Field(min_length=1)]]]
+    half: Half | None
+
+
+class PGDSettings(_Part):
+    """How PGD is run: `step_scale` is the fixed step in units of eps."""
+
+    steps: Annotated[int, Field(ge=1, le=MOST)]
+    random_start: bool
+    step_scale: Annotated[float, Field(gt=0)]
+
+
+class AttackConfig(_Config):
+    """An attack: `loss` none, noise (random signs), embedding (image tokens), nll (the whole model: a reference made
+    unlikely), targeted (the user's text made likely), ensemble (several of the last two in a row), classifier, or
+    contrastive (an image's captions made unlikely among all captions).
+
+    `at` and `distance` belong to embedding attacks, `apgd` to all that have a gradient, `norm` to all but none. A
+    classifier is attacked by the members of a `line`, one after the other, with `apgd` or `pgd` for its APGD or PGD
+    members (not both in a line), `fab_steps` for FAB, and `queries` for Square; the library's `standard` has settings
+    of its own.
+    """
+
+    loss: Literal["none", "noise", "embedding", "nll", "targeted", "ensemble", "classifier", "contrastive"]
+    norm: Literal["Linf", "L2"] | None = None
+    at: Literal["tower", "projector"] | None = None
+    distance: Literal["cosine", "l2"] | None = None
+    apgd: APGDSettings | None = None
+    ensemble: EnsembleSettings | None = None
+    line: Annotated[list[Member], Field(min_length=1)] | None = None
+    pgd: PGDSettings | None = None
+    fab_steps: Annotated[int, Field(ge=1, le=MOST)] | None = None
+    queries: Annotated[int, Field(ge=1, le=MOST)] | None = None
+
+    @model_validator(mode="after")
+    def _consistent(self) -> AttackConfig:
+        line = self.line or []
+        families = {member.split("-")[0] for member in line}
+        wanted = {
+            "norm": self.loss != "none",
+            "at": self.loss == "embedding",
+            "distance": self.loss == "embedding",
+            "apgd": self.loss not in ("none", "noise", "classifier") or "apgd" in families,
+            "ensemble": self.loss == "ensemble",
+            "line": self.loss == "classifier",
+            "pgd": "pgd" in families,
+            "fab_steps": "fab" in families,
+            "queries": "square" in families,
+        }
+        for field, needed in wanted.items():
+            if (getattr(self, field) is not None) != needed:
+                of = f"the line {', '.join(line)}" if line else f"loss {self.loss}"
+                raise ValueError(f"{field} must {'be' if needed else 'not be'} given for {of}")
+        if "standard" in families and len(line) > 1:
+            raise ValueError("standard is an ensemble of its own: nothing else may be in its line")
+        if {"apgd", "pgd"} <= families:
+            raise ValueError("a line has members of APGD or of PGD, not of both")
+        return self
+
+    @property
+    def steps(self) -> int | None:
+        """Gradient steps of the attack; None where it has none, or none that may be changed."""
+        own = self.apgd or self.pgd
+        return own.steps if own else self.fab_steps
+
+
+class APGDOverride(_Part):
+    """What a protocol changes in an attack's APGD settings; None leaves the attack's own value."""
+
+    steps: Annotated[int, Field(ge=1, le=MOST)] | None = None
+    restarts: Annotated[int, Field(ge=1, le=MOST)] | None = None
+    random_start: bool | None = None
+    step_scale: Annotated[float, Field(gt=0)] | None = None
+
+
+class ConversationSettings(_Part):
+    """How a preset wants the model to be asked.
+
+    A built-in `name` alone is that conversation whole, `system` puts another system prompt into it; under a name of
+    its own a preset gives the whole `template`, with the places <image>, {text} and, for `system`, {system}.
+    """
+
+    name: str
+    system: str | None = None
+    template: str | None = None
+
+    @model_validator(mode="after")
+    def _consistent(self) -> ConversationSettings:
+        self.whole()
+        return self
+
+    def whole(self) -> Conversation:
+        """The conversation itself; ValueError where these fields make none."""
+        return conversation_of(self.name, self.system, self.template)
+
+
+class Threshold(_Part):
+    """When an image counts as broken: a score in the metric's unit ("absolute"), or a share of the score that
+    the sample's first reference would get ("canonical_share")."""
+
+    kind: Literal["absolute", "canonical_share"]
+    value: Annotated[float, Field(ge=0)]
+
+    def reached(self, score: float, canonical: float | None = None) -> bool:
+        """True when `score` is below the threshold, or 0: nothing is left to attack then."""
+        if self.kind == "absolute":
+            limit = self.value
+        elif canonical is None:
+            raise ValueError("a canonical_share threshold needs the canonical reference's score")
+        else:
+            limit = self.value * canonical
+        return score < limit or score <= 0
+
+
+class Protocol(_Config):
+    """Everything that decides what a score means, apart from the model, the task and the attack's budget."""
+
+    geometry: Literal["stock", "pad"] | None
+    """None: the checkpoint's own, padding for original LLaVA-1.5 checkpoints and the image processor's elsewhere."""
+    conversation: ConversationSettings | None
+    """None: the checkpoint's own chat template."""
+    seed: Annotated[int, Field(ge=0, lt=2**32)]
+    samples: Annotated[int, Field(ge=1, le=MOST)] | None
+    """None: the whole set."""
+    prompts: dict[str, str]
+    """By task name or, for the others, by kind ("caption", "vqa", "choice")."""
+    max_new_tokens: dict[str, Annotated[int, Field(ge=1, le=MOST)]]
+    thresholds: dict[str, Threshold]
+    vqa_styles: dict[str, Style] = {}
+    """By task name: how answers are normalised before they are compared."""
+    attacks: dict[str, APGDOverride] = {}
+    templates: Templates | Literal["task"] = ["a photo of a {}."]
+    """What a zero-shot classifier asks for, {} in the place of the class name; the mean of several. "task": those of
+    the data set (`configs/zero_shot`), "a photo of a {}." where it has none."""
+    class_names: Literal["as told", "lower case"] = "as told"
+    """How the names are written there: "lower case" also makes spaces of _, - and /, as TeCoA does."""
+
+    @field_validator("prompts")
+    @classmethod
+    def _complete(cls, prompts: dict[str, str]) -> dict[str, str]:
+        if not prompts:  # a preset for image encoders alone
+            return prompts
+        for kind in ("caption", "vqa"):
+            if not prompts.get(kind):
+                raise ValueError(f"a prompt for {kind} is missing")
+        if not any(place in prompts["vqa"] for place in _PLACES):
+            raise ValueError(f"the prompt for vqa must contain {_PLACES[0]}")
+        return prompts
+
+    def opening(self) -> dict[str, Any]:
+        """The keywords of `load_any` that this protocol decides."""
+        return {
+            "geometry": self.geometry,
+            "conversation": None if self.conversation is None else self.conversation.whole(),
+        }
+
+    def template(self, task: TaskConfig) -> str:
+        """The task's own prompt or its kind's, questions left open. UserError where the protocol has none."""
+        text = self.prompts.get(task.name) or self.prompts.get(task.kind)
+        if text is None:
+            raise UserError(f"preset {self.name} has no prompt for task {task.name}: add it to prompts")
+        return text
+
+    def prompt(self, task: TaskConfig, question: str | None) -> str:
+        """The user's text for one sample: the task's `template` with the question put in.
+
+        {question_capitalised} is the question after Python's `str.capitalize`. Braces in questions stay.
+        UserError as for `template`.
+        """
+        text = self.template(task)
+        if task.kind == "caption":
+            return text
+        if question is None:
+            raise ValueError(f"task {task.name} needs a question")
+        for place, value in zip(_PLACES, (question, question.capitalize()), strict=True):
+            before, found, after = text.partition(place)
+            if found:
+                return before + value + after
+        raise UserError(f"preset {self.name}: the prompt for {task.name} must contain {_PLACES[0]}")
+
+    def tokens(self, task: str) -> int:
+        """The longest answer, in new tokens."""
+        return self._for_task(self.max_new_tokens, "max_new_tokens", task)
+
+    def threshold(self, task: str) -> Threshold:
+        """When an ensemble leaves an image of this task alone."""
+        return self._for_task(self.thresholds, "thresholds", task)
+
+    def vqa_style(self, task: TaskConfig) -> Style | None:
+        """How answers to the task's questions are normalised; None for tasks of another kind than "vqa"."""
+        return self._for_task(self.vqa_styles, "vqa_styles", task.name) if task.kind == "vqa" else None
+
+    def adapt(self, attack: AttackConfig) -> AttackConfig:
+        """The attack with this protocol's overrides of its APGD settings; UserError where the attack
+        has no such settings."""
+        override = self.attacks.get(attack.name)
+        if override is None:
+            return attack
+        if attack.apgd is None:
+            raise UserError(f"preset {self.name} overrides APGD settings of {attack.name}, which has none")
+        apgd = attack.apgd.model_copy(update=override.model_dump(exclude_none=True))
+        return attack.model_copy(update={"apgd": apgd})
+
+    def _for_task(self, values: Mapping[str, ValueT], field: str, task: str) -> ValueT:
+        if task not in values:
+            raise UserError(f"preset {self.name} has no {field} for task {task}: add it to the preset")
+        return values[task]
+
+
+class FinetuneRecipe(_Config):
+    """How an encoder is fine-tuned adversarially: `pgd_steps` steps of `pgd_step` for each image in the ball of radius
+    `eps` (all three as in `4/255`), AdamW at `lr`, which rises over `warmup` steps and falls as a cosine to 0.
+
+    `templates` word the classes (TeCoA, TGA). Every `probe_every` steps the model is looked at on held-back images.
+    """
+
+    eps: Eps
+    pgd_step: Eps
+    pgd_steps: Annotated[int, Field(ge=1, le=MOST)]
+    steps: Annotated[int, Field(ge=1, le=MOST)]
+    warmup: Annotated[int, Field(ge=0)]
+    batch_size: Annotated[int, Field(ge=1, le=MOST)]
+    lr: Annotated[float, Field(gt=0)]
+    weight_decay: Annotated[float, Field(ge=0)]
+    templates: Templates
+    probe_every: Annotated[int, Field(ge=1, le=MOST)]
+
+    def changed(self, **values: float | None) -> FinetuneRecipe:
+        """With those values that are not None. With other `steps` the warm-up keeps its share of them.
+
+        UserError for one out of range."""
+        chosen = {key: value for key, value in values.items() if value is not None}
+        if "steps" in chosen:
+            chosen["warmup"] = round(self.warmup * chosen["steps"] / self.steps)
+        try:
+            return FinetuneRecipe.model_validate(self.model_dump() | chosen)
+        except ValidationError as error:
+            raise UserError(f"preset {self.name}: {first_problem(error)}") from error
+
+
+ValueT = TypeVar("ValueT")
+ModelT = TypeVar("ModelT", bound=BaseModel)
+
+
+def names(kind: Kind) -> list[str]:
+    """The shipped presets of one kind, sorted."""
+    return sorted(
+        entry.name.removesuffix(".yaml")
+        for entry in (shipped_configs() / kind).iterdir()
+        if entry.name.endswith(".yaml")
+    )
+
+
+def load_protocol(name: str) -> Protocol:
+    """A shipped protocol by name, or the user's own when `name` is the path of a .yaml or .yml file. Raises UserError
+    for a name that is not known, and for a file that cannot be read, is damaged or takes a shipped name."""
+    if name.endswith((".yaml", ".yml")):
+        protocol = _parse(read_bytes(Path(name)), name, Protocol)
+        if protocol.name in names("protocols"):
+            # Tables are grouped by the preset's name.
+            raise UserError(f"{name}: field name: {protocol.name!r} is a shipped preset's name, choose another")
+        return protocol
+    return _shipped("protocols", "preset", name, Protocol)
+
+
+def load_attack(name: str) -> AttackConfig:
+    """A shipped attack by name; UserError with the nearest name for an unknown one."""
+    return _shipped("attacks", "attack", name, AttackConfig)
+
+
+def load_recipe(name: str) -> FinetuneRecipe:
+    """A shipped recipe of fine-tuning by name, or the user's own by the path of its YAML file."""
+    if name.endswith((".yaml", ".yml")):
+        return _parse(read_bytes(Path(name)), name, FinetuneRecipe)
+    return _shipped("finetune", "fine-tuning preset", name, FinetuneRecipe)
+
+
+def load_task_config(name: str) -> TaskConfig:
+    """A shipped task by name; UserError with the nearest name for an unknown one."""
+    return _shipped("tasks", "task", name, TaskConfig)
+
+
+def load_preset(kind: Kind, what: str, name: str, model: type[ModelT]) -> ModelT:
+    """A shipped preset of that kind, as `model`, or the user's own when `name` is the path of a .yaml or .yml file."""
+    if name.endswith((".yaml", ".yml")):
+        return _parse(read_bytes(Path(name)), name, model)
+    return _shipped(kind, what, name, model)
+
+
+def _shipped(kind: Kind, what: str, name: str, model: type[ModelT]) -> ModelT:
+    known = names(kind)
+    if name not in known:
+        raise unknown_name(what, name, known)
+    entry = shipped_configs() / kind / f"{name}.yaml"
+    return _parse(entry.read_bytes(), f"{kind}/{name}.yaml", model)
+
+
+def _parse(content: bytes, where: str, model: type[ModelT]) -> ModelT:
+    try:
+        fields = yaml.safe_load(content)
+    except (yaml.YAMLError, UnicodeDecodeError, ValueError, RecursionError) as error:
+        raise UserError(f"{where} is not valid YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(fields, dict):
+        raise UserError(f"{where} is not a preset: it must be a YAML mapping with name, description, ...")
+    try:
+        return model.model_validate(fields)
+    except ValidationError as error:
+        raise UserError(f"{where}: {first_problem(error)}") from error

@@ -1,0 +1,1 @@
+"""Attacked images for one batch of a task."""

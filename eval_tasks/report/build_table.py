@@ -1,0 +1,419 @@
+"""Runs put into the table: which share a row, which are compared, and what a reader has to know of them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any, Literal, cast
+
+from eval_tasks.metrics.bootstrap import bootstrap_ci
+from eval_tasks.report.table_formats import NO_SCORE, UNDEFENDED, Cell, Row, Table, difference_cell
+from eval_tasks.run.facts import EARLIER, metric_of, model_label, plain_value, setting, threat_of, vqa_style_of
+from eval_tasks.run.records import Run, SampleRecord, Scored, images_of
+from eval_tasks.run.run_metrics import mean_score
+from lvlm_radapt.utils.errors import UserError
+
+Part = Literal["clean", "adversarial"]
+
+NOT_RUN = "not run"
+ABOUT_ZERO = 5.0
+"""A clean score, of 100, below which a model does not do the task: a captioner of other images has a CIDEr of 1."""
+NO_BASE = "the undefended model scores about zero on clean images: gains mean nothing here"
+ONLY_TRANSFER = "holds only against attacks that do not know it"
+
+
+def tables(runs: Sequence[Run]) -> dict[str, Table]:
+    """One table a preset, in the order of the runs; raises as `comparison`.
+
+    Where runs of a preset score a task's answers by different rules, each rule has a table of its own for that task.
+    """
+    runs = _distinct(runs)
+    mixed = {(preset, task) for preset, task, _ in _rules_that_differ(runs)}
+    groups: dict[str, list[Run]] = defaultdict(list)
+    for run in runs:
+        preset, task = setting(run, "preset"), setting(run, "task")
+        groups[f"{preset}, answers by {vqa_style_of(run)}" if (preset, task) in mixed else preset].append(run)
+    return {label: replace(comparison(group), preset=label) for label, group in groups.items()}
+
+
+def comparison(runs: Sequence[Run]) -> Table:
+    """The table of runs that share a preset.
+
+    A transfer and an adaptive run share a row when all else is equal: model and R-Adapt settings, precision,
+    geometry, task, seed, samples and every setting of the attack. The same holds between a defended model and
+    the undefended one it is compared with. Raises UserError for no runs, several presets, several rules for the
+    answers of one task, two runs that would fill the same cell, and settings or metrics that lack a field.
+    """
+    runs = _distinct(runs)
+    presets = list(dict.fromkeys(setting(run, "preset") for run in runs))
+    if len(presets) > 1:
+        raise UserError(f"presets never share a table, these runs use {', '.join(presets)}: compare each preset alone")
+    for _, task, rules in _rules_that_differ(runs):
+        raise UserError(f"runs of {task} score answers by different rules: {', '.join(rules)}: compare each rule alone")
+    groups: dict[_Key, _Group] = {}
+    for run in runs:
+        groups.setdefault(_key(run), _Group()).add(run)
+    rows = [row for key, group in groups.items() for row in _rows(key, group, groups)]
+    models = list(dict.fromkeys(setting(run, "model", "name") for run in runs))
+    defences = list(dict.fromkeys(row.model for row in rows))
+    base = {model_label(run): models.index(setting(run, "model", "name")) for run in runs}
+    rows.sort(
+        key=lambda row: (
+            row.task,
+            row.attack == "noise",
+            row.attack,
+            row.eps or 0.0,
+            row.steps or 0,
+            base[row.model],
+            row.defended,
+            defences.index(row.model),
+        )
+    )
+    return Table(presets[0], tuple(_told_apart(rows)), _remarks(runs))
+
+
+_Key = tuple[str, str, str]  # model name, R-Adapt settings, everything else that must be equal
+
+
+class _Group:
+    """The runs that differ in nothing but the threat model."""
+
+    def __init__(self) -> None:
+        self.first: Run | None = None
+        self.single: dict[str, Run] = {}  # by threat: none, noise, adaptive
+        self.transfer: dict[str | None, Run] = {}  # by surrogate; None is the model's undefended twin
+
+    def add(self, run: Run) -> None:
+        threat = threat_of(run)
+        place: dict[Any, Run] = self.transfer if threat == "transfer" else self.single
+        index = _surrogate(run) if threat == "transfer" else threat
+        if index in place:
+            raise UserError(f"{place[index].path} and {run.path} have the same settings: give only one of them")
+        place[index] = run
+
+
+def _rows(key: _Key, group: _Group, groups: Mapping[_Key, _Group]) -> list[Row]:
+    stock = groups.get((key[0], "null", key[2]), _Group())
+    rows = []
+    for threat in ("none", "noise"):
+        if threat in group.single:
+            run = group.single[threat]
+            absent = Cell(NOT_RUN if threat == "none" else "n/a (noise)")
+            transfer = absent if threat == "none" else _score(run, "adversarial", "control")
+            rows.append(_row(run, [run], transfer, absent, Cell("n/a"), None, _same_clean(run, groups), {}))
+    adaptive = group.single.get("adaptive")
+    surrogates: list[str | None] = sorted(group.transfer, key=lambda name: (name is not None, name or ""))
+    if not surrogates and adaptive is not None:
+        surrogates = [None]
+    for surrogate in surrogates:
+        transfer_run = group.transfer.get(surrogate)
+        present = [run for run in (adaptive, transfer_run) if run is not None]
+        defended = key[1] != "null"
+        if transfer_run is not None:
+            known = surrogate or ("" if defended else "surrogate not named")
+            transfer = _score(transfer_run, "adversarial", f"crafted on {known}" if surrogate else known)
+        else:
+            transfer = Cell(NOT_RUN if defended else UNDEFENDED)
+        # The same images on the undefended model: its own adaptive run, or one from the same surrogate.
+        same_images = stock.single.get("adaptive") if surrogate is None else stock.transfer.get(surrogate)
+        gain, transfer_gain = Cell(UNDEFENDED), None
+        if defended:
+            gain = _gain(adaptive, stock.single.get("adaptive"))
+            if transfer_run is not None and same_images is not None:
+                transfer_gain = _difference(transfer_run, same_images, "adversarial")
+        hidden = {"surrogate": surrogate or "undefended twin"} if transfer_run is not None else {}
+        rows.append(
+            _row(
+                present[0],
+                present,
+                transfer,
+                Cell(NOT_RUN) if adaptive is None else _score(adaptive, "adversarial"),
+                gain,
+                transfer_gain,
+                _same_clean(present[0], groups),
+                hidden,
+            )
+        )
+    return rows
+
+
+def _row(
+    run: Run,
+    present: Sequence[Run],
+    transfer: Cell,
+    adaptive: Cell,
+    gain: Cell,
+    transfer_gain: Cell | None,
+    stock: Run | None,
+    hidden: Mapping[str, str],
+) -> Row:
+    attack = setting(run, "attack") or {}
+    attacked = threat_of(run) != "none"
+    defended = setting(run, "model", "radapt") is not None
+    clean = _score(run, "clean")
+    base = (None if stock is None else _score(stock, "clean")) if defended else clean
+    no_base = base is not None and base.value is not None and base.value < ABOUT_ZERO
+    # a gain under transfer that is clear, over samples of which the adaptive one is not
+    only_transfer = not no_base and bool(
+        transfer_gain is not None
+        and transfer_gain.sign > 0
+        and gain.interval is not None
+        and gain.sign <= 0
+        and not gain.too_few
+    )
+    return Row(
+        model=model_label(run),
+        defended=defended,
+        task=setting(run, "task"),
+        metric=metric_of(run),
+        attack=str(attack.get("name", "none")),
+        norm=attack.get("norm") if attacked else None,
+        eps=float(setting(run, "attack", "eps")) if attacked else None,
+        steps=attack.get("steps") if attacked else None,
+        target=attack.get("target"),
+        variant="",
+        n=len(run.samples),
+        clean=clean,
+        transfer=transfer,
+        adaptive=adaptive,
+        gain=gain,
+        transfer_gain=transfer_gain,
+        clean_change=None if stock is None else _difference(run, stock, "clean"),
+        adaptive_loss=next((_loss(one) for one in present if threat_of(one) == "adaptive"), None),
+        only_transfer=only_transfer,
+        no_base=no_base,
+        notes=(*([NO_BASE] if no_base else []), *_notes(present, only_transfer)),
+        hidden={**_hidden(run), **hidden},
+    )
+
+
+def _notes(present: Sequence[Run], only_transfer: bool) -> list[str]:
+    notes = [ONLY_TRANSFER] if only_transfer else []
+    if len(present) == 2:
+        adaptive, transfer = present
+        excess = _difference(adaptive, transfer, "adversarial")
+        if excess is not None and excess.sign > 0:
+            notes.append("the transfer attack beats the adaptive one: the adaptive score is too high")
+        clean = [_score(run, "clean").number for run in present]
+        if clean[0] != clean[1]:
+            notes.append(f"the clean score was {clean[1]} in the transfer run")
+    for run in present:
+        notes += _disagreements(run)
+        zero = run.metrics.get("zero_grad") or 0
+        if zero:
+            notes.append(f"zero gradient on {zero} of {len(run.samples)} samples ({threat_of(run)})")
+        failed = run.metrics.get("failed") or 0
+        if failed:
+            notes.append(f"the attack failed on {failed} of {len(run.samples)} samples ({threat_of(run)})")
+    return notes
+
+
+def _same_clean(run: Run, groups: Mapping[_Key, _Group]) -> Run | None:
+    """A run of the undefended model on the same samples: its clean answers do not depend on the attack."""
+    if setting(run, "model", "radapt") is None:
+        return None
+    wanted = _context(run)
+    for (name, radapt, _), group in groups.items():
+        if name == setting(run, "model", "name") and radapt == "null":
+            for other in (*group.single.values(), *group.transfer.values()):
+                if _context(other) == wanted:
+                    return other
+    return None
+
+
+def _gain(adaptive: Run | None, stock: Run | None) -> Cell:
+    if adaptive is None:
+        return Cell(NOT_RUN)
+    if stock is None:
+        return Cell("not run (undefended model)")
+    return _difference(adaptive, stock, "adversarial") or Cell(NO_SCORE)
+
+
+def _difference(first: Run, second: Run, part: Part) -> Cell | None:
+    """Paired difference over the shared ids; None when there is nothing to subtract."""
+    value = _clean_score if part == "clean" else _adversarial_score
+    others = {sample.id: sample for sample in second.samples if value(sample) is not None}
+    shared = [sample for sample in first.samples if value(sample) is not None and sample.id in others]
+    if not shared:
+        return None
+    twins = [others[sample.id] for sample in shared]
+    mine, theirs = ([score for one in own if (score := value(one)) is not None] for own in (shared, twins))
+    return difference_cell(mine, theirs, images_of(shared) or images_of(twins))
+
+
+def _loss(run: Run) -> Cell | None:
+    """Mean of the attack's loss over the samples that have one; None where there is none."""
+    known = [
+        (s.adversarial.loss, s) for s in run.samples if s.adversarial is not None and s.adversarial.loss is not None
+    ]
+    if not known:
+        return None
+    losses = [loss for loss, _ in known]
+    interval = bootstrap_ci(losses, images=images_of(sample for _, sample in known))
+    return Cell(value=sum(losses) / len(losses), interval=interval)
+
+
+def _clean_score(sample: SampleRecord) -> float | None:
+    return sample.clean.score
+
+
+def _adversarial_score(sample: SampleRecord) -> float | None:
+    return None if sample.adversarial is None else sample.adversarial.score
+
+
+def _score(run: Run, part: Part, detail: str = "") -> Cell:
+    """From the records: what metrics.json says of them is compared, not believed."""
+    told = run.metrics.get(part)
+    if not isinstance(told, Mapping) or metric_of(run) not in told:
+        raise UserError(f"{run.path / 'metrics.json'} lacks the field {part}.{metric_of(run)}: run it again")
+    found = mean_score(_answers(run, part), metric_of(run), images_of(run.samples))
+    if found is None:
+        return Cell(NO_SCORE, detail=detail)
+    value, interval, _ = found
+    success = run.metrics.get("success") if part == "adversarial" else None
+    if success is None:
+        return Cell(value=value, interval=interval, detail=detail)
+    low, high = success["ci95"]
+    rate = float(success["success_rate"])
+    said = f"target in {rate:.1f} % [{low:.1f}, {high:.1f}]"
+    return Cell(value=value, interval=interval, detail=detail, success=said, success_rate=rate)
+
+
+def _answers(run: Run, part: Part) -> list[Scored | None]:
+    return [getattr(sample, part) for sample in run.samples]
+
+
+def _disagreements(run: Run) -> list[str]:
+    """Where metrics.json says another score than the records have."""
+    said = []
+    for part, what in (("clean", "clean"), ("adversarial", "attacked")):
+        told = (run.metrics.get(part) or {}).get(metric_of(run))
+        found = mean_score(_answers(run, cast(Part, part)), metric_of(run), images_of(run.samples))
+        mean = None if found is None else found[0]
+        if told is not None and (mean is None or not math.isclose(told, mean, rel_tol=1e-6, abs_tol=1e-6)):
+            shown = "none" if mean is None else f"{mean:.1f}"
+            said.append(f"metrics.json says {told:.1f} on {what} images, but samples.jsonl {shown}, which counts")
+    return said
+
+
+def _surrogate(run: Run) -> str | None:
+    """None when the attack was crafted on the defended model's own undefended twin."""
+    named = setting(run, "attack").get("surrogate")
+    defended = setting(run, "model", "radapt") is not None
+    return None if named is None or (defended and named == setting(run, "model", "name")) else str(named)
+
+
+def _key(run: Run) -> _Key:
+    attack = setting(run, "attack") or {}
+    named = {key: value for key, value in attack.items() if key not in ("threat", "surrogate", "eps_8bit")}
+    rest = {**_context(run), "seed": run.settings.get("seed"), "attack": _filled(named)}
+    radapt = setting(run, "model", "radapt")
+    return setting(run, "model", "name"), _canonical(radapt), _canonical(rest)
+
+
+def _context(run: Run) -> dict[str, Any]:
+    """What a clean score depends on, besides the model itself."""
+    return {
+        "task": setting(run, "task"),
+        "preset": setting(run, "preset"),
+        "samples": setting(run, "ids", "sha256"),
+        "dtype": setting(run, "model").get("dtype"),
+        "quantize": setting(run, "model").get("quantize"),
+        "geometry": setting(run, "model").get("geometry"),
+        "tokenizer": run.settings.get("tokenizer"),
+        **_asked(run),
+    }
+
+
+def _asked(run: Run) -> dict[str, Any]:
+    """How a language model is asked; what an image encoder chooses among, with which texts, and whose they are."""
+    said: dict[str, Any] = {}
+    if asked := run.settings.get("asked"):  # two presets of the user's own may have one name
+        said["asked"] = hashlib.sha256(_canonical(asked).encode()).hexdigest()
+    if classes := run.settings.get("classes"):
+        said |= {"classes": classes["sha256"], "templates": " | ".join(classes["templates"])}
+    if gallery := run.settings.get("gallery"):
+        said["gallery"] = gallery["sha256"]
+    if texts := run.settings.get("texts"):
+        said["texts"] = texts
+    return said
+
+
+def _hidden(run: Run) -> dict[str, str]:
+    """Settings that no column shows, in words."""
+    shown = ("name", "norm", "eps", "eps_8bit", "steps", "target", "threat", "surrogate")
+    attack = setting(run, "attack") or {}
+    context = {key: value for key, value in _context(run).items() if key not in ("task", "preset")}
+    context |= {key: context[key][:8] for key in ("samples", "asked", "classes", "gallery") if key in context}
+    rest = {"seed": run.settings.get("seed"), **{k: v for k, v in attack.items() if k not in shown}}
+    return {key.replace("_", " "): plain_value(value) for key, value in (context | rest).items()}
+
+
+def _told_apart(rows: Sequence[Row]) -> list[Row]:
+    """Rows that would read the same get the settings in which they differ."""
+    alike: dict[tuple[object, ...], list[Row]] = defaultdict(list)
+    for row in rows:
+        alike[_reads(row)].append(row)
+    result = []
+    for row in rows:
+        group = alike[_reads(row)]
+        keys = [key for key in row.hidden if len({other.hidden.get(key) for other in group}) > 1]
+        result.append(replace(row, variant=", ".join(f"{key} {row.hidden[key]}" for key in keys)))
+    return result
+
+
+def _reads(row: Row) -> tuple[object, ...]:
+    return (row.model, row.task, row.metric, row.attack, row.norm, row.eps, row.steps, row.target)
+
+
+def _remarks(runs: Sequence[Run]) -> tuple[str, ...]:
+    samples: dict[str, set[str]] = defaultdict(set)
+    rules: dict[str, str] = {}
+    for run in runs:
+        samples[setting(run, "task")].add(setting(run, "ids", "sha256"))
+        if (style := vqa_style_of(run)) is not None:
+            rule = setting(run, "answers", "rule") if style != EARLIER else "which was none of the official ones"
+            rules[setting(run, "task")] = f"{style} ({rule})"
+    said = [f"Answers of {task} are scored by {rule}." for task, rule in sorted(rules.items())]
+    unnamed = sorted({setting(run, "task") for run in runs if images_of(run.samples) is None})
+    if unnamed:
+        said.append(
+            f"Some runs of {', '.join(unnamed)} do not name their images, as earlier versions wrote them: their "
+            "intervals are over samples."
+        )
+    mixed = sorted(task for task, digests in samples.items() if len(digests) > 1)
+    if mixed:
+        said.append(f"Rows of {', '.join(mixed)} are over different samples: do not compare them with each other.")
+    return tuple(said)
+
+
+def _rules_that_differ(runs: Sequence[Run]) -> list[tuple[str, str, list[str]]]:
+    """(preset, task, rules) where runs normalise the answers of one task in several ways."""
+    found: dict[tuple[str, str], dict[str, None]] = defaultdict(dict)
+    for run in runs:
+        if (style := vqa_style_of(run)) is not None:
+            found[setting(run, "preset"), setting(run, "task")][style] = None
+    return [(preset, task, [*rules]) for (preset, task), rules in found.items() if len(rules) > 1]
+
+
+def _distinct(runs: Sequence[Run]) -> list[Run]:
+    """Each folder once, however often it was named."""
+    found = list({run.path.resolve(): run for run in runs}.values())
+    if not found:
+        raise UserError("there are no runs to compare: give at least one finished run folder")
+    for run in found:  # before anything reads deeper
+        setting(run, "model", "name")
+        threat_of(run)
+    return found
+
+
+def _filled(values: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in values.items() if value is not None}
+
+
+def _canonical(value: object) -> str:
+    return json.dumps(value, sort_keys=True)

@@ -1,0 +1,85 @@
+"""Recall in both directions, of the runs that retrieve: what the comparison's one score a run leaves out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import rich.box
+import rich.table
+from rich.text import Text
+
+from attacks.eps import budget_text
+from eval_tasks.run.facts import model_label, setting, threat_of
+from eval_tasks.run.records import Run
+from eval_tasks.tasks.retrieval import DIRECTIONS
+from eval_tasks.tasks.retrieval_corpus import CUTS
+from lvlm_radapt.utils.errors import UserError
+from lvlm_radapt.utils.markdown import as_text
+
+COLUMNS = ("Model", "Task", "Images", *(f"{words} R@{k}, %" for words in DIRECTIONS.values() for k in CUTS))
+
+
+@dataclass(frozen=True)
+class RecallRow:
+    """One model on clean images or under one attack. cells: (recall in percent, its 95 % interval), a column each."""
+
+    model: str
+    task: str
+    images: str
+    cells: tuple[tuple[float, tuple[float, float]], ...]
+
+    def texts(self) -> tuple[str, ...]:
+        """One text a column of COLUMNS."""
+        shown = (f"{value:.1f} [{low:.1f}, {high:.1f}]" for value, (low, high) in self.cells)
+        return (self.model, self.task, self.images, *shown)
+
+
+def recall_rows(runs: Sequence[Run]) -> list[RecallRow]:
+    """The rows of all runs on retrieval tasks; what several runs say of the same clean images is said once."""
+    return list(dict.fromkeys(row for run in runs if "retrieval" in run.metrics for row in _rows(run)))
+
+
+def _rows(run: Run) -> Iterator[RecallRow]:
+    gallery = setting(run, "gallery")
+    task = f"{setting(run, 'task')}, {gallery['images']} images, {gallery['captions']} captions"
+    attack = setting(run, "attack")
+    for part in run.metrics["retrieval"]:
+        images = "clean"
+        if part != "clean":
+            steps = f", {attack['steps']} steps" if attack.get("steps") else ""
+            budget = f"{attack['norm']} {budget_text(attack['eps'], attack['norm'])}{steps}"
+            images = f"{attack['name']} ({threat_of(run)}), {budget}"
+            if attack.get("surrogate"):
+                images += f", crafted on {attack['surrogate']}"
+        yield RecallRow(model_label(run), task, images, _cells(run, part))
+
+
+def _cells(run: Run, part: str) -> tuple[tuple[float, tuple[float, float]], ...]:
+    try:
+        found = [run.metrics["retrieval"][part][direction] for direction in DIRECTIONS]
+        return tuple((by[f"recall@{k}"], (by[f"ci95@{k}"][0], by[f"ci95@{k}"][1])) for by in found for k in CUTS)
+    except (KeyError, TypeError, IndexError) as error:
+        raise UserError(f"{run.path / 'metrics.json'} lacks a recall of {part} images: run it again") from error
+
+
+def recall_table(rows: Sequence[RecallRow]) -> rich.table.Table:
+    """For the terminal: a line a direction, readable at 80 columns."""
+    table = rich.table.Table(box=rich.box.SIMPLE, pad_edge=False, collapse_padding=True, show_edge=False)
+    table.add_column("Model, images")
+    table.add_column("Retrieved")
+    for k in CUTS:
+        table.add_column(f"R@{k}, %", justify="right", no_wrap=True)
+    for row in rows:
+        for at, words in enumerate(DIRECTIONS.values()):
+            label = f"{row.model}, {row.images}\n{row.task}" if at == 0 else ""
+            numbers = row.texts()[3 + at * len(CUTS) : 3 + (at + 1) * len(CUTS)]
+            # texts of users are never read as markup
+            table.add_row(Text(label), words, *(Text(number.replace(" ", "\n", 1)) for number in numbers))
+    return table
+
+
+def recall_markdown(rows: Sequence[RecallRow]) -> str:
+    """A pipe table."""
+    lines = [COLUMNS, ("---",) * 3 + ("---:",) * 6, *(row.texts() for row in rows)]
+    return "\n".join("| " + " | ".join(as_text(text) for text in line) + " |" for line in lines) + "\n"

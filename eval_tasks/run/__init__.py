@@ -1,0 +1,1 @@
+"""One evaluation: chunks, scores, and the run folder that keeps them."""

@@ -1,0 +1,94 @@
+"""The audit of a model by name: data, subject, all checks, audit.json and audit.html."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from attacks.eps import budget_text
+from eval_tasks.audit.build import on_one_canvas
+from eval_tasks.audit.findings import Audit
+from eval_tasks.audit.suite import CHECKS, Advance, full_audit
+from eval_tasks.config.presets import load_task_config
+from eval_tasks.data import check_images, load_task, select
+from eval_tasks.report.audit_page import audit_page
+from eval_tasks.run.environment import environment
+from eval_tasks.run.settings import EvalSettings
+from eval_tasks.tasks.exams import exam_of
+from lvlm_radapt.loading.load import load_any
+from lvlm_radapt.utils.atomic_folder import check_new_folder, new_folder
+from lvlm_radapt.utils.errors import UserError
+
+
+@dataclass(frozen=True)
+class Audited:
+    """A finished audit, and what audit.json says of it."""
+
+    audit: Audit
+    document: dict[str, Any]
+
+
+def run_audit(
+    model: str,
+    settings: EvalSettings,
+    out: Path,
+    *,
+    announce: Callable[[str, int], Advance],
+    tower: str | None = None,
+    texts: str | None = None,
+    command: str = "",
+    **place: Any,
+) -> Audited:
+    """Audit the model of that name under `settings.attack`; `write_audit` then writes it to the folder `out`.
+
+    The attack is adaptive, with its own or the given number of steps; of the selected samples, those of the most
+    frequent canvas shape are used. texts: the model whose text side is asked, for a bare vision tower. `place`:
+    keywords of `load_any`. Raises UserError for what does not fit together, and at once where `out` cannot be written.
+    """
+    plan = settings.attack
+    if plan is None or plan.threat != "adaptive" or plan.steps is None:
+        raise UserError("an audit needs a white-box attack with gradient steps: use --attack e2e, embedding or apgd-ce")
+    check_new_folder(out)
+    everything = load_task(settings.task, settings.data)
+    samples, _ = select(everything, settings.samples, settings.seed)
+    check_images(samples)
+    task = load_task_config(settings.task)
+    victim = load_any(
+        model,
+        **settings.protocol.opening(),
+        tower=tower,
+        **place,
+    )
+    asked = load_any(texts, device=victim.device, dtype=victim.dtype) if texts else None
+    exam = exam_of(
+        victim, task, everything=everything, samples=samples, protocol=settings.protocol,
+        batch_size=settings.batch_size, tokenizer=settings.tokenizer, texts=asked,
+    )  # fmt: skip
+    exam.check(plan, samples)
+    chosen, batch = on_one_canvas(victim, samples)
+    subject = exam.subject(batch, chosen, plan, seed=settings.seed)
+    advance = announce(f"{Path(model).name} · {settings.task} · audit", len(CHECKS))
+    audit = full_audit(subject, advance=advance)
+    document = {
+        "command": command,
+        "environment": environment(),
+        "model": {"name": victim.label, "radapt": victim.radapt.to_dict() if victim.radapt else None},
+        "task": settings.task,
+        "preset": settings.protocol.name,
+        **exam.settings(),
+        "attack": plan.settings() | {"eps_text": budget_text(plan.eps, plan.norm)},
+        "seed": settings.seed,
+        "audit": audit.to_dict(),
+    }
+    return Audited(audit, document)
+
+
+def write_audit(audited: Audited, out: Path) -> None:
+    """audit.json and audit.html in the new folder `out`. UserError when it holds anything or cannot be written."""
+    with new_folder(out) as folder:
+        document = json.dumps(audited.document, indent=2, allow_nan=False) + "\n"
+        (folder / "audit.json").write_text(document, encoding="utf-8")
+        (folder / "audit.html").write_text(audit_page(audited.document, audited.audit), encoding="utf-8")

@@ -1,0 +1,82 @@
+"""What a run says of itself: its settings by name, model, metric and threat model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from eval_tasks.run.records import Run
+from lvlm_radapt.utils.errors import UserError
+
+EARLIER = "an earlier rule"
+"""The style of VQA scores in runs made before runs named it. It is none of the official ones."""
+
+
+def model_label(run: Run) -> str:
+    """`tiny-llava`, or `tiny-llava + R-Adapt (cutoff 40, alpha 1, interpolate, white)`."""
+    name, radapt = setting(run, "model", "name"), setting(run, "model", "radapt")
+    return str(name) if radapt is None else f"{name} + R-Adapt ({_radapt_text(radapt)})"
+
+
+def setting(run: Run, *path: str) -> Any:
+    """A value of run.json; UserError naming the field when it is not there."""
+    value: Any = run.settings
+    for part in path:
+        if not isinstance(value, Mapping) or part not in value:
+            raise UserError(f"{run.path / 'run.json'} lacks the field {'.'.join(path)}: run it again")
+        value = value[part]
+    return value
+
+
+def metric_of(run: Run) -> str:
+    """`cider`, `vqa_accuracy`, ...; UserError when metrics.json does not say."""
+    metric = run.metrics.get("metric")
+    if not isinstance(metric, str):
+        raise UserError(f"{run.path / 'metrics.json'} lacks the field metric: run it again")
+    return metric
+
+
+def vqa_style_of(run: Run) -> str | None:
+    """How answers were normalised: a style of `eval_tasks.metrics.vqa`, or EARLIER for a run that does not say; None
+    where the score is no VQA accuracy."""
+    if metric_of(run) != "vqa_accuracy":
+        return None
+    return str(setting(run, "answers", "style")) if "answers" in run.settings else EARLIER
+
+
+def threat_of(run: Run) -> str:
+    """`adaptive`, `transfer`, `noise` (knows no model, whatever is recorded) or `none` (no attack); UserError where
+    run.json says something else."""
+    name = "none" if setting(run, "attack") is None else setting(run, "attack", "name")
+    if name in ("none", "noise"):
+        return str(name)
+    threat = setting(run, "attack", "threat")
+    if threat not in ("adaptive", "transfer"):
+        raise UserError(f"{run.path / 'run.json'}: attack.threat is {threat!r}, it must be adaptive or transfer")
+    return str(threat)
+
+
+def plain_value(value: object) -> str:
+    """A setting in words: yes and no, none, numbers without needless digits."""
+    if isinstance(value, bool) or value is None:
+        return {True: "yes", False: "no", None: "none"}[value]
+    return f"{value:g}" if isinstance(value, (int, float)) else str(value)
+
+
+def _radapt_text(radapt: Mapping[str, Any]) -> str:
+    parts = []
+    if radapt.get("cutoff") is None:
+        parts.append("no filter")
+    else:
+        unit = " per image side" if radapt.get("cutoff_unit") == "image" else ""
+        parts.append(f"cutoff {plain_value(radapt['cutoff'])}{unit}")
+        if radapt.get("boundary") == "periodic":
+            parts.append("periodic")
+    if radapt.get("alpha") == 0:
+        parts.append("no anchor")
+    else:
+        parts.append(f"alpha {plain_value(radapt.get('alpha'))}")
+        parts += [str(radapt[key]) for key in ("mix", "anchor") if key in radapt]
+        if radapt.get("anchor_from") is not None:
+            parts[-1] += f" from {radapt['anchor_from']}"
+    return ", ".join(parts)

@@ -1,0 +1,251 @@
+"""Some samples of a run: clean answers, attack, 8-bit PNG on disk, answers to it, scores."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from attacks.auto_batch import free_memory, out_of_memory
+from attacks.eight_bit import distances, from_8bit
+from attacks.eps import eps_text, within
+from eval_tasks.crafting.craft import AttackPlan, Crafted, sample_seed, says
+from eval_tasks.data import Sample, image_key, open_image
+from eval_tasks.run.records import Attacked, Run, RunFolder, SampleRecord, Scored, ids_digest, read_run
+from eval_tasks.run.settings import EvalSettings
+from eval_tasks.tasks.exams import Exam
+from lvlm_radapt.models.base import PixelBatch, PixelModel
+from lvlm_radapt.utils.errors import UserError
+
+
+def canvas_groups(model: PixelModel, chunk: Sequence[Sample]) -> Iterator[tuple[list[Sample], PixelBatch]]:
+    """The chunk's samples in groups of one canvas shape."""
+    images = [open_image(s.image) for s in chunk]
+    groups: dict[tuple[int, int], list[int]] = {}
+    for i, image in enumerate(images):
+        groups.setdefault(model.canvas(image), []).append(i)
+    for rows in groups.values():
+        yield [chunk[i] for i in rows], model.pixels([images[i] for i in rows])
+
+
+OUT_OF_MEMORY = "out of memory"
+"""How the reason of a sample begins that does not fit into memory."""
+
+
+def score_batch(
+    model: PixelModel,
+    exam: Exam,
+    settings: EvalSettings,
+    samples: Sequence[Sample],
+    folder: RunFolder,
+    batch: PixelBatch,
+    source: Run | None,
+    gallery: set[str],
+    known: dict[str, Scored],
+    tell: Callable[[str], None],
+) -> list[SampleRecord]:
+    """The records of `samples`, whose pixels are `batch`; their attacked images are saved to `folder`.
+
+    source: a run whose attacked images are taken; None crafts them. gallery: ids whose clean canvas is saved too.
+    known: clean answers by id, those that are missing are put in. tell: gets what is being done.
+    """
+    started = time.monotonic()
+
+    def answer(of: PixelBatch) -> list[Scored]:
+        with model.naming_size(of):
+            said = exam.answers(of, samples)
+        return [Scored(output=o, score=v) for o, v in zip(said, exam.grade(said, samples), strict=True)]
+
+    if any(s.id not in known for s in samples):
+        tell("clean answers")
+        known.update(zip((s.id for s in samples), answer(batch), strict=True))
+    clean = [known[s.id] for s in samples]
+    attacked: list[Attacked | None] = [None] * len(samples)
+    plan = settings.attack
+    if plan is not None:
+        if source is None:
+            tell(plan.config.name)
+            crafted = _craft(model, exam, settings, samples, batch, clean, tell)
+        else:
+            crafted = _reuse(source, samples, batch, plan)
+        sums = [folder.save_image(s.id, pixels) for s, pixels in zip(samples, crafted.pixels, strict=True)]
+        # what is scored is what lies on the disk
+        on_disk = torch.stack([folder.load_image(s.id, one) for s, one in zip(samples, sums, strict=True)])
+        scored_batch = batch.replace(from_8bit(on_disk).to(batch.x.device))
+        tell("answers to attacked images")
+        far = distances(on_disk, batch.x)
+        attacked = [
+            Attacked(
+                output=a.output,
+                score=a.score,
+                loss=crafted.loss[i],
+                steps=crafted.steps[i],
+                linf=far[i][0],
+                l2=far[i][1],
+                zero_grad=crafted.zero_grad[i],
+                failed=crafted.failed[i],
+                success=None if plan.target is None else says(a.output, plan.target),
+                stage=crafted.stage[i],
+                broken=crafted.broken[i],
+                rounded_back=crafted.rounded_back[i],
+                remarks=tuple(crafted.remarks),
+                image_sha256=sums[i],
+            )
+            for i, a in enumerate(answer(scored_batch))
+        ]
+    canvas = (batch.x * 255).round().to("cpu").byte()
+    shown = {
+        s.id: folder.save_image(s.id, pixels, under="clean")
+        for s, pixels in zip(samples, canvas, strict=True)
+        if s.id in gallery
+    }
+    seconds = (time.monotonic() - started) / len(samples)
+    return [
+        SampleRecord(
+            id=s.id,
+            image=image_key(s.image),
+            question=s.question,
+            references=s.references,
+            clean=clean[i],
+            adversarial=attacked[i],
+            seconds=seconds,
+            clean_sha256=shown.get(s.id),
+        )
+        for i, s in enumerate(samples)
+    ]
+
+
+def _craft(
+    model: PixelModel,
+    exam: Exam,
+    settings: EvalSettings,
+    samples: Sequence[Sample],
+    batch: PixelBatch,
+    clean: Sequence[Scored],
+    tell: Callable[[str], None],
+) -> Crafted:
+    """The attacked images of the batch. Where memory does not suffice the samples are attacked one by one; one that is
+    too large by itself keeps its clean image and is marked as failed, so that the run goes on."""
+    plan = settings.attack
+    assert plan is not None
+    try:
+        return exam.craft(
+            batch,
+            samples,
+            plan,
+            seeds=[sample_seed(settings.seed, s.id) for s in samples],
+            clean=[c.score for c in clean if c.score is not None],
+            tell=lambda stage, count: tell(f"{stage}, {count} images"),
+        )
+    except (MemoryError, RuntimeError) as error:
+        if not out_of_memory(error):
+            raise
+    free_memory()
+    if len(samples) == 1:
+        reason = f"{OUT_OF_MEMORY} with {model.size_words(batch)}"
+        return Crafted.plain((batch.x * 255).round().to("cpu", torch.uint8), failed=[reason])
+    return Crafted.joined(
+        [_craft(model, exam, settings, [sample], batch[i], [clean[i]], tell) for i, sample in enumerate(samples)]
+    )
+
+
+def image_source(
+    images_from: Path | None, document: dict[str, Any], samples: list[Sample]
+) -> tuple[Run | None, dict[str, Any]]:
+    """The run whose images are scored again, checked to be the same attack on the same samples; and run.json's
+    document with the model that they were made on, `document` itself where no images are taken."""
+    if images_from is None:
+        return None, document
+    attack = document["attack"]
+    if attack is None or attack["threat"] != "transfer":
+        raise UserError("saved images are scored under --threat transfer only: they were not made for this model")
+    run = read_run(images_from)
+    made = run.settings["attack"]
+    if made is None:
+        raise UserError(f"run {images_from} has no attacked images: it was clean")
+    if made.get("early_exit") and made["threat"] == "adaptive":
+        raise UserError(
+            f"run {images_from} left its images as soon as they fooled its own model: make it without --early-exit"
+        )
+    if ids_digest(s.id for s in samples) != run.settings["ids"]["sha256"]:
+        raise UserError(f"run {images_from} attacked other samples: use the same data, --samples and --seed")
+    differs = [
+        key
+        for key in (
+            "name",
+            "eps",
+            "norm",
+            "steps",
+            "restarts",
+            "random_start",
+            "step_scale",
+            "at",
+            "distance",
+            "target",
+            "half",
+            "stages",
+            "threshold",
+            "line",
+            "queries",
+        )
+        if made.get(key) != attack.get(key)
+    ]
+    if differs:
+        was, wanted = made.get(differs[0]), attack.get(differs[0])
+        raise UserError(f"run {images_from} was made with another {differs[0]}: {was}, not {wanted}")
+    if any(run.settings.get(key) != document.get(key) for key in ("classes", "gallery")):
+        raise UserError(f"run {images_from} was made among other classes or captions, or asked for by other templates")
+    victim = run.settings["model"]
+    twin = victim["name"] == document["model"]["name"] and victim["radapt"] is None
+    # None is the undefended twin, as when the images are crafted anew
+    surrogate = made["surrogate"] or (None if twin else victim["name"])
+    return run, document | {
+        "attack": attack | {"surrogate": surrogate},
+        "left_out": document["left_out"] or run.settings.get("left_out"),
+    }
+
+
+def check_kept(model: PixelModel, chunk: Sequence[Sample], folder: RunFolder, records: dict[str, SampleRecord]) -> None:
+    """UserError naming the first sample of the chunk whose attacked image in `folder` is not the one of its record, by
+    its checksum and by its distances from the clean image."""
+    for samples, batch in canvas_groups(model, chunk):
+        made = {s.id: a for s in samples if (a := records[s.id].adversarial) is not None}
+        if not made:
+            continue
+        pixels = _on_canvas(folder, [s.id for s in samples], {i: a.image_sha256 for i, a in made.items()}, batch)
+        for sample, (linf, l2) in zip(samples, distances(pixels, batch.x), strict=True):
+            told = made[sample.id]
+            # those of earlier versions were computed in float32
+            if abs(linf - told.linf) > 1e-6 or abs(l2 - told.l2) > 1e-5 * max(1.0, l2):
+                raise UserError(
+                    f"the image of sample {sample.id} in {folder.path} is {linf:.4g} (Linf), {l2:.4g} (L2) from its "
+                    f"clean image, its record says {told.linf:.4g}, {told.l2:.4g}: one of the two was changed; run it "
+                    "again"
+                )
+
+
+def _reuse(source: Run, samples: Sequence[Sample], batch: PixelBatch, plan: AttackPlan) -> Crafted:
+    sums = {r.id: r.adversarial.image_sha256 for r in source.samples if r.adversarial is not None}
+    pixels = _on_canvas(RunFolder(source.path), [s.id for s in samples], sums, batch)
+    for sample, far in zip(samples, distances(pixels, batch.x), strict=True):
+        size = far[plan.norm == "L2"]
+        if not within(size, plan.eps):
+            raise UserError(
+                f"the image of sample {sample.id} in {source.path} is {size:.4g} ({plan.norm}) from this model's clean "
+                f"image, more than eps {eps_text(plan.eps, plan.norm)}: it was made on another canvas, or changed since"
+            )
+    return Crafted.plain(pixels)
+
+
+def _on_canvas(folder: RunFolder, ids: Sequence[str], sums: dict[str, str | None], batch: PixelBatch) -> Tensor:
+    """The attacked images of these samples, uint8 [B, 3, H, W]; UserError for one of another canvas than `batch`."""
+    pixels = [folder.load_image(one, sums[one]) for one in ids]
+    for one, image in zip(ids, pixels, strict=True):
+        if image.shape != batch.x.shape[1:]:
+            got, wanted = "x".join(map(str, image.shape[1:])), "x".join(map(str, batch.x.shape[2:]))
+            raise UserError(f"the image of sample {one} in {folder.path} has canvas {got}, this model's is {wanted}")
+    return torch.stack(pixels)

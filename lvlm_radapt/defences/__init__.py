@@ -1,0 +1,1 @@
+"""Defences, a folder or a file each."""

@@ -1,0 +1,1 @@
+"""Checkpoints of every layout, opened as one of `lvlm_radapt.models`."""

@@ -1,0 +1,1 @@
+"""A protected model on disk: adapter, export, folded or plain weights."""

@@ -1,0 +1,86 @@
+"""A vision-language model with R-Adapt in its vision tower: every image is low-pass filtered on its way in, and
+a fixed anchor is mixed into the first attention's output (arXiv 2603.12799).
+
+`AutoModelForImageTextToText.from_pretrained(FOLDER, trust_remote_code=True)` opens it; torch and transformers
+are all it needs. The weights lie in a file that the code here alone asks for, and the patch embedding's is stored as
+a matrix: both on purpose, lest a stock class, which knows neither filter nor anchor, bring the model back unprotected.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import LlavaConfig as StockConfig
+from transformers import LlavaForConditionalGeneration as StockModel
+
+from lvlm_radapt.defences.radapt.anchor import Anchor
+from lvlm_radapt.defences.radapt.config import RAdaptConfig
+from lvlm_radapt.defences.radapt.hooks import Injection
+from lvlm_radapt.defences.radapt.modules import AnchorMix
+from lvlm_radapt.towers import find_tower
+
+
+class RAdaptModelConfig(StockConfig):
+    """The stock configuration and, under `radapt`, what there is to know about the defence."""
+
+    model_type = f"radapt_{StockConfig.model_type}"
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        super().__post_init__(**kwargs)
+        defence = dict(getattr(self, "radapt", {}))
+        weights = defence.pop("weights", None)
+        if weights is not None:  # whoever saves the opened model again gets files of the common names
+            self.radapt, self.transformers_weights = defence, weights
+
+
+class MatrixConv2d(nn.Conv2d):
+    """A convolution whose weight is kept as a matrix [out, in * kernel]."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return self._conv_forward(input, self.weight.unflatten(1, (-1, *self.kernel_size)), self.bias)
+
+
+class MatrixConv3d(nn.Conv3d):
+    """The same in three dimensions."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return self._conv_forward(input, self.weight.unflatten(1, (-1, *self.kernel_size)), self.bias)
+
+
+_MATRIX = {nn.Conv2d: MatrixConv2d, nn.Conv3d: MatrixConv3d}
+
+
+class RAdaptForConditionalGeneration(StockModel):
+    """The stock model with the defence put in before its weights are loaded."""
+
+    config_class = RAdaptModelConfig
+    # the anchor is float32 whatever the model computes in
+    _keep_in_fp32_modules_strict = {*(StockModel._keep_in_fp32_modules_strict or ()), "radapt_mix"}  # noqa: RUF012
+
+    def __init__(self, config: RAdaptModelConfig, *args: Any, **kwargs: Any) -> None:
+        super().__init__(config, *args, **kwargs)
+        defence, tower = config.radapt, find_tower(self)
+        place, white = defence["anchor"], defence["white"]
+        anchor = None
+        with torch.device("cpu"):  # from_pretrained builds on the meta device
+            if place is not None:
+                grid = None if place["grid"] is None else (place["grid"][0], place["grid"][1])
+                anchor = Anchor(torch.zeros(place["rows"], tower.width), grid, place["prefix_tokens"])
+            elif white is not None:  # the tower answers anew on each grid
+                anchor = Anchor(torch.zeros(1, tower.width))
+            settings = RAdaptConfig.from_dict(defence["config"])
+            injection = Injection(tower, settings, anchor, None if white is None else tuple(white))
+        injection.attach()
+        if place is not None:
+            self.radapt_mix = injection.mix  # in the module tree, so that the anchor is loaded and saved
+        patches: Any = self.get_submodule(defence["patches"]["module"])
+        patches.__class__ = _MATRIX[type(patches)]
+        patches.weight = nn.Parameter(patches.weight.detach().flatten(1))
+
+    def _init_weights(self, module: nn.Module) -> None:
+        if isinstance(module, AnchorMix):
+            nn.init.constant_(module.anchor, torch.nan)  # weights without an anchor must not go unnoticed
+        else:
+            super()._init_weights(module)

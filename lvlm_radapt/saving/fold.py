@@ -1,0 +1,120 @@
+"""A robustified model as plain weights: the anchor folded into the first attention's output projection.
+
+(1 - alpha) (W h + b) + alpha A is W' h + b' with W' = (1 - alpha) W and b' = (1 - alpha) b + alpha A, and
+W h + b + alpha A has b' = b + alpha A: as long as A is one vector for all tokens, any program that runs the stock
+model runs the anchor with it. The filter is no matter of weights: the folder has a file that does it on images.
+"""
+
+from __future__ import annotations
+
+import inspect
+import os
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lvlm_radapt.defences.radapt.config import RAdaptConfig
+from lvlm_radapt.defences.radapt.hooks import injected_anchor, injected_config
+from lvlm_radapt.loading.load_options import no_loading_bar
+from lvlm_radapt.models.base import LVLM
+from lvlm_radapt.saving import filter_template
+from lvlm_radapt.saving.export import refuse_unwritable, save_companions, weight_bytes
+from lvlm_radapt.towers import find_tower
+from lvlm_radapt.utils.atomic_folder import new_folder
+from lvlm_radapt.utils.errors import UserError
+
+FILTER = "radapt_filter.py"
+
+_PROJECTIONS = ("out_proj", "proj")  # the names families give it
+
+
+def fold_model(
+    model: LVLM,
+    out: str | os.PathLike[str],
+    *,
+    max_shard_size: int | str = "5GB",
+    notes: Mapping[str, str] | None = None,
+) -> None:
+    """Write a stock checkpoint of `model` with its anchor in the weights to the new folder `out`.
+
+    The folded layer is computed in float32 and rounded to the dtype that the model is opened in. Where the
+    defence has a filter, radapt_filter.py lies beside the weights: images must go through it first.
+
+    max_shard_size: no weight file is larger, in bytes or as "5GB". notes: texts to lay beside them, by file name.
+
+    UserError, one line, when no defence or no anchor is in the model, the anchor has a row per token, the
+    projection has no bias, the filter is wanted for an image processor that radapt_filter.py does not know,
+    the weights are quantised, or `out` is not empty or cannot be written.
+    """
+    config, anchor = injected_config(model.hf), injected_anchor(model.hf)
+    if config is None:
+        raise UserError(f"{model.name} has no R-Adapt in it: call robustify() before folding it")
+    refuse_unwritable(model)
+    if config.alpha == 0 or anchor is None:
+        raise UserError(f"{model.name}: alpha is 0, so there is no anchor to fold: use --export")
+    if anchor.grid is not None:
+        raise UserError(
+            f"{model.name}: the anchor has a row for each of {len(anchor.values)} tokens, "
+            "and weights can hold only one for all: use --export"
+        )
+    path, projection = _projection(model)
+    filter_source = None if config.cutoff is None else _filter_source(model, config)
+    weights = model.hf.state_dict()
+    weight, bias = folded(projection, anchor.values[0], config)
+    weights[f"{path}.weight"], weights[f"{path}.bias"] = weight, bias
+    with new_folder(out, room=weight_bytes(model)) as folder:
+        with no_loading_bar():
+            model.hf.save_pretrained(folder, state_dict=weights, max_shard_size=max_shard_size)
+        save_companions(model, folder)
+        if filter_source is not None:
+            (folder / FILTER).write_text(filter_source, encoding="utf-8")
+        for name, text in (notes or {}).items():
+            (folder / name).write_text(text, encoding="utf-8")
+
+
+def folded(projection: nn.Linear, anchor: Tensor, config: RAdaptConfig) -> tuple[Tensor, Tensor]:
+    """Weight [D, D'] and bias [D] of `projection` with the `anchor` [D] mixed into its output; its dtype."""
+    kept = 1 - config.alpha if config.mix == "interpolate" else 1.0
+    weight, bias = projection.weight.detach(), projection.bias.detach()
+    added = config.alpha * anchor.to(bias.device, torch.float32)
+    return (kept * weight.float()).to(weight.dtype), (kept * bias.float() + added).to(bias.dtype)
+
+
+def _projection(model: LVLM) -> tuple[str, nn.Linear]:
+    """The first attention's output projection, by its path in the model."""
+    attention = find_tower(model.hf).first_attention
+    for path, module in model.hf.named_modules():
+        parent, _, name = path.rpartition(".")
+        if isinstance(module, nn.Linear) and name in _PROJECTIONS and model.hf.get_submodule(parent) is attention:
+            if module.bias is None:
+                raise UserError(f"{model.name}: {path} has no bias that could hold the anchor: use --export")
+            return path, module
+    raise UserError(f"{model.name}: its first attention has no plain output projection to fold into: use --export")
+
+
+def _filter_source(model: LVLM, config: RAdaptConfig) -> str:
+    """radapt_filter.py with this model's numbers."""
+    processor: Any = model.image_processor
+    if not hasattr(processor, "merge_size") or not processor.do_resize:
+        raise UserError(
+            f"{model.name}: the filter cannot be put in front of a {type(processor).__name__}: "
+            "use --export, or leave the filter out"
+        )
+    values = {
+        "CUTOFF": config.cutoff,
+        "UNIT": config.cutoff_unit,
+        "BOUNDARY": config.boundary,
+        "FACTOR": processor.patch_size * processor.merge_size,
+        "MIN_PIXELS": processor.size["shortest_edge"],
+        "MAX_PIXELS": processor.size["longest_edge"],
+        "RESAMPLE": int(processor.resample),
+    }
+    source = inspect.getsource(filter_template)
+    for name, value in values.items():
+        literal = f'"{value}"' if isinstance(value, str) else repr(value)
+        source, count = re.subn(rf"^{name} = \S+", f"{name} = {literal}", source, flags=re.MULTILINE)
+        assert count == 1, name
+    return source

@@ -1,0 +1,1 @@
+"""Files, names, messages and progress: nothing here knows a model."""
