@@ -25,12 +25,12 @@ from torch import Tensor
 from attacks.apgd_state import checkpoint_windows
 from attacks.eight_bit import from_8bit, to_8bit
 from attacks.noise import random_start
-from eval_tasks.config.presets import load_attack, load_protocol, load_task_config
-from eval_tasks.crafting.craft import AttackPlan, craft, sample_seed
-from eval_tasks.crafting.prompt_batch import Asked
+from eval_tasks.crafting.batches import PromptBatch
+from eval_tasks.crafting.crafted import sample_seed
+from eval_tasks.crafting.make_attack import make_attack
 from eval_tasks.data import Sample, load_task, open_image
 from eval_tasks.run.environment import environment
-from eval_tasks.tasks.vqa import VqaScores
+from eval_tasks.tasks.make_task import make_task
 from lvlm_radapt import load_model
 from lvlm_radapt.models import LVLM, PixelBatch
 from lvlm_radapt.tiny.dataset import write_scenes
@@ -94,10 +94,13 @@ class Job:
 
     def __init__(self, model: LVLM, samples: Sequence[Sample], args: argparse.Namespace) -> None:
         self.model, self.samples, self.steps, self.attack = model, samples, args.steps, args.attack
-        protocol, task = load_protocol("scenes"), load_task_config("vqav2")
-        config = protocol.adapt(load_attack(args.attack))
-        self.plan = AttackPlan(config, "adaptive", EPS, args.steps, early_exit=args.early_exit)
-        self.asked = Asked(samples, task, protocol, VqaScores(samples, style="openflamingo"), batch_size=len(samples))
+        made = make_attack(args.attack, eps=EPS, steps=args.steps, early_exit=args.early_exit)
+        assert made is not None
+        self.made = made
+        self.run = make_task("vqav2", "scenes").bind(model, samples, samples, batch_size=len(samples))
+        batch = self.run.batch(samples)
+        assert isinstance(batch, PromptBatch)
+        self.asked = batch
         self.batch = model.pixels([open_image(s.image) for s in samples])
         self.seeds = [sample_seed(0, s.id) for s in samples]
 
@@ -136,11 +139,11 @@ class Job:
     def ours(self) -> float:
         """All of them together; the mean accuracy left."""
         everyone = list(range(len(self.samples)))
-        crafted = craft(self.model, self.batch, self.plan, self.asked, seeds=self.seeds)
+        crafted = self.run.craft(self.batch, self.samples, self.made, seeds=self.seeds)
         return statistics.mean(self._accuracy(self.batch, crafted.pixels, everyone))
 
     def _accuracy(self, batch: PixelBatch, pixels: Tensor, rows: list[int]) -> list[float]:
-        return self.asked.grade(self.asked.answers(self.model, batch.replace(from_8bit(pixels)), rows), rows)
+        return self.asked.grade(self.asked.said_to(self.model, batch.replace(from_8bit(pixels)), rows), rows)
 
 
 def main() -> None:

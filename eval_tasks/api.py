@@ -1,4 +1,4 @@
-"""One evaluation by name: load the models, run the loop, write the report."""
+"""The way in: `evaluate` scores a model on a task under an attack; `run_evaluation` does so by the model's name."""
 
 from __future__ import annotations
 
@@ -7,18 +7,21 @@ from pathlib import Path
 
 import torch
 
-from eval_tasks.data import load_task
+from eval_tasks.crafting.make_attack import make_attack
 from eval_tasks.report.page import write_report
 from eval_tasks.run.calibration import read_calibration
 from eval_tasks.run.evaluate import evaluate
+from eval_tasks.run.options import EvalOptions, Evaluation, select_samples
 from eval_tasks.run.processes import Group
 from eval_tasks.run.progress import Advance, Log
 from eval_tasks.run.records import Run, RunFolder, Scored
-from eval_tasks.run.settings import EvalSettings
 from eval_tasks.run.threads import on_recorded_threads
+from eval_tasks.tasks.make_task import make_task
 from lvlm_radapt.loading.load import load_any, load_surrogate
 from lvlm_radapt.loading.quantised import Quantisation
 from lvlm_radapt.models.base import PixelModel
+
+__all__ = ["EvalOptions", "Evaluation", "evaluate", "make_attack", "make_task", "run_evaluation"]
 
 Announce = Callable[[str, int], Advance]
 """Called once with (title, number of samples) before work begins; what it returns is told of progress."""
@@ -27,7 +30,7 @@ Announce = Callable[[str, int], Advance]
 @on_recorded_threads
 def run_evaluation(
     model: str,
-    settings: EvalSettings,
+    asked: Evaluation,
     out: Path,
     *,
     announce: Announce,
@@ -56,31 +59,33 @@ def run_evaluation(
     """
     if group is None or group.first:
         RunFolder(out).check(resume=resume)
-    chosen, *_ = settings.select(load_task(settings.task, settings.data))  # before a model is loaded for nothing
+    selection = select_samples(asked.task, asked.options)  # before a model is loaded for nothing
     calibration = read_calibration(model)
-    warned = None if calibration is None else calibration.note(chosen)
+    warned = None if calibration is None else calibration.note(selection.samples)
     victim = open_model(
         model,
         device=device,
         dtype=dtype,
         quantize=quantize,
         device_map=device_map,
-        **settings.protocol.opening(),
+        **asked.protocol.opening(),
         tower=tower,
         **({} if max_pixels is None else {"max_pixels": max_pixels}),
     )
     source = load_surrogate(surrogate, device=victim.device, dtype=dtype) if surrogate else None
-    asked = load_any(texts, device=victim.device, dtype=dtype) if texts else None
     run = evaluate(
         victim,
-        settings,
+        asked.task,
+        asked.attack,
         out,
+        asked.options,
+        selection=selection,
         surrogate=source,
-        texts=asked,
+        texts=load_any(texts, device=victim.device, dtype=dtype) if texts else None,
         images_from=images_from,
         resume=resume,
         command=command,
-        advance=announce(f"{Path(model).name} · {settings.task} · {settings.describe()}", len(chosen)),
+        advance=announce(f"{Path(model).name} · {asked.describe()}", len(selection.samples)),
         log=log,
         group=group,
         clean=clean,

@@ -15,13 +15,15 @@ from typing import Any, TypeVar
 import torch
 
 from eval_tasks.api import Announce, run_evaluation
-from eval_tasks.config.presets import load_attack, load_protocol
-from eval_tasks.crafting.craft import AttackPlan, Threat
+from eval_tasks.config.presets import load_protocol
+from eval_tasks.crafting.attack import Threat
+from eval_tasks.crafting.make_attack import make_attack
 from eval_tasks.report.page import check_report, write_report
+from eval_tasks.run.options import EvalOptions, Evaluation
 from eval_tasks.run.processes import Group
 from eval_tasks.run.progress import Advance
 from eval_tasks.run.records import Run, Scored
-from eval_tasks.run.settings import EvalSettings
+from eval_tasks.tasks.make_task import make_task
 from lvlm_radapt.defences.radapt.config import RAdaptConfig
 from lvlm_radapt.loading.load import load_any, load_model
 from lvlm_radapt.models.base import PixelModel
@@ -127,7 +129,9 @@ def _score(model: str, task: str, eps: int | None, settings: Settings, advance: 
     protocol = load_protocol("scenes")
 
     def score(name: str, attack: str, threat: Threat | None, size: int, images_from: Path | None = None) -> Run:
-        plan = AttackPlan(load_attack(attack), threat, size / 255, None if threat is None else settings.steps)
+        steps = None if threat is None else settings.steps
+        chosen = make_attack(attack, eps=size / 255, threat=threat, steps=steps)
+        options = EvalOptions(data=settings.out / SCENES[model], samples=settings.samples, seed=protocol.seed)
         kind = "stock" if name == model else "radapt"
         what = f"{kind} {task} {attack} {threat or 'control'} {size}/255"
 
@@ -139,14 +143,7 @@ def _score(model: str, task: str, eps: int | None, settings: Settings, advance: 
         tell(0)
         return run_evaluation(
             name,
-            EvalSettings(
-                task=task,
-                data=settings.out / SCENES[model],
-                protocol=protocol,
-                attack=plan,
-                samples=settings.samples,
-                seed=protocol.seed,
-            ),
+            Evaluation(make_task(task, protocol), chosen, options, protocol),
             settings.out / "runs" / f"{model}-{kind}-{task}-{attack}-{threat or 'control'}-{size}",
             announce=lambda _title, _total: tell,
             images_from=images_from,

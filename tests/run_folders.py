@@ -7,19 +7,22 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from eval_tasks.config.presets import load_attack, load_protocol, load_task_config
-from eval_tasks.crafting.craft import AttackPlan
+from eval_tasks.config.presets import load_attack
+from eval_tasks.crafting.attack import Attack
+from eval_tasks.crafting.make_attack import make_attack
 from eval_tasks.data import Sample
+from eval_tasks.run.options import EvalOptions, run_document
 from eval_tasks.run.records import Attacked, Run, RunFolder, SampleRecord, Scored, read_run
 from eval_tasks.run.run_metrics import metrics as written_metrics
-from eval_tasks.run.settings import EvalSettings, run_document
-from eval_tasks.tasks.exams import Exam, exam_of
+from eval_tasks.tasks.base import TaskRun
+from eval_tasks.tasks.make_task import make_task
 from lvlm_radapt import RAdaptConfig, load_model
 from lvlm_radapt.models.base import LVLM
 
@@ -47,28 +50,21 @@ def _model() -> LVLM:
 
 
 @cache
-def _exam(task: str) -> Exam:
-    return exam_of(
-        _model(), load_task_config(task), everything=_SAMPLES, samples=_SAMPLES, protocol=load_protocol("scenes"),
-        batch_size=4, tokenizer="ptb",
-    )  # fmt: skip
+def _task(task: str) -> TaskRun:
+    return make_task(task, "scenes").bind(_model(), _SAMPLES, _SAMPLES, batch_size=4)
 
 
-def _document(task: str = "coco", plan: AttackPlan | None = None) -> dict[str, Any]:
+def _document(task: str = "coco", own: Attack | None = None) -> dict[str, Any]:
     """What `eval` writes into run.json for the undefended tiny-llava."""
-    settings = EvalSettings(
-        task, Path("scenes"), load_protocol("scenes"), plan, samples=N, seed=42, chunk_size=4, batch_size=4
-    )
-    command = f"lvlm-radapt eval tiny-llava --task {task}"
-    return run_document(_model(), settings, _exam(task), None, command)
+    options = EvalOptions(data=Path("scenes"), samples=N, chunk_size=4, batch_size=4)
+    return run_document(_task(task), own, options, f"lvlm-radapt eval tiny-llava --task {task}")
 
 
 def attack(threat: str | None = "adaptive", levels: int = 4, name: str = "e2e", **changes: Any) -> dict[str, Any]:
     """The attack's part of run.json, with 10 steps where it has any; then with other values."""
-    config = load_attack(name)
-    steps = None if config.steps is None else 10
-    plan = AttackPlan(config, None if name == "noise" else "adaptive", levels / 255, steps)
-    return changed(_document(plan=plan)["attack"], {"threat": threat} | changes)
+    steps = 10 if "steps" in load_attack(name).settings else None
+    own = make_attack(name, eps=levels / 255, steps=steps, target="zebra" if name == "targeted" else None)
+    return changed(_document(own=own)["attack"], {"threat": threat} | changes)
 
 
 def spread(centre: float, seed: int) -> list[float]:
@@ -135,16 +131,16 @@ class Maker:
                 )
             )
             folder.append(records[-1])
-        written = written_metrics(records, load_task_config(asked), _plan(attacked), [], 1.5)
+        written = written_metrics(records, _task(asked).task, _attack(attacked), [], 1.5)
         folder.finish(changed({"audit": None} | written, metrics or {}))
         return read_run(folder.path)
 
 
-def _plan(attacked: Mapping[str, Any] | None) -> AttackPlan | None:
+def _attack(attacked: Mapping[str, Any] | None) -> Attack | None:
     if attacked is None:
         return None
-    given = {key: attacked[key] for key in ("threat", "eps", "steps", "target")}
-    return AttackPlan(load_attack(attacked["name"]), **given)
+    made = make_attack(attacked["name"], **{key: attacked.get(key) for key in ("eps", "steps", "target")})
+    return None if made is None else replace(made, threat=attacked["threat"])
 
 
 def without_checksums(path: Path) -> Path:

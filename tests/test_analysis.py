@@ -7,7 +7,6 @@ import itertools
 import json
 import re
 from collections.abc import Callable
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,16 +17,15 @@ import tiny_checkpoints
 import tiny_random
 import torch
 import transformers
+from evaluations import evaluation, with_options
 from failures import one_line
 from families import FAMILIES
 from PIL import Image
 from test_cli import call as call_with
 
-from eval_tasks.api import run_evaluation
-from eval_tasks.config.presets import load_attack, load_protocol
-from eval_tasks.run.planning import plan_attack
+from eval_tasks.api import Evaluation, run_evaluation
+from eval_tasks.crafting.make_attack import make_attack
 from eval_tasks.run.records import RunFolder
-from eval_tasks.run.settings import EvalSettings
 from lvlm_radapt.analysis import measure
 from lvlm_radapt.analysis.attention import attention_maps, evenness, first_attention, moved
 from lvlm_radapt.analysis.cka import cka_matrix, linear_cka
@@ -296,10 +294,9 @@ def test_a_twin_that_does_not_fit_is_told_before_any_work(twins: tuple[Path, Pat
     ]
 
 
-def settings(classes: Path) -> EvalSettings:
-    plan = plan_attack(load_attack("apgd-ce"), eps="8/255", steps=2)
-    return EvalSettings(
-        task="imagefolder", data=classes, protocol=load_protocol("native"), attack=plan, samples=4, seed=1, batch_size=4
+def settings(classes: Path) -> Evaluation:
+    return evaluation(
+        "imagefolder", classes, "apgd-ce", preset="native", eps="8/255", steps=2, samples=4, seed=1, batch_size=4
     )
 
 
@@ -340,7 +337,7 @@ def test_the_curve_ends_in_the_runs_of_the_two_pure_models(
     assert again == curve
     assert stamps == {path: path.stat().st_mtime_ns for path in tmp_path.glob("runs/*/samples.jsonl")}
     with one_line("seed"):
-        replacement(mixed, replace(asked, seed=2), tmp_path / "runs", command="", advance=lambda _d, _r: None)
+        replacement(mixed, with_options(asked, seed=2), tmp_path / "runs", command="", advance=lambda _d, _r: None)
 
 
 # ---------------------------------------------------------------- the command
@@ -401,7 +398,7 @@ def test_every_family_is_compared_with_its_twin(name: str, tmp_path: Path) -> No
     for i, image in enumerate(pictures(3, size=(84, 112))):
         files.append(tmp_path / f"{i}.png")
         image.save(files[-1])
-    plan = plan_attack(load_attack("embedding"), eps="8/255", steps=1)
+    plan = make_attack("embedding", eps="8/255", steps=1)
     assert plan is not None
     mixed = Mixed(model, guide)
     images = measure.open_images(mixed, files, 2)

@@ -187,7 +187,7 @@ def test_a_planted_flaw_that_has_consequences_is_named_among_them(flaw):
 def test_checks_that_cannot_mean_anything_are_skipped_and_say_why():
     audit = full_audit(replace(randomised(), undefended=None, prompts=None))
     assert audit.skipped["gradient accuracy"] == "says nothing while determinism fails"
-    assert audit.skipped["transfer"] == "the model has no defence, so no undefended twin"
+    assert audit.skipped["transfer"] == "the model has no defence, so no undefended model"
     assert audit.skipped["prompts"] == "the model takes no prompts"
     assert len(audit.findings) + len(audit.skipped) == len(CHECKS)
 

@@ -5,19 +5,17 @@ import sys
 from pathlib import Path
 
 import pytest
+from evaluations import evaluation, score
 from tiny_checkpoints import save_llava
 
+from eval_tasks.api import Evaluation
 from eval_tasks.audit import CHECKS, Audit, full_audit, short
-from eval_tasks.audit.build import lvlm_subject, on_one_canvas
-from eval_tasks.config.presets import load_attack, load_protocol
-from eval_tasks.crafting.craft import AttackPlan
-from eval_tasks.crafting.prompt_batch import Asked
-from eval_tasks.data import load_task, tasks
-from eval_tasks.run.evaluate import evaluate
-from eval_tasks.run.planning import plan_attack
+from eval_tasks.audit.build_target import on_one_canvas
+from eval_tasks.crafting.make_attack import make_attack
+from eval_tasks.data import load_task
+from eval_tasks.run.audit_of_run import target_of_run
 from eval_tasks.run.records import read_run
-from eval_tasks.run.settings import EvalSettings
-from eval_tasks.tasks.vqa import VqaScores
+from eval_tasks.tasks.make_task import make_task
 from lvlm_radapt import RAdaptConfig, cli, load_model, robustify
 from lvlm_radapt.models.base import LVLM
 from lvlm_radapt.tiny.dataset import write_scenes
@@ -36,14 +34,13 @@ def checkpoint(tmp_path_factory) -> Path:
 
 
 def subject(model, data, *, samples=4, steps=3, attack="e2e", target=None):
-    plan = plan_attack(load_attack(attack), eps="4/255", steps=steps, target=target)
-    assert isinstance(plan, AttackPlan)
+    made = make_attack(attack, eps="4/255", steps=steps, target=target)
+    assert made is not None
     chosen = load_task("vqav2", data)[:samples]
-    task = tasks()["vqav2"]
-    asked = Asked(chosen, task, load_protocol("scenes"), VqaScores(chosen, style="openflamingo"), batch_size=4)
     same, batch = on_one_canvas(model, chosen)
     assert same == chosen
-    return lvlm_subject(model, batch, asked, plan, seed=0)
+    run = make_task("vqav2", "scenes").bind(model, chosen, chosen, batch_size=4)
+    return target_of_run(run, chosen, batch, made, seed=0)
 
 
 def test_a_protected_model_passes_the_whole_audit(data):
@@ -75,26 +72,22 @@ def test_every_white_box_attack_can_be_audited(data, checkpoint, attack, target)
     assert "ball" in passed or (attack, audit.skipped["ball"]) == ("ensemble", "no image had to be attacked")
 
 
-def run_settings(data, attack="e2e", threat="adaptive") -> EvalSettings:
-    plan = plan_attack(load_attack(attack), eps="4/255", threat=threat, steps=2)
-    return EvalSettings(
-        task="vqav2", data=data, protocol=load_protocol("scenes"), attack=plan, samples=4, seed=1, chunk_size=3,
-        batch_size=2,
-    )  # fmt: skip
+def run_settings(data, attack="e2e", threat="adaptive") -> Evaluation:
+    return evaluation("vqav2", data, attack, threat=threat, steps=2, samples=4, seed=1, chunk_size=3, batch_size=2)
 
 
 @pytest.mark.parametrize("attack", ["e2e", "ensemble"])
 def test_every_adaptive_run_carries_an_audit(tmp_path, data, checkpoint, monkeypatch, attack):
     # an ensemble attacks nothing on a model that answers nothing right
     model = robustify(load_model("tiny-llava" if attack == "ensemble" else checkpoint), RAdaptConfig())
-    poor = evaluate(model, run_settings(data, attack), tmp_path / "poor")
+    poor = score(model, run_settings(data, attack), tmp_path / "poor")
     audit = Audit.from_dict(poor.metrics["audit"])
     assert audit.form == "short"
     assert [f.name for f in audit.findings] == ["ball"]
     assert (audit.cost, audit.verdict) == (0, "too little to judge")
     # a run of some hundred times the length, as far as the audit's budget is concerned
     monkeypatch.setattr(short, "SHARE", 30.0)
-    rich = evaluate(model, run_settings(data, attack), tmp_path / "rich")
+    rich = score(model, run_settings(data, attack), tmp_path / "rich")
     audit = Audit.from_dict(rich.metrics["audit"])
     ran = {f.name for f in audit.findings}
     if attack == "ensemble":  # tiny-llava is sure of some answers
@@ -105,7 +98,7 @@ def test_every_adaptive_run_carries_an_audit(tmp_path, data, checkpoint, monkeyp
         f.name for f in audit.findings if f.verdict == "pass"
     }
     assert read_run(tmp_path / "rich").samples == rich.samples
-    transfer = evaluate(model, run_settings(data, attack, "transfer"), tmp_path / "transfer")
+    transfer = score(model, run_settings(data, attack, "transfer"), tmp_path / "transfer")
     assert "audit" not in transfer.metrics
 
 
@@ -133,7 +126,7 @@ def test_the_command_writes_a_document_and_a_page(tmp_path, data, checkpoint, mo
     assert audit.form == "full"
     # the verdict is there before the page is: a full disk does not take it away
     assert said.splitlines()[-2:] == [f"verdict: {audit.line()}", f"report: {out / 'audit.html'}"]
-    assert audit.skipped["transfer"] == "the model has no defence, so no undefended twin"
+    assert audit.skipped["transfer"] == "the model has no defence, so no undefended model"
     page = (out / "audit.html").read_text()
     assert "gradient accuracy" in page
     assert "<script" not in page

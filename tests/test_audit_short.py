@@ -12,12 +12,9 @@ from run_folders import RADAPT, Maker, attack, spread
 from attacks import apgd
 from attacks.eight_bit import from_8bit, to_8bit
 from eval_tasks.audit import Finding, short_audit, short_budget
-from eval_tasks.config.presets import load_attack
-from eval_tasks.crafting.craft import AttackPlan
+from eval_tasks.crafting.make_attack import make_attack
 from eval_tasks.report.audit_across import adaptive_against_transfer
 from eval_tasks.report.page import write_report
-from eval_tasks.run.audit_of_run import _least_work
-from eval_tasks.run.records import Attacked
 
 RUNS = [(500, 100), (500, 1700), (64, 20), (16, 100), (40, 10), (8, 20), (7, 2), (2, 1)]
 
@@ -101,9 +98,9 @@ def test_the_short_form_names_a_planted_flaw():
     ],
 )
 def test_the_work_of_an_attack_is_counted_by_the_image(attack_name, steps, stage, broken, counted, work):
-    plan = AttackPlan(load_attack(attack_name), "adaptive", EPS, steps)
-    record = Attacked(output="", score=0, loss=None, steps=counted, linf=0, l2=0, stage=stage, broken=broken)
-    assert _least_work(record, plan) == work
+    made = make_attack(attack_name, eps=EPS, steps=steps)
+    assert made is not None
+    assert made.least_work(counted, stage if broken else None) == work
 
 
 @pytest.fixture

@@ -9,7 +9,6 @@ import sys
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +40,7 @@ from cases import (
     torch_bytes,
     tower,
 )
+from evaluations import evaluation, score, with_options
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -48,13 +48,10 @@ from test_data import ANNOTATIONS, MAKERS, QUESTIONS, change, write
 from test_records import finished, record, started
 from tiny_checkpoints import save_qwen
 
-from eval_tasks.config.presets import load_protocol
 from eval_tasks.data import load_task, open_image
 from eval_tasks.data.checking import check_data
 from eval_tasks.metrics.vqa import normalise_answer, vqa_accuracy
-from eval_tasks.run.evaluate import evaluate
 from eval_tasks.run.records import read_run
-from eval_tasks.run.settings import EvalSettings
 from lvlm_radapt import cli
 from lvlm_radapt.loading.load import load_model
 from lvlm_radapt.saving.adapter import load_adapter
@@ -469,13 +466,12 @@ def test_skipped_images_are_counted_in_the_run(shared: Path, tmp_path: Path) -> 
     content["images"].append({"id": 3, "file_name": "x.jpg"})
     content["annotations"].append({"image_id": 3, "caption": "A bird"})
     write(annotations, content)
-    protocol = load_protocol("scenes").model_copy(update={"max_new_tokens": {"coco": 2}})
-    eval_settings = EvalSettings("coco", data, protocol, attack=None, samples=None, seed=42)
+    asked = evaluation("coco", data)
     model = load_model(str(shared / "model"))
     with pytest.raises(UserError, match="1 of 3 images are missing"):
-        evaluate(model, eval_settings, tmp_path / "run")
+        score(model, asked, tmp_path / "run")
     assert not (tmp_path / "run").exists()
-    run = evaluate(model, replace(eval_settings, skip_missing=True), tmp_path / "run")
+    run = score(model, with_options(asked, skip_missing=True), tmp_path / "run")
     assert [sample.id for sample in run.samples] == ["9", "100"]
     assert run.settings["left_out"].startswith("1 samples were left out (--skip-missing): 1 images missing: ")
     assert run.settings["left_out"] in run.metrics["notes"]
@@ -485,9 +481,9 @@ def test_an_image_without_a_place_on_the_canvas_is_named(shared: Path, tmp_path:
     shutil.copytree(shared / "data", tmp_path / "set")
     narrow = tmp_path / "set" / "val2014" / "COCO_val2014_000000000009.jpg"
     Image.new("RGB", (250, 1)).save(narrow)
-    eval_settings = EvalSettings("coco", tmp_path / "set", load_protocol("scenes"), attack=None, samples=None, seed=42)
+    asked = evaluation("coco", tmp_path / "set")
     with pytest.raises(UserError, match=f"image {narrow}: an image of 250x1 px cannot be used"):
-        evaluate(load_model(str(save_qwen(tmp_path / "qwen"))), eval_settings, tmp_path / "run")
+        score(load_model(str(save_qwen(tmp_path / "qwen"))), asked, tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 

@@ -13,11 +13,10 @@ import released
 import test_original
 import tiny_checkpoints
 import torch
+from evaluations import evaluation
 from failures import one_line, quiet
 
 from eval_tasks.api import run_evaluation
-from eval_tasks.config.presets import load_protocol
-from eval_tasks.run.settings import EvalSettings
 from lvlm_radapt import load_model
 from lvlm_radapt.loading.load_options import one_line as first_sentence
 from lvlm_radapt.tiny.dataset import write_scenes
@@ -98,7 +97,7 @@ def test_one_caption_is_refused_before_a_model_is_opened(tmp_path: Path) -> None
     def opened(*_: Any, **__: Any) -> Any:
         raise AssertionError("a model was opened")
 
-    settings = EvalSettings("coco", tmp_path / "scenes", load_protocol("scenes"), None, samples=1, seed=0)
+    settings = evaluation("coco", tmp_path / "scenes", samples=1, seed=0)
     with pytest.raises(UserError, match="CIDEr needs at least two images, got 1"):
         run_evaluation(
             "tiny-llava", settings, tmp_path / "run", announce=lambda *_: lambda *_: None, open_model=opened,

@@ -8,14 +8,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from eval_tasks.config.presets import load_protocol, load_task_config
 from eval_tasks.data.sample import Sample
 from eval_tasks.metrics.choice import f1, f1_over_parts, read_letter, read_yes_no
 from eval_tasks.run.records import Attacked, SampleRecord, Scored
 from eval_tasks.run.run_metrics import metrics
 from eval_tasks.tasks.choice import ChoiceScores
-from eval_tasks.tasks.scorers import text_scores
-from lvlm_radapt.utils.errors import UserError
+from eval_tasks.tasks.make_task import make_task
 
 
 @pytest.mark.parametrize(
@@ -97,19 +95,17 @@ def sample(own: str, right: str) -> Sample:
 
 
 def test_scores_of_closed_answers() -> None:
-    pope = text_scores(load_task_config("pope"), [sample("random/1", "no")], tokenizer="ptb")
+    pope = make_task("pope", "fare").scorer([sample("random/1", "no")])
     assert isinstance(pope, ChoiceScores)
     assert pope.score({"random/1": "No, it is not."}) == {"random/1": 100.0}
     assert pope.score({"random/1": "Yes"}) == {"random/1": 0.0}
     assert pope.references(sample("random/1", "no"), 5) == ["no", "No"]
     assert pope.references(sample("random/1", "no"), 1) == ["no"]
-    science = text_scores(load_task_config("scienceqa"), [sample("4", "C")], tokenizer="ptb")
+    science = make_task("scienceqa", "fare").scorer([sample("4", "C")])
     assert science.score({"4": "C. blue"}) == {"4": 100.0}
     assert science.score({"4": "I do not know"}) == {"4": 0.0}
     assert science.references(sample("4", "C"), 5) == ["C"]
     assert science.canonical(sample("4", "C")) == 100.0
-    with pytest.raises(UserError, match="for image encoders"):
-        text_scores(load_task_config("imagefolder"), [], tokenizer="ptb")
 
 
 def record(own: str, label: str, clean: str, attacked: str | None) -> SampleRecord:
@@ -122,12 +118,16 @@ def record(own: str, label: str, clean: str, attacked: str | None) -> SampleReco
 
 def test_f1_stands_in_the_metrics() -> None:
     records = [record("random/1", "yes", "Yes", "No"), record("popular/1", "yes", "No", "No")]
-    found = metrics(records, load_task_config("pope"), None, [], 1.0)
+    found = metrics(records, make_task("pope", "fare"), None, [], 1.0)
     assert found["f1"] == {"clean": 50.0, "adversarial": 0.0}
     assert "F1 of yes, averaged over the parts of the set: 50.0 clean, 0.0 adversarial" in found["notes"]
-    clean = metrics([record("random/1", "yes", "Yes", None)] * 2, load_task_config("pope"), None, [], 1.0)
+    clean = metrics([record("random/1", "yes", "Yes", None)] * 2, make_task("pope", "fare"), None, [], 1.0)
     assert clean["f1"] == {"clean": 100.0, "adversarial": None}
-    assert metrics(records, load_task_config("scienceqa"), None, [], 1.0)["f1"] is None
+    assert metrics(records, make_task("scienceqa", "fare"), None, [], 1.0)["f1"] is None
+
+
+def prompt(preset: str, task: str, question: str) -> str:
+    return make_task(task, preset).prompt(Sample("1", Path("x.png"), question, ("a",)))
 
 
 def test_what_the_new_tasks_are_asked() -> None:
@@ -135,13 +135,12 @@ def test_what_the_new_tasks_are_asked() -> None:
     unanswerable = "\nWhen the provided information is insufficient, respond with 'Unanswerable'."
     letter = "\nAnswer with the option's letter from the given choices directly."
     for name in ("fare", "native", "scenes", "lmms-eval"):
-        protocol = load_protocol(name)
-        asked = {task: protocol.prompt(load_task_config(task), "Is it?") for task in ("pope", "vizwiz", "scienceqa")}
+        asked = {task: prompt(name, task, "Is it?") for task in ("pope", "vizwiz", "scienceqa")}
         assert asked == {
             "pope": "Is it?" + short,
             "vizwiz": "Is it?" + unanswerable + short,
             "scienceqa": "Is it?" + letter,
         }
-    assert load_protocol("fare").prompt(load_task_config("okvqa"), "Why {me}?") == "Why {me}?" + short
-    assert load_protocol("lmms-eval").prompt(load_task_config("okvqa"), "Why?") == "Why?" + unanswerable + short
-    assert load_protocol("lmms-eval").prompt(load_task_config("vizwiz"), "why NASA?").startswith("Why nasa?\n")
+    assert prompt("fare", "okvqa", "Why {me}?") == "Why {me}?" + short
+    assert prompt("lmms-eval", "okvqa", "Why?") == "Why?" + unanswerable + short
+    assert prompt("lmms-eval", "vizwiz", "why NASA?").startswith("Why nasa?\n")

@@ -9,18 +9,18 @@ from pathlib import Path
 
 import pytest
 import torch
+from evaluations import evaluation, score
 from test_cli import call
 from test_runner import Killed
 
 from attacks.suite import SuiteSettings, run_suite
+from eval_tasks.api import Evaluation
 from eval_tasks.audit import Audit, short
 from eval_tasks.config.presets import load_attack, load_protocol
+from eval_tasks.crafting.make_attack import make_attack
 from eval_tasks.data import load_task
 from eval_tasks.data.imagefolder import class_names
-from eval_tasks.run.evaluate import evaluate
-from eval_tasks.run.planning import plan_attack
 from eval_tasks.run.records import Run, RunFolder, SampleRecord, read_run
-from eval_tasks.run.settings import EvalSettings
 from lvlm_radapt import RAdaptConfig, load_encoder, robustify
 from lvlm_radapt.loading.load import load_any, load_surrogate
 from lvlm_radapt.models.zero_shot import ZeroShot
@@ -36,17 +36,14 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out / CLASSES
 
 
-def settings(folder: Path, attack: str = "apgd-ce", threat: str | None = None, **more: object) -> EvalSettings:
-    plan = plan_attack(load_attack(attack), eps="4/255", threat=threat, steps=None if attack == "noise" else 3)
-    return EvalSettings(
-        task="imagefolder", data=folder, protocol=load_protocol("scenes"), attack=plan, samples=8, seed=1,
-        **{"chunk_size": 3, "batch_size": 2} | more,
-    )  # fmt: skip
+def settings(folder: Path, attack: str = "apgd-ce", threat: str | None = None, **more: object) -> Evaluation:
+    sizes = {"chunk_size": 3, "batch_size": 2, "samples": 8}
+    return evaluation("imagefolder", folder, attack, eps="4/255", threat=threat, steps=3, seed=1, **sizes | more)
 
 
 @pytest.fixture(scope="module")
 def stock(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
-    return evaluate(load_encoder("tiny-clip"), settings(folder), tmp_path_factory.mktemp("runs") / "stock")
+    return score(load_encoder("tiny-clip"), settings(folder), tmp_path_factory.mktemp("runs") / "stock")
 
 
 def plain(run: Run) -> list[SampleRecord]:
@@ -96,11 +93,11 @@ def test_a_resumed_run_is_the_uninterrupted_one(stock: Run, folder: Path, tmp_pa
             raise Killed
 
     with pytest.raises(Killed):
-        evaluate(model, settings(folder), tmp_path / "cut", advance=kill)
-    other = replace(settings(folder), protocol=load_protocol("scenes").model_copy(update={"templates": ["a {}"]}))
+        score(model, settings(folder), tmp_path / "cut", advance=kill)
+    other = replace(settings(folder), task=replace(settings(folder).task, templates=("a {}",)))
     with pytest.raises(UserError, match=r"classes.templates was"):
-        evaluate(model, other, tmp_path / "cut", resume=True)
-    again = evaluate(model, settings(folder), tmp_path / "cut", resume=True)
+        score(model, other, tmp_path / "cut", resume=True)
+    again = score(model, settings(folder), tmp_path / "cut", resume=True)
     assert plain(again) == plain(stock)
     assert {**again.metrics, "seconds": 0} == {**stock.metrics, "seconds": 0}
 
@@ -108,27 +105,24 @@ def test_a_resumed_run_is_the_uninterrupted_one(stock: Run, folder: Path, tmp_pa
 def test_transfer_from_the_twin_a_surrogate_and_a_folder_of_images(stock: Run, folder: Path, tmp_path: Path) -> None:
     model = robustify(load_encoder("tiny-clip"), RAdaptConfig(cutoff=30))
     wanted = settings(folder, threat="transfer")
-    twin = evaluate(model, wanted, tmp_path / "twin")
-    named = evaluate(model, wanted, tmp_path / "named", surrogate=load_encoder("tiny-clip"))
+    twin = score(model, wanted, tmp_path / "twin")
+    named = score(model, wanted, tmp_path / "named", surrogate=load_encoder("tiny-clip"))
     assert [r.adversarial for r in named.samples] == [r.adversarial for r in twin.samples]
-    reused = evaluate(model, wanted, tmp_path / "reused", images_from=stock.path)
+    reused = score(model, wanted, tmp_path / "reused", images_from=stock.path)
     assert all(torch.equal(image_of(reused, r), image_of(stock, r)) for r in stock.samples)
     assert reused.metrics["stages"] is None
     refused = {
         "made with another line": settings(folder, "autoattack-fare", "transfer"),
-        "among other classes": replace(
-            wanted, protocol=wanted.protocol.model_copy(update={"templates": ["{} on a table"]})
-        ),
+        "among other classes": replace(wanted, task=replace(wanted.task, templates=("{} on a table",))),
     }
     for words, other in refused.items():
         if "line" in words:  # the name differs too, and is told first
             assert other.attack is not None
-            config = other.attack.config.model_copy(update={"name": "apgd-ce"})
-            other = replace(other, attack=replace(other.attack, config=config))
+            other = replace(other, attack=replace(other.attack, name="apgd-ce"))
         with pytest.raises(UserError, match=words):
-            evaluate(model, other, tmp_path / "refused", images_from=stock.path)
+            score(model, other, tmp_path / "refused", images_from=stock.path)
     with pytest.raises(UserError, match="answers in texts"):
-        evaluate(model, wanted, tmp_path / "refused", surrogate=load_any("tiny-llava"))
+        score(model, wanted, tmp_path / "refused", surrogate=load_any("tiny-llava"))
     assert not (tmp_path / "refused").exists()
 
 
@@ -136,10 +130,9 @@ def test_transfer_from_the_twin_a_surrogate_and_a_folder_of_images(stock: Run, f
 def test_the_other_attacks_run_and_stay_in_the_ball(
     attack: str, changes: dict[str, int], folder: Path, tmp_path: Path
 ) -> None:
-    made = plan_attack(load_attack(attack).model_copy(update=changes), eps="4/255")
-    assert made is not None
-    plan = replace(made, steps=2 if attack == "embedding" else made.steps)
-    run = evaluate(load_encoder("tiny-clip"), replace(settings(folder), attack=plan, samples=4), tmp_path / "run")
+    made = make_attack(load_attack(attack).model_copy(update=changes), steps=2 if attack == "embedding" else None)
+    asked = replace(settings(folder, samples=4), attack=made)
+    run = score(load_encoder("tiny-clip"), asked, tmp_path / "run")
     assert all(r.adversarial.linf <= 4 / 255 + 1e-6 for r in run.samples)
     assert ("audit" in run.metrics) == (attack != "noise")
 
@@ -147,7 +140,7 @@ def test_the_other_attacks_run_and_stay_in_the_ball(
 def test_an_adaptive_run_audits_itself(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(short, "SHARE", 500.0)  # as if the run had been longer
     model = robustify(load_encoder("tiny-clip"), RAdaptConfig())
-    run = evaluate(model, replace(settings(folder), samples=4), tmp_path / "run")
+    run = score(model, settings(folder, samples=4), tmp_path / "run")
     audit = Audit.from_dict(run.metrics["audit"])
     assert {f.name for f in audit.findings} | {"prompts"} == {"ball", *(name for name, _ in short._COSTS)}
     assert audit.verdict != "fail", audit.findings
@@ -234,9 +227,8 @@ def test_the_commands_of_the_readme(
 
 @pytest.mark.torture  # an image that stands costs 1,900 gradient steps and 5,000 queries
 def test_the_standard_ensemble_runs_to_its_end(folder: Path, tmp_path: Path) -> None:
-    plan = plan_attack(load_attack("autoattack-standard"), eps="1/255")
-    own = replace(settings(folder), attack=plan, samples=2)
-    run = evaluate(load_encoder("tiny-clip"), own, tmp_path / "run")
+    own = replace(settings(folder, samples=2), attack=make_attack("autoattack-standard", eps="1/255"))
+    run = score(load_encoder("tiny-clip"), own, tmp_path / "run")
     attacked = [r.adversarial for r in run.samples if r.adversarial is not None]
     assert len(attacked) == 2
     assert None in [a.stage for a in attacked]  # some image stood through all of it
@@ -254,10 +246,10 @@ MISTAKES = {
         {"--task": "coco", "--data": "{scenes}"},
         "is for image encoders and",
     ),
-    "an attack on texts": (["eval", "tiny-clip"], {"--attack": "e2e"}, "needs a model that answers in texts"),
+    "an attack on texts": (["eval", "tiny-clip"], {"--attack": "e2e"}, "is for models that answer in texts"),
     "steps of Square": (["eval", "tiny-clip"], {"--attack": "square", "--steps": "3"}, "--steps is not for"),
     "steps of noise": (["eval", "tiny-clip"], {"--attack": "noise", "--steps": "3"}, "--steps is not for"),
-    "no twin": (["eval", "tiny-clip"], {"--threat": "transfer"}, "no undefended twin"),
+    "no twin": (["eval", "tiny-clip"], {"--threat": "transfer"}, "no undefended model"),
     "a tower for an encoder": (["eval", "tiny-clip"], {"--tower": "tiny-clip"}, "leave another tower out"),
     "bits of an encoder": (["eval", "tiny-clip"], {"--quantize": "4bit"}, "leave quantisation out"),
     "an audit without steps": (["audit", "tiny-clip"], {"--attack": "square"}, "an audit needs"),

@@ -64,7 +64,7 @@ EVAL_MISTAKES = {
     "no samples": (["{model}"], {"--samples": "0"}, "at least 1"),
     "missing data folder": (["{model}"], {"--data": "{tmp}/nowhere"}, "nowhere"),
     "empty data folder": (["{model}"], {"--data": "{empty}"}, "empty"),
-    "transfer without a twin": (["{model}"], {"--threat": "transfer"}, "no undefended twin"),
+    "transfer without a twin": (["{model}"], {"--threat": "transfer"}, "no undefended model"),
     "surrogate for adaptive": (
         ["{model}"],
         {"--surrogate": "{model}"},

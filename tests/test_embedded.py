@@ -5,12 +5,9 @@ from pathlib import Path
 import pytest
 import torch
 import transformers
+from evaluations import evaluation, score
 from safetensors import safe_open
 
-from eval_tasks.config.presets import load_attack, load_protocol
-from eval_tasks.crafting.craft import AttackPlan
-from eval_tasks.run.evaluate import evaluate
-from eval_tasks.run.settings import EvalSettings
 from lvlm_radapt import RAdaptConfig, load_encoder, load_model, robustify
 from lvlm_radapt.loading.load import EMBEDDED, embedded_models
 from lvlm_radapt.tiny import scenes
@@ -66,19 +63,8 @@ def data(tmp_path_factory) -> dict[str, Path]:
 
 
 def _run(model, data, out, attack, steps=None, task="vqav2", samples=64):
-    config = load_attack(attack)
-    threat = "adaptive" if config.apgd else None
-    plan = AttackPlan(config, threat, 4 / 255, steps) if attack != "none" else None
-    settings = EvalSettings(
-        task=task,
-        data=data,
-        protocol=load_protocol("scenes"),
-        attack=plan,
-        samples=samples,
-        seed=3,
-        batch_size=64,
-    )
-    return evaluate(model, settings, out)
+    asked = evaluation(task, data, attack, steps=steps, samples=samples, seed=3, batch_size=64)
+    return score(model, asked, out)
 
 
 @pytest.mark.parametrize("name", LVLMS)

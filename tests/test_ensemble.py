@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from attacks import Stage, apgd, ensemble
-from eval_tasks.config.presets import load_attack
+from eval_tasks.crafting.ensemble import Ensemble
 from eval_tasks.crafting.stages import StagePlan, stage_plans, stages
 
 EPS = 0.1
@@ -225,11 +225,11 @@ def test_what_cannot_be_run_is_refused(changes, words):
 
 
 def test_fares_stages_for_captions_and_for_questions():
-    settings = load_attack("ensemble").ensemble
+    settings = Ensemble(name="ensemble", eps=4 / 255, targets={"vqa": ["maybe", "Word"]})
     away = [StagePlan(f"reference {k + 1}", reference=k, start="clean", half=True) for k in range(5)]
     again = StagePlan("best reference", start="best", half=False)
-    assert stage_plans(settings, "caption") == [*away, again]
-    assert stage_plans(settings, "vqa") == [
+    assert settings.stage_names("caption") == [stage.name for stage in (*away, again)]
+    assert stage_plans(5, settings.targets["vqa"]) == [
         *away, again,
         StagePlan("target maybe", target="maybe", start="clean", half=False),
         StagePlan("target Word", target="Word", start="clean", half=False),
@@ -244,7 +244,7 @@ class Texts:
 
 
 def test_each_stage_is_about_the_right_text_in_the_right_precision():
-    plans = stage_plans(load_attack("ensemble").ensemble, "vqa")
+    plans = stage_plans(5, ["maybe", "Word"])
     references = [["a", "b", "c", "d", "e"], ["yes", "no"]]
     made = stages(plans, Texts(), ["p", "q"], references, "float16")
     assert [stage.rows for stage in made] == [[0, 1], [0, 1], [0], [0], [0], None, None, None]

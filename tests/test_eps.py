@@ -12,9 +12,8 @@ from hypothesis import strategies as st
 from attacks.eight_bit import from_8bit, to_8bit
 from attacks.eps import budget_text, eps_8bit, eps_text
 from attacks.norms import Norm
-from eval_tasks.config.presets import load_attack
-from eval_tasks.crafting.craft import AttackPlan
-from eval_tasks.run.planning import plan_attack
+from eval_tasks.crafting.make_attack import make_attack
+from eval_tasks.crafting.noise import Noise
 from lvlm_radapt.chat.commands import parse
 from lvlm_radapt.utils.budget import parse_eps
 from lvlm_radapt.utils.errors import UserError
@@ -120,9 +119,9 @@ def test_a_budget_says_what_8bit_images_have_of_it() -> None:
 @pytest.mark.parametrize("text", ["0.5/255", "1e-5", "0.0039"])
 def test_an_attack_whose_images_round_to_the_clean_ones_is_refused(text: str, norm: Norm) -> None:
     with pytest.raises(UserError, match="less than one level of an 8-bit image") as caught:
-        plan_attack(load_attack("embedding"), eps=text, norm=norm)
+        make_attack("embedding", eps=text, norm=norm)
     assert "\n" not in str(caught.value)
     with pytest.raises(UserError, match="less than one level"):
-        AttackPlan(load_attack("noise"), None, parse_eps(text, norm), None)
+        Noise(name="noise", eps=parse_eps(text, norm), norm=norm)
     with pytest.raises(UserError, match="less than one level"):
         parse(f"/attack eps={text}")

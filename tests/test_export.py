@@ -27,9 +27,8 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_resize
 
-from lvlm_radapt import RAdaptConfig, load_model, robustify
+from lvlm_radapt import RAdaptConfig, inject, load_model, robustify
 from lvlm_radapt.cli import default_preset
-from lvlm_radapt.defences.radapt import hooks as inject
 from lvlm_radapt.defences.radapt import modules
 from lvlm_radapt.defences.radapt.anchor import Anchor
 from lvlm_radapt.defences.radapt.hooks import injected_anchor
@@ -353,7 +352,7 @@ def test_shards(exported: dict[str, Exported]) -> None:
 @pytest.mark.parametrize("name", FAMILIES)
 def test_the_code_in_the_folder(exported: dict[str, Exported], name: str) -> None:
     files = {path.name: path.read_text() for path in exported[name].folder.glob("*.py")}
-    assert files["radapt_modules.py"] == inspect.getsource(modules)
+    assert files["radapt_defences_radapt_modules.py"] == inspect.getsource(modules)
     assert f"import {FAMILIES[name].stock} as StockModel" in files["modeling_radapt.py"]
     for file, source in files.items():
         compile(source, file, "exec")

@@ -16,8 +16,7 @@ from PIL import Image
 from test_cli import call
 from torch import Tensor
 
-from lvlm_radapt import RAdaptConfig, robustify
-from lvlm_radapt.defences.radapt import hooks as inject
+from lvlm_radapt import RAdaptConfig, inject, robustify
 from lvlm_radapt.defences.radapt.anchor import white_anchor
 from lvlm_radapt.defences.radapt.guides import guide_origin, guided_anchor, load_guide
 from lvlm_radapt.defences.radapt.hooks import injected_anchor

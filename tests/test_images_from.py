@@ -11,10 +11,10 @@ import yaml
 from tiny_checkpoints import save_llava
 
 from eval_tasks.config.presets import load_protocol
+from eval_tasks.crafting.make_attack import make_attack
 from eval_tasks.data import load_task
 from eval_tasks.run.records import Run, RunFolder, read_run
-from eval_tasks.run.reuse import taken_from
-from eval_tasks.run.score_batch import image_source
+from eval_tasks.run.reuse import image_source, taken_from
 from lvlm_radapt import RAdaptConfig, cli, load_model, robustify
 from lvlm_radapt.saving.adapter import save_adapter
 from lvlm_radapt.tiny.dataset import write_scenes
@@ -129,8 +129,10 @@ def test_the_document_that_is_checked_stays_as_it_was(place: Path, stock: Run) -
     samples = {sample.id: sample for sample in load_task("coco", place / "data")}
     document = stock.settings | {"attack": stock.settings["attack"] | {"threat": "transfer", "surrogate": "another"}}
     before = copy.deepcopy(document)
-    source, made = image_source(stock.path, document, [samples[s.id] for s in stock.samples])
+    own = {key: document["attack"][key] for key in ("eps", "steps", "norm")}
+    made_again = make_attack(document["attack"]["name"], threat="transfer", **own)
+    source, made = image_source(stock.path, made_again, document, [samples[s.id] for s in stock.samples])
     assert document == before
     assert source is not None
     assert made["attack"]["surrogate"] is None  # the undefended twin
-    assert image_source(None, document, [])[1] is document
+    assert image_source(None, None, document, [])[1] is document

@@ -11,16 +11,14 @@ import pytest
 import tiny_checkpoints
 import torch
 import transformers
+from evaluations import evaluation, score
 from failures import one_line
 from PIL import Image
 
 from attacks.auto_batch import out_of_memory
-from eval_tasks.config.presets import load_attack, load_protocol
-from eval_tasks.crafting.craft import AttackPlan
+from eval_tasks.api import Evaluation
 from eval_tasks.data import load_task
-from eval_tasks.run.evaluate import evaluate
 from eval_tasks.run.records import RunFolder
-from eval_tasks.run.settings import EvalSettings
 from lvlm_radapt import load_model, robustify
 from lvlm_radapt.cli.resuming import resumable
 from lvlm_radapt.loading.load import load_any
@@ -154,20 +152,19 @@ def too_large(model: LVLM, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(model, "loss", loss)
 
 
-def settings(data: Path, **more: Any) -> EvalSettings:
-    plan = AttackPlan(load_attack("e2e"), "adaptive", 8 / 255, 2)
-    return EvalSettings("coco", data, load_protocol("scenes"), plan, samples=5, seed=1, chunk_size=4, **more)
+def settings(data: Path, **more: Any) -> Evaluation:
+    return evaluation("coco", data, "e2e", eps="8/255", steps=2, samples=5, seed=1, chunk_size=4, **more)
 
 
 def test_a_run_marks_an_image_that_is_too_large_as_failed_and_goes_on(
     qwen: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = load_model(qwen)
-    wanted = {r.id: r for r in evaluate(model, settings(data), tmp_path / "whole").samples}
+    wanted = {r.id: r for r in score(model, settings(data), tmp_path / "whole").samples}
     large = load_task("coco", data)[1].id
     assert large in wanted
     too_large(model, monkeypatch)
-    run = evaluate(model, settings(data), tmp_path / "run")
+    run = score(model, settings(data), tmp_path / "run")
     assert [r.id for r in run.samples] == list(wanted)
     for record in run.samples:
         assert record.adversarial is not None
@@ -188,7 +185,7 @@ def test_where_nothing_fits_the_run_ends_with_advice(
     monkeypatch.setattr("test_memory_messages.LIMIT", 0)
     too_large(model, monkeypatch)
     with pytest.raises(Unfinished, match=r"\(a canvas of 112x112 px, 16 image tokens\).*--max-pixels"), resumable("x"):
-        evaluate(model, settings(data), tmp_path / "run")
+        score(model, settings(data), tmp_path / "run")
 
 
 def test_an_answer_that_does_not_fit_names_the_size(
@@ -204,7 +201,7 @@ def test_an_answer_that_does_not_fit_names_the_size(
         pytest.raises(Unfinished, match=r"even for one image \(a canvas of \d+x\d+ px, \d+ image tokens\); .*go on"),
         resumable("x"),
     ):
-        evaluate(model, settings(data), tmp_path / "run")
+        score(model, settings(data), tmp_path / "run")
 
 
 def test_what_is_no_memory_error_is_raised_on(qwen: Path) -> None:

@@ -523,9 +523,8 @@ import sys
 import lvlm_radapt
 assert "torch" not in sys.modules
 import lvlm_radapt.defences.radapt.hooks
-from lvlm_radapt.defences.radapt.hooks import is_injected
-assert lvlm_radapt.defences.radapt.hooks is sys.modules["lvlm_radapt.defences.radapt.hooks"].inject
-from lvlm_radapt.defences.radapt import hooks as inject
+assert lvlm_radapt.inject is sys.modules["lvlm_radapt.defences.radapt.hooks"].inject
+from lvlm_radapt import inject
 from lvlm_radapt import RAdaptConfig, remove
 assert callable(inject) and RAdaptConfig().cutoff == 40.0
 assert "transformers.models" not in sys.modules

@@ -7,12 +7,12 @@ from typing import Any
 
 import pytest
 import yaml
+from evaluations import evaluation
 
 from eval_tasks.api import run_evaluation
 from eval_tasks.config.presets import load_protocol
 from eval_tasks.report.build_table import comparison
 from eval_tasks.run.records import Run
-from eval_tasks.run.settings import EvalSettings
 from lvlm_radapt import load_model
 from lvlm_radapt.models.text import PromptEncoder
 from lvlm_radapt.tiny.dataset import write_scenes
@@ -48,7 +48,7 @@ def asked(preset: str, data: Path, out: Path) -> tuple[Run, list[list[int]]]:
         heard.append(encode(self, prompt, 1))
         return encode(self, prompt, image_tokens)
 
-    settings = EvalSettings("vqav2", data, load_protocol(preset), None, samples=2, seed=1)
+    settings = evaluation("vqav2", data, preset=preset, samples=2, seed=1)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(PromptEncoder, "prompt", listened)
         run = run_evaluation("tiny-llava", settings, out, announce=lambda title, total: lambda done, text: None)

@@ -12,11 +12,12 @@ from attacks.losses import Distance
 from attacks.norms import Norm
 from eval_tasks.config import presets
 from eval_tasks.config.presets import load_attack, load_protocol, load_recipe, load_task_config, names
-from eval_tasks.data import tasks
+from eval_tasks.crafting.make_attack import make_attack
+from eval_tasks.data import Sample, tasks
+from eval_tasks.tasks.make_task import make_task
 from lvlm_radapt.utils.errors import UserError
 
-PGD = {"steps": 1, "random_start": True, "step_scale": 1.0}
-APGD = PGD | {"restarts": 1}
+APGD = {"steps": 1, "random_start": True, "step_scale": 1.0, "restarts": 1}
 
 
 def one_line(caught: pytest.ExceptionInfo[UserError]) -> str:
@@ -41,20 +42,35 @@ def test_every_shipped_file_loads_under_its_own_name() -> None:
     # Every task can be loaded from disk and is covered by every protocol.
     assert sorted(tasks()) == names("tasks")
     for protocol in map(load_protocol, names("protocols")):
-        for_encoders = ("classification", "retrieval")
-        for task in (name for name, config in tasks().items() if protocol.prompts and config.kind not in for_encoders):
-            assert protocol.tokens(task) >= 1
-            assert not protocol.threshold(task).reached(1000.0, canonical=1000.0)
+        for_encoders = ("zero_shot", "retrieval")
+        for task in (name for name, config in tasks().items() if protocol.prompts and config.type not in for_encoders):
+            made = make_task(task, protocol)
+            assert made.max_new_tokens >= 1
+            assert not made.threshold.reached(1000.0, lambda: 1000.0)
         for attack in names("attacks"):
             protocol.adapt(load_attack(attack))
+
+
+def prompt(preset: str, task: str, question: str | None) -> str:
+    return make_task(task, preset).prompt(Sample("1", Path("absent.png"), question, ("a",)))
+
+
+def start(preset: str, attack: str) -> tuple[bool, float, int]:
+    made = make_attack(load_protocol(preset).adapt(load_attack(attack)), target="x" if attack == "targeted" else None)
+    return made.random_start, made.step_scale, made.steps
+
+
+def unknown() -> float:
+    raise AssertionError("the first reference's score was asked for")
 
 
 def test_fare_facts() -> None:
     fare = load_protocol("fare")
     assert (fare.geometry, fare.seed, fare.samples) == ("pad", 42, 500)
-    assert [fare.tokens(task) for task in ("coco", "flickr30k", "vqav2", "textvqa")] == [20, 20, 5, 10]
-    assert fare.prompt(load_task_config("coco"), None) == "Provide a short caption for this image."
-    asked = fare.prompt(load_task_config("textvqa"), "what is {this}?")
+    tasks = ("coco", "flickr30k", "vqav2", "textvqa")
+    assert [make_task(task, fare).max_new_tokens for task in tasks] == [20, 20, 5, 10]
+    assert prompt("fare", "coco", None) == "Provide a short caption for this image."
+    asked = prompt("fare", "textvqa", "what is {this}?")
     assert asked == "what is {this}?\nAnswer the question using a single word or phrase."
     asked_in = fare.opening()["conversation"]
     assert asked_in.render("Who?", "<image>") == (
@@ -62,59 +78,55 @@ def test_fare_facts() -> None:
         "helpful, detailed, and polite answers to the user's questions. USER: <image>\nWho? ASSISTANT:"
     )
     assert asked_in.render("{system}{text}<image>", "I").endswith("USER: I\n{system}{text}<image> ASSISTANT:")
-    apgd = fare.adapt(load_attack("e2e")).apgd
-    assert apgd is not None
-    assert (apgd.random_start, apgd.step_scale, apgd.steps) == (False, 1.0, 100)
-    ensemble, targeted = (fare.adapt(load_attack(name)).apgd for name in ("ensemble", "targeted"))
-    assert ensemble == apgd
-    assert targeted is not None
-    assert (targeted.random_start, targeted.step_scale, targeted.steps) == (False, 1.0, 10_000)
+    assert start("fare", "e2e") == (False, 1.0, 100)
+    assert start("fare", "ensemble") == (False, 1.0, 100)
+    assert start("fare", "targeted") == (False, 1.0, 10_000)
     # The other attacks keep AutoAttack's settings, and so does e2e elsewhere.
-    for other in (fare.adapt(load_attack("embedding")), load_protocol("scenes").adapt(load_attack("e2e"))):
-        assert other.apgd is not None
-        assert (other.apgd.random_start, other.apgd.step_scale) == (True, 2.0)
-    coco, flickr, vqa = (fare.threshold(task) for task in ("coco", "flickr30k", "vqav2"))
-    assert [coco.reached(score) for score in (9.99, 10.0, 0.0)] == [True, False, True]
-    assert [flickr.reached(score) for score in (1.99, 2.0)] == [True, False]
-    assert [vqa.reached(score) for score in (0.0, 0.1)] == [True, False]
+    assert start("fare", "embedding") == start("scenes", "e2e") == (True, 2.0, 100)
+    coco, flickr, vqa = (make_task(task, fare).threshold for task in ("coco", "flickr30k", "vqav2"))
+    assert [coco.reached(score, unknown) for score in (9.99, 10.0, 0.0)] == [True, False, True]
+    assert [flickr.reached(score, unknown) for score in (1.99, 2.0)] == [True, False]
+    assert [vqa.reached(score, unknown) for score in (0.0, 0.1)] == [True, False]
 
 
 def test_lmms_eval_and_scenes_facts() -> None:
     lmms = load_protocol("lmms-eval")
     assert lmms.samples is None
-    assert (lmms.tokens("coco"), lmms.tokens("vqav2"), lmms.tokens("textvqa")) == (64, 16, 16)
-    assert lmms.prompt(load_task_config("coco"), None).startswith("Provide a one-sentence caption")
+    assert [make_task(task, lmms).max_new_tokens for task in ("coco", "vqav2", "textvqa")] == [64, 16, 16]
+    assert prompt("lmms-eval", "coco", None).startswith("Provide a one-sentence caption")
     suffix = "\nAnswer the question using a single word or phrase."
-    assert lmms.prompt(load_task_config("vqav2"), "is this NASA?") == "is this NASA?" + suffix
-    assert lmms.prompt(load_task_config("textvqa"), "is this NASA?") == "Is this nasa?" + suffix
+    assert prompt("lmms-eval", "vqav2", "is this NASA?") == "is this NASA?" + suffix
+    assert prompt("lmms-eval", "textvqa", "is this NASA?") == "Is this nasa?" + suffix
     scenes = load_protocol("scenes")
     assert (scenes.geometry, scenes.conversation) == ("stock", None)
-    assert (scenes.tokens("coco"), scenes.tokens("vqav2")) == (40, 5)
-    threshold = scenes.threshold("coco")
-    assert [threshold.reached(score, canonical=900.0) for score in (179.9, 180.0)] == [True, False]
-    with pytest.raises(ValueError, match="canonical"):
-        threshold.reached(100.0)
+    assert [make_task(task, scenes).max_new_tokens for task in ("coco", "vqav2")] == [40, 5]
+    threshold = make_task("coco", scenes).threshold
+    assert [threshold.reached(score, lambda: 900.0) for score in (179.9, 180.0)] == [True, False]
 
 
 def test_attack_files_name_what_the_attacks_know() -> None:
-    embedding = load_attack("embedding")
-    assert embedding.distance in Distance.__args__  # type: ignore[attr-defined]
+    embedding = make_attack("embedding")
+    assert embedding.distance in Distance.__args__
     assert embedding.at == "tower"
-    assert load_attack("none").norm is None
-    for name in ("noise", "embedding", "e2e"):
-        assert load_attack(name).norm in Norm.__args__  # type: ignore[attr-defined]
+    assert make_attack("none") is None
+    for name in names("attacks"):
+        if name != "none":
+            made = make_attack(name, target="x" if name == "targeted" else None)
+            assert made.norm in Norm.__args__
+            assert (made.name, made.to_dict()["loss"]) == (name, load_attack(name).type)
 
 
 def test_the_three_things_called_autoattack() -> None:
-    lines = {name: load_attack(name).line for name in names("attacks") if name.startswith("autoattack-")}
+    lines = {name: load_attack(name).settings["line"] for name in names("attacks") if name.startswith("autoattack-")}
     assert lines == {
         "autoattack-standard": ["standard"],  # arXiv 2003.01690: APGD-CE, APGD-T, FAB-T, Square
         "autoattack-fare": ["apgd-ce", "apgd-t"],  # arXiv 2402.12336
         "autoattack-tecoa": ["apgd-ce", "apgd-dlr"],  # as TeCoA (arXiv 2212.07016) and its followers are attacked
     }
     for name in ("pgd", "cw", "apgd-ce", "apgd-dlr", "apgd-t", "fab", "square"):
-        attack = load_attack(name)
-        assert (attack.loss, attack.norm, attack.steps) == ("classifier", "Linf", None if name == "square" else 100)
+        attack = make_attack(name)
+        steps = None if name == "square" else 100
+        assert (attack.kind, attack.norm, attack.gradient_steps) == ("classifier", "Linf", steps)
 
 
 @pytest.mark.parametrize(
@@ -218,26 +230,26 @@ def test_a_preset_file_that_is_not_there(tmp_path: Path) -> None:
 def test_a_preset_without_the_task(tmp_path: Path) -> None:
     prompts = {"caption": "c", "vqa": "{question}", "textvqa": "no place"}
     protocol = load_protocol(str(own(tmp_path, max_new_tokens={"coco": 5}, thresholds={}, prompts=prompts)))
-    for ask in (protocol.tokens, protocol.threshold):
-        with pytest.raises(UserError, match="for task vqav2: add it"):
-            ask("vqav2")
+    with pytest.raises(UserError, match="no max_new_tokens for task vqav2: add it"):
+        make_task("vqav2", protocol)
+    protocol = protocol.model_copy(update={"max_new_tokens": {"vqa": 5}})
+    assert make_task("vqav2", protocol).max_new_tokens == 5  # by kind, where the task has no own
     with pytest.raises(UserError, match="prompt for textvqa"):
-        protocol.prompt(load_task_config("textvqa"), "why?")
+        make_task("textvqa", protocol).prompt(Sample("1", Path("absent.png"), "why?", ("a",)))
     with pytest.raises(ValueError, match="needs a question"):
-        protocol.prompt(load_task_config("vqav2"), None)
+        make_task("vqav2", protocol).prompt(Sample("1", Path("absent.png"), None, ("a",)))
 
 
 def test_how_each_preset_scores_answers(tmp_path: Path) -> None:
-    questions = [task for name in names("tasks") if (task := load_task_config(name)).kind == "vqa"]
+    questions = [name for name in names("tasks") if load_task_config(name).type == "vqa"]
     assert len(questions) == 4
     for preset in ("fare", "native", "scenes"):
         assert {load_protocol(preset).vqa_style(task) for task in questions} == {"openflamingo"}
-    theirs = {task.name: load_protocol("lmms-eval").vqa_style(task) for task in questions}
+    theirs = {task: load_protocol("lmms-eval").vqa_style(task) for task in questions}
     assert theirs == {"vqav2": "openflamingo", "textvqa": "textvqa", "okvqa": "textvqa", "vizwiz": "textvqa"}
-    assert load_protocol("fare").vqa_style(load_task_config("pope")) is None
     silent = load_protocol(str(own(tmp_path, vqa_styles={})))
     with pytest.raises(UserError, match="no vqa_styles for task vqav2: add it to the preset"):
-        silent.vqa_style(load_task_config("vqav2"))
+        silent.vqa_style("vqav2")
 
 
 def test_an_override_of_what_an_attack_has_not(tmp_path: Path) -> None:
@@ -249,53 +261,44 @@ def test_an_override_of_what_an_attack_has_not(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("fields", "words"),
     [
-        ({"loss": "nll", "norm": "Linf"}, "apgd must be given"),
-        ({"loss": "none", "norm": "Linf"}, "norm must not be given"),
-        ({"loss": "noise"}, "norm must be given"),
-        ({"loss": "noise", "norm": "Linf", "distance": "l2"}, "distance must not be given"),
-        ({"loss": "classifier", "norm": "Linf"}, "line must be given"),
-        ({"loss": "nll", "norm": "Linf", "apgd": APGD, "line": ["apgd-ce"]}, "line must not be given"),
-        ({"loss": "classifier", "norm": "Linf", "line": []}, "at least 1 item"),
-        ({"loss": "classifier", "norm": "Linf", "line": ["apgd"], "apgd": APGD}, "line.0"),
-        ({"loss": "classifier", "norm": "Linf", "line": ["apgd-ce"]}, "apgd must be given for the line apgd-ce"),
-        ({"loss": "classifier", "norm": "Linf", "line": ["square"], "queries": 9, "apgd": APGD}, "apgd must not be"),
-        ({"loss": "classifier", "norm": "Linf", "line": ["fab", "square"], "queries": 9}, "fab_steps must be given"),
-        ({"loss": "classifier", "norm": "Linf", "line": ["standard", "fab"], "fab_steps": 9}, "nothing else may be"),
-        ({"loss": "classifier", "norm": "Linf", "line": ["pgd-ce", "apgd-t"], "apgd": APGD, "pgd": PGD}, "not of both"),
+        ({"type": "nll", "distance": "l2"}, "distance"),
+        ({"type": "nll", "steps": 0}, "steps"),
+        ({"type": "nll", "steps": True}, "steps"),
+        ({"type": "classifier"}, "line"),
+        ({"type": "classifier", "line": []}, "line: .*at least 1 item"),
+        ({"type": "classifier", "line": ["apgd"], **APGD}, "line.0"),
+        ({"type": "classifier", "line": ["apgd-ce"]}, "must be given for the line apgd-ce"),
+        ({"type": "classifier", "line": ["square"], "queries": 9, **APGD}, "must not be given for the line square"),
+        ({"type": "classifier", "line": ["fab", "square"], "queries": 9}, "steps must be given"),
+        ({"type": "classifier", "line": ["standard", "fab"], "steps": 9}, "nothing else may be"),
+        ({"type": "classifier", "line": ["pgd-ce", "apgd-t"], **APGD}, "not of both"),
     ],
 )
 def test_attack_fields_fit_together(fields: dict[str, object], words: str) -> None:
-    with pytest.raises(ValueError, match=words):
-        presets.AttackConfig.model_validate({"name": "x", "description": ""} | fields)
+    config = presets.AttackConfig.model_validate({"name": "x", "description": ""} | fields)
+    with pytest.raises(UserError, match=f"attack x: .*{words}") as caught:
+        make_attack(config)
+    one_line(caught)
 
 
-@pytest.mark.parametrize(
-    ("fields", "words"),
-    [
-        ({"kind": "caption", "metric": "vqa_accuracy", "style": None}, "metric must be cider"),
-        ({"kind": "vqa", "metric": "vqa_accuracy", "style": "yes_no"}, "style must be null"),
-        ({"kind": "choice", "metric": "accuracy", "style": None}, "style must be yes_no or letter"),
-        ({"kind": "classification", "metric": "cider", "style": None}, "metric must be accuracy"),
-        ({"kind": "classification", "metric": "accuracy", "style": "letter"}, "style must be null"),
-    ],
-)
-def test_task_fields_fit_together(fields: dict[str, object], words: str) -> None:
-    with pytest.raises(ValueError, match=words):
+@pytest.mark.parametrize("fields", [{"type": "captions"}, {}, {"type": "vqa", "metric": "cider"}])
+def test_task_fields(fields: dict[str, object]) -> None:
+    with pytest.raises(ValueError, match=r"type|metric"):
         presets.TaskConfig.model_validate({"name": "x", "description": ""} | fields)
 
 
 def test_an_installed_copy_comes_before_the_clone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     shipped = tmp_path / "configs" / "attacks"
     shipped.mkdir(parents=True)
-    (shipped / "only.yaml").write_text("{name: only, description: d, loss: none}")
+    (shipped / "only.yaml").write_text("{name: only, description: d, type: none}")
     monkeypatch.setattr(resources, "files", lambda package: tmp_path)
     assert names("attacks") == ["only"]
-    assert load_attack("only").loss == "none"
+    assert load_attack("only").type == "none"
 
 
 @given(st.text(max_size=60))
 def test_questions_enter_prompts_as_they_are(question: str) -> None:
-    asked = load_protocol("scenes").prompt(load_task_config("vqav2"), question)
+    asked = prompt("scenes", "vqav2", question)
     assert asked == question + "\nAnswer the question using a single word or phrase."
 
 

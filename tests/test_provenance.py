@@ -62,20 +62,15 @@ def test_the_hub_s_commit_is_recorded(cache: Path, tmp_path: Path) -> None:
 
 
 def test_run_json_has_it(tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from eval_tasks.config.presets import load_protocol, load_task_config
     from eval_tasks.data import Sample
-    from eval_tasks.run.settings import EvalSettings, run_document
-    from eval_tasks.tasks.exams import exam_of
+    from eval_tasks.run.options import EvalOptions, run_document
+    from eval_tasks.tasks.make_task import make_task
 
     in_cache(cache, "someone/qwen", tiny_checkpoints.save_qwen(tmp_path / "qwen"))
     model = load_model("someone/qwen", max_pixels=10_000)
-    protocol, asked = load_protocol("scenes"), [Sample("1", Path("absent.png"), "what is it?", ("a pig",) * 10)]
-    exam = exam_of(
-        model, load_task_config("vqav2"), everything=asked, samples=asked, protocol=protocol, batch_size=1,
-        tokenizer="ptb",
-    )  # fmt: skip
-    settings = EvalSettings("vqav2", tmp_path, protocol, None, samples=2, seed=0)
-    written = run_document(model, settings, exam, None, "")["model"]
+    asked = [Sample("1", Path("absent.png"), "what is it?", ("a pig",) * 10)]
+    run = make_task("vqav2", "scenes").bind(model, asked, asked, batch_size=1)
+    written = run_document(run, None, EvalOptions(data=tmp_path), "")["model"]
     assert (written["revision"], written["max_pixels"]) == (COMMIT, 10_000)
 
 

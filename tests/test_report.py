@@ -24,9 +24,10 @@ from run_folders import CLEAN, RADAPT, Maker, N, attack, spread, without_checksu
 from eval_tasks.metrics import bootstrap_ci, paired_difference_ci
 from eval_tasks.metrics.vqa import RULES
 from eval_tasks.metrics.wilson import wilson_ci
+from eval_tasks.report import figures
 from eval_tasks.report.build_table import NO_BASE, ONLY_TRANSFER, comparison, tables
 from eval_tasks.report.figures import eps_panels, loss_panels, png_uri
-from eval_tasks.report.page import figures, reading, write_report
+from eval_tasks.report.page import reading, write_report
 from eval_tasks.report.table_formats import COLUMNS, LEGEND, Cell
 from eval_tasks.run.records import Run, RunFolder, image_name, read_run
 from lvlm_radapt.plots.curves import Curve, draw_curves
@@ -777,7 +778,7 @@ def test_a_report_that_cannot_be_written_is_one_line(make: Maker, tmp_path: Path
 
 
 def test_the_template_ships_beside_the_code() -> None:
-    assert (resources.files("eval_tasks") / "templates" / "report.html.j2").is_file()
+    assert (resources.files("eval_tasks.report") / "templates" / "report.html.j2").is_file()
 
 
 def test_settings_are_listed_whole(make: Maker, tmp_path: Path) -> None:

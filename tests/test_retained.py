@@ -1,15 +1,15 @@
 """The retained share against values worked out by hand."""
 
 import math
+from pathlib import Path
 
 import pytest
 from failures import one_line
 
-from eval_tasks.config.presets import load_task_config
 from eval_tasks.report.answer_retention import retained_of, retained_scores
-from eval_tasks.run.records import Attacked, SampleRecord, Scored
+from eval_tasks.run.records import Attacked, Run, SampleRecord, Scored
 
-COCO, VQA, CLASSES, POPE = (load_task_config(name) for name in ("coco", "vqav2", "imagefolder", "pope"))
+COCO, VQA, CLASSES, POPE = "caption", "vqa", "zero_shot", "yes_no"
 
 
 def test_an_answer_is_retained_where_it_is_the_same_after_normalisation():
@@ -68,10 +68,14 @@ def record(sample_id: str, clean: str, attacked: str | None) -> SampleRecord:
     )
 
 
+def run(*records: SampleRecord) -> Run:
+    return Run(Path("absent"), {"task": "vqav2"}, {}, [*records])
+
+
 def test_a_run_is_measured_from_the_undefended_clean_answers_in_its_own_order():
-    stock = [record("1", "red", "blue"), record("2", "green", "green")]
-    mine = [record("2", "green", "black"), record("1", "Blue", "red")]
-    assert retained_of(mine, stock, VQA, attacked=False) == [100, 0]
-    assert retained_of(mine, stock, VQA, attacked=True) == [0, 100]
+    stock = run(record("1", "red", "blue"), record("2", "green", "green"))
+    mine = run(record("2", "green", "black"), record("1", "Blue", "red"))
+    assert retained_of(mine, stock, attacked=False) == [100, 0]
+    assert retained_of(mine, stock, attacked=True) == [0, 100]
     with one_line("the run was clean"):
-        retained_of([record("1", "red", None), record("2", "red", None)], stock, VQA, attacked=True)
+        retained_of(run(record("1", "red", None), record("2", "red", None)), stock, attacked=True)

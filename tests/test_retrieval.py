@@ -12,22 +12,20 @@ import pytest
 import tiny_checkpoints
 import torch
 import transformers
+from evaluations import evaluation, score
 from hypothesis import given
 from hypothesis import strategies as st
 from test_cli import call
 from torch import Tensor
 
 from attacks import contrastive_loss
+from eval_tasks.api import Evaluation
 from eval_tasks.audit import Audit
-from eval_tasks.config.presets import load_attack, load_protocol
 from eval_tasks.data import Sample, load_task, open_image
 from eval_tasks.report.page import write_report
 from eval_tasks.report.retrieval_table import recall_markdown, recall_rows
-from eval_tasks.run.evaluate import evaluate
-from eval_tasks.run.planning import plan_attack
 from eval_tasks.run.records import Run, RunFolder, read_run
-from eval_tasks.run.settings import EvalSettings
-from eval_tasks.tasks.retrieval_corpus import CaptionSpace, Gallery, caption_ranks, image_ranks, recalls
+from eval_tasks.tasks.retrieval_corpus import CaptionSpace, RetrievalCorpus, caption_ranks, image_ranks, recalls
 from lvlm_radapt import RAdaptConfig, load_encoder, robustify
 from lvlm_radapt.loading.load import embedded_models
 from lvlm_radapt.saving.adapter import save_adapter
@@ -43,7 +41,7 @@ def sample(own: str, *captions: str) -> Sample:
 
 
 def test_a_gallery() -> None:
-    gallery = Gallery([sample("a", "x", "y", "x"), sample("b", "y", "z", ""), sample("c", "w")])
+    gallery = RetrievalCorpus([sample("a", "x", "y", "x"), sample("b", "y", "z", ""), sample("c", "w")])
     assert (gallery.texts, gallery.count.tolist(), gallery.captions) == (["x", "y", "z", "w"], [2, 2, 1, 1], 6)
     assert gallery.own(["b", "a"]).tolist() == [[False, True, True, False], [True, True, False, False]]
     assert gallery.belongs("y", "a")
@@ -51,7 +49,7 @@ def test_a_gallery() -> None:
     assert not gallery.belongs("w", "a")
     assert not gallery.belongs("", "b")
     with pytest.raises(UserError, match="retrieval among 2 samples: no caption there is wrong for sample a"):
-        Gallery([sample("a", "x", "y"), sample("b", "x")])
+        RetrievalCorpus([sample("a", "x", "y"), sample("b", "x")])
 
 
 NAN = math.nan
@@ -176,18 +174,14 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
-def settings(folder: Path, attack: str = "contrastive", threat: str | None = None, **more: Any) -> EvalSettings:
-    config = load_attack(attack)
-    plan = plan_attack(config, eps="8/255", threat=threat, steps=3 if config.steps else None)
-    return EvalSettings(
-        task="coco-retrieval", data=folder, protocol=load_protocol("scenes"), attack=plan, seed=1,
-        **{"samples": 8, "chunk_size": 3, "batch_size": 4} | more,
-    )  # fmt: skip
+def settings(folder: Path, attack: str = "contrastive", threat: str | None = None, **more: Any) -> Evaluation:
+    sizes = {"samples": 8, "chunk_size": 3, "batch_size": 4}
+    return evaluation("coco-retrieval", folder, attack, eps="8/255", threat=threat, steps=3, seed=1, **sizes | more)
 
 
 @pytest.fixture(scope="module")
 def stock(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
-    return evaluate(load_encoder("tiny-clip"), settings(folder), tmp_path_factory.mktemp("runs") / "stock")
+    return score(load_encoder("tiny-clip"), settings(folder), tmp_path_factory.mktemp("runs") / "stock")
 
 
 def test_a_run_says_what_the_images_on_disk_retrieve(stock: Run, folder: Path) -> None:
@@ -226,7 +220,7 @@ def test_a_run_says_what_the_images_on_disk_retrieve(stock: Run, folder: Path) -
 
 
 def test_chunks_do_not_change_the_result(stock: Run, folder: Path, tmp_path: Path) -> None:
-    other = evaluate(load_encoder("tiny-clip"), settings(folder, chunk_size=8, batch_size=8), tmp_path / "run")
+    other = score(load_encoder("tiny-clip"), settings(folder, chunk_size=8, batch_size=8), tmp_path / "run")
     assert other.settings["gallery"] == stock.settings["gallery"]
     assert [r.clean for r in other.samples] == [r.clean for r in stock.samples]
     assert other.metrics["retrieval"]["clean"] == stock.metrics["retrieval"]["clean"]
@@ -237,9 +231,9 @@ def test_chunks_do_not_change_the_result(stock: Run, folder: Path, tmp_path: Pat
 
 
 def test_the_attack_raises_its_loss_and_beats_noise(stock: Run, folder: Path, tmp_path: Path) -> None:
-    noise = evaluate(load_encoder("tiny-clip"), settings(folder, "noise"), tmp_path / "noise")
+    noise = score(load_encoder("tiny-clip"), settings(folder, "noise"), tmp_path / "noise")
     assert stock.metrics["adversarial"]["recall@1"] < noise.metrics["adversarial"]["recall@1"]
-    gallery = Gallery([s for s in load_task("coco-retrieval", folder) if s.id in {r.id for r in stock.samples}])
+    gallery = RetrievalCorpus([s for s in load_task("coco-retrieval", folder) if s.id in {r.id for r in stock.samples}])
     space = CaptionSpace(load_encoder("tiny-clip"), gallery)
     samples = {s.id: s for s in load_task("coco-retrieval", folder)}
     batch = space.encoder.pixels([open_image(samples[r.id].image) for r in stock.samples])
@@ -254,16 +248,16 @@ def test_the_attack_raises_its_loss_and_beats_noise(stock: Run, folder: Path, tm
 
 def test_transfer_saved_images_and_the_report(stock: Run, folder: Path, tmp_path: Path) -> None:
     protected = robustify(load_encoder("tiny-clip"), RAdaptConfig())
-    transfer = evaluate(protected, settings(folder, threat="transfer"), tmp_path / "transfer")
+    transfer = score(protected, settings(folder, threat="transfer"), tmp_path / "transfer")
     # crafted on the undefended twin with the same noise: the very images of the stock model's run
     for record in transfer.samples:
         assert torch.equal(RunFolder(transfer.path).load_image(record.id), RunFolder(stock.path).load_image(record.id))
-    again = evaluate(
+    again = score(
         protected, settings(folder, threat="transfer"), tmp_path / "again", surrogate=load_encoder("tiny-clip")
     )
     assert [r.adversarial.score for r in again.samples] == [r.adversarial.score for r in transfer.samples]
-    adaptive = evaluate(protected, settings(folder), tmp_path / "adaptive")
-    reused = evaluate(protected, settings(folder, threat="transfer"), tmp_path / "reused", images_from=transfer.path)
+    adaptive = score(protected, settings(folder), tmp_path / "adaptive")
+    reused = score(protected, settings(folder, threat="transfer"), tmp_path / "reused", images_from=transfer.path)
     assert reused.metrics["retrieval"] == transfer.metrics["retrieval"]
     rows = recall_rows([stock, transfer, adaptive])
     assert [row.images.partition(",")[0] for row in rows] == [
@@ -277,7 +271,7 @@ def test_transfer_saved_images_and_the_report(stock: Run, folder: Path, tmp_path
     assert "image to text, recall@1, %" in page
     smaller = settings(folder, threat="transfer", samples=7)
     with pytest.raises(UserError, match="attacked other samples"):
-        evaluate(protected, smaller, tmp_path / "no", images_from=transfer.path)
+        score(protected, smaller, tmp_path / "no", images_from=transfer.path)
 
 
 def bare_tower(path: Path) -> Path:
@@ -299,7 +293,7 @@ def test_a_bare_tower_is_asked_by_another_s_texts(
     stock: Run, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     tower = bare_tower(tmp_path / "tower")
-    run = evaluate(load_encoder(tower), settings(folder), tmp_path / "run", texts=load_encoder("tiny-clip"))
+    run = score(load_encoder(tower), settings(folder), tmp_path / "run", texts=load_encoder("tiny-clip"))
     assert run.settings["texts"] == "tiny-clip"
     assert run.metrics["retrieval"]["clean"] == stock.metrics["retrieval"]["clean"]
     assert [r.clean.output for r in run.samples] == [r.clean.output for r in stock.samples]
@@ -373,12 +367,14 @@ MISTAKES = {
     "an attack on classes": (["tiny-clip"], {"--attack": "apgd-ce"}, "use contrastive, embedding or noise"),
     "a model that speaks": (["tiny-llava"], {}, "--task coco-retrieval is for image encoders: tiny-llava answers"),
     "one sample": (["tiny-clip"], {"--samples": "1"}, "take more --samples"),
-    "no twin": (["tiny-clip"], {"--threat": "transfer"}, "no undefended twin"),
+    "no twin": (["tiny-clip"], {"--threat": "transfer"}, "no undefended model"),
     "a surrogate that speaks": (
         ["tiny-clip"], {"--threat": "transfer", "--surrogate": "tiny-llava"}, "answers in texts: use an image encoder"
     ),
     "captions of a classifier": (
-        ["tiny-clip"], {"--task": "imagefolder", "--data": "classes"}, "--attack contrastive is for retrieval"
+        ["tiny-clip"],
+        {"--task": "imagefolder", "--data": "classes"},
+        "--attack contrastive is for image encoders and retrieval",
     ),
     "captions of a language model": (["tiny-llava"], {"--task": "coco"}, "is for image encoders and retrieval tasks"),
     "texts of a language model": (
@@ -405,6 +401,6 @@ def test_a_mistake_is_one_line(
 def test_an_encoder_s_texts_are_asked_in_batches() -> None:
     model = load_encoder("tiny-clip")
     texts = [f"a {colour} circle {n}" for n in range(150) for colour in ("red", "blue")]
-    space = CaptionSpace(model, Gallery([sample(str(n), text) for n, text in enumerate(texts)]))
+    space = CaptionSpace(model, RetrievalCorpus([sample(str(n), text) for n, text in enumerate(texts)]))
     expected = torch.nn.functional.normalize(model.text_features(texts), dim=-1)
     torch.testing.assert_close(space._texts, expected, atol=1e-5, rtol=1e-5)

@@ -8,22 +8,22 @@ from pathlib import Path
 
 import pytest
 import torch
+from evaluations import evaluation, score
 from failures import one_line
 from run_folders import without_checksums
 from tiny_checkpoints import save_llava, save_qwen
 
 from attacks.eight_bit import from_8bit
-from eval_tasks.config.presets import load_attack, load_protocol
-from eval_tasks.crafting.craft import AttackPlan, sample_seed
+from eval_tasks.api import Evaluation
+from eval_tasks.config.presets import load_protocol
+from eval_tasks.crafting.crafted import sample_seed
 from eval_tasks.data import load_task, select
 from eval_tasks.metrics import CiderScorer, vqa_accuracy
 from eval_tasks.metrics.vqa import RULES
 from eval_tasks.report.page import write_report
-from eval_tasks.run.evaluate import evaluate
-from eval_tasks.run.planning import plan_attack
 from eval_tasks.run.processes import Group
 from eval_tasks.run.records import RunFolder, read_run
-from eval_tasks.run.settings import EvalSettings
+from eval_tasks.tasks.make_task import make_task
 from lvlm_radapt import RAdaptConfig, load_model, robustify
 from lvlm_radapt.tiny.dataset import ANNOTATIONS, QUESTIONS, write_scenes
 from lvlm_radapt.utils.errors import UserError
@@ -41,20 +41,14 @@ def checkpoint(tmp_path_factory) -> Path:
     return save_llava(tmp_path_factory.mktemp("llava"))
 
 
-def settings(data, *, task="vqav2", attack="e2e", threat="adaptive", steps=2, samples=7, **more) -> EvalSettings:
-    plan = None
-    if attack is not None:
-        config = load_attack(attack)
-        plan = AttackPlan(config, threat, 8 / 255, steps if config.apgd else None)
-    return EvalSettings(
-        task=task, data=data, protocol=load_protocol("scenes"), attack=plan, samples=samples, seed=1,
-        **{"chunk_size": 3, "batch_size": 2} | more,
-    )  # fmt: skip
+def settings(data, *, task="vqav2", attack="e2e", threat="adaptive", steps=2, samples=7, **more) -> Evaluation:
+    own = {} if attack is None else {"eps": "8/255", "threat": threat, "steps": steps}
+    return evaluation(task, data, attack, samples=samples, seed=1, **own, **{"chunk_size": 3, "batch_size": 2} | more)
 
 
 def test_the_scored_image_is_the_one_on_disk_and_the_scores_are_the_metrics_own(tmp_path, data, checkpoint):
     model = robustify(load_model(checkpoint), RAdaptConfig())
-    run = evaluate(model, settings(data), tmp_path / "run")
+    run = score(model, settings(data), tmp_path / "run")
     folder = RunFolder(run.path)
     assert run.metrics["n"] == len(run.samples) == 7
     from eval_tasks.data import image_key, load_task, open_image
@@ -83,10 +77,8 @@ def test_the_scored_image_is_the_one_on_disk_and_the_scores_are_the_metrics_own(
 
 def test_a_run_says_which_budget_its_8bit_images_have(tmp_path, data, checkpoint):
     def made(eps, norm):
-        plan = plan_attack(load_attack("noise"), eps=eps, norm=norm)
-        return evaluate(
-            load_model(checkpoint), dataclasses.replace(settings(data, attack=None), attack=plan), tmp_path / f"{norm}"
-        )
+        noise = evaluation("vqav2", data, "noise", eps=eps, norm=norm, samples=7, seed=1, chunk_size=3, batch_size=2)
+        return score(load_model(checkpoint), noise, tmp_path / f"{norm}")
 
     linf = made("0.0078", "Linf")
     assert linf.settings["attack"]["eps_8bit"] == 1 / 255
@@ -104,7 +96,7 @@ def test_a_run_says_which_budget_its_8bit_images_have(tmp_path, data, checkpoint
 
 
 def test_captions_share_one_document_frequency(tmp_path, data, checkpoint):
-    run = evaluate(load_model(checkpoint), settings(data, task="coco", attack=None, samples=5), tmp_path / "run")
+    run = score(load_model(checkpoint), settings(data, task="coco", attack=None, samples=5), tmp_path / "run")
     scorer = CiderScorer({r.id: r.references for r in run.samples})
     corpus, per_id = scorer.score({r.id: r.clean.output for r in run.samples})
     assert run.metrics["clean"]["cider"] == pytest.approx(corpus)
@@ -146,10 +138,10 @@ def test_a_text_that_no_model_can_be_given_is_told_before_the_run_is_begun(
     asked = settings(changed, attack=attack, threat=attack and "adaptive")
     if refused:
         with one_line(f"sample {last}: the text .* contains the reserved token <image>"):
-            evaluate(load_model(checkpoint), asked, tmp_path / "run")
+            score(load_model(checkpoint), asked, tmp_path / "run")
         assert not (tmp_path / "run").exists()
     else:
-        assert len(evaluate(load_model(checkpoint), asked, tmp_path / "run").samples) == 7
+        assert len(score(load_model(checkpoint), asked, tmp_path / "run").samples) == 7
 
 
 def test_clean_answers_of_an_earlier_run_are_not_asked_for_again(tmp_path, data, checkpoint, monkeypatch):
@@ -162,13 +154,13 @@ def test_clean_answers_of_an_earlier_run_are_not_asked_for_again(tmp_path, data,
         return whole(self, batch, prompts, **more)
 
     monkeypatch.setattr(type(model), "generate", generate)
-    alone = evaluate(model, settings(data, attack="noise", threat=None), tmp_path / "alone")
+    alone = score(model, settings(data, attack="noise", threat=None), tmp_path / "alone")
     assert sum(asked) == 14  # clean and attacked
     known = {}
-    evaluate(model, settings(data, attack=None), tmp_path / "clean", clean=known)
+    score(model, settings(data, attack=None), tmp_path / "clean", clean=known)
     assert {i: one.output for i, one in known.items()} == {r.id: r.clean.output for r in alone.samples}
     asked.clear()
-    after = evaluate(model, settings(data, attack="noise", threat=None), tmp_path / "after", clean=known)
+    after = score(model, settings(data, attack="noise", threat=None), tmp_path / "after", clean=known)
     assert sum(asked) == 7
     assert [r.model_dump(exclude={"seconds"}) for r in after.samples] == [
         r.model_dump(exclude={"seconds"}) for r in alone.samples
@@ -182,7 +174,7 @@ class Killed(Exception):
 @pytest.mark.parametrize("stop_after", [1, 3, 5])
 def test_a_resumed_run_is_the_uninterrupted_one(tmp_path, data, checkpoint, stop_after):
     model = load_model(checkpoint)
-    whole = evaluate(model, settings(data), tmp_path / "whole")
+    whole = score(model, settings(data), tmp_path / "whole")
     seen = 0
 
     def kill(done, text):
@@ -192,16 +184,16 @@ def test_a_resumed_run_is_the_uninterrupted_one(tmp_path, data, checkpoint, stop
             raise Killed
 
     with pytest.raises(Killed):
-        evaluate(model, settings(data), tmp_path / "cut", advance=kill)
+        score(model, settings(data), tmp_path / "cut", advance=kill)
     assert 0 < len(RunFolder(tmp_path / "cut").done_ids()) < 7
     with pytest.raises(UserError, match="--resume"):
-        evaluate(model, settings(data), tmp_path / "cut")
+        score(model, settings(data), tmp_path / "cut")
     with pytest.raises(UserError, match=r"attack.steps was 2, now 3"):
-        evaluate(model, settings(data, steps=3), tmp_path / "cut", resume=True)
+        score(model, settings(data, steps=3), tmp_path / "cut", resume=True)
     own = load_protocol("scenes").model_copy(update={"prompts": {"caption": "Say.", "vqa": "{question} Say."}})
     with pytest.raises(UserError, match=r"asked.prompt was .*, now '?\"?\{question\} Say"):
-        evaluate(model, dataclasses.replace(settings(data), protocol=own), tmp_path / "cut", resume=True)
-    again = evaluate(model, settings(data), tmp_path / "cut", resume=True)
+        score(model, dataclasses.replace(settings(data), task=make_task("vqav2", own)), tmp_path / "cut", resume=True)
+    again = score(model, settings(data), tmp_path / "cut", resume=True)
 
     def plain(run):
         return [r.model_copy(update={"seconds": 0.0}) for r in run.samples]
@@ -227,7 +219,7 @@ def test_a_resumed_run_goes_on_with_its_own_threads(tmp_path, data, checkpoint, 
     model, out, seen = load_model(checkpoint), tmp_path / "run", []
     with threads(3):
         begun(model, data, out)
-        whole = evaluate(model, settings(data), tmp_path / "whole")
+        whole = score(model, settings(data), tmp_path / "whole")
     if earlier:
         without_checksums(out)
     document = json.loads((out / "run.json").read_bytes())
@@ -243,7 +235,7 @@ def test_a_resumed_run_goes_on_with_its_own_threads(tmp_path, data, checkpoint, 
 
     monkeypatch.setattr(type(model), "generate", spied)
     with threads(1):
-        again = evaluate(model, settings(data), out, resume=True)
+        again = score(model, settings(data), out, resume=True)
         assert torch.get_num_threads() == 1
     assert set(seen) == {3}
     unequal = {"seconds": 0.0, "clean_sha256": None}
@@ -270,7 +262,7 @@ def test_processes_with_other_threads_than_the_first_are_refused(tmp_path, data,
         pytest.raises(UserError, match=r"process 1 has 1 CPU threads and the first process 5, .* OMP_NUM_THREADS"),
         threads(1),
     ):
-        evaluate(load_model(checkpoint), settings(data), tmp_path / "run", group=group)
+        score(load_model(checkpoint), settings(data), tmp_path / "run", group=group)
     assert group.failed is not None
 
 
@@ -282,7 +274,7 @@ def begun(model, data, out):
             raise Killed
 
     with pytest.raises(Killed):
-        evaluate(model, settings(data), out, advance=kill)
+        score(model, settings(data), out, advance=kill)
     return RunFolder(out)._records().popitem()[1]
 
 
@@ -294,7 +286,7 @@ def test_a_changed_image_is_not_resumed_nor_audited(tmp_path, data, checkpoint, 
     if earlier:
         without_checksums(out)
     with pytest.raises(UserError, match=f"the image of sample {record.id}") as caught:
-        evaluate(model, settings(data), out, resume=True)
+        score(model, settings(data), out, resume=True)
     assert "\n" not in str(caught.value)
     assert not (out / "metrics.json").exists()
 
@@ -303,14 +295,14 @@ def test_a_begun_run_of_an_earlier_version_goes_on_and_says_so(tmp_path, data, c
     model, out = load_model(checkpoint), tmp_path / "run"
     begun(model, data, out)
     without_checksums(out)
-    run = evaluate(model, settings(data), out, resume=True)
+    run = score(model, settings(data), out, resume=True)
     assert any("no checksums" in note for note in run.metrics["notes"])
     assert len(run.samples) == 7
 
 
 @pytest.mark.parametrize("earlier", [False, True])
 def test_images_in_others_places_are_not_scored_again(tmp_path, data, checkpoint, earlier):
-    made = evaluate(load_model(checkpoint), settings(data), tmp_path / "stock")
+    made = score(load_model(checkpoint), settings(data), tmp_path / "stock")
     chosen, folder = made.samples[4].id, RunFolder(made.path)
     noise = torch.randint(0, 256, folder.load_image(chosen).shape, dtype=torch.uint8)
     folder.save_image(chosen, noise)
@@ -318,30 +310,30 @@ def test_images_in_others_places_are_not_scored_again(tmp_path, data, checkpoint
         without_checksums(made.path)
     protected = robustify(load_model(checkpoint), RAdaptConfig())
     with pytest.raises(UserError, match=f"the image of sample {chosen}") as caught:
-        evaluate(protected, settings(data, threat="transfer"), tmp_path / "reused", images_from=made.path)
+        score(protected, settings(data, threat="transfer"), tmp_path / "reused", images_from=made.path)
     assert ("more than eps 8/255" if earlier else "is not the one that this run made") in str(caught.value)
 
 
 def test_images_of_an_earlier_version_are_scored_with_a_remark(tmp_path, data, checkpoint):
-    made = evaluate(load_model(checkpoint), settings(data), tmp_path / "stock")
+    made = score(load_model(checkpoint), settings(data), tmp_path / "stock")
     protected = robustify(load_model(checkpoint), RAdaptConfig())
     source = without_checksums(made.path)
-    run = evaluate(protected, settings(data, threat="transfer"), tmp_path / "reused", images_from=source)
+    run = score(protected, settings(data, threat="transfer"), tmp_path / "reused", images_from=source)
     assert any("no checksums" in note for note in run.metrics["notes"])
 
 
 def test_transfer_is_crafted_on_the_undefended_twin(tmp_path, data, checkpoint):
     stock = load_model(checkpoint)
-    made = evaluate(stock, settings(data), tmp_path / "stock")
+    made = score(stock, settings(data), tmp_path / "stock")
     protected = robustify(load_model(checkpoint), RAdaptConfig())
-    crafted = evaluate(protected, settings(data, threat="transfer"), tmp_path / "crafted")
-    reused = evaluate(protected, settings(data, threat="transfer"), tmp_path / "reused", images_from=tmp_path / "stock")
+    crafted = score(protected, settings(data, threat="transfer"), tmp_path / "crafted")
+    reused = score(protected, settings(data, threat="transfer"), tmp_path / "reused", images_from=tmp_path / "stock")
     for record in made.samples:
         images = [RunFolder(p.path).load_image(record.id) for p in (made, crafted, reused)]
         assert torch.equal(images[0], images[1])
         assert torch.equal(images[0], images[2])
     assert [r.adversarial.output for r in crafted.samples] == [r.adversarial.output for r in reused.samples]
-    adaptive = evaluate(protected, settings(data), tmp_path / "adaptive")
+    adaptive = score(protected, settings(data), tmp_path / "adaptive")
     assert any(
         not torch.equal(RunFolder(adaptive.path).load_image(r.id), RunFolder(made.path).load_image(r.id))
         for r in made.samples
@@ -351,22 +343,22 @@ def test_transfer_is_crafted_on_the_undefended_twin(tmp_path, data, checkpoint):
 def test_what_does_not_fit_is_refused_before_anything_is_written(tmp_path, data, checkpoint):
     stock = load_model(checkpoint)
     out = tmp_path / "run"
-    with pytest.raises(UserError, match="no undefended twin"):
-        evaluate(stock, settings(data, threat="transfer"), out)
-    evaluate(stock, settings(data), tmp_path / "made")
+    with pytest.raises(UserError, match="no undefended model"):
+        score(stock, settings(data, threat="transfer"), out)
+    score(stock, settings(data), tmp_path / "made")
     protected = robustify(load_model(checkpoint), RAdaptConfig())
     with pytest.raises(UserError, match="another steps: 2, not 3"):
-        evaluate(protected, settings(data, threat="transfer", steps=3), out, images_from=tmp_path / "made")
+        score(protected, settings(data, threat="transfer", steps=3), out, images_from=tmp_path / "made")
     with pytest.raises(UserError, match="other samples"):
-        evaluate(protected, settings(data, threat="transfer", samples=5), out, images_from=tmp_path / "made")
+        score(protected, settings(data, threat="transfer", samples=5), out, images_from=tmp_path / "made")
     with pytest.raises(UserError, match="transfer only"):
-        evaluate(protected, settings(data), out, images_from=tmp_path / "made")
+        score(protected, settings(data), out, images_from=tmp_path / "made")
     assert not out.exists()
 
 
 def test_a_surrogate_of_another_family_and_canvas_attacks_on_the_victims_canvas(tmp_path, data, checkpoint):
     surrogate = load_model(save_qwen(tmp_path / "qwen"))
-    run = evaluate(
+    run = score(
         load_model(checkpoint),
         settings(data, threat="transfer", samples=3),
         tmp_path / "run",
@@ -379,7 +371,7 @@ def test_a_surrogate_of_another_family_and_canvas_attacks_on_the_victims_canvas(
 @pytest.mark.parametrize("attack", ["embedding", "noise"])
 def test_the_other_attacks_run_and_stay_in_the_ball(tmp_path, data, checkpoint, attack):
     threat = None if attack == "noise" else "adaptive"
-    run = evaluate(load_model(checkpoint), settings(data, attack=attack, threat=threat), tmp_path / "run")
+    run = score(load_model(checkpoint), settings(data, attack=attack, threat=threat), tmp_path / "run")
     assert all(0 < r.adversarial.linf <= 8 / 255 + 1e-6 for r in run.samples)
     assert read_run(tmp_path / "run").metrics == run.metrics
 
@@ -405,10 +397,10 @@ def _loss_with_holes(model, monkeypatch, hole) -> None:
 
 def test_a_loss_that_is_no_number_costs_its_sample_alone(tmp_path, data, checkpoint, monkeypatch):
     model = load_model(checkpoint)
-    whole = evaluate(model, settings(data), tmp_path / "whole")
+    whole = score(model, settings(data), tmp_path / "whole")
     # the first chunk, two at a time: clean images (2 calls), start, step 1, step 2, where the second has no loss
     _loss_with_holes(model, monkeypatch, lambda call, prompts: [call == 5 and i == 1 for i in range(len(prompts))])
-    run = evaluate(model, settings(data), tmp_path / "run")
+    run = score(model, settings(data), tmp_path / "run")
     failed = [r for r in run.samples if r.adversarial.failed]
     assert [r.adversarial.failed for r in failed] == ["loss is not finite at step 2"]
     assert (run.metrics["failed"], run.metrics["n"]) == (1, 7)
@@ -422,10 +414,10 @@ def test_a_run_whose_first_chunk_fails_wholly_ends_there_and_keeps_nothing(tmp_p
     model = load_model(checkpoint)
     _loss_with_holes(model, monkeypatch, lambda call, prompts: [True] * len(prompts))
     with pytest.raises(UserError, match=r"failed on all 3 samples of the first chunk \(.*: loss is not finite at"):
-        evaluate(model, settings(data), tmp_path / "run")
+        score(model, settings(data), tmp_path / "run")
     assert RunFolder(tmp_path / "run").done_ids() == set()
     monkeypatch.undo()
-    run = evaluate(model, settings(data), tmp_path / "run", resume=True)
+    run = score(model, settings(data), tmp_path / "run", resume=True)
     assert (run.metrics["n"], run.metrics["failed"]) == (7, 0)
 
 
@@ -433,8 +425,8 @@ def test_a_model_of_views_says_that_its_attack_is_a_superset(tmp_path, data):
     from tiny_checkpoints import save_llava_next
 
     model = load_model(save_llava_next(tmp_path / "next"))
-    run = evaluate(model, settings(data, samples=2), tmp_path / "run")
+    run = score(model, settings(data, samples=2), tmp_path / "run")
     assert run.settings["model"]["views_apart"] is True
     assert any("each attacked on its own" in note for note in run.metrics["notes"])
-    clean = evaluate(model, settings(data, samples=2, attack=None), tmp_path / "clean")
+    clean = score(model, settings(data, samples=2, attack=None), tmp_path / "clean")
     assert not any("each attacked on its own" in note for note in clean.metrics["notes"])

@@ -13,9 +13,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from eval_tasks.config.presets import load_protocol, load_task_config
-from eval_tasks.data import check_images, load_task, open_image
+from eval_tasks.data import Sample, check_images, load_task, open_image
 from eval_tasks.metrics import vqa_accuracy
+from eval_tasks.tasks.make_task import make_task
 from lvlm_radapt.tiny import build, packing, scenes
 from lvlm_radapt.tiny.altered import altered_captions, describe
 from lvlm_radapt.tiny.dataset import write_scenes
@@ -185,9 +185,9 @@ def _texts(drawn: dict[str, list[scenes.Scene]]) -> list[str]:
                 texts += [question.text, question.answer, *scenes.human_answers(question, 0)]
                 texts.append(packing.VQA_PROMPT.format(question.text))
     for name in ("scenes", "fare", "lmms-eval"):
-        protocol = load_protocol(name)
         for task in ("coco", "vqav2", "textvqa"):
-            texts.append(protocol.prompt(load_task_config(task), "what word is on the sign?"))
+            sample = Sample("1", Path("absent.png"), "what word is on the sign?", ("a",))
+            texts.append(make_task(task, name).prompt(sample))
     return [*texts, packing.CAPTION_PROMPT, "maybe", "Word"]
 
 

@@ -2,17 +2,15 @@
 
 import pytest
 import torch
+from evaluations import evaluation, score
 from tiny_checkpoints import save_llava
 
 from eval_tasks.audit.short import short_audit
-from eval_tasks.config.presets import load_attack, load_protocol
-from eval_tasks.crafting.craft import says
+from eval_tasks.crafting.source_model import SourceModel
+from eval_tasks.crafting.targeted import contains_target
 from eval_tasks.data import load_task, open_image
-from eval_tasks.run.evaluate import evaluate
-from eval_tasks.run.planning import plan_attack
 from eval_tasks.run.records import RunFolder
-from eval_tasks.run.settings import EvalSettings
-from eval_tasks.tasks.captioning import CaptionScores
+from eval_tasks.tasks.caption import CaptionScores
 from lvlm_radapt import RAdaptConfig, load_model, robustify
 from lvlm_radapt.tiny.dataset import write_scenes
 from lvlm_radapt.utils.errors import UserError
@@ -48,19 +46,14 @@ class Words:
 
 @pytest.fixture
 def letters(monkeypatch):
-    monkeypatch.setattr("eval_tasks.tasks.scorers.CaptionScores", Words)
+    monkeypatch.setattr("eval_tasks.tasks.caption.CaptionScores", Words)
 
 
 def settings(data, *, attack="ensemble", task="coco", samples=5, threat="adaptive", steps=2, **more):
-    protocol = load_protocol("scenes")
-    plan = plan_attack(
-        protocol.adapt(load_attack(attack)), eps="8/255", threat=threat, steps=steps,
-        **{k: more.pop(k) for k in ("target", "half", "early_exit") if k in more},
-    )  # fmt: skip
-    return EvalSettings(
-        task=task, data=data, protocol=protocol, attack=plan, samples=samples, seed=1,
-        **{"chunk_size": 3, "batch_size": 2} | more,
-    )  # fmt: skip
+    sizes = {"chunk_size": 3, "batch_size": 2}
+    return evaluation(
+        task, data, attack, eps="8/255", threat=threat, steps=steps, samples=samples, seed=1, **sizes | more
+    )
 
 
 def plain(run):
@@ -75,8 +68,8 @@ def test_the_ensemble_leaves_no_higher_score_than_its_first_stage_alone(tmp_path
     model = load_model(checkpoint)
     # alike batches: on real models batching moves losses by rounding
     alike = {"chunk_size": 5, "batch_size": 1}
-    whole = evaluate(model, settings(data, **alike), tmp_path / "ensemble")
-    alone = evaluate(model, settings(data, attack="e2e", **alike), tmp_path / "e2e")
+    whole = score(model, settings(data, **alike), tmp_path / "ensemble")
+    alone = score(model, settings(data, attack="e2e", **alike), tmp_path / "e2e")
     pairs = list(zip(whole.samples, alone.samples, strict=True))
     assert all(a.adversarial.score <= min(b.adversarial.score, a.clean.score) for a, b in pairs)
     assert any(a.adversarial.score < b.adversarial.score for a, b in pairs)
@@ -107,14 +100,14 @@ def test_an_ensemble_killed_in_the_middle_ends_at_the_same_numbers(tmp_path, dat
         return real(self, *arguments)
 
     monkeypatch.setattr(type(model), "loss", loss)
-    whole = evaluate(model, settings(data), tmp_path / "whole")
+    whole = score(model, settings(data), tmp_path / "whole")
     stop, calls = 3 * calls // 4, 0  # in some stage of the second chunk
     with pytest.raises(Killed):
-        evaluate(model, settings(data), tmp_path / "cut")
+        score(model, settings(data), tmp_path / "cut")
     monkeypatch.undo()
-    monkeypatch.setattr("eval_tasks.tasks.scorers.CaptionScores", Words)
+    monkeypatch.setattr("eval_tasks.tasks.caption.CaptionScores", Words)
     assert len(RunFolder(tmp_path / "cut").done_ids()) == 3
-    again = evaluate(model, settings(data), tmp_path / "cut", resume=True)
+    again = score(model, settings(data), tmp_path / "cut", resume=True)
     assert plain(again) == plain(whole)
     assert {**again.metrics, "seconds": 0} == {**whole.metrics, "seconds": 0}
     for record in whole.samples:
@@ -122,11 +115,11 @@ def test_an_ensemble_killed_in_the_middle_ends_at_the_same_numbers(tmp_path, dat
 
 
 def test_transfer_ensembles_are_judged_on_the_twin_and_can_be_used_again(tmp_path, data, checkpoint, letters):
-    made = evaluate(load_model(checkpoint), settings(data), tmp_path / "stock")
+    made = score(load_model(checkpoint), settings(data), tmp_path / "stock")
     protected = robustify(load_model(checkpoint), RAdaptConfig())
     transfer = settings(data, threat="transfer")
-    crafted = evaluate(protected, transfer, tmp_path / "crafted")
-    reused = evaluate(protected, transfer, tmp_path / "reused", images_from=tmp_path / "stock")
+    crafted = score(protected, transfer, tmp_path / "crafted")
+    reused = score(protected, transfer, tmp_path / "reused", images_from=tmp_path / "stock")
     for record in made.samples:
         assert torch.equal(image(made, record.id), image(crafted, record.id))
         assert torch.equal(image(made, record.id), image(reused, record.id))
@@ -135,11 +128,11 @@ def test_transfer_ensembles_are_judged_on_the_twin_and_can_be_used_again(tmp_pat
     assert [r.adversarial.score for r in crafted.samples] == [r.adversarial.score for r in reused.samples]
     other = settings(data, threat="transfer", half="bfloat16")
     with pytest.raises(UserError, match="another half: None, not bfloat16"):
-        evaluate(protected, other, tmp_path / "no", images_from=tmp_path / "stock")
+        score(protected, other, tmp_path / "no", images_from=tmp_path / "stock")
 
 
 def test_a_question_answered_wrongly_is_not_attacked(tmp_path, data, checkpoint):
-    run = evaluate(load_model(checkpoint), settings(data, task="vqav2"), tmp_path / "run")
+    run = score(load_model(checkpoint), settings(data, task="vqav2"), tmp_path / "run")
     assert run.metrics["clean"]["vqa_accuracy"] == 0
     assert {(r.adversarial.stage, r.adversarial.linf, r.adversarial.loss) for r in run.samples} == {
         ("clean", 0.0, None)
@@ -161,7 +154,7 @@ def test_half_precision_stages_leave_the_weights_as_they_were(tmp_path, data, ch
 
     monkeypatch.setattr(type(model), "loss", loss)
     monkeypatch.setattr(Words, "canonical", lambda self, sample: 0.0)  # nothing breaks: every stage runs
-    run = evaluate(model, settings(data, half=half, samples=2, chunk_size=2), tmp_path / "run")
+    run = score(model, settings(data, half=half, samples=2, chunk_size=2), tmp_path / "run")
     after = model.hf.state_dict()
     assert all(
         torch.equal(tensor, after[name]) and tensor.dtype == after[name].dtype for name, tensor in before.items()
@@ -174,12 +167,11 @@ def test_half_precision_stages_leave_the_weights_as_they_were(tmp_path, data, ch
 
 
 def test_half_precision_is_near_full_precision_and_not_equal_to_it(data, checkpoint):
-    from eval_tasks.crafting.source_model import Attacker
 
     model = robustify(load_model(checkpoint), RAdaptConfig())
     batch = model.pixels([open_image(s.image) for s in load_task("coco", data)[:2]])
     texts = ["a red circle on a green background"] * 2
-    attacker = Attacker(model, batch)
+    attacker = SourceModel(model, batch)
     full, half = (attacker.nll(["what?"] * 2, texts, half=h)(batch.x, [0, 1]) for h in (None, "bfloat16"))
     assert half.dtype == torch.float32
     assert not torch.equal(full, half)
@@ -197,7 +189,7 @@ def test_a_failing_stage_marks_only_what_still_stands(tmp_path, data, checkpoint
         return torch.where(torch.tensor([t in bad for t in targets]), torch.nan, value)
 
     monkeypatch.setattr(type(model), "loss", loss)
-    run = evaluate(model, settings(data, chunk_size=5), tmp_path / "run")
+    run = score(model, settings(data, chunk_size=5), tmp_path / "run")
     for record in run.samples:
         if record.adversarial.broken:
             assert record.adversarial.failed is None
@@ -211,15 +203,15 @@ def test_a_failing_stage_marks_only_what_still_stands(tmp_path, data, checkpoint
 
 def test_a_targeted_attack_counts_the_answers_that_say_its_text(tmp_path, data, checkpoint):
     model = load_model(checkpoint)
-    clean = evaluate(model, settings(data, attack="none", threat=None, steps=None, task="vqav2"), tmp_path / "clean")
+    clean = score(model, settings(data, attack="none", threat=None, steps=None, task="vqav2"), tmp_path / "clean")
     # a word the random model says on some images anyway
     word = clean.samples[0].clean.output.split()[0]
-    run = evaluate(model, settings(data, attack="targeted", task="vqav2", target=word.upper()), tmp_path / "run")
-    hits = [says(r.adversarial.output, word) for r in run.samples]
+    run = score(model, settings(data, attack="targeted", task="vqav2", target=word.upper()), tmp_path / "run")
+    hits = [contains_target(r.adversarial.output, word) for r in run.samples]
     assert [r.adversarial.success for r in run.samples] == hits
     success = run.metrics["success"]
     assert (success["target"], success["hits"], success["success_rate"]) == (word.upper(), sum(hits), 20 * sum(hits))
-    assert success["clean_hits"] == sum(says(r.clean.output, word) for r in clean.samples) > 0
+    assert success["clean_hits"] == sum(contains_target(r.clean.output, word) for r in clean.samples) > 0
     assert success["ci95"][0] < success["success_rate"] < success["ci95"][1] or sum(hits) in (0, 5)
     assert any(f"is in {sum(hits)} of 5 answers to attacked images" in note for note in run.metrics["notes"])
 
@@ -243,7 +235,7 @@ def test_a_targeted_attack_looks_now_and_then_and_stops_where_it_reads_its_text(
 
     monkeypatch.setattr(type(model), "loss", loss)
     options = {"attack": "targeted", "task": "vqav2", "target": "stop", "steps": 40}
-    run = evaluate(model, settings(data, samples=2, chunk_size=2, **options), tmp_path / "run")
+    run = score(model, settings(data, samples=2, chunk_size=2, **options), tmp_path / "run")
     assert asked == [2, 2, 2]  # clean, after step 10, the attacked images
     assert losses == [{"stop"}] * 12  # clean, start, ten steps
     assert run.metrics["success"]["success_rate"] == 100
@@ -264,8 +256,8 @@ def test_an_early_exit_spends_fewer_steps_and_leaves_no_higher_score(tmp_path, a
     model = load_model("tiny-llava")
     more = {"attack": attack, "task": "vqav2", "samples": 16, "steps": 6, "chunk_size": 16, "batch_size": 4}
     data = tmp_path / "scenes"
-    whole = evaluate(model, settings(data, **more), tmp_path / "whole")
-    early = evaluate(model, settings(data, early_exit=True, **more), tmp_path / "early")
+    whole = score(model, settings(data, **more), tmp_path / "whole")
+    early = score(model, settings(data, early_exit=True, **more), tmp_path / "early")
     pairs = [(a.adversarial, b.adversarial) for a, b in zip(whole.samples, early.samples, strict=True)]
     beaten = [b for _, b in pairs if b.score == 0]
     assert 0 < len(beaten) < 16
@@ -284,19 +276,19 @@ def test_images_that_left_early_are_not_used_on_another_model_and_a_transfer_att
     write_scenes(tmp_path / "scenes", count=4, seed=3)
     model = load_model("tiny-llava")
     more = {"attack": "e2e", "task": "vqav2", "samples": 4, "steps": 3}
-    evaluate(model, settings(tmp_path / "scenes", early_exit=True, **more), tmp_path / "early")
+    score(model, settings(tmp_path / "scenes", early_exit=True, **more), tmp_path / "early")
     protected = robustify(load_model("tiny-llava"), RAdaptConfig())
     for early_exit in (False, True):
         transfer = settings(tmp_path / "scenes", early_exit=early_exit, threat="transfer", **more)
         with pytest.raises(UserError, match="left its images as soon as"):
-            evaluate(protected, transfer, tmp_path / "no", images_from=tmp_path / "early")
-    run = evaluate(protected, transfer, tmp_path / "transfer")
+            score(protected, transfer, tmp_path / "no", images_from=tmp_path / "early")
+    run = score(protected, transfer, tmp_path / "transfer")
     assert [r.adversarial.steps for r in run.samples] == [3] * 4
 
 
 def test_a_surrogate_of_another_size_is_said(tmp_path, data, checkpoint):
     surrogate = load_model("tiny-llava")
-    run = evaluate(
+    run = score(
         load_model(checkpoint), settings(data, attack="e2e", threat="transfer", samples=2), tmp_path / "run",
         surrogate=surrogate,
     )  # fmt: skip

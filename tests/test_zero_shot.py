@@ -9,22 +9,24 @@ import pytest
 import tiny_checkpoints
 import torch
 import transformers
+from evaluations import evaluation, score
 from PIL import Image
 from pyautoattack.autopgd_base import APGDAttack
 from test_models import noise
 
 from attacks.classification import fooled
 from attacks.eight_bit import from_8bit
-from eval_tasks.config.presets import AttackConfig, load_attack, load_protocol
-from eval_tasks.crafting.classifier import ClassScores, attack_classifier, check_classes, suite_settings
-from eval_tasks.crafting.craft import check_plan
-from eval_tasks.data import load_task, open_image
+from eval_tasks.config.presets import load_attack
+from eval_tasks.crafting.classifier import Classifier
+from eval_tasks.crafting.crafted import Crafted
+from eval_tasks.crafting.make_attack import make_attack
+from eval_tasks.data import Sample, load_task, open_image
 from eval_tasks.data.imagefolder import class_names
-from eval_tasks.run.evaluate import evaluate
-from eval_tasks.run.planning import plan_attack
-from eval_tasks.run.settings import EvalSettings
+from eval_tasks.tasks.make_task import make_task
+from eval_tasks.tasks.zero_shot import ZeroShotRun, ZeroShotTask
 from lvlm_radapt import RAdaptConfig, load_encoder, load_model, robustify
 from lvlm_radapt.models.base import PixelBatch
+from lvlm_radapt.models.clip import CLIPEncoder
 from lvlm_radapt.models.zero_shot import ZeroShot
 from lvlm_radapt.tiny import scenes
 from lvlm_radapt.tiny.dataset import CLASSES, write_scenes
@@ -126,10 +128,12 @@ def test_tiny_clip_knows_the_classes_of_the_scenes(folder: Path) -> None:
     assert [s.references for s in samples].count((names[0],)) == 2
     encoder = load_encoder("tiny-clip")
     batch = encoder.pixels([open_image(s.image) for s in samples])
-    outputs = dict(zip((s.id for s in samples), ZeroShot(encoder, names).predict(batch), strict=True))
-    scores = ClassScores(samples).score(outputs)
-    assert sum(scores.values()) / len(scores) > 80
-    assert scores == {s.id: 100.0 * (outputs[s.id] == s.references[0]) for s in samples}
+    run = ZeroShotTask(name="imagefolder").bind(encoder, samples, samples, batch_size=64)
+    answers = run.answers(batch, samples)
+    assert answers == ZeroShot(encoder, names).predict(batch)
+    scores = run.grade(answers, samples)
+    assert sum(scores) / len(scores) > 80
+    assert scores == [100.0 * (said == s.references[0]) for said, s in zip(answers, samples, strict=True)]
 
 
 def test_scenes_of_one_large_thing_of_the_split() -> None:
@@ -201,9 +205,24 @@ def test_a_class_without_images_is_named(tmp_path: Path) -> None:
 # --- attacks
 
 
-def short(name: str, **changes: int) -> AttackConfig:
-    """A shipped attack with fewer queries."""
-    return load_attack(name).model_copy(update=changes)
+def attacked(
+    victim: ZeroShot,
+    batch: PixelBatch,
+    names: list[str],
+    name: str,
+    *,
+    eps: float = 4 / 255,
+    threat: str = "adaptive",
+    surrogate: CLIPEncoder | None = None,
+    **changes: int,
+) -> Crafted:
+    """What a shipped attack makes of the batch, with 3 steps."""
+    config = load_attack(name).model_copy(update=changes)
+    made = make_attack(config, eps=eps, threat=threat, steps=3 if "steps" in config.settings else None)
+    samples = [Sample(str(row), Path("absent.png"), None, (true,)) for row, true in enumerate(names)]
+    task = ZeroShotTask(name="imagefolder")
+    run = ZeroShotRun(task=task, model=victim.encoder, surrogate=surrogate, batch_size=len(batch), classifier=victim)
+    return run.craft(batch, samples, made, seeds=range(len(batch)))
 
 
 @pytest.mark.parametrize("name", ["pgd", "cw", "apgd-dlr", "autoattack-tecoa"])
@@ -212,7 +231,7 @@ def test_what_is_called_broken_is_misclassified_from_8_bits(
 ) -> None:
     victim, whole, names = shown
     batch, names = whole[:8], names[:8]
-    done = attack_classifier(victim, batch, names, short(name), eps=4 / 255, steps=3, seeds=range(8))
+    done = attacked(victim, batch, names, name)
     assert done.pixels.dtype == torch.uint8
     delta = done.pixels.int() - (batch.x * 255).round().int()
     assert int(delta.abs().max()) <= 4
@@ -229,8 +248,7 @@ def test_what_is_called_broken_is_misclassified_from_8_bits(
 
 def test_square_through_the_library(shown: tuple[ZeroShot, PixelBatch, list[str]]) -> None:
     victim, whole, names = shown
-    config = short("square", queries=10)
-    done = attack_classifier(victim, whole[:4], names[:4], config, eps=32 / 255, steps=None, seeds=range(4))
+    done = attacked(victim, whole[:4], names[:4], "square", eps=32 / 255, queries=10)
     assert "square" in done.stage
 
 
@@ -241,29 +259,31 @@ def test_transfer_is_crafted_on_the_sleeping_defence_and_on_a_surrogate(
     batch, names = whole[:4], names[:4]
     encoder = robustify(load_encoder("tiny-clip"), RAdaptConfig(cutoff=30))
     defended = ZeroShot(encoder, plain.class_names)
-    settings = {"eps": 4 / 255, "steps": 3, "seeds": range(4)}
-    twin = attack_classifier(defended, batch, names, short("apgd-ce"), threat="transfer", **settings)
-    other = attack_classifier(defended, batch, names, short("apgd-ce"), threat="transfer", surrogate=plain, **settings)
-    aware = attack_classifier(defended, batch, names, short("apgd-ce"), **settings)
+    twin = attacked(defended, batch, names, "apgd-ce", threat="transfer")
+    other = attacked(defended, batch, names, "apgd-ce", threat="transfer", surrogate=plain.encoder)
+    aware = attacked(defended, batch, names, "apgd-ce")
     assert torch.equal(twin.pixels, other.pixels)  # the same weights without the defence
     assert not torch.equal(twin.pixels, aware.pixels)
     assert (plain.logits(batch) - defended.logits(batch)).abs().max() > 0.1
-    fewer = ZeroShot(plain.encoder, plain.class_names[:4])
-    with pytest.raises(UserError, match="same classes"):
-        attack_classifier(defended, batch, names, short("apgd-ce"), threat="transfer", surrogate=fewer, **settings)
+
+
+def line(name: str, steps: int | None = None) -> Classifier:
+    made = make_attack(name, steps=steps)
+    assert isinstance(made, Classifier)
+    return made
 
 
 def test_settings_of_a_line_and_what_it_needs() -> None:
-    assert suite_settings(load_attack("autoattack-fare")).steps == 100
-    assert suite_settings(load_attack("fab"), 7).steps == 7
-    assert suite_settings(load_attack("cw")).step_scale == 0.25
-    assert suite_settings(load_attack("square")).queries == 5000
+    assert line("autoattack-fare").suite_settings.steps == 100
+    assert line("fab", 7).suite_settings.steps == 7
+    assert line("cw").suite_settings.step_scale == 0.25
+    assert line("square").suite_settings.queries == 5000
     for name in ("square", "autoattack-standard"):
         with pytest.raises(UserError, match=f"--steps is not for --attack {name}"):
-            suite_settings(load_attack(name), 7)
-    check_classes(load_attack("apgd-dlr"), 3)
+            line(name, 7)
+    line("apgd-dlr").check_classes(3)
     with pytest.raises(UserError, match="apgd-dlr needs at least 3 classes, there are 2"):
-        check_classes(load_attack("autoattack-tecoa"), 2)
+        line("autoattack-tecoa").check_classes(2)
 
 
 def test_our_apgd_ce_is_no_weaker_than_the_library_s(shown: tuple[ZeroShot, PixelBatch, list[str]]) -> None:
@@ -285,13 +305,10 @@ def test_our_apgd_ce_is_no_weaker_than_the_library_s(shown: tuple[ZeroShot, Pixe
 
 def test_models_that_answer_in_texts_are_no_classifiers(folder: Path, tmp_path: Path) -> None:
     model = load_model("tiny-llava")
-    plan = plan_attack(load_attack("apgd-ce"), eps="4/255")
-    assert plan is not None
-    with pytest.raises(UserError, match="--attack apgd-ce is for image encoders and --task imagefolder"):
-        check_plan(plan, model, None, prompt="", tokens=5)
-    settings = EvalSettings(
-        task="imagefolder", data=folder, protocol=load_protocol("scenes"), attack=None, samples=2, seed=0
-    )
+    samples = [Sample(str(n), Path("absent.png"), "what?", ("a dog",)) for n in range(2)]
+    with pytest.raises(UserError, match="--attack apgd-ce is for image encoders and zero-shot tasks"):
+        make_task("coco", "scenes").bind(model, samples, samples, batch_size=2).check(line("apgd-ce"), samples)
+    settings = evaluation("imagefolder", folder, samples=2, seed=0)
     with pytest.raises(UserError, match="--task imagefolder is for image encoders: tiny-llava answers in texts"):
-        evaluate(model, settings, tmp_path / "run")
+        score(model, settings, tmp_path / "run")
     assert not (tmp_path / "run").exists()

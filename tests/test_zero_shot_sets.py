@@ -14,14 +14,15 @@ import pytest
 from PIL import Image
 from test_cli import call
 
-from eval_tasks.config.presets import load_protocol, load_task_config
+from eval_tasks.config.presets import load_task_config
 from eval_tasks.data import check_images, layout, load_task, open_image
 from eval_tasks.data.arrays import cifar_python
 from eval_tasks.data.checking import check_data
 from eval_tasks.data.imagefolder import class_names
 from eval_tasks.data.rows import open_rows
 from eval_tasks.data.set_config import set_config, zero_shot_sets
-from eval_tasks.tasks.exams import ClassExam, exam_of
+from eval_tasks.tasks.make_task import make_task
+from eval_tasks.tasks.zero_shot import ZeroShotRun
 from lvlm_radapt import load_encoder
 from lvlm_radapt.utils.errors import UserError
 
@@ -47,7 +48,7 @@ def test_the_shipped_names() -> None:
     )
     for name in zero_shot_sets():
         config = set_config(name)
-        assert (config.name, load_task_config(name).kind) == (name, "classification")
+        assert (config.name, load_task_config(name).type) == (name, "zero_shot")
         assert len(config.names) in (0, config.classes)
         assert len({text.casefold() for text in config.names.values()}) == len(config.names)
         assert all(template.count("{}") == 1 for template in config.templates)
@@ -475,27 +476,24 @@ def test_wrong_parquet_files(datasets: Any, tmp_path: Path) -> None:
 # --- how the classes are asked for
 
 
-def exam(protocol: str, tmp_path: Path) -> ClassExam:
+def bound(protocol: str, tmp_path: Path) -> ZeroShotRun:
     for key in ("Forest", "Sea_Lake"):
         picture(tmp_path / key / "1.png")
     samples = load_task("eurosat", tmp_path)
-    made = exam_of(
-        load_encoder("tiny-clip"), load_task_config("eurosat"), everything=samples, samples=samples,
-        protocol=load_protocol(protocol), batch_size=2, tokenizer="ptb",
-    )  # fmt: skip
-    assert isinstance(made, ClassExam)
+    made = make_task("eurosat", protocol).bind(load_encoder("tiny-clip"), samples, samples, batch_size=2)
+    assert isinstance(made, ZeroShotRun)
     return made
 
 
 def test_presets_choose_how_classes_are_asked_for(tmp_path: Path) -> None:
-    assert exam("fare", tmp_path).classifier.templates == ("a photo of a {}",)
-    assert exam("native", tmp_path).classifier.templates == ("a photo of a {}.",)
-    own = exam("clip-benchmark", tmp_path)
+    assert bound("fare", tmp_path).classifier.templates == ("a photo of a {}",)
+    assert bound("native", tmp_path).classifier.templates == ("a photo of a {}.",)
+    own = bound("clip-benchmark", tmp_path)
     assert own.classifier.templates == tuple(set_config("eurosat").templates)
     (tmp_path / "classnames.txt").write_text("Forest Mixed_Forest/Wood\nSea_Lake SEA-LAKE\n")
-    tecoa = exam("tecoa", tmp_path)
+    tecoa = bound("tecoa", tmp_path)
     assert tecoa.classifier.templates == ("This is a photo of a {}",)
     assert tecoa.classifier.spelled == ("mixed forest wood", "sea lake")
     assert tecoa.classifier.class_names == ("Mixed_Forest/Wood", "SEA-LAKE")
-    assert exam("native", tmp_path).classifier.spelled == ("Mixed_Forest/Wood", "SEA-LAKE")
+    assert bound("native", tmp_path).classifier.spelled == ("Mixed_Forest/Wood", "SEA-LAKE")
     assert any("has 2 classes where eurosat has 10" in said for said in tecoa.remarks())

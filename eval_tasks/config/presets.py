@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -18,7 +18,6 @@ from pydantic import (
     model_validator,
 )
 
-from attacks.suite import Member
 from eval_tasks.config.config_paths import shipped_configs
 from eval_tasks.config.validation import first_problem, read_bytes, unknown_name
 from eval_tasks.metrics.vqa import Style
@@ -29,7 +28,7 @@ from lvlm_radapt.utils.errors import UserError
 
 Kind = Literal["protocols", "attacks", "tasks", "comparisons", "finetune"]
 Half = Literal["bfloat16", "float16"]
-_PLACES = ("{question}", "{question_capitalised}")
+PLACES = ("{question}", "{question_capitalised}")
 
 
 class _Part(BaseModel):
@@ -58,107 +57,27 @@ Eps = Annotated[float, Field(gt=0, le=1), BeforeValidator(_budget)]
 
 
 class TaskConfig(_Config):
-    """A task: what is asked ("caption", "vqa", "choice" of closed answers or, of an encoder, "classification" or
-    "retrieval"), its metric, and how a choice is read. The style of a VQA score belongs to the preset."""
+    """A task: which class of `eval_tasks.tasks` asks and scores it. An outside one is named `package.module:Name`."""
 
-    kind: Literal["caption", "vqa", "choice", "classification", "retrieval"]
-    metric: Literal["cider", "vqa_accuracy", "accuracy", "recall@1"]
-    style: Literal["yes_no", "letter"] | None
-
-    @model_validator(mode="after")
-    def _consistent(self) -> TaskConfig:
-        metrics = {"caption": "cider", "vqa": "vqa_accuracy", "retrieval": "recall@1"}
-        expected = metrics.get(self.kind, "accuracy")
-        if self.metric != expected:
-            raise ValueError(f"metric must be {expected} for kind {self.kind}")
-        styles = ("yes_no", "letter") if self.kind == "choice" else (None,)
-        if self.style not in styles:
-            raise ValueError(f"style must be {' or '.join(style or 'null' for style in styles)} for kind {self.kind}")
-        return self
+    type: Literal["caption", "vqa", "yes_no", "letter", "zero_shot", "retrieval"]
 
 
-class APGDSettings(_Part):
-    """How APGD is run: `step_scale` is the first step in units of eps."""
+class AttackConfig(_Part):
+    """An attack as a preset names it: which class of `eval_tasks.crafting` it is, and the settings of that class."""
 
-    steps: Annotated[int, Field(ge=1, le=MOST)]
-    restarts: Annotated[int, Field(ge=1, le=MOST)]
-    random_start: bool
-    step_scale: Annotated[float, Field(gt=0)]
+    model_config = ConfigDict(strict=True, extra="allow", frozen=True, allow_inf_nan=False)
 
-
-class EnsembleSettings(_Part):
-    """The stages of an ensemble: at most `references` texts made unlikely one by one, then the one that worked best
-    again from the best image, then each of `targets` (by the task's kind) made likely. The first ones run in `half`.
-    """
-
-    references: Annotated[int, Field(ge=1, le=MOST)]
-    targets: dict[str, list[Annotated[str, Field(min_length=1)]]]
-    half: Half | None
-
-
-class PGDSettings(_Part):
-    """How PGD is run: `step_scale` is the fixed step in units of eps."""
-
-    steps: Annotated[int, Field(ge=1, le=MOST)]
-    random_start: bool
-    step_scale: Annotated[float, Field(gt=0)]
-
-
-class AttackConfig(_Config):
-    """An attack: `loss` none, noise (random signs), embedding (image tokens), nll (the whole model: a reference made
-    unlikely), targeted (the user's text made likely), ensemble (several of the last two in a row), classifier, or
-    contrastive (an image's captions made unlikely among all captions).
-
-    `at` and `distance` belong to embedding attacks, `apgd` to all that have a gradient, `norm` to all but none. A
-    classifier is attacked by the members of a `line`, one after the other, with `apgd` or `pgd` for its APGD or PGD
-    members (not both in a line), `fab_steps` for FAB, and `queries` for Square; the library's `standard` has settings
-    of its own.
-    """
-
-    loss: Literal["none", "noise", "embedding", "nll", "targeted", "ensemble", "classifier", "contrastive"]
-    norm: Literal["Linf", "L2"] | None = None
-    at: Literal["tower", "projector"] | None = None
-    distance: Literal["cosine", "l2"] | None = None
-    apgd: APGDSettings | None = None
-    ensemble: EnsembleSettings | None = None
-    line: Annotated[list[Member], Field(min_length=1)] | None = None
-    pgd: PGDSettings | None = None
-    fab_steps: Annotated[int, Field(ge=1, le=MOST)] | None = None
-    queries: Annotated[int, Field(ge=1, le=MOST)] | None = None
-
-    @model_validator(mode="after")
-    def _consistent(self) -> AttackConfig:
-        line = self.line or []
-        families = {member.split("-")[0] for member in line}
-        wanted = {
-            "norm": self.loss != "none",
-            "at": self.loss == "embedding",
-            "distance": self.loss == "embedding",
-            "apgd": self.loss not in ("none", "noise", "classifier") or "apgd" in families,
-            "ensemble": self.loss == "ensemble",
-            "line": self.loss == "classifier",
-            "pgd": "pgd" in families,
-            "fab_steps": "fab" in families,
-            "queries": "square" in families,
-        }
-        for field, needed in wanted.items():
-            if (getattr(self, field) is not None) != needed:
-                of = f"the line {', '.join(line)}" if line else f"loss {self.loss}"
-                raise ValueError(f"{field} must {'be' if needed else 'not be'} given for {of}")
-        if "standard" in families and len(line) > 1:
-            raise ValueError("standard is an ensemble of its own: nothing else may be in its line")
-        if {"apgd", "pgd"} <= families:
-            raise ValueError("a line has members of APGD or of PGD, not of both")
-        return self
+    name: Annotated[str, Field(min_length=1)]
+    description: str
+    type: Literal["none", "noise", "embedding", "nll", "targeted", "ensemble", "classifier", "contrastive"]
 
     @property
-    def steps(self) -> int | None:
-        """Gradient steps of the attack; None where it has none, or none that may be changed."""
-        own = self.apgd or self.pgd
-        return own.steps if own else self.fab_steps
+    def settings(self) -> dict[str, Any]:
+        """What the class is given, checked when the attack is made."""
+        return dict(self.model_extra or {})
 
 
-class APGDOverride(_Part):
+class AttackOverride(_Part):
     """What a protocol changes in an attack's APGD settings; None leaves the attack's own value."""
 
     steps: Annotated[int, Field(ge=1, le=MOST)] | None = None
@@ -195,15 +114,10 @@ class Threshold(_Part):
     kind: Literal["absolute", "canonical_share"]
     value: Annotated[float, Field(ge=0)]
 
-    def reached(self, score: float, canonical: float | None = None) -> bool:
-        """True when `score` is below the threshold, or 0: nothing is left to attack then."""
-        if self.kind == "absolute":
-            limit = self.value
-        elif canonical is None:
-            raise ValueError("a canonical_share threshold needs the canonical reference's score")
-        else:
-            limit = self.value * canonical
-        return score < limit or score <= 0
+    def reached(self, score: float, canonical: Callable[[], float]) -> bool:
+        """True when `score` is below the threshold, or 0: nothing is left to attack then. canonical: gives the score of
+        the sample's first reference."""
+        return score < (self.value if self.kind == "absolute" else self.value * canonical()) or score <= 0
 
 
 class Protocol(_Config):
@@ -217,12 +131,12 @@ class Protocol(_Config):
     samples: Annotated[int, Field(ge=1, le=MOST)] | None
     """None: the whole set."""
     prompts: dict[str, str]
-    """By task name or, for the others, by kind ("caption", "vqa", "choice")."""
+    """By task name or, for the others, by kind ("caption", "vqa", "choice"); so are the next three."""
     max_new_tokens: dict[str, Annotated[int, Field(ge=1, le=MOST)]]
     thresholds: dict[str, Threshold]
     vqa_styles: dict[str, Style] = {}
-    """By task name: how answers are normalised before they are compared."""
-    attacks: dict[str, APGDOverride] = {}
+    """How answers are normalised before they are compared."""
+    attacks: dict[str, AttackOverride] = {}
     templates: Templates | Literal["task"] = ["a photo of a {}."]
     """What a zero-shot classifier asks for, {} in the place of the class name; the mean of several. "task": those of
     the data set (`configs/zero_shot`), "a photo of a {}." where it has none."""
@@ -237,8 +151,8 @@ class Protocol(_Config):
         for kind in ("caption", "vqa"):
             if not prompts.get(kind):
                 raise ValueError(f"a prompt for {kind} is missing")
-        if not any(place in prompts["vqa"] for place in _PLACES):
-            raise ValueError(f"the prompt for vqa must contain {_PLACES[0]}")
+        if not any(place in prompts["vqa"] for place in PLACES):
+            raise ValueError(f"the prompt for vqa must contain {PLACES[0]}")
         return prompts
 
     def opening(self) -> dict[str, Any]:
@@ -248,57 +162,39 @@ class Protocol(_Config):
             "conversation": None if self.conversation is None else self.conversation.whole(),
         }
 
-    def template(self, task: TaskConfig) -> str:
+    def template(self, task: str, kind: str) -> str:
         """The task's own prompt or its kind's, questions left open. UserError where the protocol has none."""
-        text = self.prompts.get(task.name) or self.prompts.get(task.kind)
+        text = self.prompts.get(task) or self.prompts.get(kind)
         if text is None:
-            raise UserError(f"preset {self.name} has no prompt for task {task.name}: add it to prompts")
+            raise UserError(f"preset {self.name} has no prompt for task {task}: add it to prompts")
         return text
 
-    def prompt(self, task: TaskConfig, question: str | None) -> str:
-        """The user's text for one sample: the task's `template` with the question put in.
-
-        {question_capitalised} is the question after Python's `str.capitalize`. Braces in questions stay.
-        UserError as for `template`.
-        """
-        text = self.template(task)
-        if task.kind == "caption":
-            return text
-        if question is None:
-            raise ValueError(f"task {task.name} needs a question")
-        for place, value in zip(_PLACES, (question, question.capitalize()), strict=True):
-            before, found, after = text.partition(place)
-            if found:
-                return before + value + after
-        raise UserError(f"preset {self.name}: the prompt for {task.name} must contain {_PLACES[0]}")
-
-    def tokens(self, task: str) -> int:
+    def tokens(self, task: str, kind: str) -> int:
         """The longest answer, in new tokens."""
-        return self._for_task(self.max_new_tokens, "max_new_tokens", task)
+        return self._for_task(self.max_new_tokens, "max_new_tokens", task, kind)
 
-    def threshold(self, task: str) -> Threshold:
-        """When an ensemble leaves an image of this task alone."""
-        return self._for_task(self.thresholds, "thresholds", task)
+    def threshold(self, task: str, kind: str) -> Threshold | None:
+        """When an ensemble leaves an image of this task alone; None where the preset does not say."""
+        return self.thresholds.get(task, self.thresholds.get(kind))
 
-    def vqa_style(self, task: TaskConfig) -> Style | None:
-        """How answers to the task's questions are normalised; None for tasks of another kind than "vqa"."""
-        return self._for_task(self.vqa_styles, "vqa_styles", task.name) if task.kind == "vqa" else None
+    def vqa_style(self, task: str) -> Style:
+        """How answers to the task's questions are normalised."""
+        return self._for_task(self.vqa_styles, "vqa_styles", task, "vqa")
 
     def adapt(self, attack: AttackConfig) -> AttackConfig:
-        """The attack with this protocol's overrides of its APGD settings; UserError where the attack
-        has no such settings."""
+        """The attack with this protocol's overrides of its APGD settings; UserError where it has no such settings."""
         override = self.attacks.get(attack.name)
         if override is None:
             return attack
-        if attack.apgd is None:
+        changed = override.model_dump(exclude_none=True)
+        if changed.keys() - attack.settings.keys():
             raise UserError(f"preset {self.name} overrides APGD settings of {attack.name}, which has none")
-        apgd = attack.apgd.model_copy(update=override.model_dump(exclude_none=True))
-        return attack.model_copy(update={"apgd": apgd})
+        return attack.model_copy(update=changed)
 
-    def _for_task(self, values: Mapping[str, ValueT], field: str, task: str) -> ValueT:
-        if task not in values:
+    def _for_task(self, values: Mapping[str, ValueT], field: str, task: str, kind: str) -> ValueT:
+        if task not in values and kind not in values:
             raise UserError(f"preset {self.name} has no {field} for task {task}: add it to the preset")
-        return values[task]
+        return values[task] if task in values else values[kind]
 
 
 class FinetuneRecipe(_Config):

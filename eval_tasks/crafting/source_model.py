@@ -12,19 +12,20 @@ from torch.nn import functional as F
 
 from attacks.losses import LossFn
 from eval_tasks.config.presets import Half
-from eval_tasks.crafting.prompt_batch import Asked
 from lvlm_radapt.models.base import LVLM, FeaturePoint, PixelBatch, PixelModel
 from lvlm_radapt.utils.errors import UserError
 
 
-class Attacker:
-    """Losses, answers and tokens of `source` as functions of images on the victim's canvas.
+class SourceModel:
+    """Losses and tokens of `source` as functions of images on the victim's canvas.
 
     `source` is the victim itself, or a surrogate: one of another canvas sees the images resized, differentiably.
+    clean: the victim's clean batch. view: the same as the source sees it.
     """
 
     def __init__(self, source: PixelModel, batch: PixelBatch) -> None:
         self.source = source
+        self.clean = batch
         self.view = view_of(source, batch)
 
     def seen(self, x: Tensor, index: Sequence[int]) -> PixelBatch:
@@ -42,7 +43,7 @@ class Attacker:
         nothing is loaded or kept twice, and the residual stream, norms and the loss remain in float32, which leaves
         float16 less room to overflow.
         """
-        source = self._lvlm()
+        source = self.lvlm()
 
         def loss(x: Tensor, index: list[int]) -> Tensor:
             with _precision(source, half):
@@ -50,12 +51,9 @@ class Attacker:
 
         return loss
 
-    def answers(self, asked: Asked, x: Tensor, index: Sequence[int]) -> list[str]:
-        """What the source says to these images."""
-        return asked.answers(self._lvlm(), self.seen(x, index), index)
-
-    def _lvlm(self) -> LVLM:
-        assert isinstance(self.source, LVLM)  # crafting.check_plan
+    def lvlm(self) -> LVLM:
+        """The source, for attacks through a language model."""
+        assert isinstance(self.source, LVLM)  # TextRun.check
         return self.source
 
 

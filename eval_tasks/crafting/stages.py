@@ -11,8 +11,8 @@ from torch import Tensor
 
 from attacks import Stage
 from attacks.losses import LossFn
-from eval_tasks.config.presets import EnsembleSettings, Half
-from eval_tasks.crafting.source_model import Attacker
+from eval_tasks.config.presets import Half
+from eval_tasks.crafting.source_model import SourceModel
 
 
 @dataclass(frozen=True)
@@ -27,17 +27,17 @@ class StagePlan:
     half: bool = False
 
 
-def stage_plans(settings: EnsembleSettings, kind: str) -> list[StagePlan]:
-    """The stages for a task of this kind, in order."""
-    away = [StagePlan(f"reference {k + 1}", reference=k, half=True) for k in range(settings.references)]
+def stage_plans(references: int, targets: Sequence[str]) -> list[StagePlan]:
+    """The stages against so many references and towards these texts, in order."""
+    away = [StagePlan(f"reference {k + 1}", reference=k, half=True) for k in range(references)]
     again = StagePlan("best reference", start="best")
-    towards = [StagePlan(f"target {text}", target=text) for text in settings.targets.get(kind, [])]
+    towards = [StagePlan(f"target {text}", target=text) for text in targets]
     return [*away, again, *towards]
 
 
 def stages(
     plans: Sequence[StagePlan],
-    attacker: Attacker,
+    view: SourceModel,
     prompts: Sequence[str],
     references: Sequence[Sequence[str]],
     half: Half | None,
@@ -51,10 +51,10 @@ def stages(
 
         def loss(so_far: Mapping[str, Tensor]) -> LossFn:
             if target is not None:
-                return attacker.nll(prompts, [target] * len(prompts), half=precision, sign=-1)
+                return view.nll(prompts, [target] * len(prompts), half=precision, sign=-1)
             chosen = _best(so_far, against) if number is None else [number] * len(prompts)
             texts = [own[k] if k < len(own) else "" for own, k in zip(references, chosen, strict=True)]
-            return attacker.nll(prompts, texts, half=precision)
+            return view.nll(prompts, texts, half=precision)
 
         rows = None if number is None else [i for i, texts in enumerate(references) if number < len(texts)]
         return Stage(plan.name, loss, start=plan.start, rows=rows)

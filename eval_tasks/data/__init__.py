@@ -55,8 +55,7 @@ _LOADERS: dict[str, tuple[Callable[[str | os.PathLike[str]], list[Sample]], str]
 
 
 def tasks() -> dict[str, TaskConfig]:
-    """Every task by name, with its description, kind ("caption", "vqa", "choice", "classification" or "retrieval"),
-    metric and style."""
+    """Every task by name, with its description and type."""
     from eval_tasks.config.presets import load_task_config  # brings torch, which data sets do without
 
     return {name: load_task_config(name) for name in _LOADERS}

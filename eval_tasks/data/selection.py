@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import hashlib
+import json
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TypeVar
 
@@ -44,6 +46,11 @@ def chunks(ids: Sequence[T], size: int) -> list[list[T]]:
     if size < 1:
         raise UserError(f"the chunk size must be at least 1, got {size}")
     return [list(ids[start : start + size]) for start in range(0, len(ids), size)]
+
+
+def ids_digest(ids: Iterable[str]) -> str:
+    """SHA-256 of the ids in order: two runs saw the same samples when it is equal."""
+    return hashlib.sha256(json.dumps(list(ids)).encode()).hexdigest()
 
 
 def check_images(samples: Sequence[Sample]) -> None:

@@ -9,15 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from attacks.eps import budget_text
-from eval_tasks.audit.build import on_one_canvas
+from eval_tasks.audit.build_target import on_one_canvas
 from eval_tasks.audit.findings import Audit
 from eval_tasks.audit.suite import CHECKS, Advance, full_audit
-from eval_tasks.config.presets import load_task_config
-from eval_tasks.data import check_images, load_task, select
 from eval_tasks.report.audit_page import audit_page
+from eval_tasks.run.audit_of_run import target_of_run
 from eval_tasks.run.environment import environment
-from eval_tasks.run.settings import EvalSettings
-from eval_tasks.tasks.exams import exam_of
+from eval_tasks.run.options import Evaluation, select_samples
 from lvlm_radapt.loading.load import load_any
 from lvlm_radapt.utils.atomic_folder import check_new_folder, new_folder
 from lvlm_radapt.utils.errors import UserError
@@ -33,7 +31,7 @@ class Audited:
 
 def run_audit(
     model: str,
-    settings: EvalSettings,
+    asked: Evaluation,
     out: Path,
     *,
     announce: Callable[[str, int], Advance],
@@ -42,45 +40,39 @@ def run_audit(
     command: str = "",
     **place: Any,
 ) -> Audited:
-    """Audit the model of that name under `settings.attack`; `write_audit` then writes it to the folder `out`.
+    """Audit the model of that name under an attack; `write_audit` then writes it to the folder `out`.
 
     The attack is adaptive, with its own or the given number of steps; of the selected samples, those of the most
     frequent canvas shape are used. texts: the model whose text side is asked, for a bare vision tower. `place`:
     keywords of `load_any`. Raises UserError for what does not fit together, and at once where `out` cannot be written.
     """
-    plan = settings.attack
-    if plan is None or plan.threat != "adaptive" or plan.steps is None:
+    task, attack, options = asked.task, asked.attack, asked.options
+    if attack is None or attack.threat != "adaptive" or attack.gradient_steps is None:
         raise UserError("an audit needs a white-box attack with gradient steps: use --attack e2e, embedding or apgd-ce")
     check_new_folder(out)
-    everything = load_task(settings.task, settings.data)
-    samples, _ = select(everything, settings.samples, settings.seed)
-    check_images(samples)
-    task = load_task_config(settings.task)
+    selection = select_samples(task, options)
     victim = load_any(
         model,
-        **settings.protocol.opening(),
+        **asked.protocol.opening(),
         tower=tower,
         **place,
     )
-    asked = load_any(texts, device=victim.device, dtype=victim.dtype) if texts else None
-    exam = exam_of(
-        victim, task, everything=everything, samples=samples, protocol=settings.protocol,
-        batch_size=settings.batch_size, tokenizer=settings.tokenizer, texts=asked,
-    )  # fmt: skip
-    exam.check(plan, samples)
-    chosen, batch = on_one_canvas(victim, samples)
-    subject = exam.subject(batch, chosen, plan, seed=settings.seed)
-    advance = announce(f"{Path(model).name} · {settings.task} · audit", len(CHECKS))
-    audit = full_audit(subject, advance=advance)
+    source = load_any(texts, device=victim.device, dtype=victim.dtype) if texts else None
+    run = task.bind(victim, selection.everything, selection.samples, batch_size=options.batch_size, texts=source)
+    run.check(attack, selection.samples)
+    chosen, pixels = on_one_canvas(victim, selection.samples)
+    target = target_of_run(run, chosen, pixels, attack, seed=options.seed)
+    advance = announce(f"{Path(model).name} · {task.name} · audit", len(CHECKS))
+    audit = full_audit(target, advance=advance)
     document = {
         "command": command,
         "environment": environment(),
         "model": {"name": victim.label, "radapt": victim.radapt.to_dict() if victim.radapt else None},
-        "task": settings.task,
-        "preset": settings.protocol.name,
-        **exam.settings(),
-        "attack": plan.settings() | {"eps_text": budget_text(plan.eps, plan.norm)},
-        "seed": settings.seed,
+        "task": task.name,
+        "preset": task.preset,
+        **run.settings(),
+        "attack": attack.to_dict() | {"eps_text": budget_text(attack.eps, attack.norm)},
+        "seed": options.seed,
         "audit": audit.to_dict(),
     }
     return Audited(audit, document)

@@ -3,75 +3,79 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 
 from attacks.ensemble import CLEAN
 from attacks.suite import SuiteSettings
-from eval_tasks.audit.bench import FORWARD
-from eval_tasks.audit.build import on_one_canvas
-from eval_tasks.audit.classifier import keeps_near
+from eval_tasks.audit.build_target import build_target, on_one_canvas
 from eval_tasks.audit.findings import Audit
 from eval_tasks.audit.short import short_audit
 from eval_tasks.audit.subject import Subject
-from eval_tasks.crafting.craft import AttackPlan
+from eval_tasks.crafting.attack import Attack
+from eval_tasks.crafting.crafted import sample_seed
 from eval_tasks.data import Sample
-from eval_tasks.run.records import Attacked, RunFolder
-from eval_tasks.tasks.exams import Exam
-from lvlm_radapt.models.base import PixelModel
-
-# Gradient steps of the library's attacks, in the attack's number of steps, where there are the fewest classes they
-# take; of `standard`, APGD, and APGD-T and FAB-T with three targets each.
-_TIMES = {"fab": 1, "standard": 7}
+from eval_tasks.run.records import RunFolder, SampleRecord
+from eval_tasks.tasks.base import TaskRun
+from lvlm_radapt.models.base import PixelBatch
 
 
 def audit_of_run(
-    model: PixelModel, folder: RunFolder, exam: Exam, samples: Sequence[Sample], plan: AttackPlan, *, seed: int
+    folder: RunFolder,
+    run: TaskRun,
+    samples: Sequence[Sample],
+    records: Sequence[SampleRecord],
+    attack: Attack,
+    *,
+    seed: int,
 ) -> Audit:
-    """Audit the images in `folder`, which `plan` made on `model` for all of these samples.
+    """Audit the images in `folder`, which `attack` made for all of these samples; `records` are theirs.
 
-    An ensemble leaves an image alone when its score is low, a targeted attack when its text is read, a line on a
-    classifier when that is wrong, and an early exit any image that is answered wrongly, so that their losses say
-    little: such runs are audited with a short climb of the audit's own.
+    An attack that stops early leaves an image alone when its score is low, its text is read or its class is wrong. The
+    losses of such images say little: such runs are audited with a short climb of the audit's own.
     """
-    norm, steps = plan.norm, _steps(plan)
-    if plan.config.apgd is not None:
-        steps *= plan.config.apgd.restarts
-    attacked = {r.id: r.adversarial for r in folder.records() if r.adversarial is not None}
-    climbed = {i: a for i, a in attacked.items() if a.stage != CLEAN or not a.broken}
-    stops_early = plan.leaves_early or plan.config.loss in ("ensemble", "targeted", "classifier")
+    steps = (attack.gradient_steps or SuiteSettings().steps) * (getattr(attack, "restarts", None) or 1)
+    attacked = {r.id: r.adversarial for r in records if r.adversarial is not None}
+    climbed = [a for a in attacked.values() if a.stage != CLEAN or not a.broken]
     sound = [s for s in samples if s.id in attacked and attacked[s.id].failed is None]
 
-    def subject_of(count: int) -> Subject:
-        chosen, batch = on_one_canvas(model, sound[:count])
+    def target_of(count: int) -> Subject:
+        chosen, pixels = on_one_canvas(run.model, sound[:count])
         made = None
-        if not stops_early:
+        if not attack.stops_early:
             made = torch.stack([folder.load_image(s.id, attacked[s.id].image_sha256) for s in chosen])
-        return exam.subject(batch, chosen, plan, seed=seed, made=made)
+        return target_of_run(run, chosen, pixels, attack, seed=seed, made=made)
 
-    return short_audit(
-        subject_of,
+    audit = short_audit(
+        target_of,
         samples=len(sound),
         steps=steps,
-        work=sum(_least_work(a, plan) for a in climbed.values()),
-        own_climb=stops_early,
-        eps=plan.eps,
-        norm=norm,
-        distances=[a.linf if norm == "Linf" else a.l2 for a in climbed.values()],
-        nearest=keeps_near(plan),
+        work=sum(attack.least_work(a.steps, a.stage if a.broken else None) for a in climbed) * attack.has_loss,
+        own_climb=attack.stops_early,
+        eps=attack.eps,
+        norm=attack.norm,
+        distances=[a.linf if attack.norm == "Linf" else a.l2 for a in climbed],
+        nearest=attack.nearest,
     )
+    if attack.has_loss:
+        return audit
+    return replace(audit, skipped=dict.fromkeys(audit.skipped, f"--attack {attack.name} gives no loss to check"))
 
 
-def _steps(plan: AttackPlan) -> int:
-    return plan.steps or SuiteSettings().steps
+def target_of_run(
+    run: TaskRun,
+    samples: Sequence[Sample],
+    pixels: PixelBatch,
+    attack: Attack,
+    *,
+    seed: int,
+    made: torch.Tensor | None = None,
+) -> Subject:
+    """What an audit of `attack` looks at; `made`: images that it has made already."""
+    seeds = [sample_seed(seed, s.id) for s in samples]
 
+    def craft(other: Attack) -> torch.Tensor:
+        return run.craft(pixels, samples, other, seeds=seeds).pixels
 
-def _least_work(attacked: Attacked, plan: AttackPlan) -> float:
-    """Gradient evaluations that were surely spent on an image: those counted, and of a line what the library's members
-    need that were done with before it was broken."""
-    work = float(attacked.steps or 0)
-    for member in plan.config.line or ():
-        if attacked.broken and member == attacked.stage:
-            break
-        work += FORWARD * (plan.config.queries or 0) if member == "square" else _TIMES.get(member, 0) * _steps(plan)
-    return work
+    return build_target(run.model, pixels, run.batch(samples), attack, craft, seed=seed, made=made)

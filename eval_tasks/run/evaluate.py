@@ -6,6 +6,7 @@ made of it, whichever process does it. A run that was killed redoes at most the 
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,32 +14,36 @@ from typing import Any
 
 import torch
 
-from eval_tasks.crafting.craft import AttackPlan
+from eval_tasks.crafting.attack import Attack
 from eval_tasks.crafting.source_model import view_of
-from eval_tasks.data import Sample, chunks, load_task, open_image, tasks
+from eval_tasks.data import Sample, chunks, open_image
 from eval_tasks.data.rows import RowImage
 from eval_tasks.run.audit_of_run import audit_of_run
+from eval_tasks.run.options import EvalOptions, Selection, run_document, select_samples
 from eval_tasks.run.processes import Group, Work
 from eval_tasks.run.progress import Advance, Log, Running, tally
 from eval_tasks.run.records import NO_CHECKSUMS, Run, RunFolder, SampleRecord, Scored, read_run
+from eval_tasks.run.reuse import image_source
 from eval_tasks.run.run_metrics import metrics
-from eval_tasks.run.score_batch import OUT_OF_MEMORY, canvas_groups, check_kept, image_source, score_batch
-from eval_tasks.run.settings import EvalSettings, run_document
+from eval_tasks.run.score_batch import OUT_OF_MEMORY, canvas_groups, check_kept, score_batch
 from eval_tasks.run.threads import on_recorded_threads
-from eval_tasks.tasks.exams import exam_of
+from eval_tasks.tasks.base import Task
 from lvlm_radapt.models.base import PixelModel
 from lvlm_radapt.utils.errors import Unfinished, UserError
 from lvlm_radapt.utils.locking import Lock
 
-GALLERY = 24  # samples whose clean canvas is kept too, for the report
+CLEAN_IMAGES_KEPT = 24  # samples whose clean canvas is kept too, for the report
 
 
 @on_recorded_threads
 def evaluate(
     model: PixelModel,
-    settings: EvalSettings,
-    out: Path,
+    task: Task,
+    attack: Attack | None,
+    out: str | os.PathLike[str],
+    options: EvalOptions,
     *,
+    selection: Selection | None = None,
     surrogate: PixelModel | None = None,
     texts: PixelModel | None = None,
     images_from: Path | None = None,
@@ -50,8 +55,9 @@ def evaluate(
     clean: dict[str, Scored] | None = None,
     remarks: Sequence[str] = (),
 ) -> Run:
-    """Score `model` and leave a complete run folder at `out`.
+    """Score `model` on a task, clean and under an attack (None: clean alone), and leave a run folder at `out`.
 
+    selection: the samples, where `select_samples` has read them already.
     group: the processes that do it together, each calling this with the same arguments; the first merges what all
         have made, and audits it. Its run is what every one of them returns.
     texts: an encoder whose text side is asked in the model's place, for vision towers that come without one.
@@ -69,28 +75,28 @@ def evaluate(
     a process of the group died and left samples undone.
     """
     group = group or Group()
-    everything = load_task(settings.task, settings.data)
-    task = tasks()[settings.task]
-    samples, note, left_out = settings.select(everything)
+    out = Path(out)
+    selection = selection or select_samples(task, options)
+    samples = selection.samples
     for image in dict.fromkeys(s.image for s in samples):
         _check_image(model, image)
-    plan = settings.attack
-    exam = exam_of(
-        model, task, everything=everything, samples=samples, protocol=settings.protocol,
-        batch_size=settings.batch_size, tokenizer=settings.tokenizer, surrogate=surrogate,
-        texts=texts,
-    )  # fmt: skip
-    more = exam.remarks()
-    exam.check(plan, samples)
-    if plan is not None:
-        more += _remarks(model, surrogate, plan, samples[0])
-    document = run_document(model, settings, exam, surrogate, command) | {"processes": group.size, "left_out": left_out}
-    source, document = image_source(images_from, document, samples)
+    run = task.bind(
+        model, selection.everything, samples, batch_size=options.batch_size, surrogate=surrogate, texts=texts
+    )
+    more = run.remarks()
+    run.check(attack, samples)
+    if attack is not None:
+        more += _remarks(model, surrogate, attack, samples[0])
+    document = run_document(run, attack, options, command) | {
+        "processes": group.size,
+        "left_out": selection.left_out,
+    }
+    source, document = image_source(images_from, attack, document, samples)
     if source is not None and source.remark is not None:
         more.append(f"of {images_from}: {source.remark}")
-    remarks = [*remarks, *(said for said in (note, document["left_out"]) if said), *more]
+    remarks = [*remarks, *(said for said in (selection.note, document["left_out"]) if said), *more]
     folder = RunFolder(out, group.rank)
-    pieces = chunks(samples, settings.chunk_size)
+    pieces = chunks(samples, options.chunk_size)
     running = Running(len(samples), len(pieces), advance, log)
     work = group.work(str(out))
     with Lock.of_folder(out) as lock:
@@ -109,7 +115,7 @@ def evaluate(
         if before["finished"]:
             return read_run(out)
         remarks += before["remarks"]
-        gallery = {s.id for s in samples[:GALLERY]}
+        shown = {s.id for s in samples[:CLEAN_IMAGES_KEPT]}
         clean = {} if clean is None else clean
         started = time.monotonic()
 
@@ -119,7 +125,7 @@ def evaluate(
             held: list[SampleRecord] = []
             for asked_of, batch in canvas_groups(model, pieces[number]):
                 held += score_batch(
-                    model, exam, settings, asked_of, folder, batch, source, gallery, clean, running.stage
+                    run, attack, options.seed, asked_of, folder, batch, source, shown, clean, running.stage
                 )
                 if number == 0 and not kept and all(r.adversarial is not None and r.adversarial.failed for r in held):
                     continue
@@ -127,7 +133,7 @@ def evaluate(
                     folder.append(record)
                 kept, held = kept + held, []
             if held:
-                raise _all_failed(surrogate or model, plan, held)
+                raise _all_failed(surrogate or model, attack, held)
             return kept
 
         todo = [number for number in range(len(pieces)) if number not in done]
@@ -144,17 +150,18 @@ def evaluate(
 
         def end() -> None:
             _wait(work, todo, running, folder)
-            records = {record.id: record for record in folder.records()}
+            records = folder.records()
+            sums = {record.id: record.kept.get("images") for record in records}
 
             def attacked(one: str) -> torch.Tensor:
-                return folder.load_image(one, records[one].kept.get("images"))
+                return folder.load_image(one, sums[one])
 
-            more, said = exam.closing(attacked if plan is not None else None)
-            found = metrics([*records.values()], task, plan, [*remarks, *said], time.monotonic() - started) | more
-            if plan is not None and plan.threat == "adaptive":
+            more, said = run.closing(attacked if attack is not None else None)
+            found = metrics(records, task, attack, [*remarks, *said], time.monotonic() - started) | more
+            if attack is not None and attack.threat == "adaptive":
                 running.stage("audit")
-                found["audit"] = audit_of_run(model, folder, exam, samples, plan, seed=settings.seed).to_dict()
-            folder.finish(found)
+                found["audit"] = audit_of_run(folder, run, samples, records, attack, seed=options.seed).to_dict()
+            folder.finish(found, records)
 
         work.lead("end", end)
         return read_run(out)
@@ -217,7 +224,7 @@ def _check_image(model: PixelModel, source: Path | RowImage) -> None:
         raise UserError(f"image {source}: {error}") from error
 
 
-def _remarks(model: PixelModel, surrogate: PixelModel | None, plan: AttackPlan, sample: Sample) -> list[str]:
+def _remarks(model: PixelModel, surrogate: PixelModel | None, attack: Attack, sample: Sample) -> list[str]:
     """What a reader of the attack's numbers has to know of the models."""
     said = []
     if model.views_apart:
@@ -230,26 +237,10 @@ def _remarks(model: PixelModel, surrogate: PixelModel | None, plan: AttackPlan, 
                 f"the surrogate {surrogate.name} sees the images resized, the first from {sizes[0]} to {sizes[1]}, "
                 "differentiably: what is attacked is the victim's canvas"
             )
-    if plan.leaves_early:
-        said.append("early exit: a sample left the attack when its answer scored 0, which was asked ever more rarely")
-    ensemble = plan.config.ensemble
-    if ensemble is not None:
-        own = str((surrogate or model).dtype).removeprefix("torch.")
-        if plan.half is not None:
-            said.append(
-                f"the stages reference 1 to {ensemble.references} ran in {plan.half} (autocast), the others in {own}"
-            )
-        elif own == "float32":
-            said.append("all stages ran in float32")
-        else:
-            said.append(
-                f"all stages ran in {own}: what half precision did not break was not attacked again in float32 "
-                "(--dtype float32 does)"
-            )
-    return said
+    return said + attack.remarks((surrogate or model).dtype)
 
 
-def _all_failed(source: PixelModel, plan: AttackPlan | None, records: Sequence[SampleRecord]) -> Exception:
+def _all_failed(source: PixelModel, attack: Attack | None, records: Sequence[SampleRecord]) -> Exception:
     """Every attack of the first chunk failed: the same would happen for hours. A UserError, and torch's own where
     memory is what is missing, which may be free at another time."""
     dtype = str(source.dtype).removeprefix("torch.")
@@ -258,12 +249,7 @@ def _all_failed(source: PixelModel, plan: AttackPlan | None, records: Sequence[S
         error = torch.OutOfMemoryError(OUT_OF_MEMORY)
         error.add_note(reason.removeprefix(f"{OUT_OF_MEMORY} with "))
         return error
-    if dtype != "float32":
-        advice = "use --dtype float32"
-    elif plan is not None and plan.half is not None:
-        advice = "use --half bfloat16 or --half none"
-    else:
-        advice = "the model cannot be attacked on these images"
+    advice = "look at its answers to clean images" if attack is None else attack.advice(source.dtype)
     return UserError(
         f"{source.name} in {dtype}: the attack failed on all {len(records)} samples of the first chunk "
         f"({records[0].id}: {reason}): {advice}"

@@ -33,6 +33,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from eval_tasks.config.validation import first_problem, read_bytes
 from eval_tasks.data.images import open_image
+from eval_tasks.data.selection import ids_digest
 from eval_tasks.run.checksums import bytes_sum, document_sum, file_sum, sealed, settings_key, unsealed
 from eval_tasks.run.documents import SCHEMA, read_metrics, read_settings
 from eval_tasks.run.environment import environment
@@ -140,11 +141,6 @@ def images_of(records: Iterable[SampleRecord]) -> list[str] | None:
     """The image of each record; None where a record names none, so that intervals are over samples."""
     images = [record.image for record in records]
     return None if None in images else [image for image in images if image is not None]
-
-
-def ids_digest(ids: Iterable[str]) -> str:
-    """SHA-256 of the ids in order: two runs saw the same samples when it is equal."""
-    return hashlib.sha256(json.dumps(list(ids)).encode()).hexdigest()
 
 
 def image_name(sample_id: str) -> str:
@@ -284,9 +280,11 @@ class RunFolder:
             raise UserError(f"{self.path} holds a record of sample {foreign[0]!r}, which this run did not select")
         return [records[sample_id] for sample_id in order if sample_id in records]
 
-    def finish(self, metrics: Mapping[str, Any]) -> None:
-        """Merge the parts into samples.jsonl and write metrics.json; UserError when samples are missing."""
-        records = self.records()
+    def finish(self, metrics: Mapping[str, Any], records: Sequence[SampleRecord] | None = None) -> None:
+        """Merge the parts into samples.jsonl and write metrics.json; UserError when samples are missing.
+
+        records: what `self.records()` gives, where it is known."""
+        records = self.records() if records is None else records
         order = self._selected()
         if len(records) < len(order):
             missing = len(order) - len(records)

@@ -8,13 +8,12 @@ from typing import Any
 
 from attacks.ensemble import CLEAN
 from attacks.eps import budget_text, eps_8bit, eps_text
-from eval_tasks.config.presets import TaskConfig
-from eval_tasks.crafting.craft import AttackPlan, says
-from eval_tasks.crafting.stages import stage_plans
+from eval_tasks.crafting.attack import Attack
+from eval_tasks.crafting.targeted import contains_target
 from eval_tasks.metrics.bootstrap import Images, Interval
-from eval_tasks.metrics.choice import f1_over_parts
 from eval_tasks.metrics.intervals import all_alike, count_images, hits_ci, score_ci
 from eval_tasks.run.records import Attacked, SampleRecord, Scored, images_of
+from eval_tasks.tasks.base import Task
 
 
 def mean_score(
@@ -34,8 +33,8 @@ def mean_score(
 
 def metrics(
     records: Sequence[SampleRecord],
-    task: TaskConfig,
-    plan: AttackPlan | None,
+    task: Task,
+    attack: Attack | None,
     remarks: Sequence[str],
     seconds: float,
 ) -> dict[str, Any]:
@@ -58,27 +57,26 @@ def metrics(
     stuck = sum(a.zero_grad for a in attacked)
     # at which step it happened is in samples.jsonl
     failed = Counter(a.failed.split(" at ")[0] for a in attacked if a.failed is not None)
-    stages = _stages(attacked, task, plan)
+    stages = _stages(attacked, task, attack)
     f1 = _f1(records, task)
-    success = _success(records, plan)
+    success = _success(records, attack)
     adversarial = summary("attacked", [r.adversarial for r in records]) if attacked else None
     shown = count_images(len(records), images)
     notes = [*remarks, *alike]
     if shown < len(records):
         notes.append(f"{len(records)} samples share {shown} images: intervals draw images, each with all its samples")
-    if task.metric == "cider":
-        notes.append(f"CIDEr-D x100, document frequency from the references of these {len(records)} images")
+    notes += task.notes(len(records))
     if f1:
         said = ", ".join(f"{value:.1f} {name}" for name, value in f1.items() if value is not None)
         notes.append(f"F1 of yes, averaged over the parts of the set: {said}")
-    if stages:
-        notes.append(_stages_text(stages, len(attacked), task))
+    if stages and attack is not None:
+        notes.append(_stages_text(stages, len(attacked), attack))
     if success:
         said = f"{success['hits']} of {len(records)} answers to attacked images, {success['clean_hits']} to clean ones"
         notes.append(f'the target "{success["target"]}" is in {said}')
-    distance = _distance(attacked, plan)
-    if plan is not None and distance is not None:
-        notes += _budget_notes(distance, plan)
+    distance = _distance(attacked, attack)
+    if attack is not None and distance is not None:
+        notes += _budget_notes(distance, attack)
     rounded = sum(a.rounded_back for a in attacked)
     if rounded:
         notes.append(f"{rounded} images were misclassified before they were rounded to 8 bits, and not after")
@@ -93,11 +91,11 @@ def metrics(
         "n": len(records),
         "images": shown,
         "metric": task.metric,
-        "threat": plan.threat if plan else None,
-        "attack": plan.config.name if plan else None,
-        "eps": plan.eps if plan else None,
+        "threat": attack.threat if attack else None,
+        "attack": attack.name if attack else None,
+        "eps": attack.eps if attack else None,
         "distance": distance,
-        "steps": plan.steps if plan else None,
+        "steps": attack.gradient_steps if attack else None,
         "clean": clean,
         "adversarial": adversarial,
         "f1": f1,
@@ -110,51 +108,49 @@ def metrics(
     }
 
 
-def _distance(attacked: Sequence[Attacked], plan: AttackPlan | None) -> dict[str, Any] | None:
+def _distance(attacked: Sequence[Attacked], attack: Attack | None) -> dict[str, Any] | None:
     """How far the 8-bit images are from the clean ones, in the attack's norm; `unchanged`: those that are equal."""
-    if plan is None or not attacked:
+    if attack is None or not attacked:
         return None
-    sizes = [a.l2 if plan.norm == "L2" else a.linf for a in attacked]
+    sizes = [a.l2 if attack.norm == "L2" else a.linf for a in attacked]
     unchanged = sum(size == 0 and a.stage != CLEAN for size, a in zip(sizes, attacked, strict=True))
-    return {"norm": plan.norm, "mean": sum(sizes) / len(sizes), "largest": max(sizes), "unchanged": unchanged}
+    return {"norm": attack.norm, "mean": sum(sizes) / len(sizes), "largest": max(sizes), "unchanged": unchanged}
 
 
-def _budget_notes(distance: dict[str, Any], plan: AttackPlan) -> list[str]:
+def _budget_notes(distance: dict[str, Any], attack: Attack) -> list[str]:
     """Where the 8-bit images have another budget than the one asked for."""
     notes = []
-    left = eps_8bit(plan.eps, plan.norm)
+    left = eps_8bit(attack.eps, attack.norm)
     if left is None:
         notes.append(
             f"the 8-bit images are {distance['mean']:.3g} from the clean ones on average, {distance['largest']:.3g} at "
-            f"most, of an L2 budget of {plan.eps:g}"
+            f"most, of an L2 budget of {attack.eps:g}"
         )
-    elif budget_text(plan.eps, plan.norm) != eps_text(plan.eps, plan.norm):
-        notes.append(f"8-bit images change by whole levels: of eps {eps_text(plan.eps)} they have {eps_text(left)}")
+    elif budget_text(attack.eps, attack.norm) != eps_text(attack.eps, attack.norm):
+        notes.append(f"8-bit images change by whole levels: of eps {eps_text(attack.eps)} they have {eps_text(left)}")
     if distance["unchanged"]:
         notes.append(f"{distance['unchanged']} attacked images are the clean ones, bit for bit")
     return notes
 
 
-def _f1(records: Sequence[SampleRecord], task: TaskConfig) -> dict[str, float | None] | None:
+def _f1(records: Sequence[SampleRecord], task: Task) -> dict[str, float | None] | None:
     """POPE's score on clean and attacked images, in percent; None for tasks that ask for no yes or no."""
-    if task.style != "yes_no":
+    clean = task.f1({r.id: (r.clean.output, r.references[0]) for r in records})
+    if clean is None:
         return None
     attacked = {r.id: (r.adversarial.output, r.references[0]) for r in records if r.adversarial}
-    return {
-        "clean": f1_over_parts({r.id: (r.clean.output, r.references[0]) for r in records}),
-        "adversarial": f1_over_parts(attacked) if attacked else None,
-    }
+    return {"clean": clean, "adversarial": task.f1(attacked) if attacked else None}
 
 
-def _success(records: Sequence[SampleRecord], plan: AttackPlan | None) -> dict[str, Any] | None:
+def _success(records: Sequence[SampleRecord], attack: Attack | None) -> dict[str, Any] | None:
     """How often the target is read in answers to attacked images (`hits`, in percent `success_rate`) and clean ones."""
-    if plan is None or plan.target is None:
+    if attack is None or attack.target is None:
         return None
     success = [bool(r.adversarial and r.adversarial.success) for r in records]
     hits, interval = sum(success), hits_ci(success, images_of(records))
-    already = sum(says(r.clean.output, plan.target) for r in records)
+    already = sum(contains_target(r.clean.output, attack.target) for r in records)
     return {
-        "target": plan.target,
+        "target": attack.target,
         "hits": hits,
         "success_rate": 100 * hits / len(records),
         "ci95": [interval.low, interval.high],
@@ -162,29 +158,23 @@ def _success(records: Sequence[SampleRecord], plan: AttackPlan | None) -> dict[s
     }
 
 
-def _stages(attacked: Sequence[Attacked], task: TaskConfig, plan: AttackPlan | None) -> list[dict[str, Any]] | None:
+def _stages(attacked: Sequence[Attacked], task: Task, attack: Attack | None) -> list[dict[str, Any]] | None:
     """By stage of an ensemble or member of a line, the clean image first: how many kept images it made, how many of
     them under the threshold, or misclassified. None for images made by another run."""
-    if plan is None or any(a.broken is None for a in attacked):
+    if attack is None or any(a.broken is None for a in attacked):
         return None
-    if plan.config.ensemble is not None:
-        later = [stage.name for stage in stage_plans(plan.config.ensemble, task.kind)]
-    else:
-        later = [*(plan.config.line or [])]
     kept = Counter(a.stage for a in attacked)
     broken = Counter(a.stage for a in attacked if a.broken)
-    return [{"name": name, "kept": kept[name], "broken": broken[name]} for name in [CLEAN, *later]]
+    return [
+        {"name": name, "kept": kept[name], "broken": broken[name]} for name in [CLEAN, *attack.stage_names(task.kind)]
+    ]
 
 
-def _stages_text(stages: Sequence[dict[str, Any]], n: int, task: TaskConfig) -> str:
+def _stages_text(stages: Sequence[dict[str, Any]], n: int, attack: Attack) -> str:
     broken = sum(stage["broken"] for stage in stages)
     by = ", ".join(
         f"{stage['broken']} {'already clean' if stage['name'] == CLEAN else 'by ' + stage['name']}"
         for stage in stages
         if stage["broken"]
     )
-    if task.kind == "classification":
-        what = "are misclassified by the model that was attacked"
-    else:
-        what = "fell under the ensemble's threshold"
-    return f"{broken} of {n} images {what}{': ' + by if by else ''}"
+    return f"{broken} of {n} images {attack.needs.broken_means}{': ' + by if by else ''}"

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,11 +11,12 @@ from torch import Tensor
 from attacks.auto_batch import free_memory, out_of_memory
 from attacks.eight_bit import distances, from_8bit
 from attacks.eps import eps_text, within
-from eval_tasks.crafting.craft import AttackPlan, Crafted, sample_seed, says
+from eval_tasks.crafting.attack import Attack
+from eval_tasks.crafting.crafted import Crafted, sample_seed
+from eval_tasks.crafting.targeted import contains_target
 from eval_tasks.data import Sample, image_key, open_image
-from eval_tasks.run.records import Attacked, Run, RunFolder, SampleRecord, Scored, ids_digest, read_run
-from eval_tasks.run.settings import EvalSettings
-from eval_tasks.tasks.exams import Exam
+from eval_tasks.run.records import Attacked, Run, RunFolder, SampleRecord, Scored
+from eval_tasks.tasks.base import TaskRun
 from lvlm_radapt.models.base import PixelBatch, PixelModel
 from lvlm_radapt.utils.errors import UserError
 
@@ -37,9 +36,9 @@ OUT_OF_MEMORY = "out of memory"
 
 
 def score_batch(
-    model: PixelModel,
-    exam: Exam,
-    settings: EvalSettings,
+    run: TaskRun,
+    attack: Attack | None,
+    seed: int,
     samples: Sequence[Sample],
     folder: RunFolder,
     batch: PixelBatch,
@@ -54,24 +53,24 @@ def score_batch(
     known: clean answers by id, those that are missing are put in. tell: gets what is being done.
     """
     started = time.monotonic()
+    model = run.model
 
     def answer(of: PixelBatch) -> list[Scored]:
         with model.naming_size(of):
-            said = exam.answers(of, samples)
-        return [Scored(output=o, score=v) for o, v in zip(said, exam.grade(said, samples), strict=True)]
+            said = run.answers(of, samples)
+        return [Scored(output=o, score=v) for o, v in zip(said, run.grade(said, samples), strict=True)]
 
     if any(s.id not in known for s in samples):
         tell("clean answers")
         known.update(zip((s.id for s in samples), answer(batch), strict=True))
     clean = [known[s.id] for s in samples]
     attacked: list[Attacked | None] = [None] * len(samples)
-    plan = settings.attack
-    if plan is not None:
+    if attack is not None:
         if source is None:
-            tell(plan.config.name)
-            crafted = _craft(model, exam, settings, samples, batch, clean, tell)
+            tell(attack.name)
+            crafted = _craft(run, attack, seed, samples, batch, clean, tell)
         else:
-            crafted = _reuse(source, samples, batch, plan)
+            crafted = _reuse(source, samples, batch, attack)
         sums = [folder.save_image(s.id, pixels) for s, pixels in zip(samples, crafted.pixels, strict=True)]
         # what is scored is what lies on the disk
         on_disk = torch.stack([folder.load_image(s.id, one) for s, one in zip(samples, sums, strict=True)])
@@ -88,7 +87,7 @@ def score_batch(
                 l2=far[i][1],
                 zero_grad=crafted.zero_grad[i],
                 failed=crafted.failed[i],
-                success=None if plan.target is None else says(a.output, plan.target),
+                success=None if attack.target is None else contains_target(a.output, attack.target),
                 stage=crafted.stage[i],
                 broken=crafted.broken[i],
                 rounded_back=crafted.rounded_back[i],
@@ -120,9 +119,9 @@ def score_batch(
 
 
 def _craft(
-    model: PixelModel,
-    exam: Exam,
-    settings: EvalSettings,
+    run: TaskRun,
+    attack: Attack,
+    seed: int,
     samples: Sequence[Sample],
     batch: PixelBatch,
     clean: Sequence[Scored],
@@ -130,14 +129,12 @@ def _craft(
 ) -> Crafted:
     """The attacked images of the batch. Where memory does not suffice the samples are attacked one by one; one that is
     too large by itself keeps its clean image and is marked as failed, so that the run goes on."""
-    plan = settings.attack
-    assert plan is not None
     try:
-        return exam.craft(
+        return run.craft(
             batch,
             samples,
-            plan,
-            seeds=[sample_seed(settings.seed, s.id) for s in samples],
+            attack,
+            seeds=[sample_seed(seed, s.id) for s in samples],
             clean=[c.score for c in clean if c.score is not None],
             tell=lambda stage, count: tell(f"{stage}, {count} images"),
         )
@@ -146,67 +143,11 @@ def _craft(
             raise
     free_memory()
     if len(samples) == 1:
-        reason = f"{OUT_OF_MEMORY} with {model.size_words(batch)}"
+        reason = f"{OUT_OF_MEMORY} with {run.model.size_words(batch)}"
         return Crafted.plain((batch.x * 255).round().to("cpu", torch.uint8), failed=[reason])
     return Crafted.joined(
-        [_craft(model, exam, settings, [sample], batch[i], [clean[i]], tell) for i, sample in enumerate(samples)]
+        [_craft(run, attack, seed, [sample], batch[i], [clean[i]], tell) for i, sample in enumerate(samples)]
     )
-
-
-def image_source(
-    images_from: Path | None, document: dict[str, Any], samples: list[Sample]
-) -> tuple[Run | None, dict[str, Any]]:
-    """The run whose images are scored again, checked to be the same attack on the same samples; and run.json's
-    document with the model that they were made on, `document` itself where no images are taken."""
-    if images_from is None:
-        return None, document
-    attack = document["attack"]
-    if attack is None or attack["threat"] != "transfer":
-        raise UserError("saved images are scored under --threat transfer only: they were not made for this model")
-    run = read_run(images_from)
-    made = run.settings["attack"]
-    if made is None:
-        raise UserError(f"run {images_from} has no attacked images: it was clean")
-    if made.get("early_exit") and made["threat"] == "adaptive":
-        raise UserError(
-            f"run {images_from} left its images as soon as they fooled its own model: make it without --early-exit"
-        )
-    if ids_digest(s.id for s in samples) != run.settings["ids"]["sha256"]:
-        raise UserError(f"run {images_from} attacked other samples: use the same data, --samples and --seed")
-    differs = [
-        key
-        for key in (
-            "name",
-            "eps",
-            "norm",
-            "steps",
-            "restarts",
-            "random_start",
-            "step_scale",
-            "at",
-            "distance",
-            "target",
-            "half",
-            "stages",
-            "threshold",
-            "line",
-            "queries",
-        )
-        if made.get(key) != attack.get(key)
-    ]
-    if differs:
-        was, wanted = made.get(differs[0]), attack.get(differs[0])
-        raise UserError(f"run {images_from} was made with another {differs[0]}: {was}, not {wanted}")
-    if any(run.settings.get(key) != document.get(key) for key in ("classes", "gallery")):
-        raise UserError(f"run {images_from} was made among other classes or captions, or asked for by other templates")
-    victim = run.settings["model"]
-    twin = victim["name"] == document["model"]["name"] and victim["radapt"] is None
-    # None is the undefended twin, as when the images are crafted anew
-    surrogate = made["surrogate"] or (None if twin else victim["name"])
-    return run, document | {
-        "attack": attack | {"surrogate": surrogate},
-        "left_out": document["left_out"] or run.settings.get("left_out"),
-    }
 
 
 def check_kept(model: PixelModel, chunk: Sequence[Sample], folder: RunFolder, records: dict[str, SampleRecord]) -> None:
@@ -228,15 +169,16 @@ def check_kept(model: PixelModel, chunk: Sequence[Sample], folder: RunFolder, re
                 )
 
 
-def _reuse(source: Run, samples: Sequence[Sample], batch: PixelBatch, plan: AttackPlan) -> Crafted:
+def _reuse(source: Run, samples: Sequence[Sample], batch: PixelBatch, attack: Attack) -> Crafted:
     sums = {r.id: r.adversarial.image_sha256 for r in source.samples if r.adversarial is not None}
     pixels = _on_canvas(RunFolder(source.path), [s.id for s in samples], sums, batch)
     for sample, far in zip(samples, distances(pixels, batch.x), strict=True):
-        size = far[plan.norm == "L2"]
-        if not within(size, plan.eps):
+        size = far[attack.norm == "L2"]
+        if not within(size, attack.eps):
             raise UserError(
-                f"the image of sample {sample.id} in {source.path} is {size:.4g} ({plan.norm}) from this model's clean "
-                f"image, more than eps {eps_text(plan.eps, plan.norm)}: it was made on another canvas, or changed since"
+                f"the image of sample {sample.id} in {source.path} is {size:.4g} ({attack.norm}) from this model's "
+                f"clean image, more than eps {eps_text(attack.eps, attack.norm)}: it was made on another canvas, or "
+                "changed since"
             )
     return Crafted.plain(pixels)
 

@@ -1,24 +1,50 @@
-"""Questions with closed answers: the attack's target answer and whether the model chose right."""
+"""Questions with closed answers, yes or no or a letter: whether the model chose right."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Literal
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import ClassVar
 
 from eval_tasks.data import Sample
-from eval_tasks.metrics.choice import read_letter, read_yes_no
+from eval_tasks.metrics.choice import f1_over_parts, read_letter, read_yes_no
+from eval_tasks.tasks.text import TextTask
 
-ChoiceStyle = Literal["yes_no", "letter"]
+Read = Callable[[str], str | None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Choice(TextTask):
+    """A letter out of those that the question gives."""
+
+    metric: ClassVar[str] = "accuracy"
+    kind: ClassVar[str] = "choice"
+
+    def scorer(self, samples: Sequence[Sample]) -> ChoiceScores:
+        return ChoiceScores(samples, self.read)
+
+    def read(self, answer: str) -> str | None:
+        """The answer as its score reads it; None for one that chooses nothing."""
+        return read_letter(answer)
+
+
+@dataclass(frozen=True, kw_only=True)
+class YesNo(Choice):
+    """Yes or no, with POPE's F1 of yes."""
+
+    def read(self, answer: str) -> str | None:
+        return read_yes_no(answer)
+
+    def f1(self, answers: Mapping[str, tuple[str, str]]) -> float:
+        return f1_over_parts(answers)
 
 
 class ChoiceScores:
-    """Accuracy in percent: 100 where the answer, read by the rules of `style`, is the reference, 0 elsewhere."""
+    """Accuracy in percent: 100 where the answer, as `read` reads it, is the reference, 0 elsewhere."""
 
-    metric = "accuracy"
-
-    def __init__(self, samples: Sequence[Sample], *, style: ChoiceStyle) -> None:
+    def __init__(self, samples: Sequence[Sample], read: Read) -> None:
         self._right = {s.id: s.references[0] for s in samples}
-        self._read = read_yes_no if style == "yes_no" else read_letter
+        self._read = read
 
     def references(self, sample: Sample, most: int) -> list[str]:
         """The texts attacks make unlikely, at most so many: the right answer, also as models like to write it."""

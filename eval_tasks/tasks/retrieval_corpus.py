@@ -23,7 +23,7 @@ CUTS = (1, 5, 10)
 _ROWS = 256  # images whose similarities to all texts are looked at together
 
 
-class Gallery:
+class RetrievalCorpus:
     """The captions of all evaluated samples: U distinct texts, which of them belong to which sample, and how often each
     stands there.
 
@@ -66,10 +66,10 @@ class CaptionSpace:
     an encoder without texts.
     """
 
-    def __init__(self, encoder: CLIPEncoder, gallery: Gallery, texts: CLIPEncoder | None = None) -> None:
-        self.encoder, self.gallery = encoder, gallery
+    def __init__(self, encoder: CLIPEncoder, corpus: RetrievalCorpus, texts: CLIPEncoder | None = None) -> None:
+        self.encoder, self.corpus = encoder, corpus
         source = encoder if texts is None else texts
-        self._texts = normalize(text_embeddings(source, gallery.texts), dim=-1).to(encoder.device)
+        self._texts = normalize(text_embeddings(source, corpus.texts), dim=-1).to(encoder.device)
         self._scale = logit_scale(source).to(encoder.device)
         if texts is not None:
             check_pair(encoder, texts, self._texts.shape[-1])
@@ -87,14 +87,14 @@ class CaptionSpace:
         """The text retrieved first for each image; of equally near ones a wrong one, and "" where there is no nearness
         (a model that gives all images one embedding retrieves nothing)."""
         cosines = self.cosines(batch).cpu()
-        own = self.gallery.own(ids)
+        own = self.corpus.own(ids)
         said = []
-        for row, rank in enumerate(caption_ranks(cosines, own, self.gallery.count)):
+        for row, rank in enumerate(caption_ranks(cosines, own, self.corpus.count)):
             if bool(cosines[row].isnan().any()):
                 said.append("")
                 continue
             among = own[row] if rank == 1 else ~own[row]
-            said.append(self.gallery.texts[int(cosines[row].masked_fill(~among, -torch.inf).argmax())])
+            said.append(self.corpus.texts[int(cosines[row].masked_fill(~among, -torch.inf).argmax())])
         return said
 
 

@@ -1,19 +1,35 @@
-"""Visual question answering: the attack's target answer and the accuracy of the model's."""
+"""Visual question answering: accuracy against the ten human answers, by the rules of one of three scripts."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 from eval_tasks.data import Sample
 from eval_tasks.metrics import vqa_accuracy
-from eval_tasks.metrics.vqa import Style
+from eval_tasks.metrics.vqa import RULES, Style
+from eval_tasks.tasks.text import TextTask
+
+
+@dataclass(frozen=True, kw_only=True)
+class Vqa(TextTask):
+    """style: how answers are normalised before they are compared."""
+
+    style: Style = "openflamingo"
+    metric: ClassVar[str] = "vqa_accuracy"
+    kind: ClassVar[str] = "vqa"
+
+    def scorer(self, samples: Sequence[Sample]) -> VqaScores:
+        return VqaScores(samples, style=self.style)
+
+    def rule(self) -> dict[str, Any]:
+        return {"answers": {"style": self.style, "rule": RULES[self.style]}}
 
 
 class VqaScores:
     """VQA accuracy in percent, by the rules of `style`."""
-
-    metric = "vqa_accuracy"
 
     def __init__(self, samples: Sequence[Sample], *, style: Style) -> None:
         self.style: Style = style

@@ -12,7 +12,10 @@ import torch
 from torch import Tensor
 
 from attacks.eight_bit import from_8bit
-from eval_tasks.crafting.craft import AttackPlan, craft_unasked, sample_seed
+from eval_tasks.crafting.batches import SampleBatch
+from eval_tasks.crafting.crafted import sample_seed
+from eval_tasks.crafting.embedding import Embedding
+from eval_tasks.crafting.source_model import SourceModel
 from lvlm_radapt.analysis.attention import attention_maps, evenness, moved
 from lvlm_radapt.analysis.cka import cka_matrix
 from lvlm_radapt.analysis.mixing import Mixed
@@ -81,7 +84,7 @@ def cka(mixed: Mixed, images: Images, *, seed: int, advance: Advance) -> dict[st
 
 
 def attacked(
-    mixed: Mixed, images: Images, plan: AttackPlan, *, seed: int, batch_size: int, advance: Advance
+    mixed: Mixed, images: Images, attack: Embedding, *, seed: int, batch_size: int, advance: Advance
 ) -> Attacked:
     """Both encoders attacked white-box on their image tokens, each with its own gradient."""
     made = []
@@ -91,7 +94,8 @@ def attacked(
         for batch in images.batches:
             names = [path.name for path in images.files[start : start + len(batch)]]
             seeds = [sample_seed(seed, name) for name in names]
-            crafted = craft_unasked(model, batch, plan, seeds=seeds, batch_size=batch_size)
+            pixels_alone = SampleBatch(samples=(), batch_size=batch_size)
+            crafted = attack.craft(SourceModel(model, batch), batch, pixels_alone, seeds)
             done.append(batch.replace(from_8bit(crafted.pixels).to(batch.x.device)))
             start += len(batch)
             advance(len(batch), f"attack on the {which}")

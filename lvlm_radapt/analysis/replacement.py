@@ -9,8 +9,8 @@ from typing import Any
 
 from eval_tasks.report.page import write_report
 from eval_tasks.run.evaluate import evaluate
+from eval_tasks.run.options import Evaluation
 from eval_tasks.run.records import Run, Scored
-from eval_tasks.run.settings import EvalSettings
 from lvlm_radapt.analysis.mixing import Mixed
 
 Advance = Callable[[int, str], None]
@@ -51,7 +51,7 @@ def count_runs(mixed: Mixed) -> int:
     return 2 * len(mixed.steps())
 
 
-def replacement(mixed: Mixed, settings: EvalSettings, out: Path, *, command: str, advance: Advance) -> Curve:
+def replacement(mixed: Mixed, settings: Evaluation, out: Path, *, command: str, advance: Advance) -> Curve:
     """Score every step into run folders under `out`, which are resumed where they are there already.
 
     settings: one evaluation with an adaptive attack; both threat models see the same samples, budget and steps. The
@@ -73,7 +73,7 @@ def replacement(mixed: Mixed, settings: EvalSettings, out: Path, *, command: str
 
         def run(
             threat: str,
-            its: EvalSettings,
+            its: Evaluation,
             *,
             number: int = number,
             step: str = step.name,
@@ -88,7 +88,7 @@ def replacement(mixed: Mixed, settings: EvalSettings, out: Path, *, command: str
             if threat == "transfer":
                 # it shares the weights: crafting on it is for the original step alone, later it but names the source
                 shared |= {"surrogate": mixed.original, "images_from": source if number else None}
-            made = evaluate(model, its, folder, **shared)
+            made = evaluate(model, its.task, its.attack, folder, its.options, **shared)
             write_report([made], folder / "report.html")
             return made
 
@@ -104,7 +104,9 @@ def replacement(mixed: Mixed, settings: EvalSettings, out: Path, *, command: str
         last = adaptive
     mixed.take(())
     assert last is not None
-    return Curve(str(settings.data), str(last.metrics["metric"]), int(last.metrics["n"]), tuple(rows), tuple(notes))
+    return Curve(
+        str(settings.options.data), str(last.metrics["metric"]), int(last.metrics["n"]), tuple(rows), tuple(notes)
+    )
 
 
 def _score(run: Run, column: str) -> Score:

@@ -20,9 +20,9 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from attacks.eps import budget_text
-from eval_tasks.crafting.craft import AttackPlan
+from eval_tasks.crafting.embedding import Embedding
 from eval_tasks.run.environment import environment
-from eval_tasks.run.settings import EvalSettings
+from eval_tasks.run.options import Evaluation
 from eval_tasks.run.threads import on_recorded_threads
 from lvlm_radapt.analysis import measure
 from lvlm_radapt.analysis.mixing import Mixed
@@ -50,11 +50,11 @@ class Asked:
 
     images: Path
     image_count: int
-    perturb: AttackPlan
+    perturb: Embedding
     batch_size: int
     seed: int
-    scored: EvalSettings | None
-    shifted: EvalSettings | None
+    scored: Evaluation | None
+    shifted: Evaluation | None
     command: str
 
 
@@ -89,7 +89,7 @@ def analyse(
             "guide": guide.label,
             "notes": mixed.notes,
             "images": {"folder": str(asked.images), "n": len(files), "sha256": images_digest(files)},
-            "attack": {**asked.perturb.settings(), "eps_text": budget_text(asked.perturb.eps, asked.perturb.norm)},
+            "attack": {**asked.perturb.to_dict(), "eps_text": budget_text(asked.perturb.eps, asked.perturb.norm)},
             "seed": asked.seed,
             "cka": cka,
             "kernels": kernels,
@@ -117,8 +117,8 @@ def _curves(mixed: Mixed, asked: Asked, out: Path, announce: Announce) -> dict[s
     curves = {}
     for name, settings in wanted.items():
         if settings is not None:
-            total = count_runs(mixed) * (settings.samples or 0)
-            advance = announce(f"replacement on {settings.data.name}", total)
+            total = count_runs(mixed) * (settings.options.samples or 0)
+            advance = announce(f"replacement on {settings.options.data.name}", total)
             curves[name] = replacement(mixed, settings, out / name, command=asked.command, advance=advance)
     return curves
 
@@ -128,9 +128,9 @@ def _described(asked: Asked, curves: Mapping[str, Curve]) -> dict[str, Any] | No
         return None
     plan = asked.scored.attack
     return {
-        "task": asked.scored.task,
+        "task": asked.scored.task.name,
         "preset": asked.scored.protocol.name,
-        "attack": {**plan.settings(), "eps_text": budget_text(plan.eps, plan.norm)},
+        "attack": {**plan.to_dict(), "eps_text": budget_text(plan.eps, plan.norm)},
         "transfer": "the adaptive images of the original model, shown to each mix",
         "curves": {
             name: {

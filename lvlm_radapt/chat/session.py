@@ -16,7 +16,7 @@ from torch import Tensor
 from attacks import apgd, embedding_loss
 from attacks.eight_bit import from_8bit, to_8bit
 from attacks.eps import eps_text
-from eval_tasks.config.presets import load_attack
+from eval_tasks.crafting.embedding import Embedding
 from eval_tasks.data.images import open_image
 from lvlm_radapt.chat.commands import Attack, Side
 from lvlm_radapt.chat.transcript import write_transcript
@@ -229,10 +229,8 @@ class Session:
 
     def _distance(self, clean: PixelBatch, side: Side) -> Callable[[Tensor], Tensor]:
         """How far the image tokens are from the clean ones, as `--attack embedding` has it."""
-        config = load_attack("embedding")
-        at, distance = config.at, config.distance
-        assert at is not None
-        assert distance is not None
+        usual = Embedding(name="embedding", eps=1.0)
+        at, distance = usual.at, usual.distance
 
         def features(x: Tensor, index: list[int]) -> Tensor:
             with self._as(side):

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from lvlm_radapt.cli.app import app, console
-from lvlm_radapt.cli.asking import plan_of, protocol_of, settings_of
+from lvlm_radapt.cli.asking import attack_of, evaluation_of, protocol_of
 from lvlm_radapt.cli.group import leave_it_to_the_first
 from lvlm_radapt.cli.options import (
     DeviceOption,
@@ -25,6 +25,9 @@ from lvlm_radapt.cli.placing import place_of
 from lvlm_radapt.cli.resuming import command_line, progress, resumable
 from lvlm_radapt.utils.bounds import MOST
 from lvlm_radapt.utils.errors import UserError
+
+if TYPE_CHECKING:
+    from eval_tasks.run.options import Evaluation
 
 
 @app.command()
@@ -69,6 +72,7 @@ def analyze(
     the twin: original, embedding, block 1's attention, block 1, block 2, ... all of it.
     """
     leave_it_to_the_first()
+    from eval_tasks.crafting.embedding import Embedding
     from lvlm_radapt.analysis.mixing import open_guide
     from lvlm_radapt.analysis.study import OURS, Asked, analyse
     from lvlm_radapt.loading.load import is_encoder, is_robustified, load_any
@@ -83,15 +87,15 @@ def analyze(
     check_own_folder(out, OURS)  # before models are opened for nothing
     protocol = protocol_of(preset, model)
     place = place_of(device, dtype, None, None, model=model)
-    perturb = plan_of("embedding", protocol, place, eps=eps, steps=steps)
-    assert perturb is not None  # the preset is an attack
+    perturb = attack_of("embedding", protocol, place, eps=eps, steps=steps)
+    assert isinstance(perturb, Embedding)  # the preset is one
     scored = None
     if task is not None and data is not None:
         name = attack or ("apgd-ce" if is_encoder(model) else "e2e")
-        plan = plan_of(name, protocol, place, eps=eps, steps=steps)
+        plan = attack_of(name, protocol, place, eps=eps, steps=steps)
         if plan is None or plan.threat is None:
             raise UserError(f"--attack {name} attacks no model: choose one that does, lvlm-radapt list attacks")
-        scored = settings_of(task, data, protocol, plan, samples=samples, seed=seed, batch_size=batch_size)
+        scored = evaluation_of(task, data, protocol, plan, samples=samples, seed=seed, batch_size=batch_size)
     asked = Asked(
         images=images,
         image_count=image_count,
@@ -99,7 +103,7 @@ def analyze(
         batch_size=batch_size,
         seed=protocol.seed if seed is None else seed,
         scored=scored,
-        shifted=replace(scored, data=data_shifted) if scored is not None and data_shifted is not None else None,
+        shifted=_on_other_data(scored, data_shifted),
         command=command_line(),
     )
     opened = load_any(
@@ -118,3 +122,9 @@ def analyze(
             tell=lambda text: console.tell(f"note: {text}"),
         )
     console.tell(f"report: {out / 'index.html'}")
+
+
+def _on_other_data(scored: Evaluation | None, data: Path | None) -> Evaluation | None:
+    if scored is None or data is None:
+        return None
+    return replace(scored, options=replace(scored.options, data=data))

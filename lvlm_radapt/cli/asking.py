@@ -10,8 +10,9 @@ from lvlm_radapt.cli.placing import default_preset, device_named
 
 if TYPE_CHECKING:
     from eval_tasks.config.presets import Protocol
-    from eval_tasks.crafting.craft import AttackPlan
-    from eval_tasks.run.settings import EvalSettings
+    from eval_tasks.crafting.attack import Attack
+    from eval_tasks.metrics.tokenizers import TokenizerName
+    from eval_tasks.run.options import Evaluation
 
 
 def protocol_of(preset: str | None, model: str) -> Protocol:
@@ -21,15 +22,16 @@ def protocol_of(preset: str | None, model: str) -> Protocol:
     return load_protocol(preset or default_preset(model))
 
 
-def plan_of(
+def attack_of(
     attack: str, protocol: Protocol, place: dict[str, Any], *, norm: NormName | None = None, **flags: Any
-) -> AttackPlan | None:
-    """The attack as the protocol wants it, None for none. place: of `place_of`; flags: keywords of `plan_attack`."""
+) -> Attack | None:
+    """The attack as the protocol wants it, None for none. place: of `place_of`; flags: keywords of `make_attack`."""
     from eval_tasks.config.presets import load_attack
-    from eval_tasks.run.planning import plan_attack
+    from eval_tasks.crafting.make_attack import make_attack
+    from lvlm_radapt.utils.plugins import is_plugin
 
-    return plan_attack(
-        protocol.adapt(load_attack(attack)),
+    return make_attack(
+        attack if is_plugin("attack", attack) else protocol.adapt(load_attack(attack)),
         norm=norm.value if norm else None,
         device=device_named("auto") if place["device_map"] else place["device"],
         dtype=place["dtype"],
@@ -37,26 +39,25 @@ def plan_of(
     )
 
 
-def settings_of(
+def evaluation_of(
     task: str,
     data: Path,
     protocol: Protocol,
-    plan: AttackPlan | None,
+    attack: Attack | None,
     *,
     samples: int | None,
     seed: int | None,
+    tokenizer: TokenizerName = "ptb",
     **more: Any,
-) -> EvalSettings:
-    """The evaluation; samples and seed are the protocol's where they are None. more: further fields of its settings."""
-    from eval_tasks.config.presets import load_task_config
-    from eval_tasks.run.settings import EvalSettings
+) -> Evaluation:
+    """The evaluation; samples and seed are the protocol's where they are None. more: further fields of its options."""
+    from eval_tasks.run.options import EvalOptions, Evaluation
+    from eval_tasks.tasks.make_task import make_task
 
-    return EvalSettings(
-        task=load_task_config(task).name,
+    options = EvalOptions(
         data=data,
-        protocol=protocol,
-        attack=plan,
         samples=protocol.samples if samples is None else samples,
         seed=protocol.seed if seed is None else seed,
         **more,
     )
+    return Evaluation(make_task(task, protocol, tokenizer=tokenizer), attack, options, protocol)

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from lvlm_radapt.cli.app import app, console
-from lvlm_radapt.cli.asking import plan_of, protocol_of, settings_of
+from lvlm_radapt.cli.asking import attack_of, evaluation_of, protocol_of
 from lvlm_radapt.cli.group import leave_it_to_the_first
 from lvlm_radapt.cli.options import (
     DeviceMapOption,
@@ -71,15 +71,15 @@ def audit(
 
     protocol = protocol_of(preset, model)
     place = place_of(device, dtype, quantize, device_map, model=model)
-    plan = plan_of(attack, protocol, place, eps=eps, norm=norm, steps=steps, target=target)
-    settings = settings_of(
+    plan = attack_of(attack, protocol, place, eps=eps, norm=norm, steps=steps, target=target)
+    asked = evaluation_of(
         task, data, protocol, plan, samples=samples, seed=seed, batch_size=batch_size, tokenizer=tokenizer.value
     )
     with JsonLines.to(log_json) as log, log.ended():
         with progress(log) as announce:
             found = run_audit(
                 model,
-                settings,
+                asked,
                 out,
                 announce=announce,
                 tower=tower,

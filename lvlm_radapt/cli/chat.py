@@ -87,10 +87,10 @@ def _embedded_prompts() -> str:
 
 
 def _scene_prompts(question: str) -> list[str]:
-    from eval_tasks.config.presets import load_protocol, load_task_config
+    from eval_tasks.config.presets import load_protocol
 
-    protocol = load_protocol("scenes")
-    return [" ".join(protocol.prompt(load_task_config(task), question).split()) for task in ("coco", "vqav2")]
+    prompts = load_protocol("scenes").prompts
+    return [" ".join(prompts[kind].replace("{question}", question).split()) for kind in ("caption", "vqa")]
 
 
 def _questions(model: str) -> list[str]:

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from lvlm_radapt.cli.app import app, console
-from lvlm_radapt.cli.asking import plan_of, protocol_of, settings_of
+from lvlm_radapt.cli.asking import attack_of, evaluation_of, protocol_of
 from lvlm_radapt.cli.group import Processes, is_first
 from lvlm_radapt.cli.options import (
     DeviceMapOption,
@@ -128,7 +128,7 @@ def eval_(
         flags, ids, threat = taken.flags, taken.ids, threat or ThreatName.transfer
     protocol = protocol_of(flags["preset"], model)
     place = place_of(device, dtype, quantize, device_map, model=model, max_pixels=max_pixels)
-    plan = plan_of(
+    chosen = attack_of(
         flags["attack"] or "none",
         protocol,
         place,
@@ -137,13 +137,13 @@ def eval_(
         norm=NormName(flags["norm"]) if flags["norm"] else None,
         **{name: flags[name] for name in ("steps", "target", "half", "early_exit")},
     )
-    if plan is None and surrogate is not None:
+    if chosen is None and surrogate is not None:
         raise UserError("--surrogate needs an attack: choose one with --attack")
-    settings = settings_of(
+    asked = evaluation_of(
         task,
         data,
         protocol,
-        plan,
+        chosen,
         samples=flags["samples"],
         seed=flags["seed"],
         ids=ids,
@@ -160,7 +160,7 @@ def eval_(
     ):
         run = run_evaluation(
             model,
-            settings,
+            asked,
             out,
             announce=announce,
             tower=tower,

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from lvlm_radapt.cli.app import app, console
-from lvlm_radapt.cli.asking import plan_of, protocol_of, settings_of
+from lvlm_radapt.cli.asking import attack_of, evaluation_of, protocol_of
 from lvlm_radapt.cli.group import leave_it_to_the_first
 from lvlm_radapt.cli.options import (
     DeviceMapOption,
@@ -70,8 +70,8 @@ def tune(
     sweep = sweep_of(cutoffs, alphas, mixes)
     protocol = protocol_of(preset, model)
     place = place_of(device, dtype, quantize, device_map, model=model)
-    plan = plan_of(attack, protocol, place, eps=eps, steps=steps)
-    settings = settings_of(task, data, protocol, plan, samples=samples, seed=seed, batch_size=batch_size)
+    plan = attack_of(attack, protocol, place, eps=eps, steps=steps)
+    asked = evaluation_of(task, data, protocol, plan, samples=samples, seed=seed, batch_size=batch_size)
     with (
         JsonLines.to(log_json) as log,
         resumable(command_line("--resume")),
@@ -80,7 +80,7 @@ def tune(
     ):
         found = run_tune(
             model,
-            settings,
+            asked,
             out,
             sweep=sweep,
             max_loss=max_clean_loss,

@@ -10,20 +10,21 @@ from typing import Any
 
 import torch
 
-from eval_tasks.config.presets import load_attack, load_protocol, load_task_config
-from eval_tasks.crafting.craft import AttackPlan, Threat
+from eval_tasks.config.presets import load_attack, load_protocol
+from eval_tasks.crafting.attack import Attack, Threat
+from eval_tasks.crafting.make_attack import make_attack
 from eval_tasks.report.html_templates import write_text
 from eval_tasks.report.page import write_report
 from eval_tasks.run.evaluate import evaluate
-from eval_tasks.run.planning import check_early_exit, plan_attack
+from eval_tasks.run.options import EvalOptions
 from eval_tasks.run.records import Run, Scored
-from eval_tasks.run.settings import EvalSettings
 from eval_tasks.run.threads import on_recorded_threads
+from eval_tasks.tasks.make_task import make_task
+from eval_tasks.tasks.text import TextTask
 from lvlm_radapt.comparison.models import Workshop
 from lvlm_radapt.comparison.preset import Column, Comparison, RowSpec, slug
 from lvlm_radapt.models.base import PixelModel
 from lvlm_radapt.tiny.dataset import CLASSES
-from lvlm_radapt.tuning.run import stops_early
 from lvlm_radapt.utils.atomic_folder import check_own_folder, claimed
 from lvlm_radapt.utils.errors import UserError
 from lvlm_radapt.utils.json_files import read_json
@@ -78,20 +79,15 @@ def run_comparison(
 
     def score(row: RowSpec, column: Column, eps: str, threat: Threat, model: PixelModel, **more: Any) -> None:
         plan = plans[column.title, eps]
-        settings = EvalSettings(
-            task=column.task,
-            data=_data(workshop, column),
-            protocol=protocol,
-            attack=replace(plan, threat=threat),
-            samples=comparison.samples,
-            seed=protocol.seed,
-        )
+        options = EvalOptions(data=_data(workshop, column), samples=comparison.samples, seed=protocol.seed)
         folder = out / "runs" / slug(row.name) / f"{slug(column.title)}-{threat}-{slug(eps)}"
         what = f"{column.title} {threat} {eps}"
         run = evaluate(
             model,
-            settings,
+            make_task(column.task, protocol),
+            replace(plan, threat=threat),
             folder,
+            options,
             resume=True,
             command=command,
             advance=lambda done, text: tell(done, " · ".join(filter(None, (what, text)))),
@@ -126,14 +122,14 @@ def run_comparison(
     return Compared(comparison, runs)
 
 
-def _source(plan: AttackPlan) -> Threat:
+def _source(plan: Attack) -> Threat:
     """Which of the undefended model's runs made the transfer images: its own adaptive one, unless that leaves an image
     alone as soon as the undefended model is wrong about it."""
-    return "transfer" if stops_early(plan) else "adaptive"
+    return "transfer" if plan.for_one_model else "adaptive"
 
 
-def _plan(column: Column, eps: str, comparison: Comparison, place: dict[str, Any]) -> AttackPlan:
-    plan = plan_attack(
+def _plan(column: Column, eps: str, comparison: Comparison, place: dict[str, Any]) -> Attack:
+    plan = make_attack(
         load_protocol(comparison.protocol).adapt(load_attack(column.attack)),
         eps=eps,
         steps=comparison.steps,
@@ -143,7 +139,9 @@ def _plan(column: Column, eps: str, comparison: Comparison, place: dict[str, Any
     )
     if plan is None or plan.threat != "adaptive":
         raise UserError(f"column {column.title}: --attack {column.attack} is not white-box: choose e2e or apgd-ce")
-    check_early_exit(plan, load_task_config(column.task))
+    task = make_task(column.task, comparison.protocol)
+    if plan.ends_at_zero and isinstance(task, TextTask):
+        task.check_early_exit()
     return plan
 
 

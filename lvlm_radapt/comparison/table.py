@@ -14,8 +14,7 @@ import rich.console
 import rich.table
 from rich.text import Text
 
-from eval_tasks.config.presets import load_task_config
-from eval_tasks.crafting.craft import Threat
+from eval_tasks.crafting.attack import Threat
 from eval_tasks.metrics.bootstrap import Images
 from eval_tasks.metrics.intervals import LEAST, score_ci
 from eval_tasks.report.answer_retention import retained_of
@@ -185,21 +184,14 @@ def _about(run: Run) -> str:
 def _entry(run: Run, stock: Run, against: Run, own: bool, *, attacked: bool) -> Entry:
     """stock: the undefended model's clean answers; against: its run that the change is measured from."""
     scores = _scores(run.samples, attacked)
-    task, images = load_task_config(run.settings["task"]), images_of(run.samples)
-    kept = retained_of(
-        run.samples,
-        stock.samples,
-        task,
-        attacked=attacked,
-        style=run.settings.get("answers", {}).get("style", "openflamingo"),
-        tokenizer_name=run.settings["tokenizer"],
-    )
+    metric, images = str(run.metrics["metric"]), images_of(run.samples)
+    kept = retained_of(run, stock, attacked=attacked)
     change = None
     if not own:
         change = difference_cell(scores, _scores(against.samples, attacked), images)
     # what the undefended model keeps of its own clean answers is 100 % by definition, and no estimate
-    share = "accuracy" if task.kind != "caption" and (attacked or not own) else ""
-    return Entry(_mean(scores, task.metric, images), _mean(kept, share, images), change, run)
+    share = "accuracy" if metric != "cider" and (attacked or not own) else ""
+    return Entry(_mean(scores, metric, images), _mean(kept, share, images), change, run)
 
 
 def _scores(samples: Sequence[SampleRecord], attacked: bool) -> list[float]:

@@ -1,17 +1,21 @@
-"""Vision-language models behind one interface: `load_model`, and the classes it gives."""
+"""Vision-language models and image encoders behind one interface."""
 
-from lvlm_radapt.loading.load import embedded_models, load_encoder, load_model
+from __future__ import annotations
+
+from importlib import import_module
+from typing import Any
+
 from lvlm_radapt.models.base import LVLM, PixelBatch, PixelModel
 from lvlm_radapt.models.clip import CLIPEncoder
 from lvlm_radapt.models.siglip import SiglipEncoder
 
-__all__ = [
-    "LVLM",
-    "CLIPEncoder",
-    "PixelBatch",
-    "PixelModel",
-    "SiglipEncoder",
-    "embedded_models",
-    "load_encoder",
-    "load_model",
-]
+__all__ = ["LVLM", "CLIPEncoder", "PixelBatch", "PixelModel", "SiglipEncoder"]
+
+_NOW_IN_LOADING = ("embedded_models", "load_encoder", "load_model")
+
+
+def __getattr__(name: str) -> Any:
+    """Names that were here before: they work for one release more."""
+    if name not in _NOW_IN_LOADING:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module("lvlm_radapt.loading.load"), name)

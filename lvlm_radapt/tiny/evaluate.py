@@ -21,9 +21,11 @@ from rich.progress import Progress
 from rich.table import Table
 from torch.nn import functional as F
 
-from eval_tasks.config.presets import Protocol, load_protocol, load_task_config
+from eval_tasks.config.presets import Protocol, load_protocol
 from eval_tasks.data import Sample, chunks, load_task, open_image
 from eval_tasks.metrics import CiderScorer, vqa_accuracy
+from eval_tasks.tasks.make_task import make_task
+from eval_tasks.tasks.text import TextTask
 from lvlm_radapt.models import LVLM, CLIPEncoder, load_encoder, load_model
 from lvlm_radapt.tiny import scenes
 from lvlm_radapt.tiny.altered import altered_captions
@@ -134,12 +136,13 @@ def evaluate_encoder(
 def _answers(
     model: LVLM, protocol: Protocol, task: str, samples: Sequence[Sample], batch_size: int, tick: Tick | None
 ) -> dict[str, str]:
-    config = load_task_config(task)
+    asked = make_task(task, protocol)
+    assert isinstance(asked, TextTask)
     answers: dict[str, str] = {}
     for batch in _batches(model, samples, batch_size):
-        prompts = [protocol.prompt(config, sample.question) for sample in batch]
+        prompts = [asked.prompt(sample) for sample in batch]
         pixels = model.pixels([open_image(sample.image) for sample in batch])
-        told = model.generate(pixels, prompts, max_new_tokens=protocol.tokens(task))
+        told = model.generate(pixels, prompts, max_new_tokens=asked.max_new_tokens)
         answers |= {sample.id: text for sample, text in zip(batch, told, strict=True)}
         if tick is not None:
             tick(task, len(answers), len(samples))

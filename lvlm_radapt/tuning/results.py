@@ -46,7 +46,7 @@ def write_results(tuning: Tuning, out: Path, *, model: str, command: str) -> dic
         out / "tune.html",
         "tuning.html.j2",
         kicker="Choosing the knobs",
-        title=f"{tuning.model}, {tuning.settings.task}",
+        title=f"{tuning.model}, {tuning.settings.task.name}",
         about=about(tuning),
         said=tuning.choice.said,
         beats=tuning.choice.beats,
@@ -70,20 +70,20 @@ def about(tuning: Tuning) -> str:
     """What was measured: model, task, attack, threat models, budget, steps, n."""
     plan = tuning.settings.attack
     assert plan is not None  # run_tune asks for one
-    steps = f", {plan.steps} steps" if plan.steps else ""
+    steps = f", {plan.gradient_steps} steps" if plan.gradient_steps else ""
     return (
-        f"{tuning.model}, {tuning.settings.task} ({tuning.undefended.metric_text}), {plan.config.name}, "
+        f"{tuning.model}, {tuning.settings.task.name} ({tuning.undefended.metric_text}), {plan.name}, "
         f"{plan.norm} {budget_text(plan.eps, plan.norm)}{steps}, transfer and adaptive, "
-        f"n = {tuning.calibration.n}, preset {tuning.settings.protocol.name}, seed {tuning.settings.seed}"
+        f"n = {tuning.calibration.n}, preset {tuning.settings.protocol.name}, seed {tuning.settings.options.seed}"
     )
 
 
 def kept_apart(tuning: Tuning) -> str:
     """What the numbers are not."""
     return (
-        f"These are {tuning.calibration.n} calibration samples from {tuning.settings.data}: settings are chosen on "
-        "them, so no score here is a test score. Evaluate the robustified model on other images; eval says so where it "
-        "is not."
+        f"These are {tuning.calibration.n} calibration samples from {tuning.settings.options.data}: settings are "
+        "chosen on them, so no score here is a test score. Evaluate the robustified model on other images; eval says "
+        "so where it is not."
     )
 
 
@@ -157,12 +157,12 @@ def _document(tuning: Tuning, out: Path, *, model: str, command: str) -> dict[st
         "command": command,
         "environment": environment(),
         "model": tuning.model,
-        "task": tuning.settings.task,
+        "task": tuning.settings.task.name,
         "metric": row.metric,
         "preset": tuning.settings.protocol.name,
-        "attack": plan.settings(),
+        "attack": plan.to_dict(),
         "n": tuning.calibration.n,
-        "seed": tuning.settings.seed,
+        "seed": tuning.settings.options.seed,
         "calibration": tuning.calibration.model_dump(),
         "max_clean_loss_percent": tuning.max_loss,
         "undefended": {"clean": numbers_of(row.clean), "adaptive": numbers_of(row.adaptive)},

@@ -7,14 +7,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from eval_tasks.crafting.craft import AttackPlan, Threat
-from eval_tasks.data import check_images, load_task, select
+from eval_tasks.crafting.attack import Threat
 from eval_tasks.report.page import write_report
 from eval_tasks.report.table_formats import Row
 from eval_tasks.run.calibration import Calibration, calibration_on
 from eval_tasks.run.evaluate import evaluate
+from eval_tasks.run.options import Evaluation, select_samples
 from eval_tasks.run.records import Run, Scored
-from eval_tasks.run.settings import EvalSettings
 from eval_tasks.run.threads import on_recorded_threads
 from lvlm_radapt.defences.radapt.config import RAdaptConfig
 from lvlm_radapt.defences.radapt.hooks import remove
@@ -38,7 +37,7 @@ class Tuning:
 
     model: str
     tower: str | None
-    settings: EvalSettings
+    settings: Evaluation
     sweep: Sweep
     max_loss: float
     calibration: Calibration
@@ -50,7 +49,7 @@ class Tuning:
 @on_recorded_threads
 def run_tune(
     model: str,
-    settings: EvalSettings,
+    settings: Evaluation,
     out: Path,
     *,
     sweep: Sweep,
@@ -69,14 +68,14 @@ def run_tune(
     place: keywords of `load_any`. UserError for a robustified model, an attack that is none, a foreign folder.
     """
     plan = settings.attack
-    if plan is None or plan.threat != "adaptive" or plan.config.loss == "targeted":
+    if plan is None or plan.threat != "adaptive" or plan.target is not None:
         raise UserError("tune needs an attack that makes answers wrong: choose e2e, embedding, ensemble or apgd-ce")
     if is_robustified(model):
         raise UserError(f"{model} has its settings already: tune the model it was made of")
     check_own_folder(out, OURS, resume=resume)
-    samples, _ = select(load_task(settings.task, settings.data), settings.samples, settings.seed)
-    check_images(samples)
-    calibration = calibration_on(samples, task=settings.task, data=settings.data)
+    selection = select_samples(settings.task, settings.options)
+    samples = selection.samples
+    calibration = calibration_on(samples, task=settings.task.name, data=settings.options.data)
     protocol = settings.protocol
     opened = open_model(
         model,
@@ -85,14 +84,17 @@ def run_tune(
         **place,
     )
     points = sweep.points()
-    tell = announce(f"tune {Path(model).name} · {settings.task}", len(samples) * 2 * (len(points) + 2))
+    tell = announce(f"tune {Path(model).name} · {settings.task.name}", len(samples) * 2 * (len(points) + 2))
     clean: dict[str, Scored] = {}
 
     def score(name: str, threat: Threat, known: dict[str, Scored], **more: Any) -> Run:
         run = evaluate(
             opened,
-            replace(settings, attack=replace(plan, threat=threat)),
+            settings.task,
+            replace(plan, threat=threat),
             out / RUNS / f"{name}-{threat}",
+            settings.options,
+            selection=selection,
             resume=True,
             command=command,
             advance=lambda done, text: tell(done, " · ".join(filter(None, (name, threat, text)))),
@@ -105,7 +107,7 @@ def run_tune(
 
     with claimed(out):
         undefended = [score("undefended", "adaptive", clean)]
-        if stops_early(plan):  # images that just fool one model: made to last, they are others
+        if plan.for_one_model:  # images that just fool one model: made to last, they are others
             undefended.append(score("undefended", "transfer", clean, surrogate=opened))
         else:
             tell(len(samples), "")
@@ -133,8 +135,3 @@ def run_tune(
             tell(2 * len(samples), "")
     choice = choose(measured, clean=before, max_loss=max_loss, n=len(samples))
     return Tuning(opened.label, tower, settings, sweep, max_loss, calibration, row, tuple(measured), choice)
-
-
-def stops_early(plan: AttackPlan) -> bool:
-    """Whether the attack leaves an image alone as soon as the attacked model is wrong about it, when adaptive."""
-    return plan.config.line is not None or plan.early_exit

@@ -13,11 +13,9 @@ from types import ModuleType
 MOVED = {
     "eval_tasks.eps": "lvlm_radapt.utils.budget",
     "eval_tasks.evaluation": "eval_tasks.api",
-    "eval_tasks.planning": "eval_tasks.run.planning",
     "eval_tasks.presets": "eval_tasks.config.presets",
     "eval_tasks.records": "eval_tasks.run.records",
     "eval_tasks.runner": "eval_tasks.run.evaluate",
-    "eval_tasks.settings": "eval_tasks.run.settings",
     "eval_tasks.table": "eval_tasks.report.table_formats",
     "eval_tasks.tabulate": "eval_tasks.report.build_table",
     "lvlm_radapt.checkpoint": "lvlm_radapt.saving.adapter",

@@ -68,6 +68,11 @@ def available(kind: str, registry: Mapping[str, Any]) -> dict[str, str]:
     return {name: "" if name in registry else others[name] for name in sorted({*registry, *others})}
 
 
+def is_plugin(kind: str, name: str) -> bool:
+    """Whether a name is the path of a plug-in or that of an installed package's. Nothing is imported."""
+    return ":" in name or name in {point.name for point in metadata.entry_points(group=_group(kind))}
+
+
 def origin(made: object) -> Origin | None:
     """Which code an attack, defence or task is; None for ours. `made` may be an object or a class."""
     cls = made if isinstance(made, type) else type(made)

@@ -9,19 +9,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from evaluations import evaluation, score
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from rich.console import Console
 from run_folders import Maker, attack, spread, without_checksums
 from test_data import write
 
-from eval_tasks.config.presets import load_attack, load_protocol
 from eval_tasks.report.page import tables, write_report
 from eval_tasks.report.retrieval_table import recall_rows, recall_table
-from eval_tasks.run.evaluate import evaluate
-from eval_tasks.run.planning import plan_attack
 from eval_tasks.run.records import Run, read_run
-from eval_tasks.run.settings import EvalSettings
 from lvlm_radapt.defences.radapt.config import RAdaptConfig
 from lvlm_radapt.loading.load import load_encoder
 from lvlm_radapt.tiny.dataset import write_scenes
@@ -82,15 +79,9 @@ def real(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     root = tmp_path_factory.mktemp("real")
     write_scenes(root / "scenes", count=8, per_class=1)
     for task, name in (("coco-retrieval", "contrastive"), ("imagefolder", "apgd-ce")):
-        wanted = EvalSettings(
-            task=task,
-            data=root / "scenes" / "classes" if task == "imagefolder" else root / "scenes",
-            protocol=load_protocol("scenes"),
-            attack=plan_attack(load_attack(name), eps="8/255", steps=2),
-            samples=4,
-            seed=1,
-        )
-        evaluate(load_encoder("tiny-clip"), wanted, root / task)
+        folder = root / "scenes" / "classes" if task == "imagefolder" else root / "scenes"
+        wanted = evaluation(task, folder, name, eps="8/255", steps=2, samples=4, seed=1)
+        score(load_encoder("tiny-clip"), wanted, root / task)
     answers = Maker(root)(spread(30, 1), attacked=attack(target="a cat"), radapt={"cutoff": 40.0, "alpha": 1.0}).path
     answers.rename(root / "captions")
     return {name: without_checksums(root / name) for name in ("coco-retrieval", "imagefolder", "captions")}

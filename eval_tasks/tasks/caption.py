@@ -1,18 +1,45 @@
-"""Captioning: what the model is asked, what an attack pushes away from, and CIDEr-D of the answer."""
+"""Captioning: CIDEr-D (x100) of the model's caption; attacks push away from the reference captions."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import ClassVar
 
 from eval_tasks.data import Sample
 from eval_tasks.metrics import CiderScorer
+from eval_tasks.metrics.cider import check_enough
 from eval_tasks.metrics.tokenizers import TokenizerName
+from eval_tasks.tasks.text import TextTask
+from lvlm_radapt.utils.errors import UserError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Caption(TextTask):
+    """tokenizer: how captions become words."""
+
+    tokenizer: TokenizerName = "ptb"
+    metric: ClassVar[str] = "cider"
+    kind: ClassVar[str] = "caption"
+
+    def check_samples(self, samples: Sequence[Sample]) -> None:
+        check_enough(len(samples))
+
+    def prompt(self, sample: Sample) -> str:
+        return self.template
+
+    def scorer(self, samples: Sequence[Sample]) -> CaptionScores:
+        return CaptionScores(samples, tokenizer=self.tokenizer)
+
+    def check_early_exit(self) -> None:
+        raise UserError(f"--early-exit is for questions: a caption of {self.name} can always score less")
+
+    def notes(self, samples: int) -> list[str]:
+        return [f"CIDEr-D x100, document frequency from the references of these {samples} images"]
 
 
 class CaptionScores:
     """CIDEr-D (x100), its document frequency fixed from ALL selected references before anything is scored."""
-
-    metric = "cider"
 
     def __init__(self, samples: Sequence[Sample], *, tokenizer: TokenizerName) -> None:
         self._scorer = CiderScorer({s.id: s.references for s in samples}, tokenizer=tokenizer)

@@ -1,0 +1,135 @@
+"""What every task is: its samples, and, once a model is there, questions, answers and scores."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, ClassVar
+
+from torch import Tensor
+
+from eval_tasks.crafting.attack import Attack, attacked_view
+from eval_tasks.crafting.batches import SampleBatch, Tell
+from eval_tasks.crafting.crafted import Crafted
+from eval_tasks.crafting.source_model import SourceModel
+from eval_tasks.data import Sample, load_task
+from lvlm_radapt.models.base import PixelBatch, PixelModel
+from lvlm_radapt.utils.errors import UserError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Task(ABC):
+    """What is asked about images, and how the answers are scored. It holds no model and no data.
+
+    preset: the name of the protocol that its settings come from.
+    """
+
+    name: str
+    preset: str = ""
+    metric: ClassVar[str]
+    """The score's name and unit, higher is better for the defender: cider, or a percentage."""
+    kind: ClassVar[str]
+    """What presets call its prompts and limits: caption, vqa, choice, classification or retrieval."""
+
+    def load(self, data: Path) -> list[Sample]:
+        """All samples in the data folder, in a fixed order. UserError where the folder is not this task's."""
+        return load_task(self.name, data)
+
+    def check_samples(self, samples: Sequence[Sample]) -> None:  # noqa: B027 - most tasks score any number
+        """UserError where so few samples have no score."""
+
+    @abstractmethod
+    def bind(
+        self,
+        model: PixelModel,
+        everything: Sequence[Sample],
+        samples: Sequence[Sample],
+        *,
+        batch_size: int,
+        surrogate: PixelModel | None = None,
+        texts: PixelModel | None = None,
+    ) -> TaskRun:
+        """The task on a model. everything: the whole data set, whose classes are the choices; samples: the selected
+        ones; surrogate: what transfer images are crafted on; texts: the encoder that supplies text embeddings in the
+        model's place. UserError for a model of the other kind."""
+
+    def f1(self, answers: Mapping[str, tuple[str, str]]) -> float | None:
+        """F1 of yes in percent, from (answer, label) by sample id; None for tasks that ask for no yes or no."""
+        return None
+
+    def notes(self, samples: int) -> list[str]:
+        """What a reader has to know of the score of so many samples."""
+        return []
+
+
+@dataclass(frozen=True, kw_only=True)
+class TaskRun(ABC):
+    """A task on a model and on the selected samples."""
+
+    task: Task
+    model: PixelModel
+    surrogate: PixelModel | None
+    batch_size: int
+    batches: ClassVar[type[SampleBatch]]
+    """What its batches tell an attack."""
+    suited: ClassVar[str]
+    """The attacks that fit, for messages."""
+
+    def check(self, attack: Attack | None, samples: Sequence[Sample]) -> None:
+        """UserError where the attack cannot be made on this task with these models and samples."""
+        if attack is None:
+            return
+        if not issubclass(self.batches, attack.needs):
+            raise UserError(
+                f"--attack {attack.name} is for {attack.meant_for}: on --task {self.task.name} with {self.model.name} "
+                f"use {self.suited}"
+            )
+        attack.check(self.model, self.surrogate)
+
+    @abstractmethod
+    def settings(self) -> dict[str, Any]:
+        """What run.json says of the questions."""
+
+    def attack_settings(self, attack: Attack) -> dict[str, Any]:
+        """What run.json says of the attack."""
+        return attack.to_dict()
+
+    def remarks(self) -> list[str]:
+        """What a reader of the scores has to know."""
+        return []
+
+    @abstractmethod
+    def batch(self, samples: Sequence[Sample], *, source: PixelModel | None = None) -> SampleBatch:
+        """The samples as an attack on `source` sees them; None: on the model itself."""
+
+    def answers(self, pixels: PixelBatch, samples: Sequence[Sample]) -> list[str]:
+        """What the model says to the images of `pixels`."""
+        return self.batch(samples).answers(SourceModel(self.model, pixels), pixels.x, range(len(samples)))
+
+    def grade(self, answers: Sequence[str], samples: Sequence[Sample]) -> list[float]:
+        """The score of each answer in the task's metric."""
+        return self.batch(samples).grade(answers, range(len(samples)))
+
+    def craft(
+        self,
+        pixels: PixelBatch,
+        samples: Sequence[Sample],
+        attack: Attack,
+        *,
+        seeds: Sequence[int],
+        clean: Sequence[float] | None = None,
+        tell: Tell = lambda stage, count: None,
+    ) -> Crafted:
+        """Attack every image of `pixels`, the model's canvas; samples and seeds belong to its rows."""
+        with attacked_view(self.model, attack, self.surrogate):
+            view = SourceModel(self.surrogate or self.model, pixels)
+            source = None if attack.needs is SampleBatch else self.surrogate  # pixels alone ask no surrogate's texts
+            known = replace(self.batch(samples, source=source), clean=clean, tell=tell)
+            return attack.craft(view, pixels, known, seeds)
+
+    def closing(self, attacked: Callable[[str], Tensor] | None) -> tuple[dict[str, Any], list[str]]:
+        """What metrics.json and its notes say beyond the samples' scores, once all is done. attacked: the attacked
+        image of a sample, uint8 [3, H, W]; None in a clean run."""
+        return {}, []

@@ -1,0 +1,111 @@
+"""An attack and a task from outside, each the one file that docs/extend.md shows, through the command line."""
+
+import json
+import re
+import sys
+from pathlib import Path
+
+import pytest
+
+from eval_tasks.run.records import read_run
+from lvlm_radapt.cli import main
+from lvlm_radapt.tiny.dataset import write_scenes
+
+
+def command(*arguments: object) -> int:
+    """The exit code of `lvlm-radapt ARGUMENTS`."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["lvlm-radapt", *map(str, arguments)])
+        try:
+            main()
+        except SystemExit as stop:
+            return stop.code if isinstance(stop.code, int) else 0
+    return 0
+
+
+PAGE = (Path(__file__).parents[1] / "docs" / "extend.md").read_text()
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the page's files, scenes, and a file of counting questions."""
+    folder = tmp_path_factory.mktemp("place")
+    for name, code in re.findall(r"```python file=(\S+)\n(.*?)```", PAGE, re.DOTALL):
+        assert len(code.splitlines()) <= 60
+        (folder / name).write_text(code)
+    write_scenes(folder / "scenes", count=4)
+    questions = json.loads((folder / "scenes" / "v2_OpenEnded_mscoco_val2014_questions.json").read_text())["questions"]
+    answers = json.loads((folder / "scenes" / "v2_mscoco_val2014_annotations.json").read_text())["annotations"]
+    right = {answer["question_id"]: answer["multiple_choice_answer"] for answer in answers}
+    rows = [
+        {
+            "id": str(asked["question_id"]),
+            "image": f"val2014/COCO_val2014_{asked['image_id']:012d}.png",
+            "question": asked["question"],
+            "answer": right[asked["question_id"]],
+        }
+        for asked in questions
+    ]
+    (folder / "scenes" / "counting.json").write_text(json.dumps(rows))
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def _from_there(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(place)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    for name in ("sign_step", "counting"):
+        sys.modules.pop(name, None)
+
+
+def shown(out: str) -> list[str]:
+    """The page's command that writes that folder."""
+    (line,) = [line for line in PAGE.splitlines() if line.startswith("lvlm-radapt eval") and line.endswith(f" {out}")]
+    return line.split()[1:]
+
+
+def test_an_outside_attack_runs_and_is_named(place: Path) -> None:
+    assert command(*shown("sign-step")) == 0
+    run = read_run(place / "sign-step")
+    attack = run.settings["attack"]
+    assert (attack["name"], attack["loss"]) == ("sign_step:SignStep", "outside")
+    assert attack["plugin"]["name"] == "sign_step:SignStep"
+    assert len(attack["plugin"]["sha256"]) == 64
+    assert all(0 < sample.adversarial.linf <= 8 / 255 + 1e-9 for sample in run.samples)
+    assert run.metrics["adversarial"]["vqa_accuracy"] < run.metrics["clean"]["vqa_accuracy"]
+    assert "sign_step:SignStep" in (place / "sign-step" / "report.html").read_text()
+    # its images are those of that very file
+    (place / "sign_step.py").write_text((place / "sign_step.py").read_text() + "\n")
+    sys.modules.pop("sign_step")
+    words = ["--threat", "transfer", "--surrogate", "tiny-llava", "--images-from", "sign-step", "--out", "other"]
+    assert command("eval", "tiny-llava", "--task", "vqav2", "--data", "scenes", *words) == 2
+
+
+def test_an_outside_task_runs_and_is_named(place: Path) -> None:
+    assert command(*shown("counted")) == 0
+    run = read_run(place / "counted")
+    assert (run.settings["task"], run.metrics["metric"]) == ("counting:Counting", "accuracy")
+    assert run.settings["task_plugin"]["name"] == "counting:Counting"
+    assert run.metrics["clean"]["accuracy"] == 100
+    assert "audit" in run.metrics
+    assert "counting:Counting" in (place / "counted" / "report.html").read_text()
+
+
+@pytest.mark.parametrize(
+    ("flag", "value", "words"),
+    [
+        ("--attack", "absent_module:Name", "does not import: ModuleNotFoundError"),
+        ("--attack", "counting:Counting", "attack counting:Counting is no Attack"),
+        ("--attack", "sign_step:Missing", "has no Missing"),
+        ("--task", "sign_step:SignStep", "task sign_step:SignStep is no Task"),
+    ],
+)
+def test_a_plug_in_that_is_none_is_one_line(
+    flag: str, value: str, words: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    given = {"--task": "vqav2", "--attack": "e2e"} | {flag: value}
+    pairs = [word for pair in given.items() for word in pair]
+    assert command("eval", "tiny-llava", "--data", "scenes", "--out", str(tmp_path / "out"), *pairs) == 2
+    said = capsys.readouterr().err
+    assert words in " ".join(said.split())
+    assert not (tmp_path / "out").exists()
