@@ -24,7 +24,7 @@ from torch.nn.utils import parametrize
 from transformers import CLIPModel, LlavaForConditionalGeneration
 
 from attacks.losses import embedding_loss
-from eval_tasks.config.presets import FinetuneRecipe, load_recipe
+from eval_tasks.config.presets import load_recipe
 from lvlm_radapt import RAdaptConfig, load_encoder, load_model, robustify
 from lvlm_radapt.loading.load import load_any
 from lvlm_radapt.models.zero_shot import ZeroShot
@@ -36,6 +36,7 @@ from lvlm_radapt.training.labelled import TrainingImages
 from lvlm_radapt.training.losses import fare_loss, tecoa_loss, text_guided_attention, tga_loss
 from lvlm_radapt.training.low_rank import low_rank_changes
 from lvlm_radapt.training.objectives import Fare, Tga, objective_of
+from lvlm_radapt.training.recipe import FinetuneRecipe
 from lvlm_radapt.training.scopes import scope_parameters
 from lvlm_radapt.training.state import StateFile
 from lvlm_radapt.training.together import Alone

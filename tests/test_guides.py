@@ -16,10 +16,10 @@ from PIL import Image
 from test_cli import call
 from torch import Tensor
 
-from lvlm_radapt import RAdaptConfig, inject, robustify
+from lvlm_radapt import RAdaptConfig, robustify
 from lvlm_radapt.defences.radapt.anchor import white_anchor
-from lvlm_radapt.defences.radapt.guides import guide_origin, guided_anchor, load_guide
-from lvlm_radapt.defences.radapt.hooks import injected_anchor
+from lvlm_radapt.defences.radapt.hooks import inject, injected_anchor
+from lvlm_radapt.loading.guides import guide_origin, guided_anchor, load_guide
 from lvlm_radapt.loading.load import load_any, load_model
 from lvlm_radapt.models.base import LVLM
 from lvlm_radapt.saving.adapter import save_adapter

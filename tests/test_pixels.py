@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 from PIL import Image
 from transformers import LlavaImageProcessorPil
 
-from lvlm_radapt.models import PixelBatch, load_encoder, load_model
+from lvlm_radapt.loading.load import load_encoder, load_model
+from lvlm_radapt.models import PixelBatch
 from lvlm_radapt.models.geometry import pad_to_square
 from lvlm_radapt.utils.errors import UserError
 

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from lvlm_radapt.models import LVLM, CLIPEncoder, PixelBatch
 from lvlm_radapt.tiny import build, evaluate, scenes, train_clip
 from lvlm_radapt.tiny.dataset import write_scenes
-from lvlm_radapt.tiny.train import Run
+from lvlm_radapt.tiny.training_run import Run
 from lvlm_radapt.utils.errors import UserError
 
 COUNT = 45

@@ -8,9 +8,7 @@ from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
 from pydantic import (
-    AfterValidator,
     BaseModel,
-    BeforeValidator,
     ConfigDict,
     Field,
     ValidationError,
@@ -20,49 +18,25 @@ from pydantic import (
 
 from eval_tasks.config.config_paths import shipped_configs
 from eval_tasks.config.validation import first_problem, read_bytes, unknown_name
-from eval_tasks.metrics.vqa import Style
+from eval_tasks.config.vqa_style import Style
 from lvlm_radapt.models.conversations import Conversation, conversation_of
 from lvlm_radapt.utils.bounds import MOST
-from lvlm_radapt.utils.budget import parse_eps
+from lvlm_radapt.training.recipe import FinetuneRecipe
 from lvlm_radapt.utils.errors import UserError
+from lvlm_radapt.utils.fields import Named, Strict, Templates
 
 Kind = Literal["protocols", "attacks", "tasks", "comparisons", "finetune"]
 Half = Literal["bfloat16", "float16"]
 PLACES = ("{question}", "{question_capitalised}")
 
 
-class _Part(BaseModel):
-    model_config = ConfigDict(strict=True, extra="forbid", frozen=True, allow_inf_nan=False)
-
-
-class _Config(_Part):
-    name: Annotated[str, Field(min_length=1)]
-    description: str
-
-
-def _with_places(templates: list[str]) -> list[str]:
-    for template in templates:
-        if "{}" not in template:
-            raise ValueError(f"{template!r} must contain {{}}")
-    return templates
-
-
-def _budget(value: Any) -> Any:
-    return parse_eps(value) if isinstance(value, str) else value
-
-
-Templates = Annotated[list[str], Field(min_length=1), AfterValidator(_with_places)]
-Eps = Annotated[float, Field(gt=0, le=1), BeforeValidator(_budget)]
-"""An Linf budget in [0, 1] pixel units, a number or the text `4/255`."""
-
-
-class TaskConfig(_Config):
+class TaskConfig(Named):
     """A task: which class of `eval_tasks.tasks` asks and scores it. An outside one is named `package.module:Name`."""
 
     type: Literal["caption", "vqa", "yes_no", "letter", "zero_shot", "retrieval"]
 
 
-class AttackConfig(_Part):
+class AttackConfig(Strict):
     """An attack as a preset names it: which class of `eval_tasks.crafting` it is, and the settings of that class."""
 
     model_config = ConfigDict(strict=True, extra="allow", frozen=True, allow_inf_nan=False)
@@ -77,7 +51,7 @@ class AttackConfig(_Part):
         return dict(self.model_extra or {})
 
 
-class AttackOverride(_Part):
+class AttackOverride(Strict):
     """What a protocol changes in an attack's APGD settings; None leaves the attack's own value."""
 
     steps: Annotated[int, Field(ge=1, le=MOST)] | None = None
@@ -86,7 +60,7 @@ class AttackOverride(_Part):
     step_scale: Annotated[float, Field(gt=0)] | None = None
 
 
-class ConversationSettings(_Part):
+class ConversationSettings(Strict):
     """How a preset wants the model to be asked.
 
     A built-in `name` alone is that conversation whole, `system` puts another system prompt into it; under a name of
@@ -107,7 +81,7 @@ class ConversationSettings(_Part):
         return conversation_of(self.name, self.system, self.template)
 
 
-class Threshold(_Part):
+class Threshold(Strict):
     """When an image counts as broken: a score in the metric's unit ("absolute"), or a share of the score that
     the sample's first reference would get ("canonical_share")."""
 
@@ -120,7 +94,7 @@ class Threshold(_Part):
         return score < (self.value if self.kind == "absolute" else self.value * canonical()) or score <= 0
 
 
-class Protocol(_Config):
+class Protocol(Named):
     """Everything that decides what a score means, apart from the model, the task and the attack's budget."""
 
     geometry: Literal["stock", "pad"] | None
@@ -134,10 +108,10 @@ class Protocol(_Config):
     """By task name or, for the others, by kind ("caption", "vqa", "choice"); so are the next three."""
     max_new_tokens: dict[str, Annotated[int, Field(ge=1, le=MOST)]]
     thresholds: dict[str, Threshold]
-    vqa_styles: dict[str, Style] = {}
+    vqa_styles: dict[str, Style] = Field(default_factory=dict)
     """How answers are normalised before they are compared."""
-    attacks: dict[str, AttackOverride] = {}
-    templates: Templates | Literal["task"] = ["a photo of a {}."]
+    attacks: dict[str, AttackOverride] = Field(default_factory=dict)
+    templates: Templates | Literal["task"] = Field(default_factory=lambda: ["a photo of a {}."])
     """What a zero-shot classifier asks for, {} in the place of the class name; the mean of several. "task": those of
     the data set (`configs/zero_shot`), "a photo of a {}." where it has none."""
     class_names: Literal["as told", "lower case"] = "as told"
@@ -195,37 +169,6 @@ class Protocol(_Config):
         if task not in values and kind not in values:
             raise UserError(f"preset {self.name} has no {field} for task {task}: add it to the preset")
         return values[task] if task in values else values[kind]
-
-
-class FinetuneRecipe(_Config):
-    """How an encoder is fine-tuned adversarially: `pgd_steps` steps of `pgd_step` for each image in the ball of radius
-    `eps` (all three as in `4/255`), AdamW at `lr`, which rises over `warmup` steps and falls as a cosine to 0.
-
-    `templates` word the classes (TeCoA, TGA). Every `probe_every` steps the model is looked at on held-back images.
-    """
-
-    eps: Eps
-    pgd_step: Eps
-    pgd_steps: Annotated[int, Field(ge=1, le=MOST)]
-    steps: Annotated[int, Field(ge=1, le=MOST)]
-    warmup: Annotated[int, Field(ge=0)]
-    batch_size: Annotated[int, Field(ge=1, le=MOST)]
-    lr: Annotated[float, Field(gt=0)]
-    weight_decay: Annotated[float, Field(ge=0)]
-    templates: Templates
-    probe_every: Annotated[int, Field(ge=1, le=MOST)]
-
-    def changed(self, **values: float | None) -> FinetuneRecipe:
-        """With those values that are not None. With other `steps` the warm-up keeps its share of them.
-
-        UserError for one out of range."""
-        chosen = {key: value for key, value in values.items() if value is not None}
-        if "steps" in chosen:
-            chosen["warmup"] = round(self.warmup * chosen["steps"] / self.steps)
-        try:
-            return FinetuneRecipe.model_validate(self.model_dump() | chosen)
-        except ValidationError as error:
-            raise UserError(f"preset {self.name}: {first_problem(error)}") from error
 
 
 ValueT = TypeVar("ValueT")

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING
 from eval_tasks.config.validation import unknown_name
 from eval_tasks.data.coco import COCO_LAYOUT, FLICKR_LAYOUT, load_coco, load_flickr30k
 from eval_tasks.data.imagefolder import IMAGEFOLDER_LAYOUT, load_imagefolder
-from eval_tasks.data.images import image_key, open_image
 from eval_tasks.data.okvqa import OKVQA_LAYOUT, load_okvqa
 from eval_tasks.data.pope import POPE_LAYOUT, load_pope
 from eval_tasks.data.sample import Sample, natural_key
@@ -21,6 +20,7 @@ from eval_tasks.data.textvqa import TEXTVQA_LAYOUT, load_textvqa
 from eval_tasks.data.vizwiz import VIZWIZ_LAYOUT, load_vizwiz
 from eval_tasks.data.vqav2 import VQAV2_LAYOUT, load_vqav2
 from eval_tasks.data.zero_shot_sets import LOADERS as ZERO_SHOT
+from lvlm_radapt.utils.images import image_key, open_image
 
 if TYPE_CHECKING:
     from eval_tasks.config.presets import TaskConfig

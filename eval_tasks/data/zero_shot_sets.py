@@ -12,13 +12,13 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
-from eval_tasks.data.imagefolder import class_folders, given_names, refuse_twins
 from eval_tasks.data.labelled_rows import labelled_rows
 from eval_tasks.data.layout import data_folder, refuse_duplicates
 from eval_tasks.data.sample import Sample
 from eval_tasks.data.set_config import SetConfig, set_config, zero_shot_sets
 from eval_tasks.data.stored import stored_rows
 from eval_tasks.data.torchvision_layouts import READERS, Labelled, read_layout
+from lvlm_radapt.utils.class_folders import class_folders, given_names, refuse_twins
 from lvlm_radapt.utils.errors import UserError
 
 # Where class folders may lie below the data folder: what the archives unpack to, and the part that is evaluated.

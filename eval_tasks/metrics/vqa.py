@@ -24,11 +24,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from typing import Literal, get_args
+from typing import get_args
 
+from eval_tasks.config.vqa_style import Style as Style
 from lvlm_radapt.utils.errors import UserError
 
-Style = Literal["vqav2", "openflamingo", "textvqa"]
 RULES: dict[Style, str] = {
     "vqav2": "official VQA script, answers that all agree are compared as written",
     "openflamingo": "OpenFlamingo's evaluator as in FARE's tables, both sides are always normalised",

@@ -14,7 +14,6 @@ from numpy.typing import NDArray
 
 from attacks.eps import budget_text
 from eval_tasks.audit import Audit
-from eval_tasks.data.images import open_image
 from eval_tasks.metrics.intervals import LEAST
 from eval_tasks.report.audit_across import adaptive_against_transfer
 from eval_tasks.report.audit_page import TONES, numbers_text
@@ -27,6 +26,7 @@ from eval_tasks.report.table_formats import METRICS, TOO_FEW, Cell, Row, Table
 from eval_tasks.run.facts import metric_of, model_label, setting, threat_of
 from eval_tasks.run.records import Run, SampleRecord, image_path
 from lvlm_radapt.utils.errors import UserError
+from lvlm_radapt.utils.images import open_image
 from lvlm_radapt.utils.writing import check_file
 
 SHOWN = 6  # samples of either kind in the gallery

@@ -32,13 +32,13 @@ from PIL import Image
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from eval_tasks.config.validation import first_problem, read_bytes
-from eval_tasks.data.images import open_image
 from eval_tasks.data.selection import ids_digest
 from eval_tasks.run.checksums import bytes_sum, document_sum, file_sum, sealed, settings_key, unsealed
 from eval_tasks.run.documents import SCHEMA, read_metrics, read_settings
 from eval_tasks.run.environment import environment
 from lvlm_radapt.utils.atomic_folder import check_writable
 from lvlm_radapt.utils.errors import UserError
+from lvlm_radapt.utils.images import open_image
 from lvlm_radapt.utils.leftovers import is_own, sweep
 from lvlm_radapt.utils.writing import RUN, sync_folder, write_whole, writing
 

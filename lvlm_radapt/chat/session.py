@@ -17,13 +17,13 @@ from attacks import apgd, embedding_loss
 from attacks.eight_bit import from_8bit, to_8bit
 from attacks.eps import eps_text
 from eval_tasks.crafting.embedding import Embedding
-from eval_tasks.data.images import open_image
 from lvlm_radapt.chat.commands import Attack, Side
 from lvlm_radapt.chat.transcript import write_transcript
 from lvlm_radapt.defences.radapt.config import RAdaptConfig
 from lvlm_radapt.models.base import LVLM, PixelBatch
 from lvlm_radapt.models.robustify import robustify
 from lvlm_radapt.utils.errors import UserError
+from lvlm_radapt.utils.images import open_image
 
 OnText = Callable[[Side, str], None]
 """Gets an answer as far as it goes, after every token."""

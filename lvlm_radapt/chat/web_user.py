@@ -11,12 +11,12 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from eval_tasks.data.images import open_image
 from lvlm_radapt.chat.commands import Attack, Side
 from lvlm_radapt.chat.session import Attacked, Step
 from lvlm_radapt.chat.web_engine import Engine
 from lvlm_radapt.chat.web_uploads import MOST_PIXELS, Upload
 from lvlm_radapt.utils.errors import UserError, with_notes
+from lvlm_radapt.utils.images import open_image
 
 FORMATS = ("PNG", "JPEG", "WEBP")
 LONGEST_QUESTION = 2000  # characters

@@ -98,7 +98,7 @@ def made_anchor(choice: AnchorChoice, model: PixelModel) -> Iterator[MadeAnchor]
 
 
 def _guided(choice: AnchorChoice, model: PixelModel) -> MadeAnchor:
-    from lvlm_radapt.defences.radapt.guides import guide_origin, guided_anchor, load_guide
+    from lvlm_radapt.loading.guides import guide_origin, guided_anchor, load_guide
 
     assert choice.guide is not None
     guide = load_guide(choice.guide, model)

@@ -50,11 +50,11 @@ def chat(
     Lines are said to the model, in its own chat template or --conversation; /help lists the commands. In a pipe a line
     is a turn, and stdout holds the answers alone. With --web all of it is a page in the browser.
     """
-    from eval_tasks.data.images import open_image
     from lvlm_radapt.chat.session import Session
     from lvlm_radapt.chat.terminal import run_chat
     from lvlm_radapt.chat.web import check_web, listening, serve
     from lvlm_radapt.loading.load import load_model
+    from lvlm_radapt.utils.images import open_image
 
     if image is not None:
         open_image(image)  # a mistake there shows before the model is loaded
@@ -102,8 +102,8 @@ def _questions(model: str) -> list[str]:
 
 def _samples(model: str, image: Path | None) -> list[tuple[str, Image.Image]]:
     """Images to pick: the one given; scenes for the embedded models, which know nothing else."""
-    from eval_tasks.data.images import open_image
     from lvlm_radapt.tiny.scenes import render, sample_scene
+    from lvlm_radapt.utils.images import open_image
 
     given = [] if image is None else [(image.name, open_image(image))]
     scenes = range(1, 7) if default_preset(model) == "scenes" else ()

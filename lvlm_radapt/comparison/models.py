@@ -13,8 +13,8 @@ from eval_tasks.config.presets import Protocol, load_recipe
 from lvlm_radapt.comparison.preset import Comparison, Finetune, Learn, RowSpec, slug
 from lvlm_radapt.defences.radapt.anchor import Anchor
 from lvlm_radapt.defences.radapt.config import RAdaptConfig
-from lvlm_radapt.defences.radapt.guides import guide_origin, guided_anchor, load_guide
 from lvlm_radapt.defences.radapt.hooks import injected_anchor, injected_config
+from lvlm_radapt.loading.guides import guide_origin, guided_anchor, load_guide
 from lvlm_radapt.loading.load import is_encoder, load_any
 from lvlm_radapt.loading.open_clip import is_open_clip
 from lvlm_radapt.models.base import PixelModel

@@ -22,7 +22,7 @@ from safetensors import SafetensorError
 from attacks.auto_batch import out_of_memory
 from lvlm_radapt.loading.quantised import Quantisation, mend_gradients, quantisation_config
 from lvlm_radapt.models.conversations import Conversation
-from lvlm_radapt.utils.errors import UserError
+from lvlm_radapt.utils.errors import UserError, first_sentence
 
 Attention = Literal["auto", "eager", "sdpa", "flash_attention_2"]
 DeviceMap = str | dict[str, int | str | torch.device]
@@ -108,22 +108,11 @@ def opening_errors() -> Iterator[None]:
     except (MemoryError, RuntimeError) as error:
         if out_of_memory(error):
             raise  # see `Opening.fitting`
-        raise OpeningError(one_line(error)) from error
+        raise OpeningError(first_sentence(error)) from error
     except ArithmeticError as error:
-        raise OpeningError(f"a size in config.json is impossible ({one_line(error)})") from error
+        raise OpeningError(f"a size in config.json is impossible ({first_sentence(error)})") from error
     except (*_FROM_VALUES, *_FROM_FILES) as error:
-        raise OpeningError(one_line(error)) from error
-
-
-def one_line(error: BaseException) -> str:
-    """The error's first line, and the second where the first only announces it; of a sentence that goes on in the next
-    line nothing."""
-    first, *rest = (line.strip() for line in str(error).strip().split("\n", 2))
-    line = f"{first} {rest[0]}" if first.endswith(":") and rest else first
-    whole, _, begun = line.rpartition(". ")
-    if rest and whole and begun and begun[-1].isalnum():
-        line = whole
-    return line.rstrip(".,")
+        raise OpeningError(first_sentence(error)) from error
 
 
 @contextmanager

@@ -7,7 +7,6 @@ puts it.
 from __future__ import annotations
 
 import json
-import math
 import pickle
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -16,7 +15,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from torch import Tensor, nn
+from torch import Tensor
 from transformers.utils import cached_file
 
 from lvlm_radapt.utils.errors import UserError
@@ -143,31 +142,3 @@ def _shards(index: Path) -> list[str]:
 
 def _one_line(error: BaseException) -> str:
     return " ".join(str(error).split())[:120]
-
-
-def check_finite(hf: nn.Module, name: str) -> None:
-    """UserError naming the first weight that holds NaN or an infinite number: every answer would be noise."""
-    for key, weight in hf.named_parameters():
-        if weight.is_meta or not weight.is_floating_point():  # on disk until it is used, or quantised
-            continue
-        # a sum is infinite or NaN where one number is, and needs no copy of the weight
-        if not bool(weight.detach().sum(dtype=torch.float32).isfinite()) and not bool(weight.isfinite().all()):
-            dtype = str(weight.dtype).removeprefix("torch.")
-            raise UserError(
-                f"{name}: the weight {key} holds NaN or infinite numbers in {dtype}: the checkpoint is damaged, was "
-                "trained until it diverged, or needs --dtype float32"
-            )
-
-
-def check_normalisation(processor: Any, name: str) -> None:
-    """UserError unless an image processor that normalises has three finite means, and deviations above 0."""
-    if not processor.do_normalize:
-        return
-    for field, low in (("image_mean", -math.inf), ("image_std", 0.0)):
-        values = getattr(processor, field, None)
-        sound = isinstance(values, list | tuple) and len(values) == 3
-        if not sound or not all(isinstance(v, int | float) and math.isfinite(v) and v > low for v in values or ()):
-            raise UserError(
-                f"{name}: preprocessor_config.json: {field} must be three finite numbers"
-                f"{' above 0' if low == 0 else ''}, got {values!r:.80}"
-            )

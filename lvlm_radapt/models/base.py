@@ -19,7 +19,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from attacks.auto_batch import out_of_memory
-from lvlm_radapt.loading.weights import check_finite, check_normalisation
+from lvlm_radapt.models.checks import check_finite, check_normalisation
 from lvlm_radapt.models.language import greedy, left_pad, right_pad, target_nll, target_positions
 from lvlm_radapt.models.speedups import last_layer, patch_gradient
 from lvlm_radapt.utils.errors import UserError

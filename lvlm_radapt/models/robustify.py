@@ -17,7 +17,7 @@ def robustify(model: Model, config: RAdaptConfig | None = None, anchor: Anchor |
     """The same model, changed in place: filter and anchor in its vision tower, every weight as it was.
 
     config: `RAdaptConfig()` by default.
-    anchor: the one to mix in, `lvlm_radapt.defences.radapt.guides.guided_anchor`'s or that of
+    anchor: the one to mix in, `lvlm_radapt.loading.guides.guided_anchor`'s or that of
         `lvlm_radapt.training.learned_anchor.learn_anchor`; None for the white one, which is taken with the model's
         own pixel normalisation.
 

@@ -6,9 +6,8 @@ from collections.abc import Callable, Collection
 from functools import lru_cache
 from typing import Any
 
-from lvlm_radapt.loading.load_options import one_line
 from lvlm_radapt.models.conversations import CONVERSATIONS, Conversation, Prompt, turns
-from lvlm_radapt.utils.errors import UserError
+from lvlm_radapt.utils.errors import UserError, first_sentence
 from lvlm_radapt.utils.time_limit import within
 
 _PATIENCE = 10.0
@@ -58,7 +57,7 @@ def renderer(
             return _rendered(tokenizer, chat_template, prompt)
         except Exception as error:  # a template is a program of the checkpoint's author
             raise UserError(
-                f"{model}: its chat template does not render an image and a question ({one_line(error)}): "
+                f"{model}: its chat template does not render an image and a question ({first_sentence(error)}): "
                 f"{_CHOOSE_ANOTHER}"
             ) from error
 

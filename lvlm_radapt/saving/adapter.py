@@ -19,11 +19,9 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
 import torch
-from accelerate.utils import align_module_device
 from pydantic import BaseModel, ConfigDict, Field
 from safetensors import SafetensorError
 from safetensors.torch import load, save
-from torch import nn
 
 from lvlm_radapt.defences.radapt.anchor import Anchor
 from lvlm_radapt.defences.radapt.config import RAdaptConfig
@@ -35,6 +33,7 @@ from lvlm_radapt.models.base import LVLM, Geometry, PixelModel
 from lvlm_radapt.models.clip import CLIPEncoder
 from lvlm_radapt.models.conversations import Conversation
 from lvlm_radapt.towers.base import Colour
+from lvlm_radapt.towers.fingerprint import DTYPES, tower_fingerprints
 from lvlm_radapt.utils.atomic_folder import new_folder
 from lvlm_radapt.utils.errors import UserError
 from lvlm_radapt.utils.json_files import read_bytes, read_own
@@ -43,12 +42,6 @@ FORMAT: Literal["lvlm-radapt adapter"] = "lvlm-radapt adapter"
 VERSION: Literal[1] = 1
 SETTINGS = "radapt.json"
 TENSORS = "adapter.safetensors"
-
-_DTYPES: dict[str, torch.dtype] = {
-    "float32": torch.float32,
-    "bfloat16": torch.bfloat16,
-    "float16": torch.float16,
-}
 
 
 class _Part(BaseModel):
@@ -111,9 +104,9 @@ def save_adapter(model: PixelModel, out: str | os.PathLike[str], *, notes: Mappi
     anchor = injected_anchor(model.hf) if white is None else None
     if config is None:
         raise UserError(f"{model.name} has no R-Adapt in it: call robustify() before saving an adapter")
-    own = next((name for name, dtype in _DTYPES.items() if dtype == model.dtype), None)
+    own = next((name for name, dtype in DTYPES.items() if dtype == model.dtype), None)
     if own is None:
-        raise UserError(f"{model.name} is opened in {model.dtype}: open it in one of {', '.join(_DTYPES)}")
+        raise UserError(f"{model.name} is opened in {model.dtype}: open it in one of {', '.join(DTYPES)}")
     asked = model.text.conversation if isinstance(model, LVLM) else None
     tensors = {} if anchor is None else {"anchor": anchor.values.cpu().contiguous()}
     content = save(tensors)
@@ -129,7 +122,7 @@ def save_adapter(model: PixelModel, out: str | os.PathLike[str], *, notes: Mappi
             name=_lasting_name(model.name),
             revision=model.revision,
             other_tower=None if model.tower_name is None else _lasting_name(model.tower_name),
-            tower=tower_fingerprints(model.tower, list(_DTYPES) if own == "float32" else [own]),
+            tower=tower_fingerprints(model.tower, list(DTYPES) if own == "float32" else [own]),
         ),
         geometry=model.geometry,
         conversation=None if asked is None else _Conversation(**asdict(asked)),
@@ -155,7 +148,7 @@ def base_name(model: str | os.PathLike[str]) -> str:
 def adapter_dtype(folder: str | os.PathLike[str]) -> torch.dtype:
     """The precision of the model that an adapter was saved from."""
     saved = _read(Path(folder).expanduser()).base.tower
-    return torch.float32 if "float32" in saved else _DTYPES.get(next(iter(saved)), torch.float32)
+    return torch.float32 if "float32" in saved else DTYPES.get(next(iter(saved)), torch.float32)
 
 
 def load_adapter(
@@ -208,29 +201,11 @@ def _defended(root: Path, open_base: Callable[[_Base, Geometry], Model], geometr
     return model
 
 
-def tower_fingerprints(tower: nn.Module, dtypes: list[str]) -> dict[str, str]:
-    """dtype -> sha256 over every parameter's name, shape and values rounded to it, as float32 bytes.
-
-    So a float32 tower also tells what it is when opened in half precision. Buffers do not count.
-    """
-    digests = {name: hashlib.sha256() for name in dtypes}
-    for key in sorted(name for name, _ in tower.named_parameters()):
-        place, _, own = key.rpartition(".")
-        module = tower.get_submodule(place)
-        with align_module_device(module):  # parameters that are offloaded come in for this long
-            values = getattr(module, own).detach().cpu()
-        head = f"{key}{list(values.shape)}".encode()
-        for name, digest in digests.items():
-            digest.update(head)
-            digest.update(values.to(_DTYPES[name]).to(torch.float32).contiguous().numpy().tobytes())
-    return {name: digest.hexdigest() for name, digest in digests.items()}
-
-
 def _check_tower(root: Path, base: _Base, model: PixelModel) -> None:
-    own = next((name for name, dtype in _DTYPES.items() if dtype == model.dtype), "")
+    own = next((name for name, dtype in DTYPES.items() if dtype == model.dtype), "")
     # a float32 tower can be rounded to what was saved; a rounded one cannot be widened
     compared = own if own in base.tower else next(iter(base.tower)) if own == "float32" else None
-    if compared not in _DTYPES:
+    if compared not in DTYPES:
         saved = ", ".join(base.tower)
         raise UserError(f"{root} was saved from a model in {saved}: open it in that dtype or float32, or save it anew")
     if tower_fingerprints(model.tower, [compared])[compared] != base.tower[compared]:

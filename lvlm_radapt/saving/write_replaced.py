@@ -6,7 +6,7 @@ import json
 import os
 from collections.abc import Sequence
 
-from lvlm_radapt.defences.radapt.guides import load_guide
+from lvlm_radapt.loading.guides import load_guide
 from lvlm_radapt.models.base import PixelModel
 from lvlm_radapt.saving.export import refuse_unwritable, save_stock, weight_bytes
 from lvlm_radapt.towers import find_tower

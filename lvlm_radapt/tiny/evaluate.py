@@ -26,7 +26,8 @@ from eval_tasks.data import Sample, chunks, load_task, open_image
 from eval_tasks.metrics import CiderScorer, vqa_accuracy
 from eval_tasks.tasks.make_task import make_task
 from eval_tasks.tasks.text import TextTask
-from lvlm_radapt.models import LVLM, CLIPEncoder, load_encoder, load_model
+from lvlm_radapt.loading.load import load_encoder, load_model
+from lvlm_radapt.models import LVLM, CLIPEncoder
 from lvlm_radapt.tiny import scenes
 from lvlm_radapt.tiny.altered import altered_captions
 from lvlm_radapt.tiny.dataset import SCENES, write_scenes

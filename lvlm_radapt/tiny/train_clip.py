@@ -22,6 +22,7 @@ from transformers import LlavaForConditionalGeneration
 from lvlm_radapt.tiny import build, scenes
 from lvlm_radapt.tiny.altered import altered_captions, describe
 from lvlm_radapt.tiny.pool import augment, cached
+from lvlm_radapt.tiny.training_run import Run
 from lvlm_radapt.utils.errors import UserError
 
 SCENES = 20_000  # of the pool; they are seen with one augmentation each
@@ -34,8 +35,6 @@ EMBEDDED = Path(__file__).parent / "weights" / "tiny-llava"
 
 def train_clip(args: argparse.Namespace) -> nn.Module:
     """The trained CLIPModel; `args` are those of `train` (its joint steps are the steps here)."""
-    from lvlm_radapt.tiny.train import Run
-
     torch.manual_seed(args.seed)
     folder = args.llava or EMBEDDED
     if not (folder / "config.json").is_file():

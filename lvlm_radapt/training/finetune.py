@@ -15,16 +15,16 @@ import torch
 from torch import Tensor, nn
 
 from attacks.pgd import pgd
-from eval_tasks.config.presets import FinetuneRecipe
 from lvlm_radapt.defences.radapt.hooks import is_injected
 from lvlm_radapt.models.base import PixelBatch, PixelModel
 from lvlm_radapt.models.clip import CLIPEncoder
-from lvlm_radapt.saving.adapter import tower_fingerprints
 from lvlm_radapt.towers import find_tower
+from lvlm_radapt.towers.fingerprint import tower_fingerprints
 from lvlm_radapt.training.images import batches_of, canvas_batches, load_pixels
 from lvlm_radapt.training.labelled import TrainingImages, batches_from
 from lvlm_radapt.training.low_rank import low_rank_changes
 from lvlm_radapt.training.objectives import Features, Method, Objective, Targets, objective_of
+from lvlm_radapt.training.recipe import FinetuneRecipe
 from lvlm_radapt.training.scopes import WHOLE, scope_parameters
 from lvlm_radapt.training.state import StateFile
 from lvlm_radapt.training.together import Alone

@@ -11,9 +11,9 @@ from pathlib import Path
 
 from PIL import Image
 
-from eval_tasks.data.images import open_image
 from lvlm_radapt.models.base import PixelBatch, PixelModel
 from lvlm_radapt.utils.errors import UserError
+from lvlm_radapt.utils.images import open_image
 from lvlm_radapt.utils.json_files import read_bytes
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm")

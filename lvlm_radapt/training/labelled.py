@@ -7,9 +7,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from eval_tasks.data.imagefolder import class_names, load_imagefolder
 from lvlm_radapt.models.base import PixelModel
 from lvlm_radapt.training.images import batches_of, image_files, images_digest
+from lvlm_radapt.utils.class_folders import class_folders, named_classes
 from lvlm_radapt.utils.errors import UserError
 
 HELD_BACK = 32  # images at most, and a tenth of all
@@ -48,10 +48,9 @@ class TrainingImages:
         names: list[str] = []
         class_of: dict[Path, int] = {}
         if classes:
-            samples = load_imagefolder(root)
-            names = class_names(samples)
-            place = {name: number for number, name in enumerate(names)}
-            class_of = {Path(str(sample.image)): place[sample.references[0]] for sample in samples}
+            found = class_folders(root)
+            names = list(named_classes(root, list(found)).values())
+            class_of = {path: number for number, images in enumerate(found.values()) for _, path in images}
             files = [file for file in files if file in class_of]
         if len(files) < 2:
             raise UserError(f"{root}: {len(files)} images are too few to train on and watch: give more")

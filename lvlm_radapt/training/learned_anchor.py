@@ -34,7 +34,7 @@ from lvlm_radapt.defences.radapt.config import RAdaptConfig
 from lvlm_radapt.defences.radapt.hooks import inject, injected_mix, is_injected, remove
 from lvlm_radapt.models.base import LVLM, PixelBatch, PixelModel
 from lvlm_radapt.models.clip import CLIPEncoder
-from lvlm_radapt.saving.adapter import tower_fingerprints
+from lvlm_radapt.towers.fingerprint import tower_fingerprints
 from lvlm_radapt.training.images import batches_of, canvas_batches, images_digest, load_pixels, pixel_batches
 from lvlm_radapt.training.state import StateFile
 from lvlm_radapt.utils.errors import UserError

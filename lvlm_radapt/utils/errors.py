@@ -13,6 +13,17 @@ def with_notes(text: str, error: BaseException) -> str:
     return f"{text} ({'; '.join(notes)})" if notes else text
 
 
+def first_sentence(error: BaseException) -> str:
+    """The error's first line, and the second one where the first ends in a colon. A sentence that goes on in the next
+    line is left out."""
+    first, *rest = (line.strip() for line in str(error).strip().split("\n", 2))
+    line = f"{first} {rest[0]}" if first.endswith(":") and rest else first
+    whole, _, begun = line.rpartition(". ")
+    if rest and whole and begun and begun[-1].isalnum():
+        line = whole
+    return line.rstrip(".,")
+
+
 class NoRoom(UserError):
     """The disk is full, or a limit on files is reached."""
 

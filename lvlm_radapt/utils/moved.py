@@ -13,6 +13,7 @@ from types import ModuleType
 MOVED = {
     "eval_tasks.eps": "lvlm_radapt.utils.budget",
     "eval_tasks.evaluation": "eval_tasks.api",
+    "eval_tasks.data.images": "lvlm_radapt.utils.images",
     "eval_tasks.presets": "eval_tasks.config.presets",
     "eval_tasks.records": "eval_tasks.run.records",
     "eval_tasks.runner": "eval_tasks.run.evaluate",
@@ -23,6 +24,7 @@ MOVED = {
     "lvlm_radapt.errors": "lvlm_radapt.utils.errors",
     "lvlm_radapt.export": "lvlm_radapt.saving.export",
     "lvlm_radapt.fold": "lvlm_radapt.saving.fold",
+    "lvlm_radapt.guides": "lvlm_radapt.loading.guides",
     "lvlm_radapt.models.load": "lvlm_radapt.loading.load",
     "lvlm_radapt.models.open_clip": "lvlm_radapt.loading.open_clip",
 }

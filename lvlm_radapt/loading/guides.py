@@ -11,9 +11,9 @@ import torch
 from lvlm_radapt.defences.radapt.anchor import Anchor, white_anchor
 from lvlm_radapt.loading.load import embedded_models, is_encoder, is_robustified, load_any
 from lvlm_radapt.models.base import PixelModel
-from lvlm_radapt.saving.adapter import tower_fingerprints
 from lvlm_radapt.towers import Tower, find_tower
 from lvlm_radapt.towers.base import AnyGridTower
+from lvlm_radapt.towers.fingerprint import tower_fingerprints
 from lvlm_radapt.utils.errors import UserError
 
 
