@@ -53,8 +53,8 @@ from eval_tasks.data.checking import check_data
 from eval_tasks.metrics.vqa import normalise_answer, vqa_accuracy
 from eval_tasks.run.records import read_run
 from lvlm_radapt import cli
+from lvlm_radapt.loading.adapter import load_adapter
 from lvlm_radapt.loading.load import load_model
-from lvlm_radapt.saving.adapter import load_adapter
 from lvlm_radapt.utils.errors import UserError
 
 EMPTY = ["data", "check", "coco", "--data"]

@@ -18,8 +18,10 @@ from torch import nn
 
 from lvlm_radapt import RAdaptConfig, load_model, robustify
 from lvlm_radapt.defences.radapt.hooks import injected_anchor, injected_config, injected_white
+from lvlm_radapt.loading.adapter import load_adapter
+from lvlm_radapt.loading.adapter_files import is_adapter
 from lvlm_radapt.models import LVLM
-from lvlm_radapt.saving.adapter import is_adapter, load_adapter, save_adapter
+from lvlm_radapt.saving.adapter import save_adapter
 from lvlm_radapt.towers.fingerprint import tower_fingerprints
 from lvlm_radapt.utils.errors import UserError
 

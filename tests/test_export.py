@@ -33,10 +33,11 @@ from lvlm_radapt.defences.radapt import modules
 from lvlm_radapt.defences.radapt.anchor import Anchor
 from lvlm_radapt.defences.radapt.hooks import injected_anchor
 from lvlm_radapt.defences.radapt.modules import GaussianFilter
+from lvlm_radapt.loading.export_files import is_export
 from lvlm_radapt.models import LVLM
 from lvlm_radapt.saving import filter_template
 from lvlm_radapt.saving.adapter import save_adapter
-from lvlm_radapt.saving.export import export_model, is_export
+from lvlm_radapt.saving.export import export_model
 from lvlm_radapt.saving.fold import fold_model
 from lvlm_radapt.towers.qwen import images_to_rows
 from lvlm_radapt.utils.errors import UserError

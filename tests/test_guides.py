@@ -19,11 +19,12 @@ from torch import Tensor
 from lvlm_radapt import RAdaptConfig, robustify
 from lvlm_radapt.defences.radapt.anchor import white_anchor
 from lvlm_radapt.defences.radapt.hooks import inject, injected_anchor
+from lvlm_radapt.loading.export import load_export
 from lvlm_radapt.loading.guides import guide_origin, guided_anchor, load_guide
 from lvlm_radapt.loading.load import load_any, load_model
 from lvlm_radapt.models.base import LVLM
 from lvlm_radapt.saving.adapter import save_adapter
-from lvlm_radapt.saving.export import export_model, load_export
+from lvlm_radapt.saving.export import export_model
 from lvlm_radapt.saving.fold import fold_model
 from lvlm_radapt.towers import find_tower
 

@@ -22,7 +22,7 @@ from eval_tasks.run.records import RunFolder
 from lvlm_radapt import load_model, robustify
 from lvlm_radapt.cli.resuming import resumable
 from lvlm_radapt.loading.load import load_any
-from lvlm_radapt.loading.load_options import Opening
+from lvlm_radapt.loading.load_options import LoadOptions
 from lvlm_radapt.models import LVLM
 from lvlm_radapt.saving.adapter import save_adapter
 from lvlm_radapt.saving.export import export_model
@@ -65,17 +65,17 @@ def test_weights_that_do_not_fit_are_one_line_with_advice(
 
 
 def test_moving_to_the_device_counts_as_loading(qwen: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(self: Opening, hf: Any) -> None:
+    def fail(self: LoadOptions, hf: Any) -> None:
         raise OUT
 
-    monkeypatch.setattr(Opening, "place", fail)
+    monkeypatch.setattr(LoadOptions, "place", fail)
     with one_line("out of memory, its weights"):
         load_model(qwen)
 
 
 def test_weights_go_straight_to_an_accelerator() -> None:
-    assert Opening("cuda:1").arguments()["device_map"] == {"": "cuda:1"}
-    assert "device_map" not in Opening("cpu").arguments()
+    assert LoadOptions("cuda:1").arguments()["device_map"] == {"": "cuda:1"}
+    assert "device_map" not in LoadOptions("cpu").arguments()
 
 
 # images that are too large

@@ -519,7 +519,7 @@ def test_a_tokenizer_in_sentencepiece_s_format_names_what_it_needs(
     (folder / "tokenizer.json").unlink()
     _fail(folder, "cannot load its tokenizer")
     (folder / "tokenizer.model").write_bytes(b"")
-    monkeypatch.setattr("lvlm_radapt.loading.load.is_sentencepiece_available", lambda: False)
+    monkeypatch.setattr("lvlm_radapt.loading.tokenizer.is_sentencepiece_available", lambda: False)
     _fail(folder, r"sentencepiece and protobuf: pip install 'lvlm-radapt\[original\]'")
 
 

@@ -24,8 +24,9 @@ from lvlm_radapt import RAdaptConfig, load_model, robustify
 from lvlm_radapt.cli import app
 from lvlm_radapt.models import LVLM
 from lvlm_radapt.models.conversations import Conversation
-from lvlm_radapt.saving.export import export_model, save_stock
+from lvlm_radapt.saving.export import export_model
 from lvlm_radapt.saving.fold import fold_model
+from lvlm_radapt.saving.plain_weights import save_stock
 
 QUESTION = "What is this?"
 

@@ -18,7 +18,7 @@ from PIL import Image
 
 from eval_tasks.run.records import read_run
 from lvlm_radapt import RAdaptConfig, load_encoder, load_model, robustify
-from lvlm_radapt.loading.replace_tower import swap_tower
+from lvlm_radapt.loading.replace_tower import replace_tower
 from lvlm_radapt.models import LVLM
 from lvlm_radapt.saving.adapter import save_adapter
 from lvlm_radapt.utils.errors import UserError
@@ -178,7 +178,7 @@ def test_towers_from_hugging_face_folders(llava: Path, tmp_path: Path) -> None:
 def test_the_encoder_stays_apart(llava: Path, fare: Path) -> None:
     encoder = load_encoder(fare)
     model = load_model(llava)
-    assert swap_tower(model, encoder) is model
+    assert replace_tower(model, encoder) is model
     batch = encoder.pixels([noise(56, 56)])
     before = encoder.features(batch)
     torch.testing.assert_close(model.features(model.pixels([noise(56, 56)])), before)
@@ -189,7 +189,7 @@ def test_the_encoder_stays_apart(llava: Path, fare: Path) -> None:
 
 def test_precision_and_attention_stay_the_model_s(llava: Path, fare: Path) -> None:
     model = load_model(llava, dtype=torch.bfloat16, attn="eager")
-    swap_tower(model, load_encoder(fare))
+    replace_tower(model, load_encoder(fare))
     assert {p.dtype for p in model.hf.parameters()} == {torch.bfloat16}
     assert model.tower.config._attn_implementation == "eager"
 
@@ -228,17 +228,17 @@ def test_models_that_take_no_other_tower(llava: Path, fare: Path, tmp_path: Path
     encoder = load_encoder(fare)
     protected = robustify(load_model(llava))
     with pytest.raises(UserError, match="has R-Adapt in it: replace the tower first"):
-        swap_tower(protected, encoder)
+        replace_tower(protected, encoder)
     save_adapter(protected, tmp_path / "adapter")
     with pytest.raises(UserError, match="is robustified for its own tower"):
         load_model(tmp_path / "adapter", tower=fare)
     with pytest.raises(UserError, match="has R-Adapt in it"):
-        swap_tower(load_model(llava), robustify(encoder))
+        replace_tower(load_model(llava), robustify(encoder))
     siglip = tiny_random.clip_vision()
     siglip.config.model_type = "siglip_vision_model"
     odd = type(encoder)(siglip, None, tiny_checkpoints.clip_processor(56), name="odd")
     with pytest.raises(UserError, match=r"odd is a siglip_vision_model: a LLaVA-1\.5 takes a CLIP tower"):
-        swap_tower(load_model(llava), odd)
+        replace_tower(load_model(llava), odd)
     with pytest.raises(UserError, match="no such file"):
         load_model(llava, tower=tmp_path / "lost.pt")
 

@@ -98,7 +98,7 @@ def finetune(
     from eval_tasks.config.presets import load_recipe
     from eval_tasks.run.processes import Group
     from lvlm_radapt.loading.load import is_encoder, is_robustified, load_any
-    from lvlm_radapt.saving.export import weight_bytes
+    from lvlm_radapt.saving.plain_weights import weight_bytes
     from lvlm_radapt.training.finetune import FinetuneSettings
     from lvlm_radapt.training.finetune import finetune as train
     from lvlm_radapt.training.labelled import TrainingImages

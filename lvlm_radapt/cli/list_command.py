@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.table import Table
@@ -11,6 +11,9 @@ from rich.table import Table
 from lvlm_radapt.cli.app import app, console
 from lvlm_radapt.cli.group import leave_it_to_the_first
 from lvlm_radapt.cli.options import Listing
+
+if TYPE_CHECKING:
+    from lvlm_radapt.models.family import Family
 
 
 @app.command("list")
@@ -21,19 +24,20 @@ def list_(
     leave_it_to_the_first()
     from eval_tasks.config import presets
     from lvlm_radapt.comparison.preset import load_comparison
-    from lvlm_radapt.loading.load import EMBEDDED, ENCODERS, FAMILIES, embedded_models
+    from lvlm_radapt.loading.locate import EMBEDDED, embedded_models
+    from lvlm_radapt.models.families import encoder_families, lvlm_families
 
     def attack_text(name: str) -> str:
         return presets.load_attack(name).description
 
-    def read_by(table: Mapping[str, tuple[Any, str]]) -> dict[str, str]:
-        return {model_type: f"checkpoints of {hf_class}" for model_type, (_, hf_class) in table.items()}
+    def read_by(families: Mapping[str, Family]) -> dict[str, str]:
+        return {kind: f"checkpoints of {family.available[kind]}" for kind, family in families.items()}
 
     sections: dict[Listing, dict[str, dict[str, str]]] = {
         Listing.models: {
             "models inside the package": {name: EMBEDDED[name] for name in embedded_models()},
-            "families, by model_type (original LLaVA too)": read_by(FAMILIES),
-            "image encoders, for imagefolder and --surrogate (and open_clip files)": read_by(ENCODERS),
+            "families, by model_type (original LLaVA too)": read_by(lvlm_families()),
+            "image encoders, for imagefolder and --surrogate (and open_clip files)": read_by(encoder_families()),
         },
         Listing.tasks: {"tasks": {name: presets.load_task_config(name).description for name in presets.names("tasks")}},
         Listing.attacks: {"attacks": {name: attack_text(name) for name in presets.names("attacks")}},

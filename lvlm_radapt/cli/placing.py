@@ -75,8 +75,8 @@ def place_flags(
 
 def default_preset(model: str) -> str:
     """`scenes` for the embedded models, their adapters and exports, `native` for everything else."""
-    from lvlm_radapt.loading.load import EMBEDDED
-    from lvlm_radapt.saving.adapter import base_name
-    from lvlm_radapt.saving.export import exported_from
+    from lvlm_radapt.loading.adapter_files import base_name
+    from lvlm_radapt.loading.export_files import exported_from
+    from lvlm_radapt.loading.locate import EMBEDDED
 
     return "scenes" if exported_from(base_name(model)) in EMBEDDED else "native"

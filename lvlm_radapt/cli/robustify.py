@@ -127,7 +127,7 @@ def robustify(
     from eval_tasks.run.calibration import calibration_note, read_calibration
     from lvlm_radapt.loading.load import is_encoder, is_robustified, load_any
     from lvlm_radapt.saving.adapter import save_adapter
-    from lvlm_radapt.saving.export import weight_bytes
+    from lvlm_radapt.saving.plain_weights import weight_bytes
     from lvlm_radapt.utils.atomic_folder import check_new_folder, made_before
 
     place = place_of(device, dtype, quantize, device_map, model=model, max_pixels=max_pixels)
@@ -196,8 +196,8 @@ def robustify(
 
 def _check_robustified(model: str, given: list[str], *, written_whole: bool) -> None:
     """UserError for what cannot be asked of a folder that is robustified already."""
-    from lvlm_radapt.saving.adapter import base_name
-    from lvlm_radapt.saving.export import exported_from
+    from lvlm_radapt.loading.adapter_files import base_name
+    from lvlm_radapt.loading.export_files import exported_from
 
     if given:
         base = exported_from(base_name(model))

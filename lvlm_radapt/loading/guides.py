@@ -9,7 +9,8 @@ from typing import Any
 import torch
 
 from lvlm_radapt.defences.radapt.anchor import Anchor, white_anchor
-from lvlm_radapt.loading.load import embedded_models, is_encoder, is_robustified, load_any
+from lvlm_radapt.loading.load import is_encoder, is_robustified, load_any
+from lvlm_radapt.loading.locate import embedded_models
 from lvlm_radapt.models.base import PixelModel
 from lvlm_radapt.towers import Tower, find_tower
 from lvlm_radapt.towers.base import AnyGridTower

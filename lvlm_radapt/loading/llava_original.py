@@ -16,22 +16,15 @@ import transformers
 from tokenizers import AddedToken
 from torch import Tensor
 
-from lvlm_radapt.loading.from_state_dict import assemble, check_shape
-from lvlm_radapt.loading.load import (
-    _image_processor,
-    _some,
-    _weights,
-    check_layers,
-    encoder_class,
-    open_tokenizer,
-    read_generation_config,
-)
-from lvlm_radapt.loading.load_options import Opening, OpeningError, opening_errors
+from lvlm_radapt.loading.from_state_dict import check_shape, from_state_dict
+from lvlm_radapt.loading.hf import first_keys, load_weights, read_generation_config
+from lvlm_radapt.loading.image_processor import open_image_processor
+from lvlm_radapt.loading.load_options import LoadOptions, OpeningError, opening_errors
+from lvlm_radapt.loading.tokenizer import open_tokenizer
 from lvlm_radapt.loading.weights import checkpoint_file, read_tensors, weight_files
+from lvlm_radapt.models import clip, llava, llava_next
 from lvlm_radapt.models.base import LVLM, Geometry
 from lvlm_radapt.models.conversations import CONVERSATIONS, Conversation
-from lvlm_radapt.models.llava import LlavaLVLM
-from lvlm_radapt.models.llava_next import LlavaNextLVLM
 from lvlm_radapt.utils.errors import UserError
 
 IMAGE_TOKEN = "<image>"
@@ -71,13 +64,13 @@ def load_original(
     config: Mapping[str, Any],
     *,
     geometry: Geometry | None,
-    opening: Opening,
+    options: LoadOptions,
 ) -> LVLM:
     """The LVLM of an original LLaVA-1.5 or LLaVA-1.6 checkpoint; arguments and errors as for `load_model`.
 
     config: the content of its config.json. geometry: None for what config.json says (`image_aspect_ratio`).
-    opening's conversation: None for the one that the original code asks in: vicuna_v1, mistral_instruct over a Mistral,
-    chatml_direct over a model that knows ChatML's tokens.
+    the options' conversation: None for the one that the original code asks in: vicuna_v1, mistral_instruct over a
+    Mistral, chatml_direct over a model that knows ChatML's tokens.
 
     The answers' likelihoods are over the original vocabulary and `<image>`, whose row of the head is the mean
     of all others: it is never the likeliest token, and moves no likelihood by more than log(1 + 1/V) nats.
@@ -89,35 +82,35 @@ def load_original(
     image_id = int(tokenizer.convert_tokens_to_ids(IMAGE_TOKEN))
     rows = int(language.vocab_size)
     language.vocab_size = max(rows, image_id + 1)
-    hf_class: Any = transformers.LlavaForConditionalGeneration
-    if views:
-        hf_class = transformers.LlavaNextForConditionalGeneration
+    family, model_type = (llava_next.FAMILY, "llava_next") if views else (llava.FAMILY, "llava")
+    hf_class = family.hf_class({"model_type": model_type})
     full = _full_config(config, hf_class, _tower_config(tower, tower_name), language, image_id, name)
     tensors = _renamed_tensors(source, name)
-    tensors = _with_tower(tensors, tower, tower_name, dtype=opening.dtype)
+    tensors = _with_tower(tensors, tower, tower_name, dtype=options.dtype)
     for key in filter(tensors.__contains__, (_EMBEDDINGS, _HEAD)):
         check_shape(key, tensors[key], (rows, language.hidden_size), name)
         tensors[key] = _grown(tensors[key], language.vocab_size)
-    hf = assemble(hf_class, full, tensors, name, opening)
+    hf = from_state_dict(hf_class, full, tensors, name, options, kept=family.unquantised)
     hf.config._name_or_path = source
     read_generation_config(hf, source, name)
-    check_layers(full, name)
-    image_processor = _image_processor(tower, tower_name)
+    llava.LlavaLVLM.check_config(full, name)
+    image_processor = open_image_processor(tower, tower_name)
     if views:
         image_processor = _in_views(image_processor, full.image_grid_pinpoints)
     if geometry is None:
         geometry = "pad" if config.get("image_aspect_ratio") == "pad" else "stock"
     # the tokenizer's own template, if any, knows no images; with this one the model can be saved and exported
     tokenizer.chat_template = _usual_conversation(language, tokenizer).chat_template(IMAGE_TOKEN)
-    return (LlavaNextLVLM if views else LlavaLVLM)(
+    model: LVLM = family.build(
         hf,
         tokenizer,
         image_processor,
         name=name,
         geometry=geometry,
         chat_template=tokenizer.chat_template,
-        conversation=opening.conversation,
+        conversation=options.conversation,
     )
+    return model
 
 
 def _check_supported(config: Mapping[str, Any], name: str) -> bool:
@@ -232,7 +225,9 @@ def _renamed_tensors(source: str, name: str) -> dict[str, Tensor]:
             else:
                 tensors[_RENAMED[old] + key.removeprefix(old)] = tensor
     if unknown:
-        raise UserError(f"{name}: the checkpoint holds unknown weights {_some(sorted(unknown))}: it is no plain LLaVA")
+        raise UserError(
+            f"{name}: the checkpoint holds unknown weights {first_keys(sorted(unknown))}: it is no plain LLaVA"
+        )
     return tensors
 
 
@@ -240,8 +235,8 @@ def _with_tower(tensors: dict[str, Tensor], tower: str, tower_name: str, *, dtyp
     """`tensors`, with the named tower's weights where the checkpoint brings none of its own."""
     if any(key.startswith(_TOWER) for key in tensors):
         return tensors
-    hf_class = encoder_class(transformers.PretrainedConfig.get_config_dict(tower)[0])
-    encoder = _weights(hf_class, tower, tower_name, Opening(dtype=dtype))
+    hf_class = clip.FAMILY.hf_class(transformers.PretrainedConfig.get_config_dict(tower)[0])
+    encoder = load_weights(hf_class, tower, tower_name, LoadOptions(dtype=dtype))
     vision = getattr(encoder, "vision_model", encoder)
     return tensors | {_TOWER + key: value for key, value in vision.state_dict().items()}
 

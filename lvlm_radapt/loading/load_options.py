@@ -7,7 +7,7 @@ import logging
 import re
 import threading
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pickle import UnpicklingError
@@ -27,11 +27,11 @@ from lvlm_radapt.utils.errors import UserError, first_sentence
 Attention = Literal["auto", "eager", "sdpa", "flash_attention_2"]
 DeviceMap = str | dict[str, int | str | torch.device]
 
-_BUILDING = threading.Lock()  # transformers swaps global initialisers while it builds a model
+_LOADING = threading.Lock()  # transformers swaps global initialisers while it builds a model
 
 
 @dataclass(frozen=True)
-class Opening:
+class LoadOptions:
     """See `load_model`. UserError for a quantisation or device map that is unknown."""
 
     device: str | torch.device = "cpu"
@@ -50,14 +50,14 @@ class Opening:
         if self.device_map is not None and torch.device(self.device) != torch.device("cpu"):
             raise UserError(f"device {self.device} and a device map exclude each other: leave one out")
 
-    def arguments(self) -> dict[str, Any]:
-        """Keywords of `from_pretrained`."""
+    def arguments(self, kept: Sequence[str] = ()) -> dict[str, Any]:
+        """Keywords of `from_pretrained`. kept: modules that are not quantised, by their path."""
         given: dict[str, Any] = {
             "dtype": self.dtype,
             "attn_implementation": "sdpa" if self.attn == "auto" else self.attn,
         }
         if self.quantize is not None:
-            given["quantization_config"] = quantisation_config(self.quantize, self.dtype)
+            given["quantization_config"] = quantisation_config(self.quantize, self.dtype, kept)
         if self.quantize is not None or torch.device(self.device).type != "cpu":
             given["device_map"] = {"": self.device}  # straight to where it stays, and quantised there
         if self.device_map is not None:
@@ -107,7 +107,7 @@ def opening_errors() -> Iterator[None]:
         yield
     except (MemoryError, RuntimeError) as error:
         if out_of_memory(error):
-            raise  # see `Opening.fitting`
+            raise  # see `LoadOptions.fitting`
         raise OpeningError(first_sentence(error)) from error
     except ArithmeticError as error:
         raise OpeningError(f"a size in config.json is impossible ({first_sentence(error)})") from error
@@ -116,7 +116,7 @@ def opening_errors() -> Iterator[None]:
 
 
 @contextmanager
-def building() -> Iterator[None]:
+def quiet_loading() -> Iterator[None]:
     """While transformers builds a model: one at a time, `opening_errors`, without its bar over the weights
     (downloads keep theirs, they take minutes) and without bitsandbytes' remarks on kernels and on rounding its inputs.
 
@@ -125,7 +125,7 @@ def building() -> Iterator[None]:
     """
     library = logging.getLogger("bitsandbytes")
     library.setLevel(max(library.level, logging.ERROR))
-    with _BUILDING, no_loading_bar(), _log_held_back() as records:
+    with _LOADING, no_loading_bar(), _log_held_back() as records:
         try:
             with opening_errors(), warnings.catch_warnings():
                 warnings.filterwarnings("ignore", "Initializing zero-element tensors")  # an error follows

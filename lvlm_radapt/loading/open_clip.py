@@ -20,9 +20,9 @@ import transformers
 from pydantic import BaseModel, ConfigDict, PositiveFloat, StrictBool
 from torch import Tensor
 
-from lvlm_radapt.loading.from_state_dict import assemble
-from lvlm_radapt.loading.load import _some
-from lvlm_radapt.loading.load_options import Attention, Opening
+from lvlm_radapt.loading.from_state_dict import from_state_dict
+from lvlm_radapt.loading.hf import first_keys
+from lvlm_radapt.loading.load_options import Attention, LoadOptions
 from lvlm_radapt.loading.weights import checkpoint_file, read_pickle, read_tensors
 from lvlm_radapt.models.base import Geometry
 from lvlm_radapt.models.clip import CLIPEncoder
@@ -130,7 +130,7 @@ def load_open_clip(
         tensors = {f"vision_model.{key}": value for key, value in tensors.items()}
         tensors["visual_projection.weight"] = state["proj"].T.contiguous()
     full = transformers.CLIPVisionConfig(hidden_act=activation, layer_norm_eps=1e-5, **settings)
-    hf = assemble(hf_class, full, tensors, name, Opening(device, dtype, attn))
+    hf = from_state_dict(hf_class, full, tensors, name, LoadOptions(device, dtype, attn))
     return CLIPEncoder(
         hf,
         None,
@@ -241,7 +241,7 @@ def _renamed(state: Mapping[str, Tensor], name: str) -> dict[str, Tensor]:
         elif key != "proj":
             unknown.append(key)
     if unknown:
-        raise UserError(f"{name}: unknown weights {_some(sorted(unknown))}: its vision side is no plain CLIP ViT")
+        raise UserError(f"{name}: unknown weights {first_keys(sorted(unknown))}: its vision side is no plain CLIP ViT")
     return tensors
 
 

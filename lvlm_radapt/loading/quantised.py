@@ -5,6 +5,7 @@ The attack's gradients flow through the quantised layers, so they have to be rig
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
@@ -17,15 +18,14 @@ from lvlm_radapt.utils.errors import UserError
 Quantisation = Literal["4bit", "8bit"]
 KINDS: tuple[Quantisation, ...] = ("4bit", "8bit")
 
-# A list given by hand replaces the library's defaults, so the head is named too. Names of modules from the top:
-# "vision_tower" alone would match nothing.
-KEPT = ("model.vision_tower", "model.visual", "model.multi_modal_projector", "lm_head")
-
 _REPACKING = "support_avx512bf16_for_cpu"
 
 
-def quantisation_config(kind: Quantisation, dtype: torch.dtype) -> Any:
-    """The `BitsAndBytesConfig` of `kind`: NF4 computed in `dtype`, or LLM.int8; all but the language model kept.
+def quantisation_config(kind: Quantisation, dtype: torch.dtype, kept: Sequence[str]) -> Any:
+    """The `BitsAndBytesConfig` of `kind`: NF4 computed in `dtype`, or LLM.int8.
+
+    kept: modules that stay as they are, by their path from the top: "vision_tower" alone would match nothing. They
+    replace the library's defaults, so the head must be among them.
 
     UserError for an unknown kind, or without bitsandbytes.
     """
@@ -33,14 +33,13 @@ def quantisation_config(kind: Quantisation, dtype: torch.dtype) -> Any:
         raise UserError(f"quantize {kind!r} is unknown, choose 4bit or 8bit")
     if not is_bitsandbytes_available():
         raise UserError("--quantize needs bitsandbytes: pip install lvlm-radapt[quant]")
-    kept = list(KEPT)
     if kind == "8bit":
-        return transformers.BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=kept)
+        return transformers.BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=list(kept))
     return transformers.BitsAndBytesConfig(
         load_in_4bit=True,
         bnb_4bit_quant_type="nf4",
         bnb_4bit_compute_dtype=dtype,
-        llm_int8_skip_modules=kept,
+        llm_int8_skip_modules=list(kept),
     )
 
 

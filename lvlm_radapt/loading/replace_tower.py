@@ -8,15 +8,17 @@ from pathlib import Path
 from typing import Any
 
 from lvlm_radapt.defences.radapt.hooks import is_injected
-from lvlm_radapt.loading.load import embedded_models, load_encoder, lost_layer
-from lvlm_radapt.loading.load_options import Attention
+from lvlm_radapt.loading.adapter_files import is_adapter
+from lvlm_radapt.loading.load_options import Attention, LoadOptions
+from lvlm_radapt.loading.locate import embedded_models
+from lvlm_radapt.loading.stock import load_stock_encoder
 from lvlm_radapt.models.base import LVLM
 from lvlm_radapt.models.clip import CLIPEncoder
-from lvlm_radapt.models.llava import LlavaLVLM
+from lvlm_radapt.models.llava import LlavaLVLM, lost_layer
 from lvlm_radapt.utils.errors import UserError
 
 
-def swap_tower(model: LVLM, encoder: CLIPEncoder) -> LVLM:
+def replace_tower(model: LVLM, encoder: CLIPEncoder) -> LVLM:
     """The same LLaVA-1.5, changed in place, with a copy of the encoder's tower; projector and language model stay.
 
     The tower's image size and normalisation come with it: a 224 px tower in a 336 px LLaVA changes the vision
@@ -58,14 +60,17 @@ def swap_tower(model: LVLM, encoder: CLIPEncoder) -> LVLM:
 
 
 def load_tower(model: LVLM, tower: str | os.PathLike[str], *, attn: Attention = "auto") -> LVLM:
-    """`swap_tower` with the encoder of that name: an open_clip, FARE or TeCoA file, a folder or a hub id.
+    """`replace_tower` with the encoder of that name: an open_clip, FARE or TeCoA file, a folder or a hub id.
 
     Files and folders are named by their full path then, so that runs and adapters of one tower agree on it.
     """
     path = Path(tower).expanduser()
     if os.fspath(tower) not in embedded_models() and path.exists():
         tower = path.resolve()
-    return swap_tower(model, load_encoder(tower, device=model.device, dtype=model.dtype, attn=attn))
+        if is_adapter(path):
+            raise UserError(f"{tower} has R-Adapt in it: replace the tower first, then robustify")
+    options = LoadOptions(model.device, model.dtype, attn)
+    return replace_tower(model, load_stock_encoder(tower, geometry="stock", options=options))
 
 
 def _resized(processor: Any, side: int, encoder: CLIPEncoder) -> Any:

@@ -229,6 +229,26 @@ class LVLM(PixelModel):
     so that no text can pose as an image.
     """
 
+    default_conversation: ClassVar[str]
+    """The conversation of a checkpoint without a chat template."""
+    grows: ClassVar[bool] = False
+    """Whether the canvas grows with the image, so that `max_pixels` limits it. Image processors are then sized by
+    numbers of pixels, in place of sides."""
+    pads: ClassVar[bool] = False
+    """Whether an image processor with `do_pad` gives this model's `pad` geometry."""
+
+    @classmethod
+    def check_config(cls, config: Any, name: str) -> None:
+        """UserError, with the model's `name`, for a checkpoint's config that this class cannot serve."""
+
+    @classmethod
+    def limited(cls, image_processor: Any, max_pixels: int | None, name: str) -> Any:
+        """The image processor, with canvases of at most `max_pixels` where that is given and the canvas grows.
+
+        UserError, with the model's `name`, for settings or a limit that no canvas can have.
+        """
+        return image_processor
+
     def __init__(
         self,
         hf: Any,
@@ -241,7 +261,6 @@ class LVLM(PixelModel):
     ) -> None:
         super().__init__(hf, tokenizer, image_processor, name=name, geometry=geometry)
         self.text = text
-        last_layer.prepare(hf.model.language_model)
 
     @abstractmethod
     def _image_embeds(self, batch: PixelBatch) -> Tensor:

@@ -11,8 +11,10 @@ from PIL import Image
 from torch import Tensor, nn
 
 from lvlm_radapt.models.base import FeaturePoint, Geometry, PixelBatch, PixelModel
+from lvlm_radapt.models.family import Family
 from lvlm_radapt.models.geometry import clip_canvas, clip_canvas_bytes, pad_to_square
 from lvlm_radapt.models.speedups import hidden_states as reading
+from lvlm_radapt.towers.clip import CLIPTower
 from lvlm_radapt.utils.errors import UserError
 
 
@@ -91,3 +93,14 @@ class CLIPEncoder(PixelModel):
             raise UserError(
                 f"{self.name} is a bare vision tower: for texts give a whole checkpoint with a text model, or another's"
             )
+
+
+FAMILY = Family(
+    checkpoints={
+        "clip": ("CLIPModel",),
+        "clip_vision_model": ("CLIPVisionModel", "CLIPVisionModelWithProjection"),
+    },
+    encoder=CLIPEncoder,
+    towers=(CLIPTower,),
+    image_processors=("CLIPImageProcessor",),
+)

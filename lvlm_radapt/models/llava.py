@@ -11,10 +11,13 @@ from torch import Tensor, nn
 
 from lvlm_radapt.models.base import LVLM, FeaturePoint, Geometry, PixelBatch
 from lvlm_radapt.models.conversations import CONVERSATIONS, Conversation
+from lvlm_radapt.models.family import Family
 from lvlm_radapt.models.geometry import clip_canvas, clip_canvas_bytes, pad_to_square
 from lvlm_radapt.models.language import text_positions
 from lvlm_radapt.models.speedups import hidden_states as reading
 from lvlm_radapt.models.text import PromptEncoder, renderer
+from lvlm_radapt.towers.clip import CLIPTower
+from lvlm_radapt.towers.siglip import SiglipTower
 from lvlm_radapt.utils.errors import UserError
 
 
@@ -22,7 +25,7 @@ class LlavaLVLM(LVLM):
     """`LlavaForConditionalGeneration` behind the uniform interface."""
 
     default_conversation: ClassVar[str] = "vicuna_v1"
-    """The conversation of a checkpoint without a chat template."""
+    pads: ClassVar[bool] = True
 
     def __init__(
         self,
@@ -53,6 +56,14 @@ class LlavaLVLM(LVLM):
         )
         super().__init__(hf, tokenizer, image_processor, name=name, text=text, geometry=geometry)
         reading.prepare(self.tower)
+
+    @classmethod
+    def check_config(cls, config: Any, name: str) -> None:
+        """UserError where config.json has a hidden layer of the tower read that is not there."""
+        depth = int(config.vision_config.num_hidden_layers)
+        layer = lost_layer(config, depth)
+        if layer is not None:
+            raise UserError(f"{name}: config.json has layer {layer} of the vision tower read, which has {depth} layers")
 
     @property
     def tower(self) -> nn.Module:
@@ -108,3 +119,24 @@ class LlavaLVLM(LVLM):
 
     def _positions(self, ids: Tensor, mask: Tensor, batch: PixelBatch) -> Tensor:
         return text_positions(mask)
+
+
+def lost_layer(config: Any, depth: int) -> int | None:
+    """The first hidden layer that a LLaVA's config has read and a tower of that depth does not have."""
+    layers = config.vision_feature_layer
+    each = [layers] if isinstance(layers, int) else layers
+    return next((layer for layer in each if not -depth - 1 <= layer <= depth), None)
+
+
+PLAIN_LAYERS = ("LlamaDecoderLayer", "MistralDecoderLayer", "Qwen2DecoderLayer", "Qwen3DecoderLayer")
+"""Of the language models that LLaVA's checkpoints are built on."""
+UNQUANTISED = ("model.vision_tower", "model.multi_modal_projector", "lm_head")
+
+FAMILY = Family(
+    checkpoints={"llava": ("LlavaForConditionalGeneration",)},
+    lvlm=LlavaLVLM,
+    towers=(CLIPTower, SiglipTower),
+    image_processors=("CLIPImageProcessor", "LlavaImageProcessor", "SiglipImageProcessor"),
+    plain_layers=PLAIN_LAYERS,
+    unquantised=UNQUANTISED,
+)

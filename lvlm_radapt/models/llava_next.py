@@ -13,8 +13,11 @@ from transformers.image_processing_utils import select_best_resolution
 
 from lvlm_radapt.models.base import Geometry, PixelBatch
 from lvlm_radapt.models.conversations import Conversation
+from lvlm_radapt.models.family import Family
 from lvlm_radapt.models.geometry import eight_bit
-from lvlm_radapt.models.llava import LlavaLVLM
+from lvlm_radapt.models.llava import PLAIN_LAYERS, UNQUANTISED, LlavaLVLM
+from lvlm_radapt.towers.clip import CLIPTower
+from lvlm_radapt.towers.siglip import SiglipTower
 from lvlm_radapt.utils.errors import UserError
 
 
@@ -27,6 +30,7 @@ class LlavaNextLVLM(LlavaLVLM):
     """
 
     views_apart = True
+    pads = False
 
     def __init__(
         self,
@@ -115,3 +119,13 @@ class LlavaNextLVLM(LlavaLVLM):
             views, sizes, vision_feature_select_strategy=strategy, image_newline=newline
         )
         return packed
+
+
+FAMILY = Family(
+    checkpoints={"llava_next": ("LlavaNextForConditionalGeneration",)},
+    lvlm=LlavaNextLVLM,
+    towers=(CLIPTower, SiglipTower),
+    image_processors=("LlavaNextImageProcessor",),
+    plain_layers=PLAIN_LAYERS,
+    unquantised=UNQUANTISED,
+)

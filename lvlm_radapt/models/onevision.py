@@ -7,7 +7,11 @@ from typing import ClassVar
 
 from torch import Tensor
 
+from lvlm_radapt.models.family import Family
+from lvlm_radapt.models.llava import PLAIN_LAYERS, UNQUANTISED
 from lvlm_radapt.models.llava_next import LlavaNextLVLM
+from lvlm_radapt.towers.clip import CLIPTower
+from lvlm_radapt.towers.siglip import SiglipTower
 
 
 class LlavaOnevisionLVLM(LlavaNextLVLM):
@@ -21,3 +25,13 @@ class LlavaOnevisionLVLM(LlavaNextLVLM):
             views, sizes, image_newline=newline, vision_aspect_ratio=self.hf.config.vision_aspect_ratio
         )
         return packed
+
+
+FAMILY = Family(
+    checkpoints={"llava_onevision": ("LlavaOnevisionForConditionalGeneration",)},
+    lvlm=LlavaOnevisionLVLM,
+    towers=(CLIPTower, SiglipTower),
+    image_processors=("LlavaOnevisionImageProcessor",),
+    plain_layers=PLAIN_LAYERS,
+    unquantised=UNQUANTISED,
+)

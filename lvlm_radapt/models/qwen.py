@@ -12,6 +12,7 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_res
 
 from lvlm_radapt.models.base import LVLM, FeaturePoint, Geometry, PixelBatch
 from lvlm_radapt.models.conversations import CONVERSATIONS, Conversation
+from lvlm_radapt.models.family import Family
 from lvlm_radapt.models.geometry import eight_bit
 from lvlm_radapt.models.text import PromptEncoder, renderer
 from lvlm_radapt.towers.qwen import (
@@ -24,25 +25,6 @@ from lvlm_radapt.towers.qwen import (
 from lvlm_radapt.utils.errors import UserError
 
 
-def limited(processor: Any, max_pixels: int | None, name: str) -> Any:
-    """Qwen's image processor, with canvases of at most `max_pixels` where that is given.
-
-    UserError where its own settings lack one of the two limits, or `max_pixels` is below the smaller one.
-    """
-    size = {key: value for key, value in dict(processor.size).items() if value is not None}
-    lost = [key for key in ("shortest_edge", "longest_edge") if key not in size]
-    if lost:
-        raise UserError(
-            f"{name}: size in its image processor's settings lacks {' and '.join(lost)}, the least and the most pixels "
-            f"of a canvas: it has only {', '.join(size) or 'nothing'}"
-        )
-    if max_pixels is None:
-        return processor
-    if max_pixels < size["shortest_edge"]:
-        raise UserError(f"{name}: max pixels {max_pixels} is below its least canvas, {size['shortest_edge']} pixels")
-    return type(processor).from_dict(processor.to_dict() | {"size": size | {"longest_edge": max_pixels}})
-
-
 class QwenLVLM(LVLM):
     """`Qwen2VLForConditionalGeneration` and `Qwen2_5_VLForConditionalGeneration` behind one interface.
 
@@ -51,7 +33,7 @@ class QwenLVLM(LVLM):
     """
 
     default_conversation: ClassVar[str] = "qwen"
-    """The conversation of a checkpoint without a chat template."""
+    grows: ClassVar[bool] = True
 
     def __init__(
         self,
@@ -91,6 +73,26 @@ class QwenLVLM(LVLM):
         shape = QwenTower(self.tower)
         self._patch, self._merge, self._temporal = shape.patch_size, shape.merge_size, shape.temporal
         self._window = shape.window
+
+    @classmethod
+    def limited(cls, image_processor: Any, max_pixels: int | None, name: str) -> Any:
+        """UserError where the settings lack the least or most pixels of a canvas, or `max_pixels` is below them."""
+        size = {key: value for key, value in dict(image_processor.size).items() if value is not None}
+        lost = [key for key in ("shortest_edge", "longest_edge") if key not in size]
+        if lost:
+            raise UserError(
+                f"{name}: size in its image processor's settings lacks {' and '.join(lost)}, the least and the most "
+                f"pixels of a canvas: it has only {', '.join(size) or 'nothing'}"
+            )
+        if max_pixels is None:
+            return image_processor
+        if max_pixels < size["shortest_edge"]:
+            raise UserError(
+                f"{name}: max pixels {max_pixels} is below its least canvas, {size['shortest_edge']} pixels"
+            )
+        return type(image_processor).from_dict(
+            image_processor.to_dict() | {"size": size | {"longest_edge": max_pixels}}
+        )
 
     @property
     def tower(self) -> nn.Module:
@@ -165,3 +167,18 @@ class QwenLVLM(LVLM):
         grid = self.image_grid_thw(batch)
         positions, _ = self.hf.model.get_rope_index(ids, types, image_grid_thw=grid, attention_mask=mask)
         return positions
+
+
+UNQUANTISED = ("model.visual", "lm_head")
+
+FAMILY = Family(
+    checkpoints={
+        "qwen2_vl": ("Qwen2VLForConditionalGeneration",),
+        "qwen2_5_vl": ("Qwen2_5_VLForConditionalGeneration",),
+    },
+    lvlm=QwenLVLM,
+    towers=(QwenTower,),
+    image_processors=("Qwen2VLImageProcessor",),
+    plain_layers=("Qwen2VLDecoderLayer", "Qwen2_5_VLDecoderLayer"),
+    unquantised=UNQUANTISED,
+)

@@ -7,7 +7,9 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 from lvlm_radapt.models.base import PixelBatch
-from lvlm_radapt.models.qwen import QwenLVLM
+from lvlm_radapt.models.family import Family
+from lvlm_radapt.models.qwen import UNQUANTISED, QwenLVLM
+from lvlm_radapt.towers.qwen import QwenTower
 
 
 class Qwen3LVLM(QwenLVLM):
@@ -22,3 +24,13 @@ class Qwen3LVLM(QwenLVLM):
     def _visual_inputs(self, batch: PixelBatch, is_image: Tensor) -> tuple[Tensor, dict[str, Any]]:
         out = self._tower_output(batch)
         return out.pooler_output, {"visual_pos_masks": is_image, "deepstack_visual_embeds": out.deepstack_features}
+
+
+FAMILY = Family(
+    checkpoints={"qwen3_vl": ("Qwen3VLForConditionalGeneration",)},
+    lvlm=Qwen3LVLM,
+    towers=(QwenTower,),
+    image_processors=("Qwen2VLImageProcessor",),
+    plain_layers=("Qwen3VLTextDecoderLayer",),
+    unquantised=UNQUANTISED,
+)

@@ -10,6 +10,8 @@ from torch import Tensor
 
 from lvlm_radapt.models.base import PixelBatch
 from lvlm_radapt.models.clip import CLIPEncoder
+from lvlm_radapt.models.family import Family
+from lvlm_radapt.towers.siglip import SiglipTower
 from lvlm_radapt.utils.errors import UserError
 
 
@@ -45,3 +47,11 @@ class SiglipEncoder(CLIPEncoder):
             list(texts), padding="max_length", truncation=True, max_length=length, return_tensors="pt"
         )
         return self.hf.text_model(input_ids=tokens["input_ids"].to(self.device)).pooler_output
+
+
+FAMILY = Family(
+    checkpoints={"siglip": ("SiglipModel",), "siglip_vision_model": ("SiglipVisionModel",)},
+    encoder=SiglipEncoder,
+    towers=(SiglipTower,),
+    image_processors=("SiglipImageProcessor",),
+)

@@ -19,7 +19,8 @@ from lvlm_radapt.defences.radapt.anchor import Anchor
 from lvlm_radapt.defences.radapt.config import RAdaptConfig
 from lvlm_radapt.defences.radapt.hooks import Injection
 from lvlm_radapt.defences.radapt.modules import AnchorMix
-from lvlm_radapt.towers import find_tower
+from lvlm_radapt.towers.base import find_tower
+from lvlm_radapt.towers.clip import CLIPTower as StockTower
 
 
 class RAdaptModelConfig(StockConfig):
@@ -62,6 +63,7 @@ class RAdaptForConditionalGeneration(StockModel):
     def __init__(self, config: RAdaptModelConfig, *args: Any, **kwargs: Any) -> None:
         super().__init__(config, *args, **kwargs)
         defence, tower = config.radapt, find_tower(self)
+        assert isinstance(tower, StockTower)
         place, white = defence["anchor"], defence["white"]
         anchor = None
         with torch.device("cpu"):  # from_pretrained builds on the meta device

@@ -21,7 +21,7 @@ from lvlm_radapt.defences.radapt.hooks import injected_anchor, injected_config
 from lvlm_radapt.loading.load_options import no_loading_bar
 from lvlm_radapt.models.base import LVLM
 from lvlm_radapt.saving import filter_template
-from lvlm_radapt.saving.export import refuse_unwritable, save_companions, weight_bytes
+from lvlm_radapt.saving.plain_weights import refuse_unwritable, save_companions, weight_bytes
 from lvlm_radapt.towers import find_tower
 from lvlm_radapt.utils.atomic_folder import new_folder
 from lvlm_radapt.utils.errors import UserError

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from lvlm_radapt.loading.guides import load_guide
 from lvlm_radapt.models.base import PixelModel
-from lvlm_radapt.saving.export import refuse_unwritable, save_stock, weight_bytes
+from lvlm_radapt.saving.plain_weights import refuse_unwritable, save_stock, weight_bytes
 from lvlm_radapt.towers import find_tower
 from lvlm_radapt.towers.parts import replace_parts
 from lvlm_radapt.utils.atomic_folder import new_folder

@@ -5,7 +5,8 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import TYPE_CHECKING, Any, ClassVar
+from functools import reduce
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -30,10 +31,23 @@ CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 
 
+class PartLayout(NamedTuple):
+    """Where an encoder keeps its parts, in names of its module."""
+
+    embedding: tuple[str, ...]
+    """Patch embedding, positions, class token and the norm before the first block: what their names begin with."""
+    blocks: str
+    norm: str
+    """Of a block, the norm before its attention."""
+
+
 class Tower(ABC):
     """Adapter of one vision encoder: a thin view on the model's own modules, holding no state of its own."""
 
     family: ClassVar[str]
+    encoders: ClassVar[tuple[str, ...]]
+    """The transformers classes that it adapts. Names, not classes: importing every modeling file would be slow."""
+    layout: ClassVar[PartLayout]
     prefix_tokens: ClassVar[int]
     """Tokens before the patches: 1 where a CLS token comes first."""
     image_mean: Sequence[float] = CLIP_MEAN
@@ -124,6 +138,41 @@ class AnyGridTower(Tower):
     @abstractmethod
     def lay_each(self, rows_on: Callable[[tuple[int, int]], Tensor], args: Args, kwargs: Kwargs) -> tuple[Args, Kwargs]:
         """`lay` for an anchor whose rows, in raster order, `rows_on` tells for each image's grid."""
+
+
+_PLACES = ("", "vision_tower", "visual", "vision_model", "model.vision_tower", "model.visual")
+"""Where a transformers model keeps its vision encoder: it is one itself, or has it, or its inner model does."""
+
+
+def find_tower(hf_model: nn.Module) -> Tower:
+    """The adapter of the vision encoder in `hf_model`: a full model, its inner model or a bare encoder, also through
+    torch.compile's wrapper. Subclasses, as those of exported checkpoints, are met through their bases.
+
+    UserError where no known encoder is in it.
+    """
+    hf_model = getattr(hf_model, "_orig_mod", hf_model)
+    known = _encoders(Tower)  # type: ignore[type-abstract]
+    for place in _PLACES:
+        try:
+            encoder: Any = reduce(getattr, filter(None, place.split(".")), hf_model)
+        except AttributeError:
+            continue
+        tower = next((known[cls.__name__] for cls in type(encoder).__mro__ if cls.__name__ in known), None)
+        if tower is not None:
+            # transformers 4 wrapped CLIP's and SigLIP's encoder once more
+            return tower(getattr(encoder, "vision_model", encoder))
+    raise UserError(
+        f"no R-Adapt support for the vision encoder of {type(hf_model).__name__}: supported are {', '.join(known)}; to "
+        "add one see docs/extend.md"
+    )
+
+
+def _encoders(kind: type[Tower]) -> dict[str, type[Tower]]:
+    """Name of a transformers class -> its adapter, of all subclasses of `kind`; the last one defined wins."""
+    found = dict.fromkeys(kind.__dict__.get("encoders", ()), kind)
+    for below in kind.__subclasses__():
+        found |= _encoders(below)
+    return found
 
 
 def normalised_white(image_mean: Sequence[float], image_std: Sequence[float]) -> Colour:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
-from lvlm_radapt.towers.base import LAID_ANCHOR, Args, Kwargs, Tower, argument, resize_rows, with_argument
+from lvlm_radapt.towers.base import LAID_ANCHOR, Args, Kwargs, PartLayout, Tower, argument, resize_rows, with_argument
 
 if TYPE_CHECKING:
     from lvlm_radapt.defences.radapt.modules import GaussianFilter
@@ -16,6 +16,8 @@ class CLIPTower(Tower):
     """A module with `embeddings` and `encoder.layers`: CLIPVisionModel, or the level it once had below."""
 
     family = "clip"
+    encoders = ("CLIPVisionModel", "CLIPVisionTransformer")
+    layout = PartLayout(("embeddings.", "pre_layrnorm."), "encoder.layers.", "layer_norm1")
     prefix_tokens = 1
 
     def __init__(self, module: nn.Module) -> None:

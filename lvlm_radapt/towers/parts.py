@@ -9,13 +9,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from lvlm_radapt.towers import Tower
-from lvlm_radapt.towers.base import STATE, resize_rows
+from lvlm_radapt.towers.base import STATE, Tower, resize_rows
 from lvlm_radapt.utils.errors import UserError
 
 EMBEDDING = "embedding"
@@ -25,21 +24,6 @@ ATTENTION = "attention1"
 HEAD = "head"
 """Whatever follows the last block: the last norm, SigLIP's pooling, Qwen's mergers."""
 
-
-class _Layout(NamedTuple):
-    """Where a family keeps its parts, in names of the tower's module."""
-
-    embedding: tuple[str, ...]
-    blocks: str
-    norm: str
-    """Of a block, the norm before its attention."""
-
-
-_LAYOUTS = {
-    "clip": _Layout(("embeddings.", "pre_layrnorm."), "encoder.layers.", "layer_norm1"),
-    "siglip": _Layout(("embeddings.",), "encoder.layers.", "layer_norm1"),
-    "qwen": _Layout(("patch_embed.", "pos_embed."), "blocks.", "norm1"),
-}
 _POSITIONS = "embeddings.position_embedding.weight"  # a row a token in CLIP and SigLIP, so that the image size shows
 # What no weight's shape tells, under the names that transformers' configurations have for it.
 _MUST_AGREE = (
@@ -56,7 +40,7 @@ def tower_parts(tower: Tower) -> dict[str, list[str]]:
     In order: "embedding", "attention1", "block1", "block2", ..., "head". Each parameter stands in one part, those of
     "attention1" in "block1" too.
     """
-    layout = _LAYOUTS[tower.family]
+    layout = tower.layout
     attention = next(name for name, module in tower.module.named_modules() if module is tower.first_attention)
     first = (f"{attention}.", f"{layout.blocks}0.{layout.norm}.")
     parts: dict[str, list[str]] = {EMBEDDING: [], ATTENTION: []}
@@ -83,7 +67,7 @@ def part_parameters(tower: Tower, parts: Sequence[str]) -> list[str]:
         UserError: a part that the tower does not have, or none at all.
     """
     known = tower_parts(tower)
-    prefix = _LAYOUTS[tower.family].blocks
+    prefix = tower.layout.blocks
     blocks = [part.removeprefix("block") for part in known if part.startswith("block")]
     for number in blocks[1:]:
         own = [f"{prefix}{int(number) - 1}.{n.removeprefix(f'{prefix}0.')}" for n in known[ATTENTION]]
@@ -100,7 +84,7 @@ def part_parameters(tower: Tower, parts: Sequence[str]) -> list[str]:
 
 def tower_blocks(tower: Tower) -> Sequence[nn.Module]:
     """The tower's blocks, first to last."""
-    module: Any = tower.module.get_submodule(_LAYOUTS[tower.family].blocks.rstrip("."))
+    module: Any = tower.module.get_submodule(tower.layout.blocks.rstrip("."))
     return list(module)
 
 

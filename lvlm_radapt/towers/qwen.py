@@ -16,17 +16,20 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from lvlm_radapt.towers.base import LAID_ANCHOR, AnyGridTower, Args, Kwargs, argument, resize_rows, with_argument
+from lvlm_radapt.towers.base import (
+    LAID_ANCHOR,
+    AnyGridTower,
+    Args,
+    Kwargs,
+    PartLayout,
+    argument,
+    resize_rows,
+    with_argument,
+)
 from lvlm_radapt.utils.errors import UserError
 
 if TYPE_CHECKING:
     from lvlm_radapt.defences.radapt.modules import GaussianFilter
-
-ENCODERS = (
-    "Qwen2VisionTransformerPretrainedModel",
-    "Qwen2_5_VisionTransformerPretrainedModel",
-    "Qwen3VLVisionModel",
-)
 
 Grids = Tensor | Sequence[Sequence[int]]
 
@@ -124,9 +127,15 @@ def token_order(grid_thw: Grids, merge_size: int, window: int | None = None) -> 
 
 
 class QwenTower(AnyGridTower):
-    """One of `ENCODERS`."""
+    """The encoders of Qwen2-VL, 2.5 and 3."""
 
     family = "qwen"
+    encoders = (
+        "Qwen2VisionTransformerPretrainedModel",
+        "Qwen2_5_VisionTransformerPretrainedModel",
+        "Qwen3VLVisionModel",
+    )
+    layout = PartLayout(("patch_embed.", "pos_embed."), "blocks.", "norm1")
     prefix_tokens = 0
 
     def __init__(self, module: nn.Module) -> None:
@@ -211,7 +220,9 @@ def batch_equal_windows(hf_model: nn.Module) -> nn.Module:
         UserError: there is no vision encoder of Qwen2-VL, 2.5 or 3 in `hf_model`.
     """
     encoders: list[Any] = [
-        module for module in hf_model.modules() if any(cls.__name__ in ENCODERS for cls in type(module).__mro__)
+        module
+        for module in hf_model.modules()
+        if any(cls.__name__ in QwenTower.encoders for cls in type(module).__mro__)
     ]
     if not encoders:
         raise UserError(f"{type(hf_model).__name__} is no Qwen2-VL, 2.5 or 3: there is nothing to batch")

@@ -9,7 +9,7 @@ from importlib import metadata
 
 from attacks.eps import eps_text
 from lvlm_radapt.models.base import LVLM, PixelModel
-from lvlm_radapt.saving.export import refuse_unwritable, save_stock, weight_bytes
+from lvlm_radapt.saving.plain_weights import refuse_unwritable, save_stock, weight_bytes
 from lvlm_radapt.training.finetune import FinetuneSettings, TrainingLog
 from lvlm_radapt.training.labelled import TrainingImages
 from lvlm_radapt.training.scopes import scope_words

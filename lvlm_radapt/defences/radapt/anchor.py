@@ -11,8 +11,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lvlm_radapt.towers import Tower, find_tower
-from lvlm_radapt.towers.base import ASLEEP, CLIP_MEAN, CLIP_STD, AnyGridTower, Colour, normalised_white, resize_rows
+from lvlm_radapt.towers.base import (
+    ASLEEP,
+    CLIP_MEAN,
+    CLIP_STD,
+    AnyGridTower,
+    Colour,
+    Tower,
+    find_tower,
+    normalised_white,
+    resize_rows,
+)
 from lvlm_radapt.utils.errors import UserError
 
 __all__ = ["CLIP_MEAN", "CLIP_STD", "Anchor", "uniform_anchor", "uniform_rows", "white_anchor"]

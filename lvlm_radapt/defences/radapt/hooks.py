@@ -19,8 +19,7 @@ from torch import Tensor, nn
 from lvlm_radapt.defences.radapt.anchor import Anchor, uniform_anchor, uniform_rows
 from lvlm_radapt.defences.radapt.config import RAdaptConfig
 from lvlm_radapt.defences.radapt.modules import AnchorMix, GaussianFilter
-from lvlm_radapt.towers import Tower, find_tower
-from lvlm_radapt.towers.base import ASLEEP, LAID_ANCHOR, STATE, AnyGridTower, Args, Colour, Kwargs
+from lvlm_radapt.towers.base import ASLEEP, LAID_ANCHOR, STATE, AnyGridTower, Args, Colour, Kwargs, Tower, find_tower
 from lvlm_radapt.utils.errors import UserError
 
 Model = TypeVar("Model", bound=nn.Module)

@@ -6,53 +6,37 @@ is read at the answer's positions and thrown away at all others, image tokens mo
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any
 
 from torch import Tensor, nn
 
 from lvlm_radapt.models.speedups import truncated_forward as partial_pass
 
-PLAIN = frozenset(
-    {
-        "LlamaDecoderLayer",
-        "MistralDecoderLayer",
-        "Qwen2DecoderLayer",
-        "Qwen2VLDecoderLayer",
-        "Qwen2_5_VLDecoderLayer",
-        "Qwen3DecoderLayer",
-        "Qwen3VLTextDecoderLayer",
-    }
-)
-"""Layers that end in x + mlp(post_attention_layernorm(x)), x being what attention leaves; others are run whole."""
-
 _ATTENDED = "after the last attention"
 
 
-def prepare(language_model: nn.Module) -> None:
-    """Lets `final_states` read `language_model`; before threads share it."""
-    layer = _last_layer(language_model)
-    if layer is not None:
+def prepare(language_model: nn.Module, plain: Collection[str]) -> None:
+    """Lets `final_states` run the last layer in part, if its class is one of the `plain` ones; before threads share
+    the model. A plain layer ends in x + mlp(post_attention_layernorm(x)), x being what attention leaves."""
+    model: Any = language_model
+    layer = model.layers[-1]
+    if type(layer).__name__ in plain:
         partial_pass.watch(layer.post_attention_layernorm, _ATTENDED, before=True)
 
 
 def final_states(language_model: nn.Module, index: Tensor, **inputs: Any) -> Tensor:
     """[B, K, D]: the language model's last hidden states, after its final norm, at the positions `index` [B, K].
 
-    language_model: one that `prepare` has seen. inputs: its own keywords.
+    inputs: the language model's own keywords. The whole last layer is run where `prepare` has not seen a plain one.
     """
     model: Any = language_model
-    layer = _last_layer(model)
-    if layer is None:
+    layer = model.layers[-1]
+    norm = getattr(layer, "post_attention_layernorm", None)
+    if norm is None or not partial_pass.watched(norm, before=True):
         return _picked(model(**inputs).last_hidden_state, index)
     states = _picked(partial_pass.run(lambda: model(**inputs), last=_ATTENDED)[_ATTENDED], index)
-    return model.norm(states + layer.mlp(layer.post_attention_layernorm(states)))
-
-
-def _last_layer(language_model: nn.Module) -> Any:
-    """The last layer, if it is one of the plain ones."""
-    model: Any = language_model
-    layer = model.layers[-1]
-    return layer if type(layer).__name__ in PLAIN else None
+    return model.norm(states + layer.mlp(norm(states)))
 
 
 def _picked(states: Tensor, index: Tensor) -> Tensor:

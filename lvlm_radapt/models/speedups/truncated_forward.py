@@ -31,10 +31,15 @@ _wanted: ContextVar[_Wanted | None] = ContextVar("wanted_of_this_pass", default=
 def watch(module: nn.Module, name: Hashable, *, before: bool = False) -> None:
     """Lets `run` take what `module` gives, or with `before` what it gets first, under `name`. To be called before
     threads share the module; calling it again changes nothing."""
-    hooks = module._forward_pre_hooks if before else module._forward_hooks
-    if not any(isinstance(hook, partial) and hook.func is _note for hook in hooks.values()):
+    if not watched(module, before=before):
         register = module.register_forward_pre_hook if before else module.register_forward_hook
         register(partial(_note, name))
+
+
+def watched(module: nn.Module, *, before: bool = False) -> bool:
+    """Whether `watch` has seen the module."""
+    hooks = module._forward_pre_hooks if before else module._forward_hooks
+    return any(isinstance(hook, partial) and hook.func is _note for hook in hooks.values())
 
 
 def run(call: Callable[[], object], last: Hashable) -> dict[Hashable, Tensor]:
