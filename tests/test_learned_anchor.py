@@ -21,9 +21,9 @@ from PIL import Image
 from test_cli import call
 from torch import Tensor
 
-from lvlm_radapt import RAdaptConfig, inject, robustify
+from lvlm_radapt import RAdaptConfig, robustify
 from lvlm_radapt.defences.radapt.anchor import white_anchor
-from lvlm_radapt.defences.radapt.hooks import injected_anchor, injected_mix, is_injected
+from lvlm_radapt.defences.radapt.hooks import inject, injected_anchor, injected_mix, is_injected
 from lvlm_radapt.loading.load import load_any
 from lvlm_radapt.models.base import PixelModel
 from lvlm_radapt.training import learned_anchor

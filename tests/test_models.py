@@ -527,8 +527,7 @@ import lvlm_radapt
 assert "torch" not in sys.modules
 import lvlm_radapt.defences.radapt.hooks
 assert lvlm_radapt.inject is sys.modules["lvlm_radapt.defences.radapt.hooks"].inject
-from lvlm_radapt import inject
-from lvlm_radapt import RAdaptConfig, remove
+from lvlm_radapt import RAdaptConfig, inject, remove
 assert callable(inject) and RAdaptConfig().cutoff == 40.0
 assert "transformers.models" not in sys.modules
 assert set(lvlm_radapt.__all__) <= set(dir(lvlm_radapt))

@@ -106,6 +106,12 @@ def save_llava(folder: Path, *, chat_template: str | None = LLAVA_TEMPLATE, seed
     return _save_vicuna(folder, model, clip_processor(model.config.vision_config.image_size), chat_template)
 
 
+def save_vipllava(folder: Path) -> Path:
+    """tiny_random.vipllava, a family that this package does not have."""
+    model = tiny_random.vipllava()
+    return _save_vicuna(folder, model, clip_processor(model.config.vision_config.image_size), LLAVA_TEMPLATE)
+
+
 def save_llava_next(folder: Path, *, chat_template: str | None = LLAVA_TEMPLATE, seed: int = 1, **vision: Any) -> Path:
     """tiny_random.llava_next: views of 56 px, 4 x 4 patches each, of two up to four crops."""
     processor = LlavaNextImageProcessorPil(

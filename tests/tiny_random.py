@@ -88,6 +88,18 @@ def llava(*, seed: int = 0, **config: Any) -> Any:
     return _randomise(transformers.LlavaForConditionalGeneration(full), seed)
 
 
+def vipllava(*, seed: int = 0) -> Any:
+    """VipLlavaForConditionalGeneration over the same tower and language model, which reads two layers of the tower."""
+    text = transformers.LlamaConfig(**_TEXT, num_key_value_heads=4, max_position_embeddings=512)
+    full = transformers.VipLlavaConfig(
+        vision_config=clip_vision_config(),
+        text_config=text,
+        image_token_index=IMAGE_TOKEN,
+        vision_feature_layers=[-2, 1],
+    )
+    return _randomise(transformers.VipLlavaForConditionalGeneration(full), seed)
+
+
 def siglip_vision_config(*, image_size: int = 56, patch_size: int = 14, layers: int = 3, **kwargs: Any) -> Any:
     """A SiglipVisionConfig of width 32: by default 56 px, 4 x 4 patches, 3 layers, 4 heads."""
     sizes = {"num_hidden_layers": layers, "image_size": image_size, "patch_size": patch_size}

@@ -66,8 +66,9 @@ class Family:
 
         UserError where the model holds another vision tower than the family's.
         """
-        if not isinstance(find_tower(hf), self.towers):
-            raise UserError(f"{name}: its vision tower is a {type(find_tower(hf).module).__name__}, which is not read")
+        tower = find_tower(hf)
+        if type(tower) not in self.towers:
+            raise UserError(f"{name}: its vision tower is a {type(tower.module).__name__}, which is not read")
         model: Any = self.lvlm or self.encoder
         model = model(hf, tokenizer, image_processor, name=name, **settings)
         if self.lvlm is not None:

@@ -1,0 +1,172 @@
+"""A family is one record in its own file or package, and nothing else lists it."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import tiny_checkpoints
+import torch
+from failures import one_line
+from families import FAMILIES as ROWS
+from families import Case
+from PIL import Image
+
+from lvlm_radapt.loading.load import load_model
+from lvlm_radapt.models import families
+from lvlm_radapt.models.families import encoder_families, lvlm_families
+from lvlm_radapt.models.family import Family
+from lvlm_radapt.models.llava import FAMILY, LlavaLVLM
+
+RECORD = """
+from lvlm_radapt.models.family import Family
+from lvlm_radapt.models.llava import FAMILY as LLAVA, LlavaLVLM
+
+MINE = Family(
+    checkpoints={checkpoints},
+    lvlm=LlavaLVLM,
+    towers=LLAVA.towers,
+    image_processors=LLAVA.image_processors,
+)
+"""
+
+Package = Callable[[str], Path]
+
+
+@pytest.fixture
+def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Package]:
+    """Installs a package with one module `brings`, whose MINE is an entry point for families."""
+
+    def install(source: str) -> Path:
+        info = tmp_path / "brings-1.0.dist-info"
+        info.mkdir()
+        (info / "METADATA").write_text("Metadata-Version: 2.1\nName: brings\nVersion: 1.0\n")
+        (info / "entry_points.txt").write_text(f"[{families.GROUP}]\nmine = brings:MINE\n")
+        (tmp_path / "brings.py").write_text(source)
+        monkeypatch.syspath_prepend(tmp_path)
+        forget()
+        return tmp_path
+
+    def forget() -> None:
+        sys.modules.pop("brings", None)
+        for known in (lvlm_families, encoder_families, families.image_processors):
+            known.cache_clear()
+
+    yield install
+    monkeypatch.undo()
+    forget()
+
+
+def test_every_family_has_a_row_in_the_table_of_the_tests() -> None:
+    listed = {family.available[kind] for kind, family in lvlm_families().items()}
+    assert listed == {row.stock for row in ROWS.values()}
+
+
+def test_another_packages_family_is_opened_like_ours(package: Package, tmp_path: Path) -> None:
+    checkpoint = tiny_checkpoints.save_vipllava(tmp_path / "model")
+    with one_line("model_type 'vipllava' is not supported"):
+        load_model(checkpoint)
+    package((Path(__file__).parent / "fixtures" / "vipllava_family.py").read_text())
+    row = replace(ROWS["llava"], stock="VipLlavaForConditionalGeneration")
+    case = Case(row, load_model(checkpoint), row.open_stock(checkpoint), checkpoint)
+    assert type(case.ours).__module__ == "brings"
+    picture = Image.effect_noise((70, 90), 90).convert("RGB")
+    loss = case.ours.loss(case.ours.pixels([picture]), ["what"], ["a pig"])[0]
+    torch.testing.assert_close(loss, case.stock_loss(picture, "what", "a pig"))
+
+
+def test_a_family_that_transformers_lacks_is_absent(package: Package) -> None:
+    package(RECORD.replace("{checkpoints}", '{"mine": ("LlavaOfNextYear",)}'))
+    assert "mine" not in lvlm_families()
+    assert "llava" in lvlm_families()
+
+
+def test_a_file_that_asks_transformers_for_what_it_lacks_is_absent(package: Package) -> None:
+    package("from transformers.models.next_year import Model\n")
+    assert "llava" in lvlm_families()
+
+
+@pytest.mark.parametrize(
+    ("source", "said"),
+    [
+        (RECORD.replace("{checkpoints}", '{"llava": ("LlavaForConditionalGeneration",)}'), "'llava' is claimed by two"),
+        ("MINE = 3\n", "brings:MINE is no Family"),
+        ("import nothing_of_this_name\n", "cannot import brings:MINE: No module named 'nothing_of_this_name'"),
+        ("", "cannot import brings:MINE"),
+    ],
+    ids=["claimed twice", "no family", "does not import", "not there"],
+)
+def test_a_family_that_is_wrong_is_one_line(source: str, said: str, package: Package) -> None:
+    package(source)
+    with one_line(said):
+        lvlm_families()
+
+
+def test_the_command_line_says_it_too(package: Package) -> None:
+    folder = package(RECORD.replace("{checkpoints}", '{"llava": ("LlavaForConditionalGeneration",)}'))
+    run = f"import sys; sys.path.insert(0, {str(folder)!r}); from lvlm_radapt.__main__ import main; main()"
+    done = subprocess.run([sys.executable, "-c", run, "list", "models"], capture_output=True, text=True, check=False)
+    assert done.returncode == 2, done.stderr
+    assert "model_type 'llava' is claimed by two families, in lvlm_radapt.models.llava and in brings:MINE" in (
+        " ".join(done.stderr.split())
+    )
+
+
+def test_a_record_names_one_class_of_ours() -> None:
+    with one_line("names both or none of lvlm and encoder"):
+        Family(checkpoints={"mine": ("LlavaForConditionalGeneration",)}, towers=(), image_processors=())
+
+
+def test_a_model_with_another_tower_than_the_familys_is_one_line(tmp_path: Path) -> None:
+    checkpoint = tiny_checkpoints.save_onevision(tmp_path)
+    hf = load_model(checkpoint).hf
+    with one_line("its vision tower is a SiglipVisionModel, which is not read"):
+        Family(checkpoints=FAMILY.checkpoints, lvlm=LlavaLVLM, towers=FAMILY.towers[:1], image_processors=()).build(
+            hf, None, None, name="mine"
+        )
+
+
+NARROW = """
+from lvlm_radapt.towers.clip import CLIPTower
+
+
+class NarrowTower(CLIPTower):
+    encoders = ("CLIPVisionModel",)
+"""
+WRITE = """
+import sys
+from dataclasses import replace
+
+import narrow
+from lvlm_radapt.models import llava
+
+llava.FAMILY = replace(llava.FAMILY, towers=(narrow.NarrowTower,))
+from lvlm_radapt import export_model, load_model, robustify
+
+export_model(robustify(load_model(sys.argv[1])), sys.argv[2])
+"""
+READ = """
+import sys
+
+from transformers import AutoModelForImageTextToText
+
+model = AutoModelForImageTextToText.from_pretrained(sys.argv[1], trust_remote_code=True)
+assert type(model.model.vision_tower._radapt.tower).__name__ == "NarrowTower"
+assert not {"lvlm_radapt", "narrow"} & sys.modules.keys()
+"""
+
+
+def test_an_export_brings_another_packages_tower_along(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    checkpoint = tiny_checkpoints.save_llava(tmp_path / "model")
+    (tmp_path / "package").mkdir()
+    (tmp_path / "package" / "narrow.py").write_text(NARROW)
+    monkeypatch.setenv("HF_MODULES_CACHE", str(tmp_path / "modules"))
+    with monkeypatch.context() as path:
+        path.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path / "package"), *sys.path]))
+        subprocess.run([sys.executable, "-c", WRITE, str(checkpoint), str(tmp_path / "out")], check=True)
+    subprocess.run([sys.executable, "-c", READ, str(tmp_path / "out")], check=True)
