@@ -27,10 +27,10 @@ from eval_tasks.api import Evaluation, run_evaluation
 from eval_tasks.crafting.make_attack import make_attack
 from eval_tasks.run.records import RunFolder
 from lvlm_radapt.analysis import measure
-from lvlm_radapt.analysis.attention import attention_maps, evenness, first_attention, moved
+from lvlm_radapt.analysis.attention import attention_maps, evenness, moved
 from lvlm_radapt.analysis.cka import cka_matrix, linear_cka
 from lvlm_radapt.analysis.mixing import Mixed
-from lvlm_radapt.analysis.passes import layer_rows, run_tower
+from lvlm_radapt.analysis.passes import layer_rows
 from lvlm_radapt.analysis.replacement import replacement
 from lvlm_radapt.analysis.spectrum import kernel_spectrum, mean_magnitude, radial_profile
 from lvlm_radapt.loading.load import load_any
@@ -158,7 +158,7 @@ def attention_call(model: PixelModel, batch: Any) -> tuple[tuple[Any, ...], dict
         with_kwargs=True,
     )
     with torch.no_grad():
-        run_tower(model, batch)
+        model.run_tower(batch)
     handle.remove()
     return seen[0]
 
@@ -171,7 +171,7 @@ def test_the_weights_make_the_attentions_own_output(name: str, tmp_path: Path) -
     tower = find_tower(model.hf)
     attention: Any = tower.first_attention
     hidden = args[0] if args else kwargs.pop("hidden_states")
-    weights = first_attention(tower, hidden, **kwargs)
+    weights = tower.attention_weights(hidden, **kwargs)
     assert all(torch.allclose(one.sum(-1), torch.ones(()), atol=1e-5) for one in weights)
     with torch.no_grad():
         if tower.family == "qwen":
@@ -196,7 +196,7 @@ def test_maps_lie_in_raster_order_one_an_image(name: str, tmp_path: Path) -> Non
     assert len(maps) == 2
     args, kwargs, _ = attention_call(model, batch)
     tower = find_tower(model.hf)
-    weights = first_attention(tower, args[0] if args else kwargs.pop("hidden_states"), **kwargs)
+    weights = tower.attention_weights(args[0] if args else kwargs.pop("hidden_states"), **kwargs)
     if name != "qwen2.5":
         views = len(weights) // 2
         for one, received in zip(maps, weights[::views], strict=True):

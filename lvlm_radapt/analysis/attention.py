@@ -2,43 +2,13 @@
 
 from __future__ import annotations
 
-import itertools
-import sys
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from lvlm_radapt.analysis.passes import run_tower
 from lvlm_radapt.models.base import PixelBatch, PixelModel
-from lvlm_radapt.towers import Tower, find_tower
-
-
-@torch.no_grad()
-def first_attention(tower: Tower, hidden: Tensor, **kwargs: Any) -> list[Tensor]:
-    """The softmax weights of the first attention, one tensor [heads, L, L] (query, key) a sequence, float32.
-
-    No kernel but the eager one returns them, so they are made from q and k as the module itself makes these.
-
-    hidden: what the attention gets: [B, T, D] of CLIP and SigLIP; [N, D] of Qwen, whose sequences (images, or windows
-    in 2.5) lie between the bounds `cu_seqlens`, in the tower's own order. kwargs: the rest of its call.
-    """
-    attention: Any = tower.first_attention
-    if tower.family != "qwen":
-        heads = attention.num_heads
-        q, k = (
-            project(hidden).unflatten(-1, (heads, -1)).transpose(1, 2)
-            for project in (attention.q_proj, attention.k_proj)
-        )
-        return [*_softmax(q, k, attention.scale)]
-    q, k, _ = attention.qkv(hidden).reshape(len(hidden), 3, attention.num_heads, -1).unbind(1)
-    modeling: Any = sys.modules[type(attention).__module__]
-    q, k = modeling.apply_rotary_pos_emb_vision(q, k, *kwargs["position_embeddings"])
-    bounds = kwargs["cu_seqlens"].tolist()
-    return [
-        _softmax(q[start:stop].transpose(0, 1), k[start:stop].transpose(0, 1), attention.scaling)
-        for start, stop in itertools.pairwise(bounds)
-    ]
+from lvlm_radapt.towers import find_tower
 
 
 @torch.no_grad()
@@ -64,11 +34,11 @@ def attention_maps(model: PixelModel, batch: PixelBatch) -> list[Tensor]:
         tower.first_attention.register_forward_pre_hook(keep_attention, with_kwargs=True),
     ]
     try:
-        run_tower(model, batch)
+        model.run_tower(batch)
     finally:
         for handle in handles:
             handle.remove()
-    weights = first_attention(tower, calls["hidden"], **calls["attention"])
+    weights = tower.attention_weights(calls["hidden"], **calls["attention"])
     received = [one.mean((0, 1)) * one.shape[-1] for one in weights]
     high, wide = tower.grid(*calls["tower"])
     order = tower.order(*calls["tower"])
@@ -92,7 +62,3 @@ def evenness(weights: Tensor) -> float:
 def moved(before: Tensor, after: Tensor) -> float:
     """The share of the attention, 0 to 1, that lies on other patches after than before (total variation)."""
     return float((before / before.sum() - after / after.sum()).abs().sum() / 2)
-
-
-def _softmax(q: Tensor, k: Tensor, scale: float) -> Tensor:
-    return (q.float() @ k.float().transpose(-1, -2) * scale).softmax(-1)

@@ -1,4 +1,4 @@
-"""Whole passes through a vision tower, and what its blocks give on the way."""
+"""What a vision tower's blocks give on the way."""
 
 from __future__ import annotations
 
@@ -9,17 +9,8 @@ import torch
 from torch import Tensor
 
 from lvlm_radapt.models.base import PixelBatch, PixelModel
-from lvlm_radapt.models.qwen import QwenLVLM
 from lvlm_radapt.towers import find_tower
 from lvlm_radapt.towers.parts import tower_blocks
-
-
-def run_tower(model: PixelModel, batch: PixelBatch) -> Any:
-    """The tower's own output for these images, through every block, also those no language model reads."""
-    pixels = model.pixel_values(batch)
-    if isinstance(model, QwenLVLM):
-        return model.tower(pixels, grid_thw=model.image_grid_thw(batch).to(model.device))
-    return model.tower(pixels.flatten(0, -4))  # views of one image are images of their own to the tower
 
 
 @torch.no_grad()
@@ -41,7 +32,7 @@ def layer_rows(model: PixelModel, batches: Sequence[PixelBatch], *, most: int, s
         ]
         handles += [block.register_forward_hook(lambda _m, _a, out, s=seen: s.append(_tensor(out))) for block in blocks]
         try:
-            run_tower(model, batch)
+            model.run_tower(batch)
         finally:
             for handle in handles:
                 handle.remove()

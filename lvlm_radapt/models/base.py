@@ -115,6 +115,10 @@ class PixelModel(ABC):
         """What the vision tower takes: normalised, [B, 3, H, W] or the family's own rows of patches, differentiable in
         `batch.x`."""
 
+    def run_tower(self, batch: PixelBatch) -> Any:
+        """The tower's own output for these images, through every block, also those no language model reads."""
+        return self.tower(self.pixel_values(batch).flatten(0, -4))  # views of an image are images of their own to it
+
     @abstractmethod
     def features(self, batch: PixelBatch, at: FeaturePoint = "tower") -> Tensor:
         """[B, T, D] patch features in raster order, without CLS, differentiable in `batch.x`."""

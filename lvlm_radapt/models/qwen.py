@@ -141,12 +141,12 @@ class QwenLVLM(LVLM):
             return self._image_embeds(batch)
         if at != "tower":
             raise UserError(f"features at {at!r} are unknown, choose tower or projector")
-        rows = self._tower_output(batch).last_hidden_state
+        rows = self.run_tower(batch).last_hidden_state
         order = token_order([(1, *self._grid(batch))], self._merge, self._window)
         raster = torch.argsort(order).to(rows.device)
         return rows.unflatten(0, (len(batch), -1))[:, raster]
 
-    def _tower_output(self, batch: PixelBatch) -> Any:
+    def run_tower(self, batch: PixelBatch) -> Any:
         # called directly: the full model would round the pixels to half precision before the filter
         grid = self.image_grid_thw(batch).to(self.device)
         return self.tower(self.pixel_values(batch), grid_thw=grid)
@@ -159,7 +159,7 @@ class QwenLVLM(LVLM):
         return [high * wide // self._merge**2] * len(batch)
 
     def _image_embeds(self, batch: PixelBatch) -> Tensor:
-        return self._tower_output(batch).pooler_output.unflatten(0, (len(batch), -1))
+        return self.run_tower(batch).pooler_output.unflatten(0, (len(batch), -1))
 
     def _positions(self, ids: Tensor, mask: Tensor, batch: PixelBatch) -> Tensor:
         # without the token types transformers would count image tokens in one dimension, silently

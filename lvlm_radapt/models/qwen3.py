@@ -22,7 +22,7 @@ class Qwen3LVLM(QwenLVLM):
     default_conversation: ClassVar[str] = "qwen3"
 
     def _visual_inputs(self, batch: PixelBatch, is_image: Tensor) -> tuple[Tensor, dict[str, Any]]:
-        out = self._tower_output(batch)
+        out = self.run_tower(batch)
         return out.pooler_output, {"visual_pos_masks": is_image, "deepstack_visual_embeds": out.deepstack_features}
 
 

@@ -90,6 +90,16 @@ class Tower(ABC):
     def grid(self, args: Args, kwargs: Kwargs) -> tuple[int, int]:
         """(high, wide) in patches of the call's first image."""
 
+    @abstractmethod
+    def attention_weights(self, hidden: Tensor, **kwargs: Any) -> list[Tensor]:
+        """The softmax weights of the first attention, one tensor [heads, L, L] (query, key) a sequence, float32.
+
+        No kernel but the eager one returns them, so they are made from q and k as the module itself makes these.
+
+        hidden, kwargs: what the attention is called with. Sequences are images, or windows of them, in the tower's own
+        order.
+        """
+
     def check(self, anchor: Anchor) -> None:
         """A `UserError` where `anchor` cannot serve this encoder."""
         if anchor.width != self.width:
@@ -184,6 +194,11 @@ def normalised_white(image_mean: Sequence[float], image_std: Sequence[float]) ->
         )
     red, green, blue = white.tolist()
     return red, green, blue
+
+
+def softmax_weights(q: Tensor, k: Tensor, scale: float) -> Tensor:
+    """Attention weights [..., L, L] of queries and keys [..., L, d], float32."""
+    return (q.float() @ k.float().transpose(-1, -2) * scale).softmax(-1)
 
 
 def argument(args: Args, kwargs: Kwargs, position: int, name: str) -> Any:

@@ -6,7 +6,17 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
-from lvlm_radapt.towers.base import LAID_ANCHOR, Args, Kwargs, PartLayout, Tower, argument, resize_rows, with_argument
+from lvlm_radapt.towers.base import (
+    LAID_ANCHOR,
+    Args,
+    Kwargs,
+    PartLayout,
+    Tower,
+    argument,
+    resize_rows,
+    softmax_weights,
+    with_argument,
+)
 
 if TYPE_CHECKING:
     from lvlm_radapt.defences.radapt.modules import GaussianFilter
@@ -28,6 +38,15 @@ class CLIPTower(Tower):
     def first_attention(self) -> nn.Module:
         module: Any = self.module
         return module.encoder.layers[0].self_attn
+
+    def attention_weights(self, hidden: Tensor, **kwargs: Any) -> list[Tensor]:
+        """Of `hidden` [B, T, D], one sequence an image."""
+        attention: Any = self.first_attention
+        q, k = (
+            project(hidden).unflatten(-1, (attention.num_heads, -1)).transpose(1, 2)
+            for project in (attention.q_proj, attention.k_proj)
+        )
+        return [*softmax_weights(q, k, attention.scale)]
 
     @property
     def width(self) -> int:

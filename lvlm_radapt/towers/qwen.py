@@ -24,6 +24,7 @@ from lvlm_radapt.towers.base import (
     PartLayout,
     argument,
     resize_rows,
+    softmax_weights,
     with_argument,
 )
 from lvlm_radapt.utils.errors import UserError
@@ -154,6 +155,17 @@ class QwenTower(AnyGridTower):
     def first_attention(self) -> nn.Module:
         module: Any = self.module
         return module.blocks[0].attn
+
+    def attention_weights(self, hidden: Tensor, **kwargs: Any) -> list[Tensor]:
+        """Of `hidden` [N, D], whose sequences (images, or windows in 2.5) lie between the bounds `cu_seqlens`."""
+        attention: Any = self.first_attention
+        q, k, _ = attention.qkv(hidden).reshape(len(hidden), 3, attention.num_heads, -1).unbind(1)
+        modeling: Any = sys.modules[type(attention).__module__]
+        q, k = modeling.apply_rotary_pos_emb_vision(q, k, *kwargs["position_embeddings"])
+        return [
+            softmax_weights(q[start:stop].transpose(0, 1), k[start:stop].transpose(0, 1), attention.scaling)
+            for start, stop in itertools.pairwise(kwargs["cu_seqlens"].tolist())
+        ]
 
     @property
     def width(self) -> int:
