@@ -24,7 +24,8 @@ Inputs = dict[str, Tensor]
 @dataclass(frozen=True)
 class Family:
     """save: writes a tiny random checkpoint; stock: the transformers class; inputs: what the stock processor
-    gives for one image and one question (Qwen's needs torchvision: by hand); end: what closes an answer."""
+    gives for one image and one question (Qwen's needs torchvision: by hand); end: what closes an answer; processor: its
+    processor's class, if AutoProcessor needs torchvision for it."""
 
     name: str
     save: Callable[[Path], Path]
@@ -32,6 +33,7 @@ class Family:
     inputs: Callable[[LVLM, Image.Image, str], Inputs]
     image_token: str
     end: str
+    processor: str = ""
 
     def open_stock(self, folder: Path) -> Any:
         """The checkpoint as transformers alone opens it."""
@@ -114,11 +116,11 @@ def qwen_inputs(model: LVLM, image: Image.Image, prompt: str) -> Inputs:
     }
 
 
-def _qwen(name: str, version: str, stock: str) -> Family:
+def _qwen(name: str, version: str, stock: str, processor: str) -> Family:
     def save(folder: Path) -> Path:
         return tiny_checkpoints.save_qwen(folder, version=version)
 
-    return Family(name, save, stock, qwen_inputs, "<|image_pad|>", "<|im_end|>")
+    return Family(name, save, stock, qwen_inputs, "<|image_pad|>", "<|im_end|>", processor)
 
 
 _TABLE = [
@@ -145,9 +147,10 @@ _TABLE = [
         onevision_inputs,
         "<image>",
         "<|im_end|>",
+        "LlavaOnevisionProcessor",
     ),
-    _qwen("qwen2", "2", "Qwen2VLForConditionalGeneration"),
-    _qwen("qwen2.5", "2.5", "Qwen2_5_VLForConditionalGeneration"),
+    _qwen("qwen2", "2", "Qwen2VLForConditionalGeneration", "Qwen2VLProcessor"),
+    _qwen("qwen2.5", "2.5", "Qwen2_5_VLForConditionalGeneration", "Qwen2_5_VLProcessor"),
     Family(
         "qwen3",
         tiny_checkpoints.save_qwen3,
@@ -155,6 +158,7 @@ _TABLE = [
         qwen_inputs,
         "<|image_pad|>",
         "<|im_end|>",
+        "Qwen3VLProcessor",
     ),
 ]
 FAMILIES = {family.name: family for family in _TABLE}

@@ -44,12 +44,7 @@ from lvlm_radapt.utils.errors import UserError
 
 PROMPT, TARGET = "what is this ?", "a pig"
 CONFIG = RAdaptConfig(cutoff=30.0, alpha=0.7)
-PROCESSORS = {
-    "onevision": "LlavaOnevisionProcessor",
-    "qwen2": "Qwen2VLProcessor",
-    "qwen2.5": "Qwen2_5_VLProcessor",
-    "qwen3": "Qwen3VLProcessor",
-}  # of the families whose AutoProcessor needs torchvision
+PROCESSORS = {name: family.processor for name, family in FAMILIES.items() if family.processor}
 
 # Runs where this package cannot be imported. argv: jobs.json, a list of {folder, inputs, out, ...}.
 ELSEWHERE = """
