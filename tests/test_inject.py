@@ -27,8 +27,10 @@ from lvlm_radapt.defences.radapt.hooks import (
     remove,
 )
 from lvlm_radapt.defences.radapt.modules import GaussianFilter
-from lvlm_radapt.towers import CLIPTower, QwenTower, SiglipTower, find_tower
-from lvlm_radapt.towers.qwen import batch_equal_windows, frames_to_rows, images_to_rows
+from lvlm_radapt.towers import find_tower
+from lvlm_radapt.towers.clip import CLIPTower
+from lvlm_radapt.towers.qwen import QwenTower, batch_equal_windows, frames_to_rows, images_to_rows
+from lvlm_radapt.towers.siglip import SiglipTower
 from lvlm_radapt.utils.errors import UserError
 
 ALL = [
@@ -155,7 +157,7 @@ def test_subclasses_are_found() -> None:
 
 
 def test_unknown_models_are_named() -> None:
-    with pytest.raises(UserError, match=r"encoder Linear: supported are Llava.*Qwen2_5_VLModel"):
+    with pytest.raises(UserError, match=r"encoder Linear: supported are CLIPVisionModel.*Qwen2_5_VisionTransformer"):
         find_tower(nn.Linear(2, 2))
     model = tiny_random.llava()
     model.model.vision_tower = nn.Identity()

@@ -162,18 +162,20 @@ def find_tower(hf_model: nn.Module) -> Tower:
     """
     hf_model = getattr(hf_model, "_orig_mod", hf_model)
     known = _encoders(Tower)  # type: ignore[type-abstract]
+    encoder: Any = hf_model
     for place in _PLACES:
         try:
-            encoder: Any = reduce(getattr, filter(None, place.split(".")), hf_model)
+            encoder = reduce(getattr, filter(None, place.split(".")), hf_model)
         except AttributeError:
             continue
         tower = next((known[cls.__name__] for cls in type(encoder).__mro__ if cls.__name__ in known), None)
         if tower is not None:
             # transformers 4 wrapped CLIP's and SigLIP's encoder once more
             return tower(getattr(encoder, "vision_model", encoder))
+    inside = "" if encoder is hf_model else f" in {type(hf_model).__name__}"
     raise UserError(
-        f"no R-Adapt support for the vision encoder of {type(hf_model).__name__}: supported are {', '.join(known)}; to "
-        "add one see docs/extend.md"
+        f"no R-Adapt support for the vision encoder {type(encoder).__name__}{inside}: supported are "
+        f"{', '.join(sorted(known))}; to add one see docs/extend.md"
     )
 
 
