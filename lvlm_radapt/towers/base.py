@@ -161,7 +161,7 @@ def find_tower(hf_model: nn.Module) -> Tower:
     UserError where no known encoder is in it.
     """
     hf_model = getattr(hf_model, "_orig_mod", hf_model)
-    known = _encoders(Tower)  # type: ignore[type-abstract]
+    known = encoder_classes(Tower)  # type: ignore[type-abstract]
     encoder: Any = hf_model
     for place in _PLACES:
         try:
@@ -179,11 +179,11 @@ def find_tower(hf_model: nn.Module) -> Tower:
     )
 
 
-def _encoders(kind: type[Tower]) -> dict[str, type[Tower]]:
+def encoder_classes(kind: type[Tower]) -> dict[str, type[Tower]]:
     """Name of a transformers class -> its adapter, of all subclasses of `kind`; the last one defined wins."""
     found = dict.fromkeys(kind.__dict__.get("encoders", ()), kind)
     for below in kind.__subclasses__():
-        found |= _encoders(below)
+        found |= encoder_classes(below)
     return found
 
 

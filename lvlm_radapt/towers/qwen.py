@@ -23,6 +23,7 @@ from lvlm_radapt.towers.base import (
     Kwargs,
     PartLayout,
     argument,
+    encoder_classes,
     resize_rows,
     softmax_weights,
     with_argument,
@@ -128,7 +129,7 @@ def token_order(grid_thw: Grids, merge_size: int, window: int | None = None) -> 
 
 
 class QwenTower(AnyGridTower):
-    """The encoders of Qwen2-VL, 2.5 and 3."""
+    """The encoders of Qwen2-VL, 2.5 and 3, and those that derive from it."""
 
     family = "qwen"
     encoders = (
@@ -234,7 +235,7 @@ def batch_equal_windows(hf_model: nn.Module) -> nn.Module:
     encoders: list[Any] = [
         module
         for module in hf_model.modules()
-        if any(cls.__name__ in QwenTower.encoders for cls in type(module).__mro__)
+        if any(cls.__name__ in encoder_classes(QwenTower) for cls in type(module).__mro__)
     ]
     if not encoders:
         raise UserError(f"{type(hf_model).__name__} is no Qwen2-VL, 2.5 or 3: there is nothing to batch")
