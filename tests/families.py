@@ -25,7 +25,8 @@ Inputs = dict[str, Tensor]
 class Family:
     """save: writes a tiny random checkpoint; stock: the transformers class; inputs: what the stock processor
     gives for one image and one question (Qwen's needs torchvision: by hand); end: what closes an answer; processor: its
-    processor's class, if AutoProcessor needs torchvision for it."""
+    processor's class, if AutoProcessor needs torchvision for it; release: the family in `released` whose small files it
+    shares, if it has none of its own there."""
 
     name: str
     save: Callable[[Path], Path]
@@ -34,6 +35,7 @@ class Family:
     image_token: str
     end: str
     processor: str = ""
+    release: str = ""
 
     def open_stock(self, folder: Path) -> Any:
         """The checkpoint as transformers alone opens it."""

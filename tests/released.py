@@ -135,6 +135,7 @@ def write(name: str, folder: Path, templates: Templates | None = None, place: Pl
     """The family's tiny checkpoint with the small files of a release."""
     FAMILIES[name].save(folder)
     (folder / "chat_template.jinja").unlink()
+    name = FAMILIES[name].release or name
     if name in NUMBERS:
         merge(folder / "processor_config.json", **NUMBERS[name])
     put_templates(folder, templates or TEMPLATES[name], place)
@@ -151,16 +152,15 @@ def stock_processor(name: str, folder: Path) -> Any:
 
     Qwen's and OneVision's want a video processor, which wants torchvision: theirs is put together without one.
     """
-    if name in ("llava", "llava-next"):
+    if not FAMILIES[name].processor:
         return transformers.AutoProcessor.from_pretrained(folder, trust_remote_code=True)
-    kinds = {"onevision": "LlavaOnevision", "qwen2": "Qwen2VL", "qwen2.5": "Qwen2_5_VL", "qwen3": "Qwen3VL"}
-    kind: Any = getattr(transformers, f"{kinds[name]}Processor")
+    kind: Any = getattr(transformers, FAMILIES[name].processor)
     stored, _ = kind.get_processor_dict(folder)
     processor = kind.__new__(kind)
     processor.chat_template = stored.get("chat_template")
     processor.tokenizer = transformers.AutoTokenizer.from_pretrained(folder, trust_remote_code=True)
-    image = "LlavaOnevisionImageProcessorPil" if name == "onevision" else "Qwen2VLImageProcessorPil"
-    processor.image_processor = getattr(transformers, image).from_pretrained(folder)
+    images = json.loads((folder / "preprocessor_config.json").read_bytes())["image_processor_type"]
+    processor.image_processor = getattr(transformers, images.removesuffix("Pil") + "Pil").from_pretrained(folder)
     processor.image_token, processor.video_token = processor.tokenizer.convert_ids_to_tokens(
         [tiny_random.IMAGE_TOKEN, tiny_random.VIDEO_TOKEN]
     )

@@ -33,6 +33,19 @@ LAYERS = (
 LEAVES = len(LAYERS)
 """What remains of `lvlm_radapt` may know all of these: experiments, analysis, chat, cli, embedded models."""
 
+LOADING = (
+    {"load_options", "quantised", "weights", "adapter_files", "export_files"},
+    {"locate", "hf", "tokenizer", "image_processor"},
+    {"from_state_dict"},
+    {"open_clip", "llava_original"},
+    {"stock"},
+    {"replace_tower"},
+    {"adapter", "export"},
+    {"load"},
+    {"guides"},
+)
+"""The layers of `lvlm_radapt.loading`: files, parts of a checkpoint, layouts, undefended models, what is built on them."""
+
 # (importer, imported): each with the reason why it is still there
 EXCEPTIONS = {
     ("eval_tasks.tasks.exams", "eval_tasks.run.planning"),  # until tasks score without the run's planning
@@ -111,6 +124,13 @@ def _circle(graph: Mapping[str, set[str]]) -> list[str]:
 
 def test_every_import_is_from_an_earlier_layer() -> None:
     assert sorted(_upward(_graph(ROOT)) - EXCEPTIONS) == []
+
+
+def test_loading_has_layers_of_its_own() -> None:
+    level = {f"lvlm_radapt.loading.{name}": n for n, names in enumerate(LOADING) for name in names}
+    used = {one: other for one, other in _graph(ROOT).items() if one.startswith("lvlm_radapt.loading.")}
+    assert used.keys() == level.keys()
+    assert [(a, b) for a, others in used.items() for b in others if level.get(b, -1) > level[a]] == []
 
 
 def test_every_exception_is_still_needed() -> None:
