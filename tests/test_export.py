@@ -31,7 +31,7 @@ from lvlm_radapt import RAdaptConfig, inject, load_model, robustify
 from lvlm_radapt.cli import default_preset
 from lvlm_radapt.defences.radapt import modules
 from lvlm_radapt.defences.radapt.anchor import Anchor
-from lvlm_radapt.defences.radapt.hooks import inject, injected_anchor
+from lvlm_radapt.defences.radapt.hooks import injected_anchor
 from lvlm_radapt.defences.radapt.modules import GaussianFilter
 from lvlm_radapt.loading.export_files import is_export
 from lvlm_radapt.models import LVLM

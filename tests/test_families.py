@@ -97,9 +97,10 @@ def test_a_file_that_asks_transformers_for_what_it_lacks_is_absent(package: Pack
         (RECORD.replace("{checkpoints}", '{"llava": ("LlavaForConditionalGeneration",)}'), "'llava' is claimed by two"),
         ("MINE = 3\n", "brings:MINE is no Family"),
         ("import nothing_of_this_name\n", "cannot import brings:MINE: No module named 'nothing_of_this_name'"),
+        ("raise SystemExit('first\\nsecond')\n", "cannot import brings:MINE: first"),
         ("", "cannot import brings:MINE"),
     ],
-    ids=["claimed twice", "no family", "does not import", "not there"],
+    ids=["claimed twice", "no family", "does not import", "ends the program", "not there"],
 )
 def test_a_family_that_is_wrong_is_one_line(source: str, said: str, package: Package) -> None:
     package(source)

@@ -44,13 +44,10 @@ LOADING = (
     {"load"},
     {"guides"},
 )
-"""The layers of `lvlm_radapt.loading`: files, parts of a checkpoint, layouts, undefended models, what is built on them."""
+"""The layers of `lvlm_radapt.loading`: files, parts of a checkpoint, layouts, undefended models and what uses them."""
 
 # (importer, imported): each with the reason why it is still there
 EXCEPTIONS = {
-    ("eval_tasks.tasks.exams", "eval_tasks.run.planning"),  # until tasks score without the run's planning
-    ("eval_tasks.tasks.exams", "eval_tasks.run.records"),  # until records are plain data below tasks
-    ("eval_tasks.tasks.retrieval", "eval_tasks.run.records"),  # the same
     ("eval_tasks.run.audit_model", "eval_tasks.report.audit_page"),  # until the report, not the run, writes the page
 }
 

@@ -20,8 +20,8 @@ from eval_tasks.config.config_paths import shipped_configs
 from eval_tasks.config.validation import first_problem, read_bytes, unknown_name
 from eval_tasks.config.vqa_style import Style
 from lvlm_radapt.models.conversations import Conversation, conversation_of
-from lvlm_radapt.utils.bounds import MOST
 from lvlm_radapt.training.recipe import FinetuneRecipe
+from lvlm_radapt.utils.bounds import MOST
 from lvlm_radapt.utils.errors import UserError
 from lvlm_radapt.utils.fields import Named, Strict, Templates
 

@@ -9,7 +9,7 @@ from importlib import import_module, metadata
 
 from lvlm_radapt import models
 from lvlm_radapt.models.family import Family
-from lvlm_radapt.utils.errors import UserError
+from lvlm_radapt.utils.errors import UserError, first_sentence
 
 GROUP = "lvlm_radapt.models"
 """The entry points of other packages."""
@@ -64,15 +64,16 @@ def _others() -> Iterator[tuple[str, Family]]:
     for entry in metadata.entry_points(group=GROUP):
         try:
             family = entry.load()
-        except Exception as error:  # code of others
+        except (Exception, SystemExit) as error:  # code of others
             if _lacks_transformers(error):
                 continue
-            raise UserError(f"entry point {GROUP} {entry.name!r}: cannot import {entry.value}: {error}") from error
+            reason = first_sentence(error) or type(error).__name__
+            raise UserError(f"entry point {GROUP} {entry.name!r}: cannot import {entry.value}: {reason}") from error
         if not isinstance(family, Family):
             raise UserError(f"entry point {GROUP} {entry.name!r}: {entry.value} is no Family")
         yield entry.value, family
 
 
-def _lacks_transformers(error: Exception) -> bool:
+def _lacks_transformers(error: BaseException) -> bool:
     """Whether a file asks for what the installed transformers does not have: its family is absent then."""
     return isinstance(error, ImportError) and str(error.name).partition(".")[0] == "transformers"
