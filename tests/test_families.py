@@ -12,13 +12,14 @@ from pathlib import Path
 import pytest
 import tiny_checkpoints
 import torch
+import transformers
 from failures import one_line
 from families import FAMILIES as ROWS
 from families import Case
 from PIL import Image
 
 from lvlm_radapt.loading.load import load_model
-from lvlm_radapt.models import families
+from lvlm_radapt.models import clip, families
 from lvlm_radapt.models.families import encoder_families, lvlm_families
 from lvlm_radapt.models.family import Family
 from lvlm_radapt.models.llava import FAMILY, LlavaLVLM
@@ -116,6 +117,14 @@ def test_the_command_line_says_it_too(package: Package) -> None:
     assert "model_type 'llava' is claimed by two families, in lvlm_radapt.models.llava and in brings:MINE" in (
         " ".join(done.stderr.split())
     )
+
+
+@pytest.mark.parametrize("told", [None, 5, "CLIPVisionModelWithProjection", ["another"], [["list"]]])
+def test_of_two_transformers_classes_the_first_is_taken_unless_the_other_is_named(told: object) -> None:
+    config = {"model_type": "clip_vision_model", "architectures": told}
+    assert clip.FAMILY.hf_class(config) is transformers.CLIPVisionModel
+    named = config | {"architectures": ["CLIPVisionModelWithProjection"]}
+    assert clip.FAMILY.hf_class(named) is transformers.CLIPVisionModelWithProjection
 
 
 def test_a_record_names_one_class_of_ours() -> None:

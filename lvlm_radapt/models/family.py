@@ -55,7 +55,8 @@ class Family:
     def hf_class(self, config: Mapping[str, Any]) -> Any:
         """The transformers class of a checkpoint with that content of config.json."""
         names = self.checkpoints[config["model_type"]]
-        named = [name for name in config.get("architectures") or () if name in names]
+        told = config.get("architectures")  # which may be anything
+        named = [name for name in names if isinstance(told, list) and name in told]
         return getattr(transformers, (named or [*names])[0])
 
     def build(self, hf: Any, tokenizer: Any, image_processor: Any, *, name: str, **settings: Any) -> Any:
