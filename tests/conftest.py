@@ -14,8 +14,8 @@ import pytest
 import torch
 from hypothesis import settings
 
-# `make test` draws the same examples every time; `make torture` (HYPOTHESIS_PROFILE=random) new ones. A busy machine is
-# no failure, so that nothing has to be done in a given time.
+# Every run draws the same examples; HYPOTHESIS_PROFILE=random draws new ones. A busy machine is no failure, so that
+# nothing has to be done in a given time.
 settings.register_profile("same", derandomize=True, deadline=None)
 settings.register_profile("random", derandomize=False, deadline=None)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "same"))

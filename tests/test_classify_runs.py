@@ -225,7 +225,7 @@ def test_the_commands_of_the_readme(
     assert {"random search", "square", "bpda", "transfer", "targeted loss"} <= names
 
 
-@pytest.mark.torture  # an image that stands costs 1,900 gradient steps and 5,000 queries
+@pytest.mark.slow  # an image that stands costs 1,900 gradient steps and 5,000 queries
 def test_the_standard_ensemble_runs_to_its_end(folder: Path, tmp_path: Path) -> None:
     own = replace(settings(folder, samples=2), attack=make_attack("autoattack-standard", eps="1/255"))
     run = score(load_encoder("tiny-clip"), own, tmp_path / "run")

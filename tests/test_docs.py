@@ -215,7 +215,7 @@ def test_every_public_name_tells_what_it_does_its_shapes_and_its_errors():
     assert not problems, "\n".join(problems)
 
 
-@pytest.mark.torture
+@pytest.mark.slow
 def test_the_api_reference_is_built_and_holds_the_public_names(tmp_path):
     api.build(tmp_path)
     for module in api.MODULES:

@@ -76,7 +76,7 @@ def test_a_run_killed_anywhere_is_resumed_to_the_same_bits(data, whole, tmp_path
     _survive_kills(3, random.Random(2), data, whole, tmp_path, survived)
 
 
-@pytest.mark.torture
+@pytest.mark.slow
 def test_many_kills_change_nothing(data, whole, tmp_path, survived):
     seed = random.randrange(2**32)
     print(f"seed {seed}")  # pytest shows it when the test fails

@@ -76,7 +76,7 @@ def test_every_cell_compiles_and_imports_names_that_exist(tour):
                     assert hasattr(module, name.name) or find_spec(f"{node.module}.{name.name}"), ast.unparse(node)
 
 
-@pytest.mark.torture
+@pytest.mark.slow
 @pytest.mark.timeout(1200)
 def test_the_tour_runs_and_shows_what_it_says(tour, tmp_path, monkeypatch):
     from nbclient import NotebookClient

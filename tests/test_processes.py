@@ -171,7 +171,7 @@ def test_two_processes_make_the_same_bits_as_one(data, whole, tmp_path, survived
     _share(2, data, whole, tmp_path, survived)
 
 
-@pytest.mark.torture
+@pytest.mark.slow
 def test_four_processes_make_the_same_bits_as_one(data, whole, tmp_path, survived):
     _share(4, data, whole, tmp_path, survived)
 
@@ -191,7 +191,7 @@ def test_a_death_leaves_its_chunk_to_be_resumed(data, whole, tmp_path, survived)
     survived("deaths of one process among several")
 
 
-@pytest.mark.torture
+@pytest.mark.slow
 def test_the_death_of_the_first_ends_the_others_with_everything_saved(data, whole, tmp_path, survived):
     words = evaluation("tiny-llava", data, tmp_path / "run")
     faults = {0: {"signal": signal.SIGKILL, "at_fsync": 8, "slow": 0.3}}
@@ -214,7 +214,7 @@ def test_a_mistake_is_told_once(data, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.torture
+@pytest.mark.slow
 def test_torchrun_starts_the_same_run(data, whole, tmp_path, survived):
     words = evaluation("tiny-llava", data, tmp_path / "run")
     launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", free_port()]

@@ -168,7 +168,7 @@ def test_a_demo_that_is_stopped_says_how_to_go_on(data, tmp_path):
     trial.compare()
 
 
-@pytest.mark.torture
+@pytest.mark.slow
 @pytest.mark.parametrize("name", LONG)
 def test_many_kills_at_renames_change_nothing(name, data, tmp_path, survived):
     seed = random.randrange(2**32)
