@@ -24,9 +24,9 @@ from eval_tasks.data import load_task, open_image, select
 from eval_tasks.data.imagefolder import class_names
 from eval_tasks.run.environment import environment
 from lvlm_radapt import load_encoder
+from lvlm_radapt.embedded.dataset import CLASSES, write_scenes
 from lvlm_radapt.models.base import PixelBatch
 from lvlm_radapt.models.zero_shot import ZeroShot
-from lvlm_radapt.tiny.dataset import CLASSES, write_scenes
 from lvlm_radapt.utils.budget import parse_eps
 
 

@@ -32,8 +32,8 @@ from eval_tasks.data import Sample, load_task, open_image
 from eval_tasks.run.environment import environment
 from eval_tasks.tasks.make_task import make_task
 from lvlm_radapt import load_model
+from lvlm_radapt.embedded.dataset import write_scenes
 from lvlm_radapt.models import LVLM, PixelBatch
-from lvlm_radapt.tiny.dataset import write_scenes
 
 EPS = 4 / 255
 

@@ -15,7 +15,7 @@ import torch
 from attacks import apgd, cpu_workers
 from eval_tasks.run.environment import environment
 from lvlm_radapt import load_model
-from lvlm_radapt.tiny import scenes
+from lvlm_radapt.embedded import scenes
 
 PROMPT = "Provide a short caption for this image."
 

@@ -21,10 +21,10 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from attacks import embedding_loss
 from lvlm_radapt import RAdaptConfig, robustify
-from lvlm_radapt.models import LVLM
+from lvlm_radapt.embedded import scenes
+from lvlm_radapt.models import LVLM, embedded_models
 from lvlm_radapt.models.llava import LlavaLVLM
 from lvlm_radapt.models.qwen import QwenLVLM
-from lvlm_radapt.tiny import build, scenes
 
 PROMPT = "Provide a short caption for this image."
 MATRIX_PEAK = {"H200": 989e12, "H100": 989e12, "A100": 312e12, "L40S": 362e12, "RTX 4090": 165e12}
@@ -70,17 +70,22 @@ def qwen(ids: Callable[[str], int]) -> Any:
     )  # fmt: skip
 
 
+def tokenizer_of(name: str) -> Any:
+    """The word-level tokenizer of an embedded model, with its chat template."""
+    return transformers.AutoTokenizer.from_pretrained(embedded_models()[name])
+
+
 def build_model(name: str, device: str, dtype: torch.dtype) -> LVLM:
     """The model with random weights, made where it runs; the embedded models' word-level tokenizer reads for it."""
     if name == "llava-1.5-7b":
-        tokenizer = build.llava_tokenizer()
+        tokenizer = tokenizer_of("tiny-llava")
         config, hf_class = llava(tokenizer.convert_tokens_to_ids("<image>")), "LlavaForConditionalGeneration"
         processor: Any = transformers.CLIPImageProcessorPil(
             size={"shortest_edge": 336}, crop_size={"height": 336, "width": 336}
         )
         family: type[LlavaLVLM] | type[QwenLVLM] = LlavaLVLM
     else:
-        tokenizer = build.qwen_tokenizer()
+        tokenizer = tokenizer_of("tiny-qwen")
         config, hf_class = qwen(tokenizer.convert_tokens_to_ids), "Qwen2_5_VLForConditionalGeneration"
         processor = transformers.Qwen2VLImageProcessorPil(size={"shortest_edge": 56 * 56, "longest_edge": 448 * 448})
         family = QwenLVLM

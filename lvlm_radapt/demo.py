@@ -25,12 +25,12 @@ from eval_tasks.run.progress import Advance
 from eval_tasks.run.records import Run, Scored
 from eval_tasks.tasks.make_task import make_task
 from lvlm_radapt.defences.radapt.config import RAdaptConfig
+from lvlm_radapt.embedded.dataset import write_scenes
 from lvlm_radapt.loading.adapter_files import is_adapter
 from lvlm_radapt.loading.load import load_any, load_model
 from lvlm_radapt.models.base import PixelModel
 from lvlm_radapt.models.robustify import robustify
 from lvlm_radapt.saving.adapter import save_adapter
-from lvlm_radapt.tiny.dataset import write_scenes
 from lvlm_radapt.utils.atomic_folder import check_own_folder
 from lvlm_radapt.utils.leftovers import sweep
 from lvlm_radapt.utils.locking import Lock

@@ -17,8 +17,8 @@ from eval_tasks.run.audit_of_run import target_of_run
 from eval_tasks.run.records import read_run
 from eval_tasks.tasks.make_task import make_task
 from lvlm_radapt import RAdaptConfig, cli, load_model, robustify
+from lvlm_radapt.embedded.dataset import write_scenes
 from lvlm_radapt.models.base import LVLM
-from lvlm_radapt.tiny.dataset import write_scenes
 
 
 @pytest.fixture(scope="module")

@@ -22,7 +22,7 @@ from lvlm_radapt.chat import commands
 from lvlm_radapt.chat.commands import Ask, Attack, Defend, Help, Quit, Reset, Save, ShowImage, Side, parse
 from lvlm_radapt.chat.session import Session, Step
 from lvlm_radapt.chat.terminal import _Stream
-from lvlm_radapt.tiny.scenes import render, sample_scene
+from lvlm_radapt.embedded.scenes import render, sample_scene
 from lvlm_radapt.utils.errors import UserError
 
 CAPTION = "Provide a short caption for this image."

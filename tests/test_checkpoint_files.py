@@ -18,7 +18,7 @@ from failures import one_line, quiet
 
 from eval_tasks.api import run_evaluation
 from lvlm_radapt import load_model
-from lvlm_radapt.tiny.dataset import write_scenes
+from lvlm_radapt.embedded.dataset import write_scenes
 from lvlm_radapt.utils.errors import UserError, first_sentence
 
 EXTRA = r"needs two packages, sentencepiece and protobuf: pip install 'lvlm-radapt\[original\]'"

@@ -22,10 +22,10 @@ from eval_tasks.data import load_task
 from eval_tasks.data.imagefolder import class_names
 from eval_tasks.run.records import Run, RunFolder, SampleRecord, read_run
 from lvlm_radapt import RAdaptConfig, load_encoder, robustify
+from lvlm_radapt.embedded.dataset import CLASSES, write_scenes
 from lvlm_radapt.loading.load import load_any, load_surrogate
 from lvlm_radapt.models.zero_shot import ZeroShot
 from lvlm_radapt.saving.adapter import save_adapter
-from lvlm_radapt.tiny.dataset import CLASSES, write_scenes
 from lvlm_radapt.utils.errors import UserError
 
 

@@ -9,7 +9,7 @@ from tiny_checkpoints import save_llava
 
 from eval_tasks.run.records import read_run
 from lvlm_radapt import cli
-from lvlm_radapt.tiny.dataset import write_scenes
+from lvlm_radapt.embedded.dataset import write_scenes
 
 
 @pytest.fixture(scope="module")

@@ -9,9 +9,9 @@ from evaluations import evaluation, score
 from safetensors import safe_open
 
 from lvlm_radapt import RAdaptConfig, load_encoder, load_model, robustify
+from lvlm_radapt.embedded import scenes
+from lvlm_radapt.embedded.dataset import write_scenes
 from lvlm_radapt.loading.locate import EMBEDDED, embedded_models
-from lvlm_radapt.tiny import scenes
-from lvlm_radapt.tiny.dataset import write_scenes
 
 LVLMS = ("tiny-llava", "tiny-qwen")
 CLASSES = {

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from test_docs import PAGES, blocks
 
-from lvlm_radapt.tiny.dataset import write_scenes
+from lvlm_radapt.embedded.dataset import write_scenes
 
 EXAMPLES = [
     pytest.param(block, id=f"{page.name}-{number}")

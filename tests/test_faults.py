@@ -13,7 +13,7 @@ import pytest
 from commands import Command, contents, evaluation
 
 from eval_tasks.run.records import RunFolder, image_name, read_run
-from lvlm_radapt.tiny.dataset import write_scenes
+from lvlm_radapt.embedded.dataset import write_scenes
 
 FLUSHES = 47  # of an undisturbed run: where it can be killed
 

@@ -26,9 +26,9 @@ from transformers import CLIPModel, LlavaForConditionalGeneration
 from attacks.losses import embedding_loss
 from eval_tasks.config.presets import load_recipe
 from lvlm_radapt import RAdaptConfig, load_encoder, load_model, robustify
+from lvlm_radapt.embedded import scenes
 from lvlm_radapt.loading.load import load_any
 from lvlm_radapt.models.zero_shot import ZeroShot
-from lvlm_radapt.tiny import scenes
 from lvlm_radapt.towers import find_tower
 from lvlm_radapt.training import finetune as module
 from lvlm_radapt.training.finetune import FinetuneSettings, TrainingLog, finetune, rate_at

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from commands import Command
 
-from lvlm_radapt.tiny.dataset import write_scenes
+from lvlm_radapt.embedded.dataset import write_scenes
 
 
 @pytest.fixture(scope="module")

@@ -5,7 +5,7 @@ import torch
 
 from attacks import apgd
 from lvlm_radapt import RAdaptConfig, load_model, robustify
-from lvlm_radapt.tiny import scenes
+from lvlm_radapt.embedded import scenes
 
 pytestmark = [
     pytest.mark.gpu,

@@ -16,8 +16,8 @@ from eval_tasks.data import load_task
 from eval_tasks.run.records import Run, RunFolder, read_run
 from eval_tasks.run.reuse import image_source, taken_from
 from lvlm_radapt import RAdaptConfig, cli, load_model, robustify
+from lvlm_radapt.embedded.dataset import write_scenes
 from lvlm_radapt.saving.adapter import save_adapter
-from lvlm_radapt.tiny.dataset import write_scenes
 from lvlm_radapt.utils.errors import UserError
 
 

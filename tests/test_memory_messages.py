@@ -21,12 +21,12 @@ from eval_tasks.data import load_task
 from eval_tasks.run.records import RunFolder
 from lvlm_radapt import load_model, robustify
 from lvlm_radapt.cli.resuming import resumable
+from lvlm_radapt.embedded.dataset import write_scenes
 from lvlm_radapt.loading.load import load_any
 from lvlm_radapt.loading.load_options import LoadOptions
 from lvlm_radapt.models import LVLM
 from lvlm_radapt.saving.adapter import save_adapter
 from lvlm_radapt.saving.export import export_model
-from lvlm_radapt.tiny.dataset import write_scenes
 from lvlm_radapt.utils.errors import Unfinished
 
 LIMIT = 15_000  # px of a canvas that the tests' memory takes

@@ -9,7 +9,7 @@ import pytest
 
 from eval_tasks.run.records import read_run
 from lvlm_radapt.cli import main
-from lvlm_radapt.tiny.dataset import write_scenes
+from lvlm_radapt.embedded.dataset import write_scenes
 
 
 def command(*arguments: object) -> int:

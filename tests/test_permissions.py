@@ -6,7 +6,7 @@ import pytest
 from permissions import obeyed
 from test_cli import call
 
-from lvlm_radapt.tiny.dataset import write_scenes
+from lvlm_radapt.embedded.dataset import write_scenes
 
 
 @pytest.fixture(scope="module")

@@ -14,8 +14,8 @@ from eval_tasks.config.presets import load_protocol
 from eval_tasks.report.build_table import comparison
 from eval_tasks.run.records import Run
 from lvlm_radapt import load_model
+from lvlm_radapt.embedded.dataset import write_scenes
 from lvlm_radapt.models.text import PromptEncoder
-from lvlm_radapt.tiny.dataset import write_scenes
 
 VICUNA = (
     "A chat between a curious user and an artificial intelligence assistant. The assistant gives helpful, detailed, "

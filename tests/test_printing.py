@@ -16,7 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 import lvlm_radapt
-from lvlm_radapt.tiny.dataset import write_scenes
+from lvlm_radapt.embedded.dataset import write_scenes
 from lvlm_radapt.utils.printing import PlainConsole, readable
 from lvlm_radapt.utils.progress import bars
 

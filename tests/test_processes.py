@@ -18,7 +18,7 @@ from torch.distributed import HashStore
 from eval_tasks.run import processes
 from eval_tasks.run.processes import Group, join
 from eval_tasks.run.records import RunFolder
-from lvlm_radapt.tiny.dataset import write_scenes
+from lvlm_radapt.embedded.dataset import write_scenes
 from lvlm_radapt.utils.errors import Unfinished, UserError
 
 

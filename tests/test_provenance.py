@@ -18,11 +18,11 @@ from lvlm_radapt import load_model, robustify
 from lvlm_radapt.cli import app
 from lvlm_radapt.cli.options import Bits, Dtype, Spread
 from lvlm_radapt.cli.placing import place_flags, place_of
+from lvlm_radapt.embedded.dataset import write_scenes
 from lvlm_radapt.loading.adapter import load_adapter
 from lvlm_radapt.loading.load import load_encoder
 from lvlm_radapt.models.conversations import CONVERSATIONS
 from lvlm_radapt.saving.adapter import save_adapter
-from lvlm_radapt.tiny.dataset import write_scenes
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 

@@ -16,10 +16,10 @@ from torch import Tensor, nn
 from attacks import apgd
 from eval_tasks.metrics import bootstrap_ci
 from lvlm_radapt import RAdaptConfig, load_model, robustify
+from lvlm_radapt.embedded import scenes
 from lvlm_radapt.loading import quantised as quantised_module
 from lvlm_radapt.loading.quantised import quantisation_of
 from lvlm_radapt.models import LVLM
-from lvlm_radapt.tiny import scenes
 from lvlm_radapt.utils.errors import UserError
 
 bitsandbytes = pytest.importorskip("bitsandbytes")

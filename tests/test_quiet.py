@@ -28,7 +28,7 @@ COMMANDS = {
 
 @pytest.fixture(scope="module")
 def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    from lvlm_radapt.tiny.dataset import write_scenes
+    from lvlm_radapt.embedded.dataset import write_scenes
 
     folder = tmp_path_factory.mktemp("data") / "scenes"
     write_scenes(folder, count=12)

@@ -15,7 +15,7 @@ import pytest
 import yaml
 from commands import Command, Fault
 
-from lvlm_radapt.tiny.dataset import write_scenes
+from lvlm_radapt.embedded.dataset import write_scenes
 from lvlm_radapt.utils.leftovers import is_own
 
 ROWS = [

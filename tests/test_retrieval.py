@@ -27,9 +27,9 @@ from eval_tasks.report.retrieval_table import recall_markdown, recall_rows
 from eval_tasks.run.records import Run, RunFolder, read_run
 from eval_tasks.tasks.retrieval_corpus import CaptionSpace, RetrievalCorpus, caption_ranks, image_ranks, recalls
 from lvlm_radapt import RAdaptConfig, load_encoder, robustify
+from lvlm_radapt.embedded.dataset import CLASSES, write_scenes
 from lvlm_radapt.loading.locate import embedded_models
 from lvlm_radapt.saving.adapter import save_adapter
-from lvlm_radapt.tiny.dataset import CLASSES, write_scenes
 from lvlm_radapt.utils.errors import UserError
 
 

@@ -25,7 +25,7 @@ from eval_tasks.run.processes import Group
 from eval_tasks.run.records import RunFolder, read_run
 from eval_tasks.tasks.make_task import make_task
 from lvlm_radapt import RAdaptConfig, load_model, robustify
-from lvlm_radapt.tiny.dataset import ANNOTATIONS, QUESTIONS, write_scenes
+from lvlm_radapt.embedded.dataset import ANNOTATIONS, QUESTIONS, write_scenes
 from lvlm_radapt.utils.errors import UserError
 
 

@@ -16,10 +16,11 @@ from hypothesis import strategies as st
 from eval_tasks.data import Sample, check_images, load_task, open_image
 from eval_tasks.metrics import vqa_accuracy
 from eval_tasks.tasks.make_task import make_task
-from lvlm_radapt.tiny import build, packing, scenes
-from lvlm_radapt.tiny.altered import altered_captions, describe
-from lvlm_radapt.tiny.dataset import write_scenes
+from lvlm_radapt.embedded import scenes
+from lvlm_radapt.embedded.dataset import write_scenes
 from lvlm_radapt.utils.errors import UserError
+from tools.embedded import build, packing
+from tools.embedded.altered import altered_captions, describe
 
 SPLITS: tuple[scenes.Split, ...] = ("train", "validation", "test")
 FEW = settings(max_examples=25, deadline=None)

@@ -12,7 +12,7 @@ from eval_tasks.data import load_task, open_image
 from eval_tasks.run.records import RunFolder
 from eval_tasks.tasks.caption import CaptionScores
 from lvlm_radapt import RAdaptConfig, load_model, robustify
-from lvlm_radapt.tiny.dataset import write_scenes
+from lvlm_radapt.embedded.dataset import write_scenes
 from lvlm_radapt.utils.errors import UserError
 
 

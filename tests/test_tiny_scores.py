@@ -12,11 +12,12 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from lvlm_radapt.embedded import scenes
+from lvlm_radapt.embedded.dataset import write_scenes
 from lvlm_radapt.models import LVLM, CLIPEncoder, PixelBatch
-from lvlm_radapt.tiny import build, evaluate, scenes, train_clip
-from lvlm_radapt.tiny.dataset import write_scenes
-from lvlm_radapt.tiny.training_run import Run
 from lvlm_radapt.utils.errors import UserError
+from tools.embedded import build, evaluate, train_clip
+from tools.embedded.training_run import Run
 
 COUNT = 45
 

@@ -18,8 +18,8 @@ from eval_tasks.report.table_formats import Cell
 from eval_tasks.run.calibration import FILE, calibration_note, calibration_on, image_digest, read_calibration
 from eval_tasks.run.records import RunFolder, read_run
 from lvlm_radapt.defences.radapt.config import RAdaptConfig
+from lvlm_radapt.embedded.dataset import write_scenes
 from lvlm_radapt.plots.tuning import clean_robust_curves, tradeoff
-from lvlm_radapt.tiny.dataset import write_scenes
 from lvlm_radapt.tuning.choose import best_pair, choose
 from lvlm_radapt.tuning.knobs import DEFAULT, Sweep, numbers, point_name, sweep_of
 from lvlm_radapt.tuning.measured import Measured

@@ -26,8 +26,8 @@ from lvlm_radapt.chat.web_guard import Hosts, plain_call
 from lvlm_radapt.chat.web_uploads import Upload
 from lvlm_radapt.chat.web_user import User
 from lvlm_radapt.defences.radapt.hooks import inject, injected_anchor, remove
+from lvlm_radapt.embedded.scenes import render, sample_scene
 from lvlm_radapt.models.base import PixelBatch
-from lvlm_radapt.tiny.scenes import render, sample_scene
 from lvlm_radapt.utils.errors import UserError
 
 CAPTION = "Provide a short caption for this image."

@@ -25,11 +25,11 @@ from eval_tasks.data.imagefolder import class_names
 from eval_tasks.tasks.make_task import make_task
 from eval_tasks.tasks.zero_shot import ZeroShotRun, ZeroShotTask
 from lvlm_radapt import RAdaptConfig, load_encoder, load_model, robustify
+from lvlm_radapt.embedded import scenes
+from lvlm_radapt.embedded.dataset import CLASSES, write_scenes
 from lvlm_radapt.models.base import PixelBatch
 from lvlm_radapt.models.clip import CLIPEncoder
 from lvlm_radapt.models.zero_shot import ZeroShot
-from lvlm_radapt.tiny import scenes
-from lvlm_radapt.tiny.dataset import CLASSES, write_scenes
 from lvlm_radapt.utils.errors import UserError
 
 NAMES = ["red circle", "blue square", "a green pig", "word"]

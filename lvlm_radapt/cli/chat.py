@@ -102,7 +102,7 @@ def _questions(model: str) -> list[str]:
 
 def _samples(model: str, image: Path | None) -> list[tuple[str, Image.Image]]:
     """Images to pick: the one given; scenes for the embedded models, which know nothing else."""
-    from lvlm_radapt.tiny.scenes import render, sample_scene
+    from lvlm_radapt.embedded.scenes import render, sample_scene
     from lvlm_radapt.utils.images import open_image
 
     given = [] if image is None else [(image.name, open_image(image))]

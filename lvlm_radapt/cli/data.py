@@ -37,7 +37,7 @@ def scenes(
 ) -> None:
     """Write procedural scenes as COCO captions, VQAv2 and TextVQA files, and a folder of classes."""
     leave_it_to_the_first()
-    from lvlm_radapt.tiny.dataset import write_scenes
+    from lvlm_radapt.embedded.dataset import write_scenes
 
     with progress() as announce:
         classes = 32 if split is SplitName.train else 36  # no training scene shows a pair that is held out

@@ -14,13 +14,13 @@ from lvlm_radapt.comparison.preset import Comparison, Finetune, Learn, RowSpec, 
 from lvlm_radapt.defences.radapt.anchor import Anchor
 from lvlm_radapt.defences.radapt.config import RAdaptConfig
 from lvlm_radapt.defences.radapt.hooks import injected_anchor, injected_config
+from lvlm_radapt.embedded.dataset import CLASSES, IMAGES, write_scenes
 from lvlm_radapt.loading.guides import guide_origin, guided_anchor, load_guide
 from lvlm_radapt.loading.load import is_encoder, load_any
 from lvlm_radapt.loading.open_clip import is_open_clip
 from lvlm_radapt.models.base import PixelModel
 from lvlm_radapt.models.robustify import robustify
 from lvlm_radapt.saving.adapter import save_adapter
-from lvlm_radapt.tiny.dataset import CLASSES, IMAGES, write_scenes
 from lvlm_radapt.training.finetune import FinetuneSettings, finetune
 from lvlm_radapt.training.images import image_files
 from lvlm_radapt.training.labelled import TrainingImages

@@ -9,7 +9,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 
 from eval_tasks.config.presets import load_preset
 from lvlm_radapt.defences.radapt.config import RAdaptConfig
-from lvlm_radapt.tiny.scenes import Split
+from lvlm_radapt.embedded.scenes import Split
 from lvlm_radapt.training.scopes import WHOLE
 from lvlm_radapt.utils.bounds import MOST
 from lvlm_radapt.utils.budget import parse_eps

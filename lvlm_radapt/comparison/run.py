@@ -23,8 +23,8 @@ from eval_tasks.tasks.make_task import make_task
 from eval_tasks.tasks.text import TextTask
 from lvlm_radapt.comparison.models import Workshop
 from lvlm_radapt.comparison.preset import Column, Comparison, RowSpec, slug
+from lvlm_radapt.embedded.dataset import CLASSES
 from lvlm_radapt.models.base import PixelModel
-from lvlm_radapt.tiny.dataset import CLASSES
 from lvlm_radapt.utils.atomic_folder import check_own_folder, claimed
 from lvlm_radapt.utils.errors import UserError
 from lvlm_radapt.utils.json_files import read_json

@@ -25,7 +25,7 @@ EMBEDDED: dict[str, str] = {
 
 def embedded_models() -> dict[str, Path]:
     """Name -> folder of the models that ship inside the package (only those whose weights are there)."""
-    root = Path(str(files("lvlm_radapt") / "tiny" / "weights"))
+    root = Path(str(files("lvlm_radapt") / "embedded" / "weights"))
     return {name: root / name for name in EMBEDDED if (root / name / "config.json").is_file()}
 
 

@@ -27,6 +27,9 @@ MOVED = {
     "lvlm_radapt.guides": "lvlm_radapt.loading.guides",
     "lvlm_radapt.models.load": "lvlm_radapt.loading.load",
     "lvlm_radapt.models.open_clip": "lvlm_radapt.loading.open_clip",
+    "lvlm_radapt.tiny": "lvlm_radapt.embedded",
+    "lvlm_radapt.tiny.dataset": "lvlm_radapt.embedded.dataset",
+    "lvlm_radapt.tiny.scenes": "lvlm_radapt.embedded.scenes",
 }
 
 
@@ -49,4 +52,4 @@ class _OldPaths(MetaPathFinder, Loader):
 def allow_old_paths() -> None:
     """Let the paths of MOVED be imported."""
     if not any(isinstance(finder, _OldPaths) for finder in sys.meta_path):
-        sys.meta_path.append(_OldPaths())
+        sys.meta_path.insert(0, _OldPaths())  # before a moved package's files are found under its old name, too

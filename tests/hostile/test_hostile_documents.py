@@ -20,8 +20,8 @@ from eval_tasks.report.page import tables, write_report
 from eval_tasks.report.retrieval_table import recall_rows, recall_table
 from eval_tasks.run.records import Run, read_run
 from lvlm_radapt.defences.radapt.config import RAdaptConfig
+from lvlm_radapt.embedded.dataset import write_scenes
 from lvlm_radapt.loading.load import load_encoder
-from lvlm_radapt.tiny.dataset import write_scenes
 from lvlm_radapt.tuning.results import recommended
 from lvlm_radapt.utils.errors import UserError
 

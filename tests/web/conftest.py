@@ -15,7 +15,7 @@ from lvlm_radapt.chat import web
 from lvlm_radapt.chat.commands import Attack
 from lvlm_radapt.chat.session import Attacked, Step
 from lvlm_radapt.chat.web_engine import WebSession
-from lvlm_radapt.tiny.scenes import render, sample_scene
+from lvlm_radapt.embedded.scenes import render, sample_scene
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page

@@ -7,7 +7,7 @@ import os
 from collections.abc import Callable
 from typing import Any, get_args
 
-from lvlm_radapt.tiny import scenes
+from lvlm_radapt.embedded import scenes
 from lvlm_radapt.utils.atomic_folder import new_folder
 from lvlm_radapt.utils.errors import UserError
 

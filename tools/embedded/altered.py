@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from lvlm_radapt.tiny import scenes
-from lvlm_radapt.tiny.scenes import Scene
+from lvlm_radapt.embedded import scenes
+from lvlm_radapt.embedded.scenes import Scene
 
 KINDS = ("colour", "shape", "size", "background", "word", "order")
 

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from lvlm_radapt.tiny.pool import VARIANTS, Pool
-from lvlm_radapt.tiny.scenes import QUESTION_TYPES
+from lvlm_radapt.embedded.scenes import QUESTION_TYPES
+from tools.embedded.pool import VARIANTS, Pool
 
 CAPTION_PROMPT = "Provide a short caption for this image."
 VQA_PROMPT = "{}\nAnswer the question using a single word or phrase."

@@ -3,14 +3,13 @@
 Everything the language model of tiny-llava reads (up to hidden layer -2) is bit-identical in both, as LLaVA's
 tower is in the CLIP it came from: what is learnt from one serves the other.
 
-Called by `python -m lvlm_radapt.tiny.train tiny-clip`; steps, seeds and resuming as there.
+Called by `python -m tools.embedded.train tiny-clip`; steps, seeds and resuming as there.
 """
 
 from __future__ import annotations
 
 import argparse
 import hashlib
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,24 +18,25 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import LlavaForConditionalGeneration
 
-from lvlm_radapt.tiny import build, scenes
-from lvlm_radapt.tiny.altered import altered_captions, describe
-from lvlm_radapt.tiny.pool import augment, cached
-from lvlm_radapt.tiny.training_run import Run
+from lvlm_radapt.embedded import scenes
+from lvlm_radapt.models import embedded_models
 from lvlm_radapt.utils.errors import UserError
+from tools.embedded import build
+from tools.embedded.altered import altered_captions, describe
+from tools.embedded.pool import augment, cached
+from tools.embedded.training_run import Run
 
 SCENES = 20_000  # of the pool; they are seen with one augmentation each
 NEGATIVES = 7  # altered captions of every scene, a step
 PARAPHRASES = 5
 TEXTS_A_PASS = 64
 LEARNING_RATE = 1e-3
-EMBEDDED = Path(__file__).parent / "weights" / "tiny-llava"
 
 
 def train_clip(args: argparse.Namespace) -> nn.Module:
     """The trained CLIPModel; `args` are those of `train` (its joint steps are the steps here)."""
     torch.manual_seed(args.seed)
-    folder = args.llava or EMBEDDED
+    folder = args.llava or embedded_models()["tiny-llava"]
     if not (folder / "config.json").is_file():
         raise UserError(f"{folder}: no tiny-llava there: train it first, or name its folder with --llava")
     llava: Any = LlavaForConditionalGeneration.from_pretrained(folder, dtype=torch.float32)

@@ -12,8 +12,8 @@ import torch
 from PIL import Image
 from torch.nn import functional as F
 
-from lvlm_radapt.tiny import scenes
-from lvlm_radapt.tiny.build import CLIP_MEAN, CLIP_STD, PATCH
+from lvlm_radapt.embedded import scenes
+from tools.embedded.build import CLIP_MEAN, CLIP_STD, PATCH
 
 VARIANTS = 3  # times every question type is asked anew of a scene
 # classes of a patch: shape, colour, size (each with "nothing"), word (with "no sign"), background

@@ -1,4 +1,4 @@
-"""Train an embedded model from scratch: `python -m lvlm_radapt.tiny.train NAME --out DIR`.
+"""Train an embedded model from scratch: `python -m tools.embedded.train NAME --out DIR`.
 
 Two stages, both counted in steps (never by the clock), seeded and resumable:
 
@@ -21,11 +21,12 @@ from torch import nn
 from torch.nn import functional as F
 from transformers.utils import logging as transformers_logging
 
-from lvlm_radapt.tiny import build, packing, scenes
-from lvlm_radapt.tiny.pool import GLOBAL, HEADS, PAIRS, Pool, augment, cached
-from lvlm_radapt.tiny.train_clip import train_clip
-from lvlm_radapt.tiny.training_run import Run
-from lvlm_radapt.tiny.vision import LlavaVision, QwenVision
+from lvlm_radapt.embedded import scenes
+from tools.embedded import build, packing
+from tools.embedded.pool import GLOBAL, HEADS, PAIRS, Pool, augment, cached
+from tools.embedded.train_clip import train_clip
+from tools.embedded.training_run import Run
+from tools.embedded.vision import LlavaVision, QwenVision
 
 
 class Side(nn.Module):
@@ -150,7 +151,7 @@ def train_lvlm(args: argparse.Namespace) -> nn.Module:
 
 def main() -> None:
     """The command line of the module."""
-    parser = argparse.ArgumentParser(prog="python -m lvlm_radapt.tiny.train", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(prog="python -m tools.embedded.train", description=__doc__.splitlines()[0])
     parser.add_argument("name", choices=sorted(build.BUILDERS))
     parser.add_argument("--out", type=Path, required=True, help="folder the trained model is written to")
     parser.add_argument("--work", type=Path, default=Path(".train"), help="scene pools and checkpoints")

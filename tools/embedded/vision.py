@@ -9,7 +9,7 @@ from torch import nn
 from torch.nn import functional as F
 from transformers import PreTrainedTokenizerFast
 
-from lvlm_radapt.tiny import build, packing
+from tools.embedded import build, packing
 
 Frame = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]  # mask, positions, ids before, ids after
 

@@ -1,4 +1,4 @@
-"""Make the embedded robust twins of tiny-clip: `python -m lvlm_radapt.tiny.twins NAME --out DIR`.
+"""Make the embedded robust twins of tiny-clip: `python -m tools.embedded.twins NAME --out DIR`.
 
 They are trained as `lvlm-radapt finetune tiny-clip` trains, by the preset `scenes`, on scenes of the training split,
 and written in float16.
@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from eval_tasks.config.presets import load_recipe
+from lvlm_radapt.embedded.dataset import CLASSES, IMAGES, write_scenes
 from lvlm_radapt.loading.load import load_encoder
-from lvlm_radapt.tiny.dataset import CLASSES, IMAGES, write_scenes
 from lvlm_radapt.training.finetune import FinetuneSettings, finetune
 from lvlm_radapt.training.labelled import TrainingImages
 from lvlm_radapt.training.robust_twin import save_twin
@@ -28,7 +28,7 @@ TWINS: dict[str, tuple[FinetuneSettings, str]] = {
 """Name -> how it is trained, and on which of the folders that `write_scenes` makes."""
 
 MORE = """
-What the twins do under adaptive attacks, with all settings: `lvlm_radapt/tiny/weights/README.md`.
+What the twins do under adaptive attacks, with all settings: `lvlm_radapt/embedded/weights/README.md`.
 """
 
 

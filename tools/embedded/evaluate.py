@@ -1,4 +1,4 @@
-"""Score an embedded model on unseen scenes: `python -m lvlm_radapt.tiny.evaluate NAME [--weights DIR]`.
+"""Score an embedded model on unseen scenes: `python -m tools.embedded.evaluate NAME [--weights DIR]`.
 
 Everything goes the way a user's own data would: scenes written to disk, read by the loaders, through
 `load_model` in float32, scored by the metrics of the evaluation loop.
@@ -26,13 +26,13 @@ from eval_tasks.data import Sample, chunks, load_task, open_image
 from eval_tasks.metrics import CiderScorer, vqa_accuracy
 from eval_tasks.tasks.make_task import make_task
 from eval_tasks.tasks.text import TextTask
+from lvlm_radapt.embedded import scenes
+from lvlm_radapt.embedded.dataset import SCENES, write_scenes
 from lvlm_radapt.loading.load import load_encoder, load_model
 from lvlm_radapt.models import LVLM, CLIPEncoder
-from lvlm_radapt.tiny import scenes
-from lvlm_radapt.tiny.altered import altered_captions
-from lvlm_radapt.tiny.dataset import SCENES, write_scenes
 from lvlm_radapt.utils.errors import UserError
 from lvlm_radapt.utils.printing import PlainConsole
+from tools.embedded.altered import altered_captions
 
 SEED = 1  # the test scenes of seed 0 are the ones that the demonstrations show
 CHOICES = 16
@@ -192,7 +192,7 @@ def _shown(value: float | None) -> str:
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line of the module; returns the exit code."""
     parser = argparse.ArgumentParser(
-        prog="python -m lvlm_radapt.tiny.evaluate", description="Score an embedded model on unseen scenes."
+        prog="python -m tools.embedded.evaluate", description="Score an embedded model on unseen scenes."
     )
     parser.add_argument("name", choices=("tiny-llava", "tiny-qwen", "tiny-clip"))
     parser.add_argument("--weights", type=Path, help="folder to open instead of the shipped weights")

@@ -20,7 +20,7 @@ from transformers import (
     Qwen2_5_VLForConditionalGeneration,
 )
 
-from lvlm_radapt.tiny import scenes
+from lvlm_radapt.embedded import scenes
 from lvlm_radapt.utils.atomic_folder import open_to_umask
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
