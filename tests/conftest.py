@@ -30,7 +30,7 @@ def _seed() -> None:
 
 @pytest.fixture(scope="session")
 def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    from cases import make_shared
+    from tests.helpers.cases import make_shared
 
     return make_shared(tmp_path_factory.mktemp("shared"))
 

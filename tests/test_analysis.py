@@ -13,15 +13,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-import tiny_checkpoints
-import tiny_random
 import torch
 import transformers
-from evaluations import evaluation, with_options
-from failures import one_line
-from families import FAMILIES
 from PIL import Image
-from test_cli import call as call_with
 
 from eval_tasks.api import Evaluation, run_evaluation
 from eval_tasks.crafting.make_attack import make_attack
@@ -38,6 +32,11 @@ from lvlm_radapt.models.base import PixelModel
 from lvlm_radapt.saving.write_replaced import write_replaced
 from lvlm_radapt.towers import find_tower
 from lvlm_radapt.towers.parts import patch_embedding, tower_blocks, tower_parts
+from tests.helpers import tiny_checkpoints, tiny_random
+from tests.helpers.cli import call as call_with
+from tests.helpers.evaluations import evaluation, with_options
+from tests.helpers.failures import one_line
+from tests.helpers.families import FAMILIES
 
 Call = Callable[..., tuple[int, str, str]]
 

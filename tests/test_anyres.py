@@ -7,21 +7,20 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-import tiny_checkpoints
-import tiny_random
 import torch
 import transformers
-from families import Case, open_case
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
-from test_models import PROMPTS, TARGETS, noise
 from torch import Tensor
 
 from eval_tasks.crafting.source_model import view_of
 from lvlm_radapt import load_encoder, load_model
 from lvlm_radapt.models.conversations import CONVERSATIONS
 from lvlm_radapt.utils.errors import UserError
+from tests.helpers import tiny_checkpoints, tiny_random
+from tests.helpers.families import Case, open_case
+from tests.helpers.inputs import PROMPTS, TARGETS, noise
 
 NAMES = ["llava-next", "onevision"]
 SHAPES = [(112, 112), (112, 84), (101, 200)]  # four crops each, but other token counts

@@ -6,7 +6,6 @@ from dataclasses import replace
 
 import pytest
 import torch
-from audit_subjects import B, Net, sound
 from torch.nn import functional as F
 
 from attacks import apgd
@@ -14,6 +13,7 @@ from attacks.eight_bit import to_8bit
 from attacks.straight_through import straight_through
 from eval_tasks.audit import CHECKS, Audit, Finding, full_audit
 from eval_tasks.audit.rules import Difference, difference, exceeds, t_quantile
+from tests.helpers.audit_subjects import B, Net, sound
 
 NET = Net()
 

@@ -5,8 +5,6 @@ import sys
 from pathlib import Path
 
 import pytest
-from evaluations import evaluation, score
-from tiny_checkpoints import save_llava
 
 from eval_tasks.api import Evaluation
 from eval_tasks.audit import CHECKS, Audit, full_audit, short
@@ -19,6 +17,8 @@ from eval_tasks.tasks.make_task import make_task
 from lvlm_radapt import RAdaptConfig, cli, load_model, robustify
 from lvlm_radapt.embedded.dataset import write_scenes
 from lvlm_radapt.models.base import LVLM
+from tests.helpers.evaluations import evaluation, score
+from tests.helpers.tiny_checkpoints import save_llava
 
 
 @pytest.fixture(scope="module")

@@ -6,8 +6,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from audit_subjects import EPS, B, sound
-from run_folders import RADAPT, Maker, attack, spread
 
 from attacks import apgd
 from attacks.eight_bit import from_8bit, to_8bit
@@ -15,6 +13,8 @@ from eval_tasks.audit import Finding, short_audit, short_budget
 from eval_tasks.crafting.make_attack import make_attack
 from eval_tasks.report.audit_across import adaptive_against_transfer
 from eval_tasks.report.page import write_report
+from tests.helpers.audit_subjects import EPS, B, sound
+from tests.helpers.run_folders import RADAPT, Maker, attack, spread
 
 RUNS = [(500, 100), (500, 1700), (64, 20), (16, 100), (40, 10), (8, 20), (7, 2), (2, 1)]
 

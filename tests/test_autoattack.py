@@ -7,7 +7,6 @@ import sys
 import pytest
 import torch
 from pyautoattack.autopgd_base import APGDAttack, APGDAttack_targeted
-from test_classification import K, classifier, images, labelled
 
 from attacks import apgd
 from attacks.autoattack import fab, square, standard
@@ -15,6 +14,7 @@ from attacks.classification import ce_loss, dlr_loss, fooled, likely_wrong, targ
 from attacks.noise import random_start
 from attacks.norms import length
 from attacks.suite import SuiteSettings, run_suite
+from tests.helpers.classifiers import K, classifier, images, labelled
 
 EPS = {"Linf": 0.03125, "L2": 0.1}
 

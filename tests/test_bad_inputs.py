@@ -14,7 +14,19 @@ from typing import Any
 
 import pytest
 import torch
-from cases import (
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from eval_tasks.data import load_task, open_image
+from eval_tasks.data.checking import check_data
+from eval_tasks.metrics.vqa import normalise_answer, vqa_accuracy
+from eval_tasks.run.records import read_run
+from lvlm_radapt import cli
+from lvlm_radapt.loading.adapter import load_adapter
+from lvlm_radapt.loading.load import load_model
+from lvlm_radapt.utils.errors import UserError
+from tests.helpers.cases import (
     DEEP,
     NOISE,
     Case,
@@ -40,22 +52,10 @@ from cases import (
     torch_bytes,
     tower,
 )
-from evaluations import evaluation, score, with_options
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
-from PIL import Image
-from test_data import ANNOTATIONS, MAKERS, QUESTIONS, change, write
-from test_records import finished, record, started
-from tiny_checkpoints import save_qwen
-
-from eval_tasks.data import load_task, open_image
-from eval_tasks.data.checking import check_data
-from eval_tasks.metrics.vqa import normalise_answer, vqa_accuracy
-from eval_tasks.run.records import read_run
-from lvlm_radapt import cli
-from lvlm_radapt.loading.adapter import load_adapter
-from lvlm_radapt.loading.load import load_model
-from lvlm_radapt.utils.errors import UserError
+from tests.helpers.data_sets import ANNOTATIONS, MAKERS, QUESTIONS, change, write
+from tests.helpers.evaluations import evaluation, score, with_options
+from tests.helpers.records import finished, record, started
+from tests.helpers.tiny_checkpoints import save_qwen
 
 EMPTY = ["data", "check", "coco", "--data"]
 VQA_LINE = b'{"annotations": [' + b",".join([b'{"question_id": 1, "image_id": 2, "answers": []}'] * 5000) + b"]}"

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import ast
-from pathlib import Path
 from typing import Any
 
 import pytest
-import tiny_random
 import torch
 from torch import Tensor, nn
 
 from lvlm_radapt.models.language import greedy, key_value_cache
+from tests.helpers import tiny_random
+from tests.helpers.paths import ROOT
 
-ROOT = Path(__file__).parents[1]
 NAMES = {"cache", "past_key_values"}
 
 

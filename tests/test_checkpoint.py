@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import tiny_checkpoints
 import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
@@ -24,6 +23,7 @@ from lvlm_radapt.models import LVLM
 from lvlm_radapt.saving.adapter import save_adapter
 from lvlm_radapt.towers.fingerprint import tower_fingerprints
 from lvlm_radapt.utils.errors import UserError
+from tests.helpers import tiny_checkpoints
 
 PROMPTS = ["What is this?", "how many"]
 TARGETS = ["a pig", "two large blue squares"]

@@ -9,17 +9,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import released
-import test_original
-import tiny_checkpoints
 import torch
-from evaluations import evaluation
-from failures import one_line, quiet
 
 from eval_tasks.api import run_evaluation
 from lvlm_radapt import load_model
 from lvlm_radapt.embedded.dataset import write_scenes
 from lvlm_radapt.utils.errors import UserError, first_sentence
+from tests.helpers import original_llava, released, tiny_checkpoints
+from tests.helpers.evaluations import evaluation
+from tests.helpers.failures import one_line, quiet
 
 EXTRA = r"needs two packages, sentencepiece and protobuf: pip install 'lvlm-radapt\[original\]'"
 
@@ -51,7 +49,7 @@ def test_a_siglip_tokenizer_names_the_extra(kept: bool, tmp_path: Path) -> None:
 @pytest.mark.parametrize("original", [True, False])
 def test_so_does_a_folder_with_tokenizer_model_alone(original: bool, tmp_path: Path) -> None:
     if original:
-        folder = test_original.write_original(tmp_path, test_original.stock_llava(), tower=True)
+        folder = original_llava.write_original(tmp_path, original_llava.stock_llava(), tower=True)
     else:
         folder = tiny_checkpoints.save_llava(tmp_path / "llava")
     (folder / "tokenizer.json").unlink()
@@ -79,7 +77,7 @@ def test_a_truncated_shard_is_named(safe: bool, content: bytes | None, tmp_path:
     folder = tiny_checkpoints.save_llava(tmp_path / "llava")
     weights = {key: value.clone() for key, value in load_model(folder).hf.state_dict().items()}
     (folder / "model.safetensors").unlink()
-    test_original.write_shards(folder, weights, safe=safe, shards=3)
+    original_llava.write_shards(folder, weights, safe=safe, shards=3)
     with quiet():
         load_model(folder)
     end = "safetensors" if safe else "bin"

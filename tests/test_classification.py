@@ -20,22 +20,9 @@ from attacks.classification import (
 )
 from attacks.pgd import pgd
 from attacks.suite import SuiteSettings, check_members, run_suite
+from tests.helpers.classifiers import SHAPE, K, classifier, images, labelled
 
-K = 6
-SHAPE = (3, 4, 4)
 X = torch.zeros(1, 1, 1, 1)
-
-
-def classifier(*, classes=K, seed=0, dtype=torch.float64):
-    """logits(x, index) with bends: W tanh(V x)."""
-    g = torch.Generator().manual_seed(seed)
-    v = torch.randn(math.prod(SHAPE), 12, generator=g, dtype=torch.float64).to(dtype)
-    w = torch.randn(12, classes, generator=g, dtype=torch.float64).to(dtype)
-    return lambda x, index: torch.tanh(x.flatten(1) @ v / 3) @ w
-
-
-def images(count, *, seed=1, dtype=torch.float64):
-    return torch.rand(count, *SHAPE, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(dtype)
 
 
 def given_logits(*rows):
@@ -188,14 +175,6 @@ def test_pgd_gives_up_a_sample_that_is_not_finite():
 
 
 # --- suites
-
-
-def labelled(count=12, *, seed=1):
-    """Images with the class the classifier sees as label, but for the first, which is misclassified."""
-    x = images(count, seed=seed)
-    y = classifier()(x, []).argmax(1)
-    y[0] = (y[0] + 1) % K
-    return x, y
 
 
 SHORT = SuiteSettings(steps=10)

@@ -9,9 +9,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from evaluations import evaluation, score
-from test_cli import call
-from test_runner import Killed
 
 from attacks.suite import SuiteSettings, run_suite
 from eval_tasks.api import Evaluation
@@ -27,6 +24,9 @@ from lvlm_radapt.loading.load import load_any, load_surrogate
 from lvlm_radapt.models.zero_shot import ZeroShot
 from lvlm_radapt.saving.adapter import save_adapter
 from lvlm_radapt.utils.errors import UserError
+from tests.helpers.cli import call
+from tests.helpers.evaluations import evaluation, score
+from tests.helpers.interruption import Killed
 
 
 @pytest.fixture(scope="module")
@@ -188,7 +188,7 @@ def test_an_adapter_of_an_encoder_comes_back_bit_for_bit(tmp_path: Path) -> None
 
 
 def _noise():
-    from test_models import noise
+    from tests.helpers.inputs import noise
 
     return [noise(112, 112, i) for i in range(2)]
 

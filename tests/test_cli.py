@@ -1,15 +1,14 @@
 """The command line as a user meets it: every mistake ends in one line and exit code 2, nothing half-written."""
 
 import json
-import sys
 from pathlib import Path
 
 import pytest
-from tiny_checkpoints import save_llava
 
 from eval_tasks.run.records import read_run
-from lvlm_radapt import cli
 from lvlm_radapt.embedded.dataset import write_scenes
+from tests.helpers.cli import call
+from tests.helpers.tiny_checkpoints import save_llava
 
 
 @pytest.fixture(scope="module")
@@ -22,19 +21,6 @@ def data(tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory) -> Path:
     return save_llava(tmp_path_factory.mktemp("llava"))
-
-
-def call(monkeypatch, capsys, *arguments) -> tuple[int, str, str]:
-    """(exit code, stdout, stderr) of `lvlm-radapt ARGUMENTS`."""
-    monkeypatch.setattr(sys, "argv", ["lvlm-radapt", *map(str, arguments)])
-    monkeypatch.setenv("COLUMNS", "200")
-    code = 0
-    try:
-        cli.main()
-    except SystemExit as stop:
-        code = stop.code if isinstance(stop.code, int) else 0 if stop.code is None else 1
-    out, err = capsys.readouterr()
-    return code, out, err
 
 
 def _damaged(data: Path, tmp_path: Path, change) -> Path:

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 import yaml
-from test_cli import call
 
 from eval_tasks.config.presets import load_attack, load_protocol, load_task_config, names
 from eval_tasks.metrics import paired_difference_ci
@@ -15,6 +14,7 @@ from eval_tasks.run.records import RunFolder, read_run
 from lvlm_radapt.comparison.models import Workshop
 from lvlm_radapt.comparison.preset import load_comparison, slug
 from lvlm_radapt.defences.radapt.config import RAdaptConfig
+from tests.helpers.cli import call
 
 SMALL = {
     "name": "small",

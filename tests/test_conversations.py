@@ -9,14 +9,14 @@ from typing import Any
 
 import numpy as np
 import pytest
-import tiny_checkpoints
 import torch
-from families import FAMILIES, Case, open_case
 from PIL import Image
 
 from lvlm_radapt import load_model
 from lvlm_radapt.models.conversations import CONVERSATIONS, Conversation
 from lvlm_radapt.utils.errors import UserError
+from tests.helpers import tiny_checkpoints
+from tests.helpers.families import FAMILIES, Case, open_case
 
 TALK = ("what is this", "a red circle", "how many", "two", "what color is the circle?")
 # By role, as the templates of released checkpoints are; the families' own test templates know users alone.

@@ -22,22 +22,12 @@ from PIL import Image
 from eval_tasks.config.presets import load_attack, load_protocol, load_task_config
 from lvlm_radapt import cli
 from lvlm_radapt.utils.budget import parse_eps
+from tests.helpers.pages import PAGES, blocks
+from tests.helpers.paths import ROOT
+from tests.helpers.scripts import script
 
-ROOT = Path(__file__).parents[1]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 OURS = ("lvlm_radapt", "attacks", "eval_tasks")
-sys.path.insert(0, str(ROOT / "docs"))
-
-import api  # noqa: E402
-import draw  # noqa: E402
-
-
-def blocks(page: Path) -> Iterator[tuple[str, str]]:
-    """(language, text) of the fenced blocks, also inside lists, and of indented ones ("")."""
-    text = page.read_text()
-    fence = re.compile(r"^( *)```(\w*)\n(.*?)^\1```$", re.MULTILINE | re.DOTALL)
-    yield from ((found[2], inspect.cleandoc("\n" + found[3])) for found in fence.finditer(text))
-    yield from (("", found[0]) for found in re.finditer(r"(?:^    \S.*\n)+", fence.sub("", text), re.MULTILINE))
+api, draw = script("docs/api.py"), script("docs/draw.py")
 
 
 def commands(page: Path) -> list[str]:

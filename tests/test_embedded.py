@@ -5,13 +5,13 @@ from pathlib import Path
 import pytest
 import torch
 import transformers
-from evaluations import evaluation, score
 from safetensors import safe_open
 
 from lvlm_radapt import RAdaptConfig, load_encoder, load_model, robustify
 from lvlm_radapt.embedded import scenes
 from lvlm_radapt.embedded.dataset import write_scenes
 from lvlm_radapt.loading.locate import EMBEDDED, embedded_models
+from tests.helpers.evaluations import evaluation, score
 
 LVLMS = ("tiny-llava", "tiny-qwen")
 CLASSES = {

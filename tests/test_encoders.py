@@ -6,12 +6,9 @@ import json
 from pathlib import Path
 
 import pytest
-import tiny_checkpoints
-import tiny_random
 import torch
 import transformers
 from safetensors.torch import load_file, save_file
-from test_models import noise
 from torch import nn
 
 from lvlm_radapt import RAdaptConfig, load_encoder, load_model, robustify
@@ -19,6 +16,8 @@ from lvlm_radapt.defences.radapt.anchor import white_anchor
 from lvlm_radapt.defences.radapt.hooks import injected_anchor
 from lvlm_radapt.loading.load import load_surrogate
 from lvlm_radapt.utils.errors import UserError
+from tests.helpers import tiny_checkpoints, tiny_random
+from tests.helpers.inputs import noise
 
 TEXTS = ["a red pig", "what", "describe the small red circle on the left with a word and one blue square please now"]
 

@@ -8,9 +8,9 @@ import re
 from pathlib import Path
 
 import pytest
-from test_docs import PAGES, blocks
 
 from lvlm_radapt.embedded.dataset import write_scenes
+from tests.helpers.pages import PAGES, blocks
 
 EXAMPLES = [
     pytest.param(block, id=f"{page.name}-{number}")

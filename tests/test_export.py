@@ -15,12 +15,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-import test_cli
-import tiny_checkpoints
 import torch
 import transformers
-from failures import one_line, quiet
-from families import FAMILIES
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -41,6 +37,9 @@ from lvlm_radapt.saving.export import export_model
 from lvlm_radapt.saving.fold import fold_model
 from lvlm_radapt.towers.qwen import images_to_rows
 from lvlm_radapt.utils.errors import UserError
+from tests.helpers import cli, tiny_checkpoints
+from tests.helpers.failures import one_line, quiet
+from tests.helpers.families import FAMILIES
 
 PROMPT, TARGET = "what is this ?", "a pig"
 CONFIG = RAdaptConfig(cutoff=30.0, alpha=0.7)
@@ -589,7 +588,7 @@ def test_on_the_command_line(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     qwen, llava = tiny_checkpoints.save_qwen(tmp_path / "qwen"), tiny_checkpoints.save_llava(tmp_path / "llava")
-    call = test_cli.call
+    call = cli.call
     capsys.readouterr()
     code, out, err = call(monkeypatch, capsys, "robustify", qwen, "--out", tmp_path / "x", "--export", "--fold")
     assert (code, out) == (2, "")
@@ -620,7 +619,7 @@ def test_an_adapter_s_own_defence_is_written(
 
     def call(*words: object) -> tuple[int, str, str]:
         capsys.readouterr()
-        return test_cli.call(monkeypatch, capsys, "robustify", *words)
+        return cli.call(monkeypatch, capsys, "robustify", *words)
 
     code, out, err = call(adapter, "--out", tmp_path / "export", "--export")
     assert code == 0, err

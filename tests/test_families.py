@@ -10,12 +10,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-import tiny_checkpoints
 import torch
 import transformers
-from failures import one_line
-from families import FAMILIES as ROWS
-from families import Case
 from PIL import Image
 
 from lvlm_radapt.loading.load import load_model
@@ -23,6 +19,10 @@ from lvlm_radapt.models import clip, families
 from lvlm_radapt.models.families import encoder_families, lvlm_families
 from lvlm_radapt.models.family import Family
 from lvlm_radapt.models.llava import FAMILY, LlavaLVLM
+from tests.helpers import tiny_checkpoints
+from tests.helpers.failures import one_line
+from tests.helpers.families import FAMILIES as ROWS
+from tests.helpers.families import Case
 
 RECORD = """
 from lvlm_radapt.models.family import Family

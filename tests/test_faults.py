@@ -10,10 +10,10 @@ import time
 from pathlib import Path
 
 import pytest
-from commands import Command, contents, evaluation
 
 from eval_tasks.run.records import RunFolder, image_name, read_run
 from lvlm_radapt.embedded.dataset import write_scenes
+from tests.helpers.commands import Command, contents, evaluation
 
 FLUSHES = 47  # of an undisturbed run: where it can be killed
 

@@ -13,13 +13,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-import tiny_checkpoints
 import torch
-from commands import Command, launch
-from failures import one_line
 from PIL import Image
 from safetensors.torch import load_file
-from test_cli import call
 from torch.nn.utils import parametrize
 from transformers import CLIPModel, LlavaForConditionalGeneration
 
@@ -40,6 +36,10 @@ from lvlm_radapt.training.recipe import FinetuneRecipe
 from lvlm_radapt.training.scopes import scope_parameters
 from lvlm_radapt.training.state import StateFile
 from lvlm_radapt.training.together import Alone
+from tests.helpers import tiny_checkpoints
+from tests.helpers.cli import call
+from tests.helpers.commands import Command, launch
+from tests.helpers.failures import one_line
 
 RECIPE = FinetuneRecipe(
     name="test", description="few steps", eps=4 / 255, pgd_step=2 / 255, pgd_steps=2, steps=3, warmup=1, batch_size=4,

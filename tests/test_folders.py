@@ -8,12 +8,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from failures import one_line
 
 from eval_tasks.run.records import RunFolder
 from lvlm_radapt.utils.atomic_folder import check_new_folder, check_own_folder, check_writable, claimed, new_folder
 from lvlm_radapt.utils.errors import NoRoom, UserError
 from lvlm_radapt.utils.leftovers import aside_of, is_own
+from tests.helpers.failures import one_line
 
 
 def _link(root: Path) -> Path:

@@ -5,9 +5,9 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from commands import Command
 
 from lvlm_radapt.embedded.dataset import write_scenes
+from tests.helpers.commands import Command
 
 
 @pytest.fixture(scope="module")

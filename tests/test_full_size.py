@@ -6,14 +6,14 @@ from typing import Any
 
 import pytest
 import torch
-from benchmark_scripts import benchmark
 
 from lvlm_radapt import RAdaptConfig, robustify
+from tests.helpers.scripts import script
 
 
 @pytest.fixture(scope="module")
 def full_size() -> Any:
-    return benchmark("full_size")
+    return script("benchmarks/full_size.py")
 
 
 # of the released checkpoints: 7.06 billion, and 8.29 billion

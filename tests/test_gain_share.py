@@ -9,17 +9,17 @@ from typing import Any
 
 import numpy as np
 import pytest
-from benchmark_scripts import benchmark
-from run_folders import Maker, attack
 
 from lvlm_radapt.comparison.preset import load_comparison, slug
+from tests.helpers.run_folders import Maker, attack
+from tests.helpers.scripts import script
 
 N = 40
 
 
 @pytest.fixture(scope="module")
 def gain_share() -> Any:
-    return benchmark("gain_share")
+    return script("benchmarks/gain_share.py")
 
 
 def compared(folder: Path, tmp_path: Path, whole: float = 40.0) -> Path:

@@ -74,7 +74,7 @@ def test_an_attack_in_half_precision_raises_the_loss_and_gives_its_memory_back()
 @pytest.mark.parametrize("kind", ["4bit", "8bit"])
 def test_gradients_through_a_quantised_language_model_are_right(name, kind):
     pytest.importorskip("bitsandbytes")
-    from test_quantised import dequantised
+    from tests.helpers.quantised import dequantised
 
     model = robustify(load_model(name, device="cuda", quantize=kind), RAdaptConfig(alpha=0.5))
     plain = robustify(dequantised(model, load_model(name, device="cuda")), RAdaptConfig(alpha=0.5))

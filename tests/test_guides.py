@@ -8,12 +8,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-import tiny_checkpoints
 import torch
-from failures import one_line
-from openclip_vit import VisionTransformer
 from PIL import Image
-from test_cli import call
 from torch import Tensor
 
 from lvlm_radapt import RAdaptConfig, robustify
@@ -27,6 +23,10 @@ from lvlm_radapt.saving.adapter import save_adapter
 from lvlm_radapt.saving.export import export_model
 from lvlm_radapt.saving.fold import fold_model
 from lvlm_radapt.towers import find_tower
+from tests.helpers import tiny_checkpoints
+from tests.helpers.cli import call
+from tests.helpers.failures import one_line
+from tests.helpers.openclip_vit import VisionTransformer
 
 GUIDED = RAdaptConfig(anchor="guided", anchor_from="a twin", cutoff=None)
 

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 import yaml
-from tiny_checkpoints import save_llava
 
 from eval_tasks.config.presets import load_protocol
 from eval_tasks.crafting.make_attack import make_attack
@@ -19,6 +18,7 @@ from lvlm_radapt import RAdaptConfig, cli, load_model, robustify
 from lvlm_radapt.embedded.dataset import write_scenes
 from lvlm_radapt.saving.adapter import save_adapter
 from lvlm_radapt.utils.errors import UserError
+from tests.helpers.tiny_checkpoints import save_llava
 
 
 def command(*arguments: object) -> int:

@@ -9,10 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import tiny_random
 import torch
 import transformers
-from test_anchor import HALF, clip_first_attention
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -32,6 +30,8 @@ from lvlm_radapt.towers.clip import CLIPTower
 from lvlm_radapt.towers.qwen import QwenTower, batch_equal_windows, frames_to_rows, images_to_rows
 from lvlm_radapt.towers.siglip import SiglipTower
 from lvlm_radapt.utils.errors import UserError
+from tests.helpers import tiny_random
+from tests.helpers.first_attention import HALF, clip_first_attention
 
 ALL = [
     tiny_random.clip_vision,

@@ -14,11 +14,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-import tiny_checkpoints
 import torch
-from failures import one_line
 from PIL import Image
-from test_cli import call
 from torch import Tensor
 
 from lvlm_radapt import RAdaptConfig, robustify
@@ -30,6 +27,9 @@ from lvlm_radapt.training import learned_anchor
 from lvlm_radapt.training.images import image_files
 from lvlm_radapt.training.learned_anchor import LearnedAnchor, LearnSettings, learn_anchor, read_features
 from lvlm_radapt.utils.errors import UserError
+from tests.helpers import tiny_checkpoints
+from tests.helpers.cli import call
+from tests.helpers.failures import one_line
 
 SHORT = LearnSettings(steps=5, batch=4, attack_steps=2)
 LEARNED = RAdaptConfig(anchor="learned")

@@ -8,11 +8,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-import tiny_checkpoints
 import torch
 import transformers
-from evaluations import evaluation, score
-from failures import one_line
 from PIL import Image
 
 from attacks.auto_batch import out_of_memory
@@ -28,6 +25,9 @@ from lvlm_radapt.models import LVLM
 from lvlm_radapt.saving.adapter import save_adapter
 from lvlm_radapt.saving.export import export_model
 from lvlm_radapt.utils.errors import Unfinished
+from tests.helpers import tiny_checkpoints
+from tests.helpers.evaluations import evaluation, score
+from tests.helpers.failures import one_line
 
 LIMIT = 15_000  # px of a canvas that the tests' memory takes
 OUT = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 77 GiB.")

@@ -12,14 +12,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
-import tiny_checkpoints
 import torch
 import transformers
-from failures import one_line
-from families import FAMILIES, Case, open_case
-from PIL import Image
 from safetensors.torch import load_file, save_file
 from transformers.vision_utils import get_vision_position_ids, get_vision_window_index
 
@@ -32,16 +27,13 @@ from lvlm_radapt.models.families import lvlm_families
 from lvlm_radapt.models.language import left_pad, right_pad, target_nll, target_positions
 from lvlm_radapt.models.speedups import last_layer
 from lvlm_radapt.utils.errors import UserError
+from tests.helpers import tiny_checkpoints
+from tests.helpers.failures import one_line
+from tests.helpers.families import FAMILIES, Case, open_case
+from tests.helpers.inputs import PROMPTS, TARGETS, noise
 
 NAMES = list(FAMILIES)
-PROMPTS = ["What is this?", "describe the small red circle on the left with a word", "how many"]
-TARGETS = ["a pig", "yes", "two large blue squares and one small green circle on the right"]
 GRIDS = [(56, 56), (84, 56), (112, 168), (196, 84)]
-
-
-def noise(height: int, width: int, seed: int = 0) -> Image.Image:
-    values = np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
-    return Image.fromarray(values)
 
 
 @pytest.fixture(scope="module")

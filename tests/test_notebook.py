@@ -7,12 +7,13 @@ import importlib
 import re
 from importlib.util import find_spec
 from itertools import groupby
-from pathlib import Path
 
 import nbformat
 import pytest
 
-TOUR = Path(__file__).parents[1] / "docs" / "tour.ipynb"
+from tests.helpers.paths import ROOT
+
+TOUR = ROOT / "docs" / "tour.ipynb"
 
 
 @pytest.fixture

@@ -8,11 +8,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-import tiny_checkpoints
 import torch
 import transformers
-from failures import one_line
-from openclip_vit import VisionTransformer
 from PIL import Image
 from safetensors.torch import save_file
 from torch import Tensor
@@ -22,6 +19,9 @@ from lvlm_radapt.loading.load import load_surrogate
 from lvlm_radapt.loading.open_clip import is_open_clip, load_open_clip
 from lvlm_radapt.models import CLIPEncoder
 from lvlm_radapt.utils.errors import UserError
+from tests.helpers import tiny_checkpoints
+from tests.helpers.failures import one_line
+from tests.helpers.openclip_vit import VisionTransformer
 
 
 def noise(side: int, seed: int = 0) -> Image.Image:

@@ -10,6 +10,7 @@ import pytest
 from eval_tasks.run.records import read_run
 from lvlm_radapt.cli import main
 from lvlm_radapt.embedded.dataset import write_scenes
+from tests.helpers.paths import ROOT
 
 
 def command(*arguments: object) -> int:
@@ -23,7 +24,7 @@ def command(*arguments: object) -> int:
     return 0
 
 
-PAGE = (Path(__file__).parents[1] / "docs" / "extend.md").read_text()
+PAGE = (ROOT / "docs" / "extend.md").read_text()
 
 
 @pytest.fixture(scope="module")

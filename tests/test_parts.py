@@ -7,16 +7,16 @@ from typing import Any
 
 import numpy as np
 import pytest
-import tiny_random
 import torch
 import transformers
-from failures import one_line
 from PIL import Image
 
 from lvlm_radapt.defences.radapt.config import RAdaptConfig
 from lvlm_radapt.defences.radapt.hooks import inject
 from lvlm_radapt.towers import Tower, find_tower
 from lvlm_radapt.towers.parts import replace_parts, tower_parts
+from tests.helpers import tiny_random
+from tests.helpers.failures import one_line
 
 ENCODERS: dict[str, Callable[..., Any]] = {
     "clip": tiny_random.clip_vision,

@@ -91,9 +91,8 @@ def test_training_and_plain_passes_are_left_alone_and_preparing_twice_changes_no
 
 
 def test_every_family_has_it(tmp_path):
-    from families import FAMILIES
-
     from lvlm_radapt import load_model
+    from tests.helpers.families import FAMILIES
 
     for family in FAMILIES.values():
         model = load_model(family.save(tmp_path / family.name))

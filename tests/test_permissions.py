@@ -3,10 +3,10 @@
 from pathlib import Path
 
 import pytest
-from permissions import obeyed
-from test_cli import call
 
 from lvlm_radapt.embedded.dataset import write_scenes
+from tests.helpers.cli import call
+from tests.helpers.permissions import obeyed
 
 
 @pytest.fixture(scope="module")

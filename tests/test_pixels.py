@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import tiny_checkpoints
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -19,6 +18,7 @@ from lvlm_radapt.loading.load import load_encoder, load_model
 from lvlm_radapt.models import PixelBatch
 from lvlm_radapt.models.geometry import pad_to_square
 from lvlm_radapt.utils.errors import UserError
+from tests.helpers import tiny_checkpoints
 
 SIZES = [(56, 56), (57, 56), (80, 61), (40, 200), (200, 40), (13, 17), (333, 500), (1, 9), (56, 300)]
 MODES = ["RGB", "L", "RGBA", "P", "LA", "1", "CMYK"]

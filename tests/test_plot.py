@@ -15,12 +15,12 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from matplotlib.figure import Figure
 from PIL import Image
-from run_folders import CLEAN, RADAPT, Maker, attack, spread
 
 from eval_tasks.metrics import bootstrap_ci
 from lvlm_radapt import plot
 from lvlm_radapt.plots.images import DIFFERENCE_GAIN
 from lvlm_radapt.utils.errors import UserError
+from tests.helpers.run_folders import CLEAN, RADAPT, Maker, attack, spread
 
 matplotlib.use("Agg")
 

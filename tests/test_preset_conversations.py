@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 import yaml
-from evaluations import evaluation
 
 from eval_tasks.api import run_evaluation
 from eval_tasks.config.presets import load_protocol
@@ -16,6 +15,7 @@ from eval_tasks.run.records import Run
 from lvlm_radapt import load_model
 from lvlm_radapt.embedded.dataset import write_scenes
 from lvlm_radapt.models.text import PromptEncoder
+from tests.helpers.evaluations import evaluation
 
 VICUNA = (
     "A chat between a curious user and an artificial intelligence assistant. The assistant gives helpful, detailed, "

@@ -16,6 +16,7 @@ from eval_tasks.crafting.make_attack import make_attack
 from eval_tasks.data import Sample, tasks
 from eval_tasks.tasks.make_task import make_task
 from lvlm_radapt.utils.errors import UserError
+from tests.helpers.paths import ROOT
 
 APGD = {"steps": 1, "random_start": True, "step_scale": 1.0, "restarts": 1}
 
@@ -310,7 +311,7 @@ def test_any_yaml_is_a_protocol_or_a_user_error(content: bytes) -> None:
 
 
 def test_a_recipe_of_fine_tuning_takes_fractions_and_refuses_what_is_no_budget(tmp_path: Path) -> None:
-    shipped = yaml.safe_load((Path(__file__).parent.parent / "configs/finetune/published.yaml").read_text())
+    shipped = yaml.safe_load((ROOT / "configs/finetune/published.yaml").read_text())
     own = tmp_path / "own.yaml"
     own.write_text(yaml.safe_dump(shipped | {"name": "own", "eps": "2/255"}))
     assert load_recipe(str(own)).eps == 2 / 255

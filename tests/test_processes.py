@@ -11,8 +11,6 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from commands import Command, contents, evaluation, free_port, launch
-from failures import one_line
 from torch.distributed import HashStore
 
 from eval_tasks.run import processes
@@ -20,6 +18,8 @@ from eval_tasks.run.processes import Group, join
 from eval_tasks.run.records import RunFolder
 from lvlm_radapt.embedded.dataset import write_scenes
 from lvlm_radapt.utils.errors import Unfinished, UserError
+from tests.helpers.commands import Command, contents, evaluation, free_port, launch
+from tests.helpers.failures import one_line
 
 
 @pytest.fixture

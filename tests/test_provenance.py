@@ -8,9 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import tiny_checkpoints
 import torch
-from failures import one_line
 from huggingface_hub import scan_cache_dir
 from typer.testing import CliRunner
 
@@ -23,6 +21,8 @@ from lvlm_radapt.loading.adapter import load_adapter
 from lvlm_radapt.loading.load import load_encoder
 from lvlm_radapt.models.conversations import CONVERSATIONS
 from lvlm_radapt.saving.adapter import save_adapter
+from tests.helpers import tiny_checkpoints
+from tests.helpers.failures import one_line
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 

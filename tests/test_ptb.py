@@ -17,8 +17,9 @@ from pycocoevalcap.tokenizer.ptbtokenizer import PUNCTUATIONS
 from eval_tasks.metrics import ptb, ptb_java, ptb_tables
 from eval_tasks.metrics.tokenizers import tokenizer
 from lvlm_radapt.utils.errors import UserError
+from tests.helpers.paths import ROOT
 
-CASES: list[list[str]] = json.loads((Path(__file__).parent / "fixtures" / "ptb_java.json").read_text("ascii"))
+CASES: list[list[str]] = json.loads((ROOT / "tests" / "fixtures" / "ptb_java.json").read_text("ascii"))
 SEPARATORS = "\n\v\f\r\x85\u2028\u2029"
 
 

@@ -7,9 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-import tiny_checkpoints
 import torch
-from families import FAMILIES
 from PIL import Image
 from torch import Tensor, nn
 
@@ -21,8 +19,10 @@ from lvlm_radapt.loading import quantised as quantised_module
 from lvlm_radapt.loading.quantised import quantisation_of
 from lvlm_radapt.models import LVLM
 from lvlm_radapt.utils.errors import UserError
+from tests.helpers import tiny_checkpoints
+from tests.helpers.families import FAMILIES
+from tests.helpers.quantised import bitsandbytes, dequantised
 
-bitsandbytes = pytest.importorskip("bitsandbytes")
 PROMPTS = ["What is this?", "describe the small red circle on the left with a word"]
 TARGETS = ["a pig", "two large blue squares and one small green circle on the right"]
 
@@ -35,26 +35,6 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 def noise(seed: int) -> Image.Image:
     return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (112, 84, 3), dtype=np.uint8))
-
-
-def dequantised(model: LVLM, plain: LVLM) -> LVLM:
-    """`plain` with the weights that the quantised layers of `model` stand for, in float32."""
-    replaced = 0
-    with torch.no_grad():
-        for name, layer in model.hf.named_modules():
-            if isinstance(layer, bitsandbytes.nn.Linear4bit):
-                values = bitsandbytes.functional.dequantize_4bit(layer.weight.data, layer.weight.quant_state)
-            elif isinstance(layer, bitsandbytes.nn.Linear8bitLt):
-                state = layer.state if layer.state.CB is not None else layer.weight
-                values = state.CB.float() * state.SCB.float()[:, None] / 127
-            else:
-                continue
-            weight = plain.hf.get_submodule(name).weight
-            assert not torch.equal(weight, values)
-            weight.copy_(values)
-            replaced += 1
-    assert replaced
-    return plain
 
 
 def loss_and_gradient(model: LVLM, images: list[Image.Image]) -> tuple[Tensor, Tensor]:

@@ -8,7 +8,6 @@ from typing import Any
 
 import accelerate.hooks
 import pytest
-import tiny_random
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -24,6 +23,7 @@ from lvlm_radapt.towers.qwen import (
     token_order,
 )
 from lvlm_radapt.utils.errors import UserError
+from tests.helpers import tiny_random
 
 QWENS = [tiny_random.qwen2_vl, tiny_random.qwen2_5_vl, tiny_random.qwen3_vl]
 GRIDS = [(1, 4, 6), (1, 10, 4), (1, 2, 2), (1, 8, 8), (2, 6, 10)]

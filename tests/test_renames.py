@@ -13,10 +13,10 @@ from typing import Any
 
 import pytest
 import yaml
-from commands import Command, Fault
 
 from lvlm_radapt.embedded.dataset import write_scenes
 from lvlm_radapt.utils.leftovers import is_own
+from tests.helpers.commands import Command, Fault
 
 ROWS = [
     {"name": "none"},

@@ -19,7 +19,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 from rich.console import Console
-from run_folders import CLEAN, RADAPT, Maker, N, attack, spread, without_checksums
 
 from eval_tasks.metrics import bootstrap_ci, paired_difference_ci
 from eval_tasks.metrics.vqa import RULES
@@ -33,6 +32,7 @@ from eval_tasks.run.records import Run, RunFolder, image_name, read_run
 from lvlm_radapt.plots.curves import Curve, draw_curves
 from lvlm_radapt.plots.images import DIFFERENCE_GAIN, difference_image
 from lvlm_radapt.utils.errors import UserError
+from tests.helpers.run_folders import CLEAN, RADAPT, Maker, N, attack, spread, without_checksums
 
 DEFENDED = "tiny-llava + R-Adapt (cutoff 40, alpha 1, interpolate, white)"
 

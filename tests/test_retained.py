@@ -4,10 +4,10 @@ import math
 from pathlib import Path
 
 import pytest
-from failures import one_line
 
 from eval_tasks.report.answer_retention import retained_of, retained_scores
 from eval_tasks.run.records import Attacked, Run, SampleRecord, Scored
+from tests.helpers.failures import one_line
 
 COCO, VQA, CLASSES, POPE = "caption", "vqa", "zero_shot", "yes_no"
 

@@ -9,13 +9,10 @@ from typing import Any
 
 import hypothesis
 import pytest
-import tiny_checkpoints
 import torch
 import transformers
-from evaluations import evaluation, score
 from hypothesis import given
 from hypothesis import strategies as st
-from test_cli import call
 from torch import Tensor
 
 from attacks import contrastive_loss
@@ -31,6 +28,9 @@ from lvlm_radapt.embedded.dataset import CLASSES, write_scenes
 from lvlm_radapt.loading.locate import embedded_models
 from lvlm_radapt.saving.adapter import save_adapter
 from lvlm_radapt.utils.errors import UserError
+from tests.helpers import tiny_checkpoints
+from tests.helpers.cli import call
+from tests.helpers.evaluations import evaluation, score
 
 
 def sample(own: str, *captions: str) -> Sample:

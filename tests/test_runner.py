@@ -8,10 +8,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from evaluations import evaluation, score
-from failures import one_line
-from run_folders import without_checksums
-from tiny_checkpoints import save_llava, save_qwen
 
 from attacks.eight_bit import from_8bit
 from eval_tasks.api import Evaluation
@@ -27,6 +23,11 @@ from eval_tasks.tasks.make_task import make_task
 from lvlm_radapt import RAdaptConfig, load_model, robustify
 from lvlm_radapt.embedded.dataset import ANNOTATIONS, QUESTIONS, write_scenes
 from lvlm_radapt.utils.errors import UserError
+from tests.helpers.evaluations import evaluation, score
+from tests.helpers.failures import one_line
+from tests.helpers.interruption import Killed
+from tests.helpers.run_folders import without_checksums
+from tests.helpers.tiny_checkpoints import save_llava, save_qwen
 
 
 @pytest.fixture(scope="module")
@@ -165,10 +166,6 @@ def test_clean_answers_of_an_earlier_run_are_not_asked_for_again(tmp_path, data,
     assert [r.model_dump(exclude={"seconds"}) for r in after.samples] == [
         r.model_dump(exclude={"seconds"}) for r in alone.samples
     ]
-
-
-class Killed(Exception):
-    pass
 
 
 @pytest.mark.parametrize("stop_after", [1, 3, 5])
@@ -422,7 +419,7 @@ def test_a_run_whose_first_chunk_fails_wholly_ends_there_and_keeps_nothing(tmp_p
 
 
 def test_a_model_of_views_says_that_its_attack_is_a_superset(tmp_path, data):
-    from tiny_checkpoints import save_llava_next
+    from tests.helpers.tiny_checkpoints import save_llava_next
 
     model = load_model(save_llava_next(tmp_path / "next"))
     run = score(model, settings(data, samples=2), tmp_path / "run")

@@ -12,11 +12,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-import released
-import test_original
 import torch
 import transformers
-from families import FAMILIES
 from PIL import Image
 from typer.testing import CliRunner
 
@@ -27,6 +24,8 @@ from lvlm_radapt.models.conversations import Conversation
 from lvlm_radapt.saving.export import export_model
 from lvlm_radapt.saving.fold import fold_model
 from lvlm_radapt.saving.plain_weights import save_stock
+from tests.helpers import original_llava, released
+from tests.helpers.families import FAMILIES
 
 QUESTION = "What is this?"
 
@@ -92,14 +91,14 @@ def llama_tokenizer() -> Any:
     """One token a letter, as Llama's own is made: `legacy` decides what begins behind a special token."""
     letters = [chr(i) for i in range(33, 123) if chr(i) not in '"#$%&*+/<=>@[]^`\\'] + ["▁", "\n"]
     vocab = {token: i for i, token in enumerate(["<unk>", "<s>", "</s>", *letters])}
-    assert len(vocab) <= test_original.IMAGE_ID
+    assert len(vocab) <= original_llava.IMAGE_ID
     return transformers.LlamaTokenizer(vocab=vocab, merges=[])
 
 
 @pytest.fixture(scope="module")
 def original(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = test_original.write_original(
-        tmp_path_factory.mktemp("original"), test_original.stock_llava(), tower=True, shards=1
+    folder = original_llava.write_original(
+        tmp_path_factory.mktemp("original"), original_llava.stock_llava(), tower=True, shards=1
     )
     for file in folder.glob("*token*"):
         if file.name != "pytorch_model.bin":

@@ -7,7 +7,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from families import FAMILIES
 from PIL import Image
 from torch import Tensor
 
@@ -15,6 +14,7 @@ from lvlm_radapt import RAdaptConfig, export_model, load_model, robustify
 from lvlm_radapt.models import LVLM
 from lvlm_radapt.saving.adapter import save_adapter
 from lvlm_radapt.utils.errors import UserError
+from tests.helpers.families import FAMILIES
 
 PROMPTS = ["What is this?", "describe the small red circle on the left with a word"]
 TARGETS = ["a pig", "yes"]

@@ -2,8 +2,6 @@
 
 import pytest
 import torch
-from evaluations import evaluation, score
-from tiny_checkpoints import save_llava
 
 from eval_tasks.audit.short import short_audit
 from eval_tasks.crafting.source_model import SourceModel
@@ -14,6 +12,8 @@ from eval_tasks.tasks.caption import CaptionScores
 from lvlm_radapt import RAdaptConfig, load_model, robustify
 from lvlm_radapt.embedded.dataset import write_scenes
 from lvlm_radapt.utils.errors import UserError
+from tests.helpers.evaluations import evaluation, score
+from tests.helpers.tiny_checkpoints import save_llava
 
 
 @pytest.fixture(scope="module")

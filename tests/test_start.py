@@ -5,12 +5,12 @@ import signal
 import subprocess
 import sys
 import tomllib
-from pathlib import Path
 
 import pytest
-from failures import one_line
 
 from lvlm_radapt.cli.placing import device_named
+from tests.helpers.failures import one_line
+from tests.helpers.paths import ROOT
 
 COMMAND = [sys.executable, "-m", "lvlm_radapt"]
 # Ctrl-C comes when the named module is looked for.
@@ -37,7 +37,7 @@ def test_a_stop_while_modules_are_imported_is_one_line(module, tmp_path):
 
 
 def test_the_installed_command_begins_before_anything_is_imported():
-    project = tomllib.loads((Path(__file__).parent.parent / "pyproject.toml").read_text())
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
     assert project["project"]["scripts"] == {"lvlm-radapt": "lvlm_radapt.__main__:main"}
     code = "import sys; before = set(sys.modules); import lvlm_radapt.__main__; print(*sorted({*sys.modules} - before))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -9,11 +9,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-import tiny_checkpoints
-import tiny_random
 import torch
 import transformers
-from openclip_vit import VisionTransformer
 from PIL import Image
 
 from eval_tasks.run.records import read_run
@@ -22,6 +19,8 @@ from lvlm_radapt.loading.replace_tower import replace_tower
 from lvlm_radapt.models import LVLM
 from lvlm_radapt.saving.adapter import save_adapter
 from lvlm_radapt.utils.errors import UserError
+from tests.helpers import tiny_checkpoints, tiny_random
+from tests.helpers.openclip_vit import VisionTransformer
 
 PROMPTS, TARGETS = ["what is this", "how many red circle"], ["a pig", "two"]
 

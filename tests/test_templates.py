@@ -7,14 +7,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import released
 import torch
-from failures import one_line
-from families import FAMILIES
 from PIL import Image
-from released import TEMPLATES, Templates, asked, stock_processor, write
 
 from lvlm_radapt import load_model
+from tests.helpers import released
+from tests.helpers.failures import one_line
+from tests.helpers.families import FAMILIES
+from tests.helpers.released import TEMPLATES, Templates, asked, stock_processor, write
 
 QUESTION = "What is this?"
 

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from failures import one_line
 from PIL import Image
 
 from lvlm_radapt.loading.load import load_any
 from lvlm_radapt.training.images import batches_of, image_files, images_digest, load_pixels, pixel_batches
+from tests.helpers.failures import one_line
 
 
 def _save(path: Path, shade: int, size: tuple[int, int] = (70, 64)) -> Path:

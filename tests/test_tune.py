@@ -8,9 +8,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from failures import one_line
 from PIL import Image
-from test_cli import call
 
 from eval_tasks.data import load_task, select
 from eval_tasks.metrics import bootstrap_ci
@@ -23,6 +21,8 @@ from lvlm_radapt.plots.tuning import clean_robust_curves, tradeoff
 from lvlm_radapt.tuning.choose import best_pair, choose
 from lvlm_radapt.tuning.knobs import DEFAULT, Sweep, numbers, point_name, sweep_of
 from lvlm_radapt.tuning.measured import Measured
+from tests.helpers.cli import call
+from tests.helpers.failures import one_line
 
 
 @pytest.fixture(scope="module")

@@ -7,10 +7,10 @@ from itertools import combinations
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from vqa_scripts import CONTRACTIONS, SCRIPTS, case
 
 from eval_tasks.metrics import normalise_answer, vqa, vqa_accuracy
 from lvlm_radapt.utils.errors import UserError
+from tests.helpers.vqa_scripts import CONTRACTIONS, SCRIPTS, case
 
 
 def leave_one_out(prediction: str, answers: list[str]) -> float:

@@ -8,8 +8,7 @@ from zipfile import ZipFile
 import pytest
 
 from lvlm_radapt.models import embedded_models
-
-ROOT = Path(__file__).parents[1]
+from tests.helpers.paths import ROOT
 
 
 def test_the_wheel_holds_what_runs_and_nothing_else(tmp_path: Path) -> None:

@@ -6,13 +6,10 @@ import json
 from pathlib import Path
 
 import pytest
-import tiny_checkpoints
 import torch
 import transformers
-from evaluations import evaluation, score
 from PIL import Image
 from pyautoattack.autopgd_base import APGDAttack
-from test_models import noise
 
 from attacks.classification import fooled
 from attacks.eight_bit import from_8bit
@@ -31,6 +28,9 @@ from lvlm_radapt.models.base import PixelBatch
 from lvlm_radapt.models.clip import CLIPEncoder
 from lvlm_radapt.models.zero_shot import ZeroShot
 from lvlm_radapt.utils.errors import UserError
+from tests.helpers import tiny_checkpoints
+from tests.helpers.evaluations import evaluation, score
+from tests.helpers.inputs import noise
 
 NAMES = ["red circle", "blue square", "a green pig", "word"]
 TEMPLATES = ["a {}", "the small {} on the left"]

@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
-from test_cli import call
 
 from eval_tasks.config.presets import load_task_config
 from eval_tasks.data import check_images, layout, load_task, open_image
@@ -25,6 +24,7 @@ from eval_tasks.tasks.make_task import make_task
 from eval_tasks.tasks.zero_shot import ZeroShotRun
 from lvlm_radapt import load_encoder
 from lvlm_radapt.utils.errors import UserError
+from tests.helpers.cli import call
 
 RNG = np.random.default_rng(0)
 

@@ -9,12 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from evaluations import evaluation, score
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from rich.console import Console
-from run_folders import Maker, attack, spread, without_checksums
-from test_data import write
 
 from eval_tasks.report.page import tables, write_report
 from eval_tasks.report.retrieval_table import recall_rows, recall_table
@@ -24,6 +21,9 @@ from lvlm_radapt.embedded.dataset import write_scenes
 from lvlm_radapt.loading.load import load_encoder
 from lvlm_radapt.tuning.results import recommended
 from lvlm_radapt.utils.errors import UserError
+from tests.helpers.data_sets import write
+from tests.helpers.evaluations import evaluation, score
+from tests.helpers.run_folders import Maker, attack, spread, without_checksums
 
 ODD = st.sampled_from(
     [None, True, -1, 0, 10**30, 1e308, -0.0, "", "x", "\ud800", "\x1b[31m", "../x", [], {}, [[]], [None], {"a": None}]

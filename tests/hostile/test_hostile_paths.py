@@ -8,7 +8,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from cases import (
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lvlm_radapt.comparison.preset import load_comparison
+from lvlm_radapt.utils.names import is_one_part, leaves_folder
+from tests.helpers.cases import (
     Case,
     Place,
     Words,
@@ -19,11 +24,6 @@ from cases import (
     file,
     run_folder,
 )
-from hypothesis import given
-from hypothesis import strategies as st
-
-from lvlm_radapt.comparison.preset import load_comparison
-from lvlm_radapt.utils.names import is_one_part, leaves_folder
 
 try:
     import h5py

@@ -9,7 +9,15 @@ from typing import Any
 
 import pytest
 import torch
-from cases import (
+from PIL import Image
+from safetensors.torch import load, save
+
+from eval_tasks.data import checking
+from lvlm_radapt.models import text
+from lvlm_radapt.training.state import StateFile
+from lvlm_radapt.utils.errors import UserError
+from lvlm_radapt.utils.time_limit import TookTooLong, within
+from tests.helpers.cases import (
     Case,
     Place,
     adapter,
@@ -29,14 +37,6 @@ from cases import (
     torch_bytes,
     tower,
 )
-from PIL import Image
-from safetensors.torch import load, save
-
-from eval_tasks.data import checking
-from lvlm_radapt.models import text
-from lvlm_radapt.training.state import StateFile
-from lvlm_radapt.utils.errors import UserError
-from lvlm_radapt.utils.time_limit import TookTooLong, within
 
 HUGE = "1" + "0" * 30
 MOST = "less than or equal to 1000000"

@@ -8,15 +8,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from cases import Case, Place, Words, assert_refused, evaluated
-from run_folders import Maker, attack, spread
-from test_data import write
 
 from eval_tasks.report.page import write_report
 from lvlm_radapt.training.state import StateFile
 from lvlm_radapt.utils.errors import UserError
 from lvlm_radapt.utils.progress import JsonLines
 from lvlm_radapt.utils.writing import whole_file, write_whole
+from tests.helpers.cases import Case, Place, Words, assert_refused, evaluated
+from tests.helpers.data_sets import write
+from tests.helpers.run_folders import Maker, attack, spread
 
 
 def run_of(at: Place) -> Path:

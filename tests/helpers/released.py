@@ -12,10 +12,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import tiny_random
 import transformers
-from families import FAMILIES
 from PIL import Image
+
+from tests.helpers import tiny_random
+from tests.helpers.families import FAMILIES
 
 Place = Literal["chat_template.json", "chat_template.jinja", "processor_config.json"]
 

@@ -6,7 +6,6 @@ import re
 from pathlib import Path
 from typing import Any
 
-import tiny_random
 from tokenizers import AddedToken, Tokenizer, normalizers, pre_tokenizers
 from tokenizers.models import WordLevel
 from tokenizers.processors import TemplateProcessing
@@ -19,6 +18,8 @@ from transformers import (
     Qwen2VLImageProcessorPil,
     SiglipImageProcessorPil,
 )
+
+from tests.helpers import tiny_random
 
 IM_START, IM_END = 94, 95
 _TEXT = (

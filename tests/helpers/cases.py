@@ -17,14 +17,14 @@ from typing import Any
 import pytest
 import torch
 from PIL import Image
-from test_data import MAKERS, change, write
-from test_records import finished
-from tiny_checkpoints import save_llava
 
 from eval_tasks.config.presets import load_protocol
 from lvlm_radapt import RAdaptConfig, cli, robustify
 from lvlm_radapt.loading.load import load_model
 from lvlm_radapt.saving.adapter import save_adapter
+from tests.helpers.data_sets import MAKERS, change, write
+from tests.helpers.records import finished
+from tests.helpers.tiny_checkpoints import save_llava
 
 DEEP = b"[" * 100_000
 

@@ -8,8 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import tiny_checkpoints
-import tiny_random
 import torch
 import transformers
 from PIL import Image
@@ -17,6 +15,7 @@ from torch import Tensor
 
 from lvlm_radapt import load_model
 from lvlm_radapt.models import LVLM
+from tests.helpers import tiny_checkpoints, tiny_random
 
 Inputs = dict[str, Tensor]
 

@@ -1,4 +1,4 @@
-"""The benchmarks as modules: they are scripts outside of every package."""
+"""Scripts outside of every package, as modules."""
 
 from __future__ import annotations
 
@@ -6,9 +6,12 @@ import importlib.util
 from pathlib import Path
 from types import ModuleType
 
+from tests.helpers.paths import ROOT
 
-def benchmark(name: str) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(name, Path(__file__).parents[1] / "benchmarks" / f"{name}.py")
+
+def script(path: str) -> ModuleType:
+    """The script at this path of the repository, imported."""
+    spec = importlib.util.spec_from_file_location(Path(path).stem, ROOT / path)
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
