@@ -40,7 +40,7 @@ EPS = 4 / 255
 
 def library_loss(model: LVLM, batch: PixelBatch, prompt: str, target: str) -> Callable[[Tensor], Tensor]:
     """The library's own loss of one image, question and answer, as a function of the pixels."""
-    question = model.text.prompt(prompt, model._image_tokens(batch)[0])
+    question = model.text.prompt(prompt, model.image_tokens(batch)[0])
     answer = model.text.target(prompt, target)
     ids = torch.tensor([question + answer])
     labels = torch.tensor([[-100] * len(question) + answer])

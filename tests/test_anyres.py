@@ -66,7 +66,7 @@ def test_as_many_tokens_as_the_stock_processor_counts(cases: dict[str, Case], he
         wanted = int((case.inputs(image, "what")["input_ids"] == tiny_random.IMAGE_TOKEN).sum())
         batch = case.ours.pixels([image])
         with torch.no_grad():
-            assert [len(case.ours._image_embeds(batch))] == case.ours._image_tokens(batch) == [wanted]
+            assert [len(case.ours.image_embeds(batch))] == case.ours.image_tokens(batch) == [wanted]
 
 
 def test_features_are_the_layer_the_language_model_reads(case: Case) -> None:
@@ -96,7 +96,7 @@ def test_crops_are_packed_row_by_row_without_their_bars(cases: dict[str, Case]) 
     expected = [*views[0].reshape(16, 32)]
     for row in (1, 2):
         expected += [*views[1, row], *views[2, row], newline]
-    torch.testing.assert_close(model._image_embeds(batch), torch.stack(expected))
+    torch.testing.assert_close(model.image_embeds(batch), torch.stack(expected))
 
 
 def test_onevision_shrinks_crops_beyond_its_limit(cases: dict[str, Case], tmp_path: Path) -> None:
@@ -115,7 +115,7 @@ def test_onevision_shrinks_crops_beyond_its_limit(cases: dict[str, Case], tmp_pa
     for y in places:
         row = at(crops, y)
         expected += [*(at(row, x) for x in places), model.hf.model.image_newline]
-    torch.testing.assert_close(model._image_embeds(batch), torch.stack(expected), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(model.image_embeds(batch), torch.stack(expected), rtol=1e-4, atol=1e-4)
     roomy = load_model(tiny_checkpoints.save_onevision(tmp_path, vision_aspect_ratio="anyres_max_9"))
     assert roomy.pixels([noise(112, 112)]).meta[0]["tokens"] == 16 + 8 * 9
 

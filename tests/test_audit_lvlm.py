@@ -92,7 +92,7 @@ def test_every_adaptive_run_carries_an_audit(tmp_path, data, checkpoint, monkeyp
     ran = {f.name for f in audit.findings}
     if attack == "ensemble":  # tiny-llava is sure of some answers
         ran |= {name for name, why in audit.skipped.items() if why == "the loss is next to nothing at these images"}
-    assert ran == {"ball", *(name for name, _ in short._COSTS)}
+    assert ran == {"ball", *(name for name, _ in short.COSTS)}
     assert 2 <= audit.samples <= 4
     assert {"gradient accuracy", "determinism", "batch invariance", "prompts"} <= {
         f.name for f in audit.findings if f.verdict == "pass"

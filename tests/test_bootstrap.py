@@ -80,7 +80,7 @@ def test_input_is_left_alone() -> None:
 def test_blocks_of_draws_change_nothing_but_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     scores = np.random.default_rng(0).random(50).tolist()
     whole = bootstrap_ci(scores, resamples=4000)
-    monkeypatch.setattr(bootstrap, "_DRAWS_AT_ONCE", 7000)
+    monkeypatch.setattr(bootstrap, "DRAWS_AT_ONCE", 7000)
     low, high = bootstrap_ci(scores, resamples=4000)
     width = whole.high - whole.low
     assert abs(low - whole.low) < 0.05 * width

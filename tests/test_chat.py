@@ -21,7 +21,7 @@ from lvlm_radapt import cli, load_model, robustify
 from lvlm_radapt.chat import commands
 from lvlm_radapt.chat.commands import Ask, Attack, Defend, Help, Quit, Reset, Save, ShowImage, Side, parse
 from lvlm_radapt.chat.session import Session, Step
-from lvlm_radapt.chat.terminal import _Stream
+from lvlm_radapt.chat.terminal import Stream
 from lvlm_radapt.embedded.scenes import render, sample_scene
 from lvlm_radapt.utils.errors import UserError
 
@@ -317,13 +317,13 @@ def test_streams_write_what_has_grown_once() -> None:
     class Shown:
         file = io.StringIO()
 
-    stream = _Stream(Shown)  # type: ignore[arg-type]
+    stream = Stream(Shown)  # type: ignore[arg-type]
     for text in ("a", "a b", "a b \ufffd", "a b é"):
         stream.show(text)
     stream.show("a b é", last=True)
     stream.close(answered=True)
     assert Shown.file.getvalue() == "a b é\n"
-    stream = _Stream(Shown)  # type: ignore[arg-type]
+    stream = Stream(Shown)  # type: ignore[arg-type]
     stream.show("do n't")
     stream.show("don't go")  # joined anew: waits, and is then written whole
     stream.show("don't go", last=True)
@@ -334,7 +334,7 @@ def test_no_answer_drives_the_terminal() -> None:
     class Shown:
         file = io.StringIO()
 
-    stream = _Stream(Shown)  # type: ignore[arg-type]
+    stream = Stream(Shown)  # type: ignore[arg-type]
     stream.show("a\x1b]0;x\x07b")
     stream.show("a\x1b]0;x\x07b\r\x9bc\nd\t\u4e2d", last=True)
     assert Shown.file.getvalue() == "a\\x1b]0;x\\x07b\\x0d\\x9bc\nd\t\u4e2d"

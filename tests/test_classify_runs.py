@@ -142,7 +142,7 @@ def test_an_adaptive_run_audits_itself(folder: Path, tmp_path: Path, monkeypatch
     model = robustify(load_encoder("tiny-clip"), RAdaptConfig())
     run = score(model, settings(folder, samples=4), tmp_path / "run")
     audit = Audit.from_dict(run.metrics["audit"])
-    assert {f.name for f in audit.findings} | {"prompts"} == {"ball", *(name for name, _ in short._COSTS)}
+    assert {f.name for f in audit.findings} | {"prompts"} == {"ball", *(name for name, _ in short.COSTS)}
     assert audit.verdict != "fail", audit.findings
 
 

@@ -231,7 +231,7 @@ def test_base_models_of_like_names_have_weights_of_their_own(tmp_path: Path) -> 
     rows = [SMALL["rows"][0], {"name": "tuned", "finetune": {"recipe": "scenes", "set": "train", "images": 8}}]
     comparison = load_comparison(str(written(tmp_path, columns=columns, rows=rows)))
     workshop = Workshop(comparison, load_protocol("scenes"), tmp_path, lambda title, count: lambda done, text: None)
-    kept = [workshop._kept(comparison.rows[1], one, "weights").name for one in models]
+    kept = [workshop.kept(comparison.rows[1], one, "weights").name for one in models]
     assert len(set(kept)) == 3
     assert kept[2] == "tuned-weights-other"  # as in comparisons that are there already
     assert all(name.startswith("tuned-weights-m-a-") for name in kept[:2])

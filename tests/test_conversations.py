@@ -133,7 +133,7 @@ def test_the_loss_of_a_later_answer_is_the_library_s(case: Case) -> None:
     model, image = case.ours, noise()
     batch = model.pixels([image])
     talk, target = TALK[:3], "two large blue squares"
-    (count,) = model._image_tokens(batch)
+    (count,) = model.image_tokens(batch)
     ids = torch.tensor([model.text.prompt(talk, count)])
     answer = torch.tensor([model.text.target(talk, target)])
     inputs = case.inputs(image, TALK[0])

@@ -142,7 +142,7 @@ def test_tga_reads_the_logits_of_the_classifier_and_a_map_from_the_last_layer(cl
     assert isinstance(objective, Tga)
     batch = encoder.pixels([Image.open(folder / "red/0.png"), Image.open(folder / "blue/0.png")])
     classes = torch.tensor([0, 1])
-    logits, attention = objective._read(batch, classes)
+    logits, attention = objective.read(batch, classes)
     zero_shot = ZeroShot(encoder, ["red", "blue"], ["a {}"])
     torch.testing.assert_close(logits, zero_shot.logits(batch))
     out = encoder.hf.vision_model(encoder.pixel_values(batch), output_hidden_states=True)
@@ -645,7 +645,7 @@ def test_a_stopped_command_goes_on_and_an_unfinished_one_is_not_begun_anew(
     out = tmp_path / "twin"
     words = _words(clip, folder, out, "--method", "fare")
     monkeypatch.setattr(module, "SAVED_EVERY", 1)
-    stock, calls = module._Work.step, 0
+    stock, calls = module.Work.step, 0
 
     def stopped(self: Any, *batch: Any) -> None:
         nonlocal calls
@@ -654,7 +654,7 @@ def test_a_stopped_command_goes_on_and_an_unfinished_one_is_not_begun_anew(
             raise Stopped(15)
         stock(self, *batch)
 
-    monkeypatch.setattr(module._Work, "step", stopped)
+    monkeypatch.setattr(module.Work, "step", stopped)
     code, _, err = call(monkeypatch, capsys, *words)
     assert code == 143
     assert "go on with: lvlm-radapt finetune" in err

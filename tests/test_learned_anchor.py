@@ -59,8 +59,8 @@ def shelf(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(autouse=True)
 def _few_probes(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(learned_anchor, "_PROBES", 2)
-    monkeypatch.setattr(learned_anchor, "_PROBE_STEPS", 2)
+    monkeypatch.setattr(learned_anchor, "PROBES", 2)
+    monkeypatch.setattr(learned_anchor, "PROBE_STEPS", 2)
 
 
 def _learn(shelf: Path, name: str = "clip", settings: LearnSettings = SHORT, **more: Any) -> LearnedAnchor:

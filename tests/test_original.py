@@ -173,7 +173,7 @@ def test_an_original_of_the_next_generation(tmp_path: Path) -> None:
     )
     vision = processor(images=[image], return_tensors="pt")
     batch = model.pixels([image])
-    ids = torch.tensor([model.text.prompt("what", model._image_tokens(batch)[0])])
+    ids = torch.tensor([model.text.prompt("what", model.image_tokens(batch)[0])])
     out = next_stock.generate(
         input_ids=ids, attention_mask=torch.ones_like(ids), **vision, max_new_tokens=8, do_sample=False
     )

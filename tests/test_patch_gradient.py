@@ -96,5 +96,5 @@ def test_every_family_has_it(tmp_path):
 
     for family in FAMILIES.values():
         model = load_model(family.save(tmp_path / family.name))
-        hooks = [m for m in model.tower.modules() if patch_gradient._replace in m._forward_hooks.values()]
+        hooks = [m for m in model.tower.modules() if patch_gradient.replace_gradient in m._forward_hooks.values()]
         assert len(hooks) == 1, family.name

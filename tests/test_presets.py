@@ -304,9 +304,11 @@ def test_questions_enter_prompts_as_they_are(question: str) -> None:
 
 
 @given(st.binary(max_size=200))
-def test_any_yaml_is_a_protocol_or_a_user_error(content: bytes) -> None:
+def test_any_yaml_is_a_protocol_or_a_user_error(tmp_path_factory: pytest.TempPathFactory, content: bytes) -> None:
+    path = tmp_path_factory.getbasetemp() / "any.yaml"
+    path.write_bytes(content)
     with pytest.raises(UserError) as caught:
-        presets._parse(content, "file", presets.Protocol)
+        load_protocol(str(path))
     assert "\n" not in str(caught.value)
 
 

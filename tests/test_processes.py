@@ -86,7 +86,7 @@ def test_the_pieces_of_the_dead_are_named(groups):
     assert works[2].claim(1)
     assert works[0].claim(2)
     works[0].done(2, {})
-    groups[1]._gone.set()  # no sign of life from now on
+    groups[1].gone.set()  # no sign of life from now on
     threading.Timer(1.5, lambda: works[2].done(1, {})).start()
     told = []
     assert works[0].wait([0, 1, 2], lambda: told.append(1)) == {0: 1}
@@ -95,7 +95,7 @@ def test_the_pieces_of_the_dead_are_named(groups):
 
 
 def test_those_who_wait_for_a_dead_first_process_end(groups):
-    groups[0]._gone.set()
+    groups[0].gone.set()
     with pytest.raises(Unfinished, match="the first process is gone"):
         groups[1].work("run").lead("begin", lambda: None)
 

@@ -167,7 +167,7 @@ def _raised(do) -> BaseException | None:
 def test_a_second_signal_ends_at_once(monkeypatch):
     ended = []
     monkeypatch.setattr(stopping.os, "_exit", ended.append)
-    monkeypatch.setattr(stopping, "_ECHO", -1.0)
+    monkeypatch.setattr(stopping, "ECHO", -1.0)
     with stoppable():
         with pytest.raises(Stopped):
             os.kill(os.getpid(), signal.SIGINT)

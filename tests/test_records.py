@@ -243,7 +243,7 @@ def test_a_torn_last_line_is_dropped_and_cut_on_reopening(tmp_path: Path, keep: 
 def test_the_torn_line_of_another_process_stays(tmp_path: Path) -> None:
     folder = started(tmp_path)
     other = tmp_path / "parts" / "part-1.jsonl"
-    other.write_bytes(folder._line(record("9")) + b'{"id": "10')
+    other.write_bytes(folder.line(record("9")) + b'{"id": "10')
     folder.append(record("100"))
     assert folder.done_ids() == {"9", "100"}
     assert other.read_bytes().endswith(b'{"id": "10')
@@ -291,7 +291,7 @@ def test_short_writes_are_continued(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 def test_a_redone_sample_counts_once_and_the_last_wins(tmp_path: Path) -> None:
     folder = started(tmp_path)
     old = tmp_path / "parts" / "part-999999999.jsonl"
-    old.write_bytes(folder._line(record("9", "old")))
+    old.write_bytes(folder.line(record("9", "old")))
     os.utime(old, (1, 1))
     folder.append(record("9", "first"))
     folder.append(record("9", "second"))
@@ -366,7 +366,7 @@ def test_a_kill_after_metrics_leaves_nothing_that_a_resume_does_not_clear(tmp_pa
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(RunFolder, "_clear", killed)
+        patch.setattr(RunFolder, "clear", killed)
         with pytest.raises(KeyboardInterrupt):
             finished(tmp_path)
     assert part_file(tmp_path).exists()

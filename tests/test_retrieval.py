@@ -403,4 +403,4 @@ def test_an_encoder_s_texts_are_asked_in_batches() -> None:
     texts = [f"a {colour} circle {n}" for n in range(150) for colour in ("red", "blue")]
     space = CaptionSpace(model, RetrievalCorpus([sample(str(n), text) for n, text in enumerate(texts)]))
     expected = torch.nn.functional.normalize(model.text_features(texts), dim=-1)
-    torch.testing.assert_close(space._texts, expected, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(space.texts, expected, atol=1e-5, rtol=1e-5)

@@ -272,7 +272,7 @@ def begun(model, data, out):
 
     with pytest.raises(Killed):
         score(model, settings(data), out, advance=kill)
-    return RunFolder(out)._records().popitem()[1]
+    return RunFolder(out).records()[-1]
 
 
 @pytest.mark.parametrize("earlier", [False, True])

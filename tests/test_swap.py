@@ -37,7 +37,7 @@ def wide_llava(folder: Path, *, strategy: str = "default", layer: int | list[int
     config.vision_config = vision_config(side=84)
     config.vision_feature_layer, config.vision_feature_select_strategy = layer, strategy
     config.image_seq_length = 36 + (strategy == "full")
-    model = tiny_random._randomise(transformers.LlavaForConditionalGeneration(config), 4)
+    model = tiny_random.randomise(transformers.LlavaForConditionalGeneration(config), 4)
     model.generation_config = transformers.GenerationConfig(bos_token_id=1, eos_token_id=2, pad_token_id=0)
     model.save_pretrained(folder)
     tokenizer = tiny_checkpoints.word_tokenizer({tiny_random.IMAGE_TOKEN: "<image>"}, bos=True, eos="</s>")
@@ -130,7 +130,7 @@ def test_equal_to_a_stock_llava_built_with_that_tower(llava: Path, fare: Path) -
     images = [noise(70, 90, 1), noise(60, 50, 2)]
     batch = model.pixels(images)
     assert batch.x.shape == (2, 3, 56, 56)
-    assert model.text.prompt(PROMPTS[0], model._image_tokens(batch)[0]).count(tiny_random.IMAGE_TOKEN) == 16
+    assert model.text.prompt(PROMPTS[0], model.image_tokens(batch)[0]).count(tiny_random.IMAGE_TOKEN) == 16
     losses, answers = model.loss(batch, PROMPTS, TARGETS), model.generate(batch, PROMPTS, 8)
     for i, image in enumerate(images):
         inputs = stock_inputs(model, image, PROMPTS[i], 56)
@@ -162,7 +162,7 @@ def test_a_swapped_model_saves_as_a_stock_one(llava: Path, fare: Path, tmp_path:
 
 
 def test_towers_from_hugging_face_folders(llava: Path, tmp_path: Path) -> None:
-    vision = tiny_random._randomise(transformers.CLIPVisionModel(vision_config(side=84)), 6)
+    vision = tiny_random.randomise(transformers.CLIPVisionModel(vision_config(side=84)), 6)
     vision.save_pretrained(tmp_path / "bare")
     processor = tiny_checkpoints.clip_processor(84, image_mean=[0.5, 0.4, 0.3], image_std=[0.2, 0.5, 0.7])
     processor.save_pretrained(tmp_path / "bare")
@@ -198,7 +198,7 @@ def test_all_tokens_and_pad_geometry(tmp_path: Path, fare: Path) -> None:
     assert model.hf.config.image_seq_length == 17
     assert model.geometry == "pad"
     batch = model.pixels([noise(90, 30)])
-    assert model._image_tokens(batch) == [17]
+    assert model.image_tokens(batch) == [17]
     assert model.loss(batch, PROMPTS[:1], TARGETS[:1]).isfinite().all()
 
 

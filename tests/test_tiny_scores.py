@@ -215,7 +215,7 @@ def test_contrastive_loss_by_hand() -> None:
 
 def test_texts_of_a_step_are_true_then_false() -> None:
     batch = [scenes.sample_scene("train", 0, i) for i in range(20)]
-    texts = train_clip._texts(batch, np.random.default_rng(0))
+    texts = train_clip.draw_texts(batch, np.random.default_rng(0))
     assert len(texts) == 20 * (1 + train_clip.NEGATIVES)
     canonical = 0
     for i, scene in enumerate(batch):

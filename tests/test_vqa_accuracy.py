@@ -45,7 +45,7 @@ def test_the_cases_tell_the_scripts_apart() -> None:
 def test_the_contractions_are_the_scripts_own() -> None:
     # those with a capital are never found, as words are in lower case; two become what they are
     useful = {key: word for key, word in CONTRACTIONS.items() if key == key.lower() and key != word}
-    assert useful == vqa._CONTRACTIONS
+    assert useful == vqa.CONTRACTIONS
 
 
 @pytest.mark.parametrize("style", STYLES)

@@ -307,9 +307,9 @@ def test_the_line_is_served_in_order_and_not_endless() -> None:
     ],
 )
 def test_only_what_the_page_needs_is_wanted(path: str) -> None:
-    assert not web_guard._is_page(path)
-    assert web_guard._is_page("/")
-    assert web_guard._is_page("/gradio_api/queue/data")
+    assert not web_guard.is_page(path)
+    assert web_guard.is_page("/")
+    assert web_guard.is_page("/gradio_api/queue/data")
 
 
 @pytest.mark.parametrize(
@@ -333,7 +333,7 @@ def test_calls_hold_plain_values_alone(value: object) -> None:
     call = {"fn_index": 3, "session_hash": "abc", "data": [None, 1, 0.5, True, "a path: /etc"], "trigger_id": 7}
     assert json.loads(plain_call(json.dumps({**call, "event_data": value}).encode())) == call
     call["data"] = [value]
-    with pytest.raises(web_guard._Refused, match="not a call"):
+    with pytest.raises(web_guard.Refused, match="not a call"):
         plain_call(json.dumps(call).encode())
 
 

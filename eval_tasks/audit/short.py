@@ -24,7 +24,7 @@ _DIRECTIONS = 1  # of the finite differences
 
 # What a check costs an image, in the order in which the checks go in while the budget lasts. What several need
 # (clean losses, clean answers, losses and answers of the evaluation's images) is counted where it is first needed.
-_COSTS: tuple[tuple[str, float], ...] = (
+COSTS: tuple[tuple[str, float], ...] = (
     ("gradients", 1 + FORWARD),
     ("determinism", 2 * FORWARD + 2 * ANSWER),
     ("batch invariance", 2 * FORWARD + ANSWER),
@@ -35,7 +35,7 @@ _COSTS: tuple[tuple[str, float], ...] = (
     ("prompts", FORWARD + ANSWER),
     ("transfer", _STEPS + FORWARD + 3 * ANSWER),
 )
-_WHOLE = sum(cost for _, cost in _COSTS)
+_WHOLE = sum(cost for _, cost in COSTS)
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ def short_budget(samples: int, work: float, *, steps: int, own_climb: bool = Fal
     attacks. own_climb: the run's images are not for comparing losses, so that an attack on them is in the price.
     """
     allowed = SHARE * work
-    costs = [(name, cost + (_STEPS if own_climb and name == "noise" else 0)) for name, cost in _COSTS]
+    costs = [(name, cost + (_STEPS if own_climb and name == "noise" else 0)) for name, cost in COSTS]
     whole = sum(cost for _, cost in costs)
     count = min(SAMPLES, samples, max(2, int(allowed / whole)))
     left = allowed / count if count else 0.0
@@ -95,15 +95,13 @@ def short_audit(
     """
     budget = short_budget(samples, work, steps=steps, own_climb=own_climb)
     findings: list[Finding] = []
-    costly = {name for name, _ in _COSTS}
+    costly = {name for name, _ in COSTS}
     skipped = {c.name: "left to the full audit" for c in CHECKS if c.name not in costly and c.name != "ball"}
     try:
         findings.append(distances_in_ball(distances, eps=eps, norm=norm, nearest=nearest))
     except NoSignal as quiet:
         skipped["ball"] = str(quiet)
-    skipped |= {
-        name: "a tenth of so short a run does not pay for it" for name, _ in _COSTS if name not in budget.checks
-    }
+    skipped |= {name: "a tenth of so short a run does not pay for it" for name, _ in COSTS if name not in budget.checks}
     cost, count = 0.0, 0
     if budget.checks:
         subject = replace(subject_of(budget.samples), restarts=1)

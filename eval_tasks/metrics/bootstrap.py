@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from lvlm_radapt.utils.errors import UserError
 
-_DRAWS_AT_ONCE = 4_000_000  # bounds memory at some 64 MB
+DRAWS_AT_ONCE = 4_000_000  # bounds memory at some 64 MB
 
 
 class Interval(NamedTuple):
@@ -120,7 +120,7 @@ def _means(sums: NDArray[np.float64], counts: NDArray[np.float64], resamples: in
     """[resamples, K] means over samples; the K sums of an image [C, K] and its count are drawn together."""
     generator = np.random.default_rng(seed)
     means = np.empty((resamples, sums.shape[1]))
-    block = max(1, _DRAWS_AT_ONCE // sums.size)
+    block = max(1, DRAWS_AT_ONCE // sums.size)
     for start in range(0, resamples, block):
         rows = min(block, resamples - start)
         draws = generator.integers(0, len(sums), size=(rows, len(sums)))

@@ -54,7 +54,7 @@ we've weren't what'll what're what's what've when's where'd where's where've who
 who've why'll why're why's won't would've wouldn't wouldn't've y'all y'all'll y'all'd've you'd you'd've
 you'll you're you've
 """
-_CONTRACTIONS = {
+CONTRACTIONS = {
     word[:place] + word[place + 1 :]: word
     for word in _CONTRACTED.split()
     for place, character in enumerate(word)
@@ -115,4 +115,4 @@ def _signs(text: str) -> str:
 def _words(text: str) -> str:
     """The word step: lower case, number words, articles, contractions, single blanks."""
     words = [_NUMBERS.get(word, word) for word in text.lower().split()]
-    return " ".join(_CONTRACTIONS.get(word, word) for word in words if word not in _ARTICLES)
+    return " ".join(CONTRACTIONS.get(word, word) for word in words if word not in _ARTICLES)

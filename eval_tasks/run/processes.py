@@ -83,7 +83,7 @@ class Group:
         self._store = store
         self._hosts = hosts
         self._seen: dict[int, tuple[bytes | None, float]] = {}
-        self._gone = threading.Event()
+        self.gone = threading.Event()
         if store is not None:
             self._set(f"alive/{rank}", "0")
             threading.Thread(target=self._live, name="signs of life", daemon=True).start()
@@ -138,7 +138,7 @@ class Group:
 
     def leave(self) -> None:
         """End this process's part: it counts as gone from now on. The store's host waits for the others to go."""
-        if self._store is None or self._gone.is_set():
+        if self._store is None or self.gone.is_set():
             return
         try:
             until = time.monotonic() + PATIENCE
@@ -147,11 +147,11 @@ class Group:
             self._set(f"left/{self.rank}", "1")
         except Unfinished:
             pass  # the store is gone, and with it who might ask
-        self._gone.set()
+        self.gone.set()
 
     def _live(self) -> None:
         beats = 0
-        while not self._gone.wait(PULSE):
+        while not self.gone.wait(PULSE):
             beats += 1
             try:
                 self._set(f"alive/{self.rank}", str(beats))

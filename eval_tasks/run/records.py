@@ -223,7 +223,7 @@ class RunFolder:
         else:
             write_whole(self.path / "run.json", _pretty(document))
         if self.finished:
-            self._clear()  # a kill may have come between the last file and this
+            self.clear()  # a kill may have come between the last file and this
         else:
             with writing(self.path):
                 (self.path / "parts").mkdir(exist_ok=True)
@@ -233,7 +233,7 @@ class RunFolder:
 
     def append(self, record: SampleRecord) -> None:
         """Add a sample's line to this process's part file, on disk when this returns."""
-        line = self._line(record)
+        line = self.line(record)
         if self._part is None or self._owner != os.getpid():  # a forked child must not share its parent's file
             self._part, self._owner = self._open_part(), os.getpid()
         try:
@@ -290,12 +290,12 @@ class RunFolder:
             missing = len(order) - len(records)
             raise UserError(f"{self.path} lacks {missing} of {len(order)} samples: continue it with --resume")
         self.close()
-        write_whole(self.path / "samples.jsonl", b"".join(map(self._line, records)))
+        write_whole(self.path / "samples.jsonl", b"".join(map(self.line, records)))
         whole = json.loads(json.dumps(metrics, allow_nan=False))
         write_whole(self.path / "metrics.json", _pretty(whole | {"checksum": document_sum(whole, self._key)}))
-        self._clear()
+        self.clear()
 
-    def _clear(self) -> None:
+    def clear(self) -> None:
         """Remove what a finished run needs no more."""
         with writing(self.path):
             for part in self._parts():
@@ -335,7 +335,8 @@ class RunFolder:
     def _key(self) -> bytes:
         return settings_key(_identity(read_settings(self.path)))
 
-    def _line(self, record: SampleRecord) -> bytes:
+    def line(self, record: SampleRecord) -> bytes:
+        """The record as it stands in a part file and in samples.jsonl: JSON, sealed by its checksum."""
         return sealed(record.model_dump_json().encode(), self._key) + b"\n"
 
     def _rejoin(self, document: dict[str, Any]) -> None:

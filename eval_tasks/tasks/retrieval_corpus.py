@@ -69,14 +69,14 @@ class CaptionSpace:
     def __init__(self, encoder: CLIPEncoder, corpus: RetrievalCorpus, texts: CLIPEncoder | None = None) -> None:
         self.encoder, self.corpus = encoder, corpus
         source = encoder if texts is None else texts
-        self._texts = normalize(text_embeddings(source, corpus.texts), dim=-1).to(encoder.device)
+        self.texts = normalize(text_embeddings(source, corpus.texts), dim=-1).to(encoder.device)
         self._scale = logit_scale(source).to(encoder.device)
         if texts is not None:
-            check_pair(encoder, texts, self._texts.shape[-1])
+            check_pair(encoder, texts, self.texts.shape[-1])
 
     def cosines(self, batch: PixelBatch) -> Tensor:
         """float32 [B, U], differentiable in `batch.x`."""
-        return normalize(self.encoder.image_features(batch).float(), dim=-1) @ self._texts.T
+        return normalize(self.encoder.image_features(batch).float(), dim=-1) @ self.texts.T
 
     def logits(self, batch: PixelBatch) -> Tensor:
         """The cosines times the model's logit scale."""

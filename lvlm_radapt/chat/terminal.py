@@ -135,7 +135,7 @@ class Terminal:
             return exchange.answers
 
         if not session.compare:
-            stream, answer = _Stream(self.out), None
+            stream, answer = Stream(self.out), None
             try:
                 (answer,) = ask(lambda _, text: stream.show(text)).values()
                 stream.show(answer, last=True)
@@ -153,7 +153,7 @@ class Terminal:
         self.err.print(Text(text, style="dim"))
 
 
-class _Stream:
+class Stream:
     """Writes what a growing text has grown by."""
 
     def __init__(self, console: Console) -> None:

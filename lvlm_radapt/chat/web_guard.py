@@ -36,7 +36,7 @@ _HOST = re.compile(r"(\[[0-9a-f:.]+\]|[a-z0-9._-]+)(:[0-9]{1,5})?")
 _SESSION = re.compile(r"[A-Za-z0-9_-]{1,64}")
 
 
-class _Refused(Exception):
+class Refused(Exception):
     def __init__(self, status: int, said: str) -> None:
         super().__init__(said)
         self.status = status
@@ -59,7 +59,7 @@ class Guard:
         else:
             try:
                 await self._answer(scope, receive, send)
-            except _Refused as error:
+            except Refused as error:
                 await _reply(send, error.status, b"text/plain", str(error).encode())
 
     async def _answer(self, scope: Message, receive: Receive, send: Send) -> None:
@@ -71,33 +71,33 @@ class Guard:
         elif method == "POST" and path in _CALLS:
             body = plain_call(await _body(receive, _LARGEST_CALL))
             await self._app(_with_body(scope, body), _replay(body, receive), send)
-        elif method in ("GET", "HEAD") and _is_page(path):
+        elif method in ("GET", "HEAD") and is_page(path):
             await self._app({**scope, "query_string": _known_query(scope["query_string"])}, receive, send)
         else:
-            raise _Refused(404, "not found")
+            raise Refused(404, "not found")
 
     def _check_sender(self, scope: Message) -> None:
         """Refuse other sites' pages: those that reach this server under a name of theirs (DNS rebinding), and those
         that send it something."""
         host = _only(scope, b"host").lower()
         if not self._hosts.are_own(host):
-            raise _Refused(403, "this page is not served under that name: use its address, or start it with --host")
+            raise Refused(403, "this page is not served under that name: use its address, or start it with --host")
         origin = _only(scope, b"origin").lower()
         if origin and origin not in (f"http://{host}", f"https://{host}"):
-            raise _Refused(403, "not from this page")
+            raise Refused(403, "not from this page")
         if scope["method"] == "POST" and _only(scope, b"sec-fetch-site") not in ("", "same-origin", "none"):
-            raise _Refused(403, "not from this page")
+            raise Refused(403, "not from this page")
 
     async def _upload(self, scope: Message, receive: Receive) -> str:
         if self._sending >= _UPLOADS_AT_ONCE:
-            raise _Refused(503, "others are sending images: try again")
+            raise Refused(503, "others are sending images: try again")
         self._sending += 1
         try:
             async with asyncio.timeout(_UPLOAD_SECONDS):
                 body = await _body(receive, LARGEST_UPLOAD)
             name, content = await _sent_file(scope, body)
         except TimeoutError:
-            raise _Refused(408, "the image took too long") from None
+            raise Refused(408, "the image took too long") from None
         finally:
             self._sending -= 1
         return self._uploads.add(name, content)
@@ -135,7 +135,7 @@ class Hosts:
 
 def plain_call(body: bytes) -> bytes:
     """The call of one of the page's functions, written anew with what is known to be harmless: numbers, truth values
-    and texts. `_Refused` (400) where there is anything else, such as the name of a file."""
+    and texts. `Refused` (400) where there is anything else, such as the name of a file."""
     try:
         call = json.loads(body, parse_constant=_no_number)
         number, session, values, trigger = (call.get(k) for k in ("fn_index", "session_hash", "data", "trigger_id"))
@@ -152,7 +152,7 @@ def plain_call(body: bytes) -> bytes:
             return json.dumps(known, allow_nan=False).encode()
     except (ValueError, AttributeError, RecursionError):  # no JSON, no object, endless brackets
         pass
-    raise _Refused(400, "not a call of this page")
+    raise Refused(400, "not a call of this page")
 
 
 def _is_count(value: object) -> bool:
@@ -163,7 +163,7 @@ def _no_number(text: str) -> NoReturn:
     raise ValueError(text)
 
 
-def _is_page(path: str) -> bool:
+def is_page(path: str) -> bool:
     return path in _PAGES or (path.startswith(_FOLDERS) and ".." not in path)
 
 
@@ -175,7 +175,7 @@ def _only(scope: Message, name: bytes) -> str:
     """The header's value, empty where it is missing; refused where it is there twice, as programs then disagree."""
     found = [value for key, value in scope["headers"] if key == name]
     if len(found) > 1:
-        raise _Refused(400, f"two headers {name.decode()}")
+        raise Refused(400, f"two headers {name.decode()}")
     return found[0].decode("latin-1") if found else ""
 
 
@@ -184,12 +184,12 @@ async def _body(receive: Receive, most: int) -> bytes:
     while more:
         message = await receive()
         if message["type"] == "http.disconnect":
-            raise _Refused(400, "cut short")
+            raise Refused(400, "cut short")
         part = message.get("body", b"")
         parts.append(part)
         size += len(part)
         if size > most:
-            raise _Refused(413, f"more than {most} bytes")
+            raise Refused(413, f"more than {most} bytes")
         more = message.get("more_body", False)
     return b"".join(parts)
 
@@ -208,7 +208,7 @@ async def _sent_file(scope: Message, body: bytes) -> tuple[str, bytes]:
                 return file.filename or "", await file.read()
     except (MultiPartException, HTTPException, ValueError, KeyError):
         pass
-    raise _Refused(400, "send one file")
+    raise Refused(400, "send one file")
 
 
 def _replay(body: bytes, then: Receive) -> Receive:

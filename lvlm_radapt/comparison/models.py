@@ -101,7 +101,7 @@ class Workshop:
 
     def _learned(self, row: RowSpec, how: Learn, config: RAdaptConfig, source: str) -> tuple[RAdaptConfig, Anchor]:
         """The row's settings and anchor, learned on its own model over `source`; from the adapter kept of that."""
-        folder = self._kept(row, source, "anchor")
+        folder = self.kept(row, source, "anchor")
         state = state_of(folder, "learning")
         if not folder.exists():
             given = {"steps": how.steps, "batch": how.batch, "eps": None if how.eps is None else parse_eps(how.eps)}
@@ -127,7 +127,7 @@ class Workshop:
     def _finetuned(self, how: Finetune, base: str) -> Path:
         # once for all rows that differ in nothing but the defence on top
         first = next(one for one in self._comparison.rows if one.finetune == how)
-        folder = self._kept(first, base, "weights")
+        folder = self.kept(first, base, "weights")
         state = state_of(folder, "training")
         if not folder.exists():
             recipe = load_recipe(how.recipe).changed(
@@ -150,7 +150,7 @@ class Workshop:
             **self._place,
         )
 
-    def _kept(self, row: RowSpec, base: str, what: str) -> Path:
+    def kept(self, row: RowSpec, base: str, what: str) -> Path:
         """A folder of its own for each row and base model: where names would meet, as of `m_a` and `m-a`, they get a
         part of their hash."""
         bases = {column.model for column in self._comparison.columns}

@@ -267,11 +267,11 @@ class LVLM(PixelModel):
         self.text = text
 
     @abstractmethod
-    def _image_embeds(self, batch: PixelBatch) -> Tensor:
+    def image_embeds(self, batch: PixelBatch) -> Tensor:
         """[..., D], one row an image token, image after image, in the order of the tokens in the text."""
 
     @abstractmethod
-    def _image_tokens(self, batch: PixelBatch) -> list[int]:
+    def image_tokens(self, batch: PixelBatch) -> list[int]:
         """How many image tokens each image of the batch takes in the text."""
 
     @abstractmethod
@@ -279,7 +279,7 @@ class LVLM(PixelModel):
         """Position ids of padded token ids [B, L]: [B, L], or [3, B, L] for multi-axis rotary embeddings."""
 
     def size_words(self, batch: PixelBatch) -> str:
-        return f"{super().size_words(batch)}, {max(self._image_tokens(batch)):,} image tokens"
+        return f"{super().size_words(batch)}, {max(self.image_tokens(batch)):,} image tokens"
 
     def loss(self, batch: PixelBatch, prompts: Sequence[Prompt], targets: Sequence[str]) -> Tensor:
         """[B] mean negative log-likelihood (nats a token) of each target with its end token, in float32.
@@ -345,13 +345,13 @@ class LVLM(PixelModel):
         return [t.strip() for t in self.tokenizer.batch_decode(answers, skip_special_tokens=True)]
 
     def _questions(self, batch: PixelBatch, prompts: Sequence[Prompt]) -> list[list[int]]:
-        counts = self._image_tokens(batch)
+        counts = self.image_tokens(batch)
         return [self.text.prompt(prompt, count) for prompt, count in zip(prompts, counts, strict=True)]
 
     def _visual_inputs(self, batch: PixelBatch, is_image: Tensor) -> tuple[Tensor, dict[str, Any]]:
-        """`_image_embeds`, and what else of the images the language model takes by keyword, on the pass over the
+        """`image_embeds`, and what else of the images the language model takes by keyword, on the pass over the
         prompt alone. is_image: bool [B, L], where the image tokens are."""
-        return self._image_embeds(batch), {}
+        return self.image_embeds(batch), {}
 
     def _inputs(
         self, batch: PixelBatch, ids: Tensor, mask: Tensor

@@ -109,10 +109,10 @@ class LlavaLVLM(LVLM):
         has_cls = self.hf.config.vision_config.model_type == "clip_vision_model"
         return has_cls and self.hf.config.vision_feature_select_strategy == "full"
 
-    def _image_tokens(self, batch: PixelBatch) -> list[int]:
+    def image_tokens(self, batch: PixelBatch) -> list[int]:
         return [self._patches(batch) + int(self._reads_cls)] * len(batch)
 
-    def _image_embeds(self, batch: PixelBatch) -> Tensor:
+    def image_embeds(self, batch: PixelBatch) -> Tensor:
         states = self._tower_states(batch)
         read = self._patches(batch) + int(self._reads_cls)
         return self.hf.model.multi_modal_projector(states[:, states.shape[1] - read :])

@@ -103,10 +103,10 @@ class LlavaNextLVLM(LlavaLVLM):
     def _patches(self, batch: PixelBatch) -> int:
         return self._high**2
 
-    def _image_tokens(self, batch: PixelBatch) -> list[int]:
+    def image_tokens(self, batch: PixelBatch) -> list[int]:
         return [int(meta["tokens"]) for meta in batch.meta]
 
-    def _image_embeds(self, batch: PixelBatch) -> Tensor:
+    def image_embeds(self, batch: PixelBatch) -> Tensor:
         states = self.features(batch, at="projector").unflatten(1, (-1, self._high**2))
         newline = self.hf.model.image_newline.to(states.device)
         return torch.cat(self._pack(states, [meta["size"] for meta in batch.meta], newline))

@@ -138,7 +138,7 @@ class QwenLVLM(LVLM):
         """`tower`: the last block's output, before the merger, one row a patch; `projector`: the merger's
         output, one row a merged block. Both in raster order whatever the window order inside."""
         if at == "projector":
-            return self._image_embeds(batch)
+            return self.image_embeds(batch)
         if at != "tower":
             raise UserError(f"features at {at!r} are unknown, choose tower or projector")
         rows = self.run_tower(batch).last_hidden_state
@@ -154,11 +154,11 @@ class QwenLVLM(LVLM):
     def _grid(self, batch: PixelBatch) -> tuple[int, int]:
         return batch.x.shape[-2] // self._patch, batch.x.shape[-1] // self._patch
 
-    def _image_tokens(self, batch: PixelBatch) -> list[int]:
+    def image_tokens(self, batch: PixelBatch) -> list[int]:
         high, wide = self._grid(batch)
         return [high * wide // self._merge**2] * len(batch)
 
-    def _image_embeds(self, batch: PixelBatch) -> Tensor:
+    def image_embeds(self, batch: PixelBatch) -> Tensor:
         return self.run_tower(batch).pooler_output.unflatten(0, (len(batch), -1))
 
     def _positions(self, ids: Tensor, mask: Tensor, batch: PixelBatch) -> Tensor:

@@ -10,7 +10,7 @@ from lvlm_radapt.models.conversations import CONVERSATIONS, Conversation, Prompt
 from lvlm_radapt.utils.errors import UserError, first_sentence
 from lvlm_radapt.utils.time_limit import within
 
-_PATIENCE = 10.0
+PATIENCE = 10.0
 """Seconds that a chat template may take; the longest of known models takes milliseconds."""
 _CHOOSE_ANOTHER = f"choose another, --conversation or a preset's conversation: {', '.join(CONVERSATIONS)}"
 
@@ -36,7 +36,7 @@ def renders_image(tokenizer: Any, chat_template: str, image_token: str) -> bool:
 
 def _rendered(tokenizer: Any, chat_template: str, prompt: Prompt) -> str:
     return within(
-        _PATIENCE,
+        PATIENCE,
         lambda: tokenizer.apply_chat_template(
             messages(prompt), chat_template=chat_template, tokenize=False, add_generation_prompt=True
         ),

@@ -130,7 +130,7 @@ def finetune(
     file = StateFile(state, settings.plain() | _origin(model, images), writes=together.rank == 0)
     try:
         with _trained(model, settings) as weights, file:
-            work = _Work(model, objective, images, settings, together, weights)
+            work = Work(model, objective, images, settings, together, weights)
             file.resume(work.restore, resume=resume)
             log = work.log
             advance = announce("fine-tuning", recipe.steps) if announce else lambda done, what: None
@@ -187,7 +187,7 @@ def _trained(model: PixelModel, settings: FinetuneSettings) -> Iterator[_Weights
     yield _Weights(chosen, count)
 
 
-class _Work:
+class Work:
     """A model in training: its weights, optimiser and log."""
 
     def __init__(

@@ -41,8 +41,8 @@ from lvlm_radapt.utils.errors import UserError
 from lvlm_radapt.utils.progress import Announce
 
 _PROBED = 32  # images held back at most; a 16th of all, but two
-_PROBES = 8  # how often they are looked at after the start
-_PROBE_STEPS = 10  # of PGD then
+PROBES = 8  # how often they are looked at after the start
+PROBE_STEPS = 10  # of PGD then
 _DIVERGED = 1.5  # times the loss at the start; of unrelated features it is not much more than 2 in all
 _LOOKED_BACK = 10  # steps whose mean loss is compared with it
 
@@ -165,7 +165,7 @@ def _work_on(work: _Learning, files: Sequence[Path], kept: StateFile, announce: 
     advance = announce("learning the anchor", settings.steps) if announce else None
     if advance:
         advance(work.step, "")
-    marks = {round(i * settings.steps / _PROBES) for i in range(_PROBES)}
+    marks = {round(i * settings.steps / PROBES) for i in range(PROBES)}
     batches = pixel_batches(work.model, files, settings.batch, seed=settings.seed, skip=work.step)
     while work.step < settings.steps:
         if work.step in marks:
@@ -322,7 +322,7 @@ class _Learning:
             distance, index = self._distance(batch), list(range(len(batch)))
             # the same noise each time: probes differ by the anchor alone
             seeds = [-1 - number * self.settings.batch - i for i in index]
-            attacked, _ = self._attack(distance, batch, _PROBE_STEPS, seeds)
+            attacked, _ = self._attack(distance, batch, PROBE_STEPS, seeds)
             with torch.no_grad():
                 total += float(distance(attacked, index).sum())
         return total / (self._count * self._unit)

@@ -60,23 +60,23 @@ class Fare(Objective):
             raise UserError(f"{model.name}: a language model reads patch tokens, no image embedding: use tokens")
         self.features = features
 
-    def _read(self, batch: PixelBatch) -> Tensor:
+    def read(self, batch: PixelBatch) -> Tensor:
         if self.features == "cls" and isinstance(self.model, CLIPEncoder):
             return self.model.image_features(batch)
         return self.model.features(batch)
 
     def targets(self, batch: PixelBatch, classes: Tensor | None) -> Targets:
         with torch.no_grad():
-            return (self._read(batch).float(),)
+            return (self.read(batch).float(),)
 
     def attacked(self, batch: PixelBatch, targets: Targets) -> Tensor:
-        return fare_loss(self._read(batch), *targets)
+        return fare_loss(self.read(batch), *targets)
 
     def loss(self, adversarial: PixelBatch, clean: PixelBatch, targets: Targets) -> Tensor:
         return self.attacked(adversarial, targets)
 
     def score(self, batch: PixelBatch, targets: Targets) -> Tensor:
-        near = cosine_similarity(self._read(batch).float(), targets[0], dim=-1)
+        near = cosine_similarity(self.read(batch).float(), targets[0], dim=-1)
         return near if near.ndim == 1 else near.mean(dim=1)
 
 
@@ -120,14 +120,14 @@ class Tga(Tecoa):
     def targets(self, batch: PixelBatch, classes: Tensor | None) -> Targets:
         assert classes is not None
         with torch.no_grad():
-            return classes, self._read(batch, classes)[1]
+            return classes, self.read(batch, classes)[1]
 
     def loss(self, adversarial: PixelBatch, clean: PixelBatch, targets: Targets) -> Tensor:
         classes, original = targets
-        logits, attention = self._read(adversarial, classes)
-        return tga_loss(logits, classes, attention, self._read(clean, classes)[1], original)
+        logits, attention = self.read(adversarial, classes)
+        return tga_loss(logits, classes, attention, self.read(clean, classes)[1], original)
 
-    def _read(self, batch: PixelBatch, classes: Tensor) -> tuple[Tensor, Tensor]:
+    def read(self, batch: PixelBatch, classes: Tensor) -> tuple[Tensor, Tensor]:
         """(logits [B, K], attention maps [B, H * W] guided by each image's own class)."""
         hf = self.encoder.hf
         out = hf.vision_model(self.encoder.pixel_values(batch))

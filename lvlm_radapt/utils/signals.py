@@ -13,7 +13,7 @@ from types import FrameType
 from lvlm_radapt.utils.errors import Stopped
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
-_ECHO = 2.0  # seconds: launchers pass on a Ctrl-C that the terminal has sent to us already
+ECHO = 2.0  # seconds: launchers pass on a Ctrl-C that the terminal has sent to us already
 _received: tuple[int, float] | None = None
 
 
@@ -47,5 +47,5 @@ def _handle(number: int, _frame: FrameType | None) -> None:
     if _received is None:
         _received = (number, now)
         raise Stopped(number)
-    if now - _received[1] > _ECHO:
+    if now - _received[1] > ECHO:
         os._exit(128 + number)

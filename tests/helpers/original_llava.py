@@ -34,7 +34,7 @@ def stock_llava(kind: str = "llava", **vision: Any) -> Any:
     else:
         settings["image_grid_pinpoints"] = [[56, 112], [112, 56], [112, 112]]
         model = transformers.LlavaNextForConditionalGeneration(transformers.LlavaNextConfig(**settings))
-    tiny_random._randomise(model, 5)
+    tiny_random.randomise(model, 5)
     for weight in (model.lm_head.weight, model.model.language_model.embed_tokens.weight):
         weight[-1] = weight[:-1].mean(0)
     model.generation_config = transformers.GenerationConfig(bos_token_id=1, eos_token_id=2, pad_token_id=0)
@@ -140,7 +140,7 @@ def write_original(root: Path, stock: Any, *, tower: bool, safe: bool = False, s
     folder.mkdir(parents=True)
     named = copy.deepcopy(stock)
     if tower:
-        tiny_random._randomise(named.model.vision_tower, 77)
+        tiny_random.randomise(named.model.vision_tower, 77)
     clip = write_tower(root / "clip", named, whole_clip=not tower)
     write_shards(folder, original_weights(stock, tower=tower), safe=safe, shards=shards)
     (folder / "config.json").write_text(json.dumps(original_config(stock, clip) | config))

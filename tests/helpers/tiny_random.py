@@ -24,7 +24,7 @@ EOS_TOKEN = 2
 PINPOINTS = [[56, 112], [112, 56], [112, 112]]  # what views of 56 px an any-resolution model may cut
 
 
-def _randomise(model: nn.Module, seed: int) -> Any:
+def randomise(model: nn.Module, seed: int) -> Any:
     """Draws every parameter from `seed` (norm weights around 1, the rest N(0, 0.2^2)); eval mode, frozen."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
@@ -59,12 +59,12 @@ def clip_vision_config(*, image_size: int = 56, patch_size: int = 14, layers: in
 
 def clip_vision(*, seed: int = 0, **config: Any) -> Any:
     """CLIPVisionModel; `config` goes to `clip_vision_config`."""
-    return _randomise(transformers.CLIPVisionModel(clip_vision_config(**config)), seed)
+    return randomise(transformers.CLIPVisionModel(clip_vision_config(**config)), seed)
 
 
 def clip_vision_with_projection(*, seed: int = 0, **config: Any) -> Any:
     """CLIPVisionModelWithProjection; `config` goes to `clip_vision_config`."""
-    return _randomise(transformers.CLIPVisionModelWithProjection(clip_vision_config(**config)), seed)
+    return randomise(transformers.CLIPVisionModelWithProjection(clip_vision_config(**config)), seed)
 
 
 def clip(*, seed: int = 0, **config: Any) -> Any:
@@ -72,7 +72,7 @@ def clip(*, seed: int = 0, **config: Any) -> Any:
     text = {**_TEXT, "max_position_embeddings": 32, "projection_dim": 16}
     vision = clip_vision_config(**config).to_dict()
     full = transformers.CLIPConfig(text_config=text, vision_config=vision, projection_dim=16)
-    return _randomise(transformers.CLIPModel(full), seed)
+    return randomise(transformers.CLIPModel(full), seed)
 
 
 def llava(*, seed: int = 0, **config: Any) -> Any:
@@ -85,7 +85,7 @@ def llava(*, seed: int = 0, **config: Any) -> Any:
         vision_feature_layer=-2,
         vision_feature_select_strategy="default",
     )
-    return _randomise(transformers.LlavaForConditionalGeneration(full), seed)
+    return randomise(transformers.LlavaForConditionalGeneration(full), seed)
 
 
 def vipllava(*, seed: int = 0) -> Any:
@@ -97,7 +97,7 @@ def vipllava(*, seed: int = 0) -> Any:
         image_token_index=IMAGE_TOKEN,
         vision_feature_layers=[-2, 1],
     )
-    return _randomise(transformers.VipLlavaForConditionalGeneration(full), seed)
+    return randomise(transformers.VipLlavaForConditionalGeneration(full), seed)
 
 
 def siglip_vision_config(*, image_size: int = 56, patch_size: int = 14, layers: int = 3, **kwargs: Any) -> Any:
@@ -108,14 +108,14 @@ def siglip_vision_config(*, image_size: int = 56, patch_size: int = 14, layers: 
 
 def siglip_vision(*, seed: int = 0, **config: Any) -> Any:
     """SiglipVisionModel; `config` goes to `siglip_vision_config`."""
-    return _randomise(transformers.SiglipVisionModel(siglip_vision_config(**config)), seed)
+    return randomise(transformers.SiglipVisionModel(siglip_vision_config(**config)), seed)
 
 
 def siglip(*, seed: int = 0, **config: Any) -> Any:
     """SiglipModel with a two-layer text side of 16 tokens; `config` goes to `siglip_vision_config`."""
     text = {**_TEXT, "max_position_embeddings": 16, "projection_size": WIDTH}
     vision = siglip_vision_config(**config).to_dict()
-    return _randomise(transformers.SiglipModel(transformers.SiglipConfig(text_config=text, vision_config=vision)), seed)
+    return randomise(transformers.SiglipModel(transformers.SiglipConfig(text_config=text, vision_config=vision)), seed)
 
 
 def llava_next(*, seed: int = 0, **config: Any) -> Any:
@@ -127,7 +127,7 @@ def llava_next(*, seed: int = 0, **config: Any) -> Any:
         image_token_index=IMAGE_TOKEN,
         image_grid_pinpoints=PINPOINTS,
     )
-    return _randomise(transformers.LlavaNextForConditionalGeneration(full), seed)
+    return randomise(transformers.LlavaNextForConditionalGeneration(full), seed)
 
 
 def llava_onevision(*, seed: int = 0, vision_aspect_ratio: str = "anyres_max_2", **config: Any) -> Any:
@@ -144,7 +144,7 @@ def llava_onevision(*, seed: int = 0, vision_aspect_ratio: str = "anyres_max_2",
         image_grid_pinpoints=PINPOINTS,
         vision_aspect_ratio=vision_aspect_ratio,
     )
-    return _randomise(transformers.LlavaOnevisionForConditionalGeneration(full), seed)
+    return randomise(transformers.LlavaOnevisionForConditionalGeneration(full), seed)
 
 
 def _qwen_text() -> dict[str, Any]:
@@ -180,7 +180,7 @@ def qwen2_vl(*, seed: int = 0, patch_size: int = 14, layers: int = 2) -> Any:
         "temporal_patch_size": 2,
     }
     config = transformers.Qwen2VLConfig(text_config=_qwen_text(), vision_config=vision, **_qwen_tokens())
-    return _randomise(transformers.Qwen2VLForConditionalGeneration(config), seed)
+    return randomise(transformers.Qwen2VLForConditionalGeneration(config), seed)
 
 
 def qwen2_5_vl(*, seed: int = 0, patch_size: int = 14, window_patches: int = 4, layers: int = 3) -> Any:
@@ -199,7 +199,7 @@ def qwen2_5_vl(*, seed: int = 0, patch_size: int = 14, window_patches: int = 4, 
         "fullatt_block_indexes": [layers - 1],
     }
     config = transformers.Qwen2_5_VLConfig(text_config=_qwen_text(), vision_config=vision, **_qwen_tokens())
-    return _randomise(transformers.Qwen2_5_VLForConditionalGeneration(config), seed)
+    return randomise(transformers.Qwen2_5_VLForConditionalGeneration(config), seed)
 
 
 def qwen3_vl(*, seed: int = 0, patch_size: int = 16, layers: int = 3) -> Any:
@@ -220,7 +220,7 @@ def qwen3_vl(*, seed: int = 0, patch_size: int = 16, layers: int = 3) -> Any:
     text = {**_qwen_text(), "head_dim": WIDTH // 4}
     text["rope_parameters"]["mrope_interleaved"] = True
     config = transformers.Qwen3VLConfig(text_config=text, vision_config=vision, **_qwen_tokens())
-    model = _randomise(transformers.Qwen3VLForConditionalGeneration(config), seed)
+    model = randomise(transformers.Qwen3VLForConditionalGeneration(config), seed)
     model.model.visual.pos_embed.weight.mul_(20)  # next to a patch's sum of many pixels they would not show
     return model
 

@@ -207,7 +207,7 @@ def test_nothing_hangs_or_fills_the_memory(
     capsys: pytest.CaptureFixture[str],
     survived: Callable[[str, int], None],
 ) -> None:
-    monkeypatch.setattr(text, "_PATIENCE", 1.0)
+    monkeypatch.setattr(text, "PATIENCE", 1.0)
     assert_refused(CASES[name], Place.of(shared, tmp_path), monkeypatch, capsys)
     survived("hostile cases refused", 1)
 

@@ -51,7 +51,7 @@ def train_clip(args: argparse.Namespace) -> nn.Module:
     while run.step < run.steps:
         rng = np.random.Generator(np.random.PCG64([args.seed + 2, run.step]))
         rows = rng.choice(len(hidden), args.batch, replace=False)
-        texts = _texts([drawn[i] for i in rows], rng)
+        texts = draw_texts([drawn[i] for i in rows], rng)
         same = _same([scenes.caption(drawn[i]) for i in rows])
         with torch.autocast("cpu", torch.bfloat16):
             images = embed_image(model, hidden[rows].float())
@@ -140,7 +140,7 @@ def _same(captions: list[str]) -> Tensor:
     return torch.from_numpy((words[:, None] == words[None]) & ~np.eye(len(words), dtype=bool))
 
 
-def _texts(batch: list[scenes.Scene], rng: np.random.Generator) -> list[str]:
+def draw_texts(batch: list[scenes.Scene], rng: np.random.Generator) -> list[str]:
     """True captions, half of them canonical and half paraphrased, then each scene's altered ones."""
     true, false = [], []
     for scene in batch:

@@ -19,8 +19,8 @@ from torch.nn import functional
 def prepare(tower: nn.Module) -> None:
     """Gives every patch embedding in `tower` its gradient; weights that are trained keep the library's."""
     for module in tower.modules():
-        if _cuts_patches(module) and _replace not in module._forward_hooks.values():
-            module.register_forward_hook(_replace)
+        if _cuts_patches(module) and replace_gradient not in module._forward_hooks.values():
+            module.register_forward_hook(replace_gradient)
 
 
 def _cuts_patches(module: nn.Module) -> bool:
@@ -33,7 +33,7 @@ def _cuts_patches(module: nn.Module) -> bool:
     )
 
 
-def _replace(module: Any, args: tuple[Tensor, ...], output: Tensor) -> Tensor | None:
+def replace_gradient(module: Any, args: tuple[Tensor, ...], output: Tensor) -> Tensor | None:
     weight: Tensor = module.weight
     trained = any(parameter.requires_grad for parameter in module.parameters())
     # an offloaded weight has been taken away again by now
