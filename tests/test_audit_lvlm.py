@@ -18,6 +18,7 @@ from lvlm_radapt import RAdaptConfig, cli, load_model, robustify
 from lvlm_radapt.embedded.dataset import write_scenes
 from lvlm_radapt.models.base import LVLM
 from tests.helpers.evaluations import evaluation, score
+from tests.helpers.slow import slow
 from tests.helpers.tiny_checkpoints import save_llava
 
 
@@ -76,7 +77,7 @@ def run_settings(data, attack="e2e", threat="adaptive") -> Evaluation:
     return evaluation("vqav2", data, attack, threat=threat, steps=2, samples=4, seed=1, chunk_size=3, batch_size=2)
 
 
-@pytest.mark.parametrize("attack", ["e2e", "ensemble"])
+@pytest.mark.parametrize("attack", ["e2e", slow("ensemble")])
 def test_every_adaptive_run_carries_an_audit(tmp_path, data, checkpoint, monkeypatch, attack):
     # an ensemble attacks nothing on a model that answers nothing right
     model = robustify(load_model("tiny-llava" if attack == "ensemble" else checkpoint), RAdaptConfig())

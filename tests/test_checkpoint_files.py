@@ -18,6 +18,7 @@ from lvlm_radapt.utils.errors import UserError, first_sentence
 from tests.helpers import original_llava, released, tiny_checkpoints
 from tests.helpers.evaluations import evaluation
 from tests.helpers.failures import one_line, quiet
+from tests.helpers.slow import slow
 
 EXTRA = r"needs two packages, sentencepiece and protobuf: pip install 'lvlm-radapt\[original\]'"
 
@@ -34,7 +35,7 @@ def opened_without_sentencepiece(folder: Path) -> str:
     return done.stderr
 
 
-@pytest.mark.parametrize("kept", [True, False])
+@pytest.mark.parametrize("kept", [slow(True), False])
 def test_a_siglip_tokenizer_names_the_extra(kept: bool, tmp_path: Path) -> None:
     """Released SigLIPs name a class that reads spiece.model alone, tokenizer.json beside it or not."""
     folder = tiny_checkpoints.save_siglip(tmp_path / "siglip")
@@ -46,7 +47,7 @@ def test_a_siglip_tokenizer_names_the_extra(kept: bool, tmp_path: Path) -> None:
     assert re.search(EXTRA, opened_without_sentencepiece(folder))
 
 
-@pytest.mark.parametrize("original", [True, False])
+@pytest.mark.parametrize("original", [slow(True), slow(False)])
 def test_so_does_a_folder_with_tokenizer_model_alone(original: bool, tmp_path: Path) -> None:
     if original:
         folder = original_llava.write_original(tmp_path, original_llava.stock_llava(), tower=True)

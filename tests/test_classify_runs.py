@@ -193,6 +193,7 @@ def _noise():
     return [noise(112, 112, i) for i in range(2)]
 
 
+@pytest.mark.slow
 def test_the_commands_of_the_readme(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path, folder: Path
 ) -> None:

@@ -192,6 +192,7 @@ def test_every_cell_is_a_run_and_every_number_comes_from_it(tmp_path, monkeypatc
     assert "other steps" in err
 
 
+@pytest.mark.slow
 def test_what_a_row_needs_is_trained_once_on_images_of_its_own(tmp_path, monkeypatch, capsys):
     learn = {"set": "train", "images": 12, "steps": 1, "batch": 4}
     tuned = {"scope": "embedding+attention1", "recipe": "scenes", **learn}

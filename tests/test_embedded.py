@@ -12,6 +12,7 @@ from lvlm_radapt.embedded import scenes
 from lvlm_radapt.embedded.dataset import write_scenes
 from lvlm_radapt.loading.locate import EMBEDDED, embedded_models
 from tests.helpers.evaluations import evaluation, score
+from tests.helpers.slow import slow
 
 LVLMS = ("tiny-llava", "tiny-qwen")
 CLASSES = {
@@ -67,7 +68,7 @@ def _run(model, data, out, attack, steps=None, task="vqav2", samples=64):
     return score(model, asked, out)
 
 
-@pytest.mark.parametrize("name", LVLMS)
+@pytest.mark.parametrize("name", ["tiny-llava", slow("tiny-qwen")])
 def test_it_answers_and_an_attack_breaks_it_where_noise_does_not(name, tmp_path, data):
     model = load_model(name)
     noise = _run(model, data[name], tmp_path / "noise", "noise").metrics

@@ -14,6 +14,7 @@ import pytest
 from eval_tasks.run.records import RunFolder, image_name, read_run
 from lvlm_radapt.embedded.dataset import write_scenes
 from tests.helpers.commands import Command, contents, evaluation
+from tests.helpers.slow import slow
 
 FLUSHES = 47  # of an undisturbed run: where it can be killed
 
@@ -83,7 +84,7 @@ def test_many_kills_change_nothing(data, whole, tmp_path, survived):
     _survive_kills(20, random.Random(seed), data, whole, tmp_path, survived)
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(("number", "code"), [slow(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_signal_saves_and_says_how_to_go_on(data, whole, tmp_path, number, code):
     out, log = tmp_path / "run", tmp_path / "log.jsonl"
     words = evaluation("tiny-llava", data, out, "--log-json", str(log))
@@ -188,6 +189,7 @@ def test_an_image_damaged_midway_is_named_and_nothing_counts_twice(data, whole, 
     _finish(words, tmp_path / "logs", out, whole)
 
 
+@pytest.mark.slow
 def test_a_saved_image_damaged_midway_is_named_and_made_again(data, whole, tmp_path):
     out = tmp_path / "run"
     words = evaluation("tiny-llava", data, out)

@@ -40,6 +40,7 @@ from tests.helpers import tiny_checkpoints
 from tests.helpers.cli import call
 from tests.helpers.commands import Command, launch
 from tests.helpers.failures import one_line
+from tests.helpers.slow import slow
 
 RECIPE = FinetuneRecipe(
     name="test", description="few steps", eps=4 / 255, pgd_step=2 / 255, pgd_steps=2, steps=3, warmup=1, batch_size=4,
@@ -443,7 +444,7 @@ def _words(encoder: Path | str, images: Path, out: Path, *more: str) -> list[str
     return [*words, "--steps", "3", "--batch-size", "4", "--device", "cpu", *more]
 
 
-@pytest.mark.parametrize("rank", [(), ("--rank", "2")])
+@pytest.mark.parametrize("rank", [(), slow(("--rank", "2"))])
 def test_two_processes_share_every_batch_and_end_at_the_same_model(
     rank: tuple[str, ...], clip: Path, folder: Path, tmp_path: Path
 ) -> None:

@@ -27,6 +27,7 @@ def _advised(command: Command) -> list[str]:
     return shlex.split(command.err.split("go on with: lvlm-radapt ")[1].split("; ")[0])
 
 
+@pytest.mark.slow
 def test_training_that_ended_is_kept_where_the_model_finds_no_room(data, mounted, tmp_path):
     words = ["finetune", "tiny-clip", "--method", "fare", "--images", str(data / "val2014"), "--steps", "2"]
     words += ["--batch-size", "2", "--device", "cpu", "--out"]

@@ -33,6 +33,7 @@ def test_it_explains_itself_without_a_gpu(
     assert "no GPU here" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["llava-1.5-7b", "qwen2.5-vl-7b"])
 def test_what_it_times_runs(full_size: Any, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The same jobs on the same classes, shrunk to fit a test."""

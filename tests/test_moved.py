@@ -19,6 +19,7 @@ def test_an_old_path_is_the_new_module(old: str) -> None:
     assert module.__spec__.name == MOVED[old]
 
 
+@pytest.mark.slow
 def test_no_module_of_ours_uses_an_old_path() -> None:
     walk = (
         "import attacks, importlib, pkgutil, warnings, lvlm_radapt, eval_tasks\n"

@@ -19,6 +19,7 @@ import lvlm_radapt
 from lvlm_radapt.embedded.dataset import write_scenes
 from lvlm_radapt.utils.printing import PlainConsole, readable
 from lvlm_radapt.utils.progress import bars
+from tests.helpers.slow import slow
 
 EVIL = "a\x1b]0;pwned\x07b\x9b31mcd\u202ee\udcff\ud800[/b][red]:x:"
 SAFE = r"a\x1b]0;pwned\x07b\x9b31mcd\u202ee\xff\ud800[/b][red]:x:"
@@ -83,7 +84,7 @@ def run(*words: object, folder: Path) -> subprocess.CompletedProcess[bytes]:
     return subprocess.run(command, cwd=folder, capture_output=True, check=False, timeout=120)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", [slow(NAMES[0]), NAMES[1]])
 def test_names_are_printed_as_they_are(name: str, tmp_path: Path) -> None:
     shown = readable(name).encode()
     done = run("data", "scenes", "--out", name, "--count", 2, "--per-class", 0, folder=tmp_path)
@@ -102,6 +103,7 @@ def test_names_are_printed_as_they_are(name: str, tmp_path: Path) -> None:
         assert not set(b"\x1b\x07\xff") & set(said)
 
 
+@pytest.mark.slow
 def test_a_run_may_have_names_that_are_not_utf_8(tmp_path: Path) -> None:
     write_scenes(tmp_path / "data\udcff", count=2)
     words = ["tiny-llava", "--task", "coco", "--data", "data\udcff", "--attack", "none", "--preset", "scenes"]
@@ -115,7 +117,7 @@ def test_a_run_may_have_names_that_are_not_utf_8(tmp_path: Path) -> None:
     assert (again.returncode, again.stderr) == (0, b"")
 
 
-@pytest.mark.parametrize("of", ["class", "file"])
+@pytest.mark.parametrize("of", ["class", slow("file")])
 def test_texts_that_no_record_can_hold_are_refused_in_one_line(tmp_path: Path, of: str) -> None:
     for name in ("red", "blue\udcff" if of == "class" else "blue"):
         (tmp_path / "set" / name).mkdir(parents=True)

@@ -87,6 +87,7 @@ def test_the_repacking_that_spoils_gradients_is_off_in_every_4_bit_layer(
     assert not any(layer.support_avx512bf16_for_cpu for layer in layers)
 
 
+@pytest.mark.slow
 def test_an_attack_through_8_bits_is_no_weaker() -> None:
     model, plain = load_model("tiny-llava", quantize="8bit"), load_model("tiny-llava")
     dequantised(model, plain)

@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.helpers.slow import slow
+
 ATTACK = ["--attack", "e2e", "--eps", "4/255", "--steps", "2", "--samples", "2", "--device", "cpu"]
 COMMANDS = {
     "robustify": ["robustify", "tiny-llava", "--out", "OUT", "--device", "cpu"],
@@ -35,7 +37,7 @@ def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("name", COMMANDS)
+@pytest.mark.parametrize("name", [name if name == "eval" else slow(name) for name in COMMANDS])
 def test_no_command_prints_a_warning(name: str, scenes: Path, tmp_path: Path) -> None:
     image = sorted((scenes / "val2014").iterdir())[0]
     paths = {"OUT": tmp_path / "out", "SCENES": scenes, "IMAGE": image, "SCENES/val2014": scenes / "val2014"}

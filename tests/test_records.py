@@ -302,6 +302,7 @@ def _child(path: Path, sample_id: str) -> None:
     RunFolder(path).append(record(sample_id))
 
 
+@pytest.mark.slow
 def test_processes_write_parts_of_their_own(tmp_path: Path) -> None:
     folder = started(tmp_path)
     folder.append(record("9"))

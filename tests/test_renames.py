@@ -17,6 +17,7 @@ import yaml
 from lvlm_radapt.embedded.dataset import write_scenes
 from lvlm_radapt.utils.leftovers import is_own
 from tests.helpers.commands import Command, Fault
+from tests.helpers.slow import slow
 
 ROWS = [
     {"name": "none"},
@@ -148,7 +149,7 @@ class Trial:
         shutil.rmtree(self.out)
 
 
-@pytest.mark.parametrize("name", SHORT)
+@pytest.mark.parametrize("name", [name if name in ("compare", "finetune") else slow(name) for name in SHORT])
 def test_a_command_killed_at_a_rename_goes_on_to_the_same_bits(name, data, tmp_path, survived):
     trial = Trial(SHORT[name], data, tmp_path)
     # of what is written whole at the end, the last rename makes it so
@@ -158,6 +159,7 @@ def test_a_command_killed_at_a_rename_goes_on_to_the_same_bits(name, data, tmp_p
         trial.finish()
 
 
+@pytest.mark.slow
 def test_a_demo_that_is_stopped_says_how_to_go_on(data, tmp_path):
     trial = Trial(SHORT["demo"], data, tmp_path)
     assert trial.run({"signal": signal.SIGTERM, "at_rename": 1}) == 128 + signal.SIGTERM

@@ -13,6 +13,7 @@ from lvlm_radapt import RAdaptConfig, load_model, robustify
 from lvlm_radapt.embedded.dataset import write_scenes
 from lvlm_radapt.utils.errors import UserError
 from tests.helpers.evaluations import evaluation, score
+from tests.helpers.slow import slow
 from tests.helpers.tiny_checkpoints import save_llava
 
 
@@ -114,6 +115,7 @@ def test_an_ensemble_killed_in_the_middle_ends_at_the_same_numbers(tmp_path, dat
         assert torch.equal(image(whole, record.id), image(again, record.id))
 
 
+@pytest.mark.slow
 def test_transfer_ensembles_are_judged_on_the_twin_and_can_be_used_again(tmp_path, data, checkpoint, letters):
     made = score(load_model(checkpoint), settings(data), tmp_path / "stock")
     protected = robustify(load_model(checkpoint), RAdaptConfig())
@@ -242,7 +244,7 @@ def test_a_targeted_attack_looks_now_and_then_and_stops_where_it_reads_its_text(
     assert run.metrics["success"]["ci95"][1] == 100
 
 
-@pytest.mark.parametrize("attack", ["e2e", "ensemble"])
+@pytest.mark.parametrize("attack", ["e2e", slow("ensemble")])
 def test_an_early_exit_spends_fewer_steps_and_leaves_no_higher_score(tmp_path, attack, monkeypatch):
     """On the embedded model, whose answers are right until an attack changes them."""
     climbs = []

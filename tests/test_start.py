@@ -11,6 +11,7 @@ import pytest
 from lvlm_radapt.cli.placing import device_named
 from tests.helpers.failures import one_line
 from tests.helpers.paths import ROOT
+from tests.helpers.slow import slow
 
 COMMAND = [sys.executable, "-m", "lvlm_radapt"]
 # Ctrl-C comes when the named module is looked for.
@@ -28,7 +29,7 @@ main()
 """
 
 
-@pytest.mark.parametrize("module", ["lvlm_radapt.cli", "typer", "rich.console", "torch", "transformers"])
+@pytest.mark.parametrize("module", ["torch", *map(slow, ("lvlm_radapt.cli", "typer", "rich.console", "transformers"))])
 def test_a_stop_while_modules_are_imported_is_one_line(module, tmp_path):
     words = ["robustify", "tiny-clip", "--out", str(tmp_path / "out"), "--device", "cpu"]
     done = subprocess.run([sys.executable, "-c", STOPPED, module, *words], capture_output=True, text=True)
@@ -44,7 +45,7 @@ def test_the_installed_command_begins_before_anything_is_imported():
     assert not {"typer", "rich", "pydantic", "torch", "lvlm_radapt.cli"} & set(done.stdout.split())
 
 
-@pytest.mark.parametrize("unbuffered", ["", "1"])
+@pytest.mark.parametrize("unbuffered", ["", slow("1")])
 def test_a_stdout_without_room_is_one_line(unbuffered):
     if not os.path.exists("/dev/full"):
         pytest.skip("the system has no device that is always full")
@@ -57,7 +58,7 @@ def test_a_stdout_without_room_is_one_line(unbuffered):
     assert done.stderr == "error: cannot write to stdout: No space left on device\n"
 
 
-@pytest.mark.parametrize("words", [["list", "models"], ["--help"]])
+@pytest.mark.parametrize("words", [slow(["list", "models"]), ["--help"]])
 def test_a_reader_that_has_seen_enough_ends_it_quietly(words):
     reading, writing = os.pipe()
     os.close(reading)
@@ -66,6 +67,7 @@ def test_a_reader_that_has_seen_enough_ends_it_quietly(words):
     assert (done.returncode, done.stderr) == (1, "")
 
 
+@pytest.mark.slow
 def test_a_reader_of_the_log_that_has_seen_enough_ends_it_quietly(tmp_path):
     reading, writing = os.pipe()
     os.close(reading)
@@ -75,7 +77,7 @@ def test_a_reader_of_the_log_that_has_seen_enough_ends_it_quietly(tmp_path):
     assert (done.returncode, done.stderr) == (1, "")
 
 
-@pytest.mark.parametrize(("words", "code"), [("list models", 0), ("list nothing", 2)])
+@pytest.mark.parametrize(("words", "code"), [slow("list models", 0), ("list nothing", 2)])
 def test_closed_streams_change_nothing(words, code):
     closing = f"exec {' '.join(COMMAND)} {words} <&- >&- 2>&-"
     assert subprocess.run(["/bin/sh", "-c", closing]).returncode == code

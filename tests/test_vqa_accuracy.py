@@ -35,6 +35,7 @@ def test_equals_the_official_script_on_many_cases(style: str) -> None:
     assert min(seen[score] for score in (0.0, 0.3, 0.6, 0.9, 1.0)) > 40, seen
 
 
+@pytest.mark.slow
 def test_the_cases_tell_the_scripts_apart() -> None:
     draw = random.Random(15)
     scores = [[SCRIPTS[style](*one) for style in STYLES] for one in (case(draw) for _ in range(4000))]

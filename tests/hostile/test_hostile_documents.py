@@ -87,6 +87,7 @@ def real(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return {name: without_checksums(root / name) for name in ("coco-retrieval", "imagefolder", "captions")}
 
 
+@pytest.mark.slow
 @settings(max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
 @given(
     kind=st.sampled_from(["coco-retrieval", "imagefolder", "captions"]),
