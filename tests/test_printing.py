@@ -133,7 +133,7 @@ def test_texts_that_no_record_can_hold_are_refused_in_one_line(tmp_path: Path, o
 def test_nothing_prints_past_it() -> None:
     root = Path(lvlm_radapt.__file__).parents[1]
     files = [file for package in ("lvlm_radapt", "eval_tasks", "attacks") for file in (root / package).rglob("*.py")]
-    assert len(files) > 100
+    assert files
     consoles = re.compile(r"(?<!Plain)\bConsole\(|markup=True|\brich\.print\b|from rich import print")
     past = [file.name for file in files if consoles.search(file.read_text(encoding="utf-8"))]
     assert past == []
