@@ -49,7 +49,7 @@ test: setup
 
 # The slow tests too; HYPOTHESIS_PROFILE=random draws new examples.
 test-all: setup
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(SIDE_BY_SIDE) -m 'not gpu and not web'
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(SIDE_BY_SIDE) -m 'not gpu and not web' --timeout 1800
 
 lint: setup
 	$(BIN)/ruff format --check .
