@@ -1,7 +1,6 @@
 """The audit of vision-language models: a sound one passes, a planted flaw is named, every adaptive run carries one."""
 
 import json
-import sys
 from pathlib import Path
 
 import pytest
@@ -14,9 +13,10 @@ from eval_tasks.data import load_task
 from eval_tasks.run.audit_of_run import target_of_run
 from eval_tasks.run.records import read_run
 from eval_tasks.tasks.make_task import make_task
-from lvlm_radapt import RAdaptConfig, cli, load_model, robustify
+from lvlm_radapt import RAdaptConfig, load_model, robustify
 from lvlm_radapt.embedded.dataset import write_scenes
 from lvlm_radapt.models.base import LVLM
+from tests.helpers.cli import call
 from tests.helpers.evaluations import evaluation, score
 from tests.helpers.slow import slow
 from tests.helpers.tiny_checkpoints import save_llava
@@ -101,18 +101,6 @@ def test_every_adaptive_run_carries_an_audit(tmp_path, data, checkpoint, monkeyp
     assert read_run(tmp_path / "rich").samples == rich.samples
     transfer = score(model, run_settings(data, attack, "transfer"), tmp_path / "transfer")
     assert "audit" not in transfer.metrics
-
-
-def call(monkeypatch, capsys, *arguments) -> tuple[int, str, str]:
-    monkeypatch.setattr(sys, "argv", ["lvlm-radapt", *map(str, arguments)])
-    monkeypatch.setenv("COLUMNS", "200")
-    code = 0
-    try:
-        cli.main()
-    except SystemExit as stop:
-        code = stop.code if isinstance(stop.code, int) else 0 if stop.code is None else 1
-    out, err = capsys.readouterr()
-    return code, out, err
 
 
 def test_the_command_writes_a_document_and_a_page(tmp_path, data, checkpoint, monkeypatch, capsys):

@@ -7,8 +7,7 @@ import struct
 import subprocess
 import sys
 import zlib
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +53,7 @@ from tests.helpers.cases import (
 )
 from tests.helpers.data_sets import ANNOTATIONS, MAKERS, QUESTIONS, change, write
 from tests.helpers.evaluations import evaluation, score, with_options
+from tests.helpers.failures import perhaps_refused
 from tests.helpers.records import finished, record, started
 from tests.helpers.tiny_checkpoints import save_qwen
 
@@ -363,16 +363,6 @@ JSON = st.recursive(
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=6), inner, max_size=3),
     max_leaves=8,
 )
-
-
-@contextmanager
-def perhaps_refused() -> Iterator[None]:
-    """Fails on any error but a UserError of one line."""
-    try:
-        yield
-    except UserError as error:
-        if "\n" in str(error):
-            pytest.fail(f"more than one line: {error}")
 
 
 def mutated(content: Any, draw: Callable[..., Any]) -> Any:

@@ -36,3 +36,13 @@ def one_line(match: str) -> Iterator[None]:
     with quiet(), pytest.raises(UserError, match=match) as caught:
         yield
     assert "\n" not in str(caught.value)
+
+
+@contextmanager
+def perhaps_refused() -> Iterator[None]:
+    """Fails on any error but a UserError of one line."""
+    try:
+        yield
+    except UserError as error:
+        if "\n" in str(error):
+            pytest.fail(f"more than one line: {error}")

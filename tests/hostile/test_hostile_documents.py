@@ -1,6 +1,5 @@
 """A document with any value in any field is read, or refused in one line: nothing else may come of it."""
 
-import contextlib
 import io
 import json
 import shutil
@@ -20,9 +19,9 @@ from lvlm_radapt.defences.radapt.config import RAdaptConfig
 from lvlm_radapt.embedded.dataset import write_scenes
 from lvlm_radapt.loading.load import load_encoder
 from lvlm_radapt.tuning.results import recommended
-from lvlm_radapt.utils.errors import UserError
 from tests.helpers.data_sets import write
 from tests.helpers.evaluations import evaluation, score
+from tests.helpers.failures import perhaps_refused
 from tests.helpers.run_folders import Maker, attack, spread, without_checksums
 
 ODD = st.sampled_from(
@@ -48,16 +47,6 @@ def edited(content: Any, path: tuple[Any, ...], value: Any) -> Any:
     else:
         copy[path[0]] = edited(content[path[0]], path[1:], value)
     return copy
-
-
-@contextlib.contextmanager
-def perhaps_refused() -> Iterator[None]:
-    """Fails on any error but a UserError of one line."""
-    try:
-        yield
-    except UserError as error:
-        if "\n" in str(error):
-            pytest.fail(f"more than one line: {error}")
 
 
 def reported(path: Path, out: Path) -> Run:
