@@ -16,6 +16,7 @@ from lvlm_radapt.models.geometry import clip_canvas, clip_canvas_bytes, pad_to_s
 from lvlm_radapt.models.language import text_positions
 from lvlm_radapt.models.speedups import hidden_states as reading
 from lvlm_radapt.models.text import PromptEncoder, renderer
+from lvlm_radapt.towers import find_tower
 from lvlm_radapt.towers.clip import CLIPTower
 from lvlm_radapt.towers.siglip import SiglipTower
 from lvlm_radapt.utils.errors import UserError
@@ -106,7 +107,7 @@ class LlavaLVLM(LVLM):
 
     @property
     def _reads_cls(self) -> bool:
-        has_cls = self.hf.config.vision_config.model_type == "clip_vision_model"
+        has_cls = find_tower(self.tower).prefix_tokens > 0
         return has_cls and self.hf.config.vision_feature_select_strategy == "full"
 
     def image_tokens(self, batch: PixelBatch) -> list[int]:

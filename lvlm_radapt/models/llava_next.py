@@ -16,6 +16,7 @@ from lvlm_radapt.models.conversations import Conversation
 from lvlm_radapt.models.family import Family
 from lvlm_radapt.models.geometry import eight_bit
 from lvlm_radapt.models.llava import PLAIN_LAYERS, UNQUANTISED, LlavaLVLM
+from lvlm_radapt.towers import find_tower
 from lvlm_radapt.towers.clip import CLIPTower
 from lvlm_radapt.towers.siglip import SiglipTower
 from lvlm_radapt.utils.errors import UserError
@@ -62,7 +63,7 @@ class LlavaNextLVLM(LlavaLVLM):
                 f"{name}: the image processor and the model differ in image_grid_pinpoints: make "
                 "preprocessor_config.json and config.json agree"
             )
-        has_cls = vision.model_type == "clip_vision_model"
+        has_cls = find_tower(hf).prefix_tokens > 0
         if has_cls != (hf.config.vision_feature_select_strategy == "default"):
             raise UserError(
                 f"{name}: vision_feature_select_strategy {hf.config.vision_feature_select_strategy!r} leaves no "

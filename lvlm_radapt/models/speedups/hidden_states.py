@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 from torch import Tensor, nn
 
 from lvlm_radapt.models.speedups import truncated_forward as partial_pass
+from lvlm_radapt.towers import find_tower
+from lvlm_radapt.towers.parts import tower_blocks
 
 
 def prepare(tower: nn.Module) -> None:
@@ -33,5 +34,4 @@ def hidden_states(tower: nn.Module, pixels: Tensor, layers: Sequence[int]) -> li
 
 
 def _blocks(tower: nn.Module) -> Sequence[nn.Module]:
-    module: Any = tower
-    return module.encoder.layers
+    return tower_blocks(find_tower(tower))
