@@ -52,7 +52,7 @@ def load_stock(name_or_path: str | os.PathLike[str], *, geometry: Geometry | Non
     _check_image_token(hf, tokenizer, name)
     ours.check_config(hf.config, name)
     image_processor = ours.limited(image_processor, options.max_pixels, name)
-    if ours.pads and getattr(image_processor, "do_pad", False):
+    if ours.unpadded is None and getattr(image_processor, "do_pad", False):
         geometry = "pad"  # such a processor pads by itself, as that of a saved original LLaVA does
     image_token = tokenizer.convert_ids_to_tokens(hf.config.image_token_id)
     tokenizer.chat_template = chat_template_of(source, name, tokenizer, image_token)  # which is what will be saved

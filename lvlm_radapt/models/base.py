@@ -20,13 +20,14 @@ from torch import Tensor, nn
 
 from attacks.auto_batch import out_of_memory
 from lvlm_radapt.models.checks import check_finite, check_normalisation
+from lvlm_radapt.models.conversations import CONVERSATIONS, Conversation, Prompt
 from lvlm_radapt.models.language import greedy, left_pad, right_pad, target_nll, target_positions
 from lvlm_radapt.models.speedups import last_layer, patch_gradient
+from lvlm_radapt.models.text import PromptEncoder, renderer
 from lvlm_radapt.utils.errors import UserError
 
 if TYPE_CHECKING:
     from lvlm_radapt.defences.radapt.config import RAdaptConfig
-    from lvlm_radapt.models.text import Prompt, PromptEncoder
 
 Geometry = Literal["stock", "pad"]
 FeaturePoint = Literal["tower", "projector"]
@@ -238,8 +239,8 @@ class LVLM(PixelModel):
     grows: ClassVar[bool] = False
     """Whether the canvas grows with the image, so that `max_pixels` limits it. Image processors are then sized by
     numbers of pixels, in place of sides."""
-    pads: ClassVar[bool] = False
-    """Whether an image processor with `do_pad` gives this model's `pad` geometry."""
+    unpadded: ClassVar[str | None] = "geometry pad is for LLaVA-1.5: use stock"
+    """Why images are not padded to a square (`geometry="pad"`); None for a model whose images may be."""
 
     @classmethod
     def check_config(cls, config: Any, name: str) -> None:
@@ -260,11 +261,47 @@ class LVLM(PixelModel):
         image_processor: Any,
         *,
         name: str,
-        text: PromptEncoder,
         geometry: Geometry = "stock",
+        chat_template: Any = None,
+        conversation: Conversation | None = None,
     ) -> None:
+        """chat_template: the checkpoint's own. conversation: one in its place; without either, the family's usual one.
+
+        UserError where the template does not render one image and a question.
+        """
+        if geometry == "pad" and self.unpadded is not None:
+            raise UserError(f"{name}: {self.unpadded}")
         super().__init__(hf, tokenizer, image_processor, name=name, geometry=geometry)
-        self.text = text
+        if conversation is None and chat_template is None:
+            conversation = CONVERSATIONS[self.default_conversation]
+        image_id = int(hf.config.image_token_id)
+        image_token = tokenizer.convert_ids_to_tokens(image_id)
+        render = renderer(tokenizer, conversation, image_token=image_token, chat_template=chat_template, model=name)
+        reserved = map(tokenizer.convert_ids_to_tokens, (image_id, *self._reserved_ids()))
+        self.text = PromptEncoder(
+            tokenizer,
+            render,
+            image_id=image_id,
+            end_id=self._end_id(),
+            target_prefix=self._target_prefix(render("")),
+            placeholders=[token for token in reserved if token],
+            conversation=conversation,
+        )
+
+    def _reserved_ids(self) -> list[int]:
+        """Tokens, besides the image's, that no user's text may spell."""
+        video = getattr(self.hf.config, "video_token_id", None)
+        return [] if video is None else [video]
+
+    def _end_id(self) -> int:
+        """The token that ends an answer; UserError where the tokenizer names none."""
+        if self.tokenizer.eos_token_id is None:
+            raise UserError(f"{self.name}: its tokenizer names no eos_token: add it to tokenizer_config.json")
+        return int(self.tokenizer.eos_token_id)
+
+    def _target_prefix(self, opening: str) -> str:
+        """What stands between `opening`, a rendered prompt, and the answer."""
+        return "" if opening.endswith("\n") else " "
 
     @abstractmethod
     def image_embeds(self, batch: PixelBatch) -> Tensor:

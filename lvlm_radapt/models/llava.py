@@ -9,13 +9,11 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from lvlm_radapt.models.base import LVLM, FeaturePoint, Geometry, PixelBatch
-from lvlm_radapt.models.conversations import CONVERSATIONS, Conversation
+from lvlm_radapt.models.base import LVLM, FeaturePoint, PixelBatch
 from lvlm_radapt.models.family import Family
 from lvlm_radapt.models.geometry import clip_canvas, clip_canvas_bytes, pad_to_square
 from lvlm_radapt.models.language import text_positions
 from lvlm_radapt.models.speedups import hidden_states as reading
-from lvlm_radapt.models.text import PromptEncoder, renderer
 from lvlm_radapt.towers import find_tower
 from lvlm_radapt.towers.clip import CLIPTower
 from lvlm_radapt.towers.siglip import SiglipTower
@@ -26,36 +24,10 @@ class LlavaLVLM(LVLM):
     """`LlavaForConditionalGeneration` behind the uniform interface."""
 
     default_conversation: ClassVar[str] = "vicuna_v1"
-    pads: ClassVar[bool] = True
+    unpadded: ClassVar[str | None] = None
 
-    def __init__(
-        self,
-        hf: Any,
-        tokenizer: Any,
-        image_processor: Any,
-        *,
-        name: str,
-        geometry: Geometry = "stock",
-        chat_template: Any = None,
-        conversation: Conversation | None = None,
-    ) -> None:
-        image_id = int(hf.config.image_token_id)
-        image_token = tokenizer.convert_ids_to_tokens(image_id)
-        if conversation is None and chat_template is None:
-            conversation = CONVERSATIONS[self.default_conversation]
-        render = renderer(tokenizer, conversation, image_token=image_token, chat_template=chat_template, model=name)
-        video_id = getattr(hf.config, "video_token_id", None)
-        video = () if video_id is None else (tokenizer.convert_ids_to_tokens(video_id),)
-        text = PromptEncoder(
-            tokenizer,
-            render,
-            image_id=image_id,
-            end_id=tokenizer.eos_token_id,
-            target_prefix="" if render("").endswith("\n") else " ",
-            placeholders=(image_token, *video),
-            conversation=conversation,
-        )
-        super().__init__(hf, tokenizer, image_processor, name=name, text=text, geometry=geometry)
+    def __init__(self, hf: Any, tokenizer: Any, image_processor: Any, **settings: Any) -> None:
+        super().__init__(hf, tokenizer, image_processor, **settings)
         reading.prepare(self.tower)
 
     @classmethod

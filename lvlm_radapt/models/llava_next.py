@@ -11,8 +11,7 @@ from PIL import Image
 from torch import Tensor
 from transformers.image_processing_utils import select_best_resolution
 
-from lvlm_radapt.models.base import Geometry, PixelBatch
-from lvlm_radapt.models.conversations import Conversation
+from lvlm_radapt.models.base import PixelBatch
 from lvlm_radapt.models.family import Family
 from lvlm_radapt.models.geometry import eight_bit
 from lvlm_radapt.models.llava import PLAIN_LAYERS, UNQUANTISED, LlavaLVLM
@@ -31,30 +30,10 @@ class LlavaNextLVLM(LlavaLVLM):
     """
 
     views_apart = True
-    pads = False
+    unpadded = "geometry pad is for LLaVA-1.5; this model cuts an image into views, use stock"
 
-    def __init__(
-        self,
-        hf: Any,
-        tokenizer: Any,
-        image_processor: Any,
-        *,
-        name: str,
-        geometry: Geometry = "stock",
-        chat_template: Any = None,
-        conversation: Conversation | None = None,
-    ) -> None:
-        if geometry == "pad":
-            raise UserError(f"{name}: geometry pad is for LLaVA-1.5; this model cuts an image into views, use stock")
-        super().__init__(
-            hf,
-            tokenizer,
-            image_processor,
-            name=name,
-            geometry=geometry,
-            chat_template=chat_template,
-            conversation=conversation,
-        )
+    def __init__(self, hf: Any, tokenizer: Any, image_processor: Any, *, name: str, **settings: Any) -> None:
+        super().__init__(hf, tokenizer, image_processor, name=name, **settings)
         vision = hf.config.vision_config
         self._side, self._high = int(vision.image_size), int(vision.image_size) // int(vision.patch_size)
         self._canvases = [tuple(pair) for pair in hf.config.image_grid_pinpoints]

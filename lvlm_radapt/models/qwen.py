@@ -10,11 +10,9 @@ from PIL import Image
 from torch import Tensor, nn
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_resize
 
-from lvlm_radapt.models.base import LVLM, FeaturePoint, Geometry, PixelBatch
-from lvlm_radapt.models.conversations import CONVERSATIONS, Conversation
+from lvlm_radapt.models.base import LVLM, FeaturePoint, PixelBatch
 from lvlm_radapt.models.family import Family
 from lvlm_radapt.models.geometry import eight_bit
-from lvlm_radapt.models.text import PromptEncoder, renderer
 from lvlm_radapt.towers.qwen import (
     QwenTower,
     batch_equal_windows,
@@ -34,45 +32,24 @@ class QwenLVLM(LVLM):
 
     default_conversation: ClassVar[str] = "qwen"
     grows: ClassVar[bool] = True
+    unpadded: ClassVar[str | None] = "geometry pad is for LLaVA; Qwen keeps the image's shape, use stock"
 
-    def __init__(
-        self,
-        hf: Any,
-        tokenizer: Any,
-        image_processor: Any,
-        *,
-        name: str,
-        geometry: Geometry = "stock",
-        chat_template: Any = None,
-        conversation: Conversation | None = None,
-    ) -> None:
-        if geometry == "pad":
-            raise UserError(f"{name}: geometry pad is for LLaVA; Qwen keeps the image's shape, use stock")
-        config = hf.config
-        image_token = tokenizer.convert_ids_to_tokens(config.image_token_id)
-        reserved = (
-            config.image_token_id,
-            config.video_token_id,
-            config.vision_start_token_id,
-            config.vision_end_token_id,
-        )
-        if conversation is None and chat_template is None:
-            conversation = CONVERSATIONS[self.default_conversation]
-        render = renderer(tokenizer, conversation, image_token=image_token, chat_template=chat_template, model=name)
-        text = PromptEncoder(
-            tokenizer,
-            render,
-            image_id=config.image_token_id,
-            end_id=tokenizer.convert_tokens_to_ids("<|im_end|>"),
-            target_prefix="",
-            placeholders=[token for token in map(tokenizer.convert_ids_to_tokens, reserved) if token],
-            conversation=conversation,
-        )
-        super().__init__(hf, tokenizer, image_processor, name=name, text=text, geometry=geometry)
+    def __init__(self, hf: Any, tokenizer: Any, image_processor: Any, **settings: Any) -> None:
+        super().__init__(hf, tokenizer, image_processor, **settings)
         batch_equal_windows(hf)
         shape = QwenTower(self.tower)
         self._patch, self._merge, self._temporal = shape.patch_size, shape.merge_size, shape.temporal
         self._window = shape.window
+
+    def _reserved_ids(self) -> list[int]:
+        config = self.hf.config
+        return [config.video_token_id, config.vision_start_token_id, config.vision_end_token_id]
+
+    def _end_id(self) -> int:
+        return int(self.tokenizer.convert_tokens_to_ids("<|im_end|>"))
+
+    def _target_prefix(self, opening: str) -> str:
+        return ""
 
     @classmethod
     def limited(cls, image_processor: Any, max_pixels: int | None, name: str) -> Any:
