@@ -14,6 +14,7 @@ MODULES = (
     "lvlm_radapt",
     "lvlm_radapt.plot",
     "lvlm_radapt.models.base",
+    "lvlm_radapt.models.family",
     "lvlm_radapt.models.messages",
     "lvlm_radapt.utils.errors",
     "attacks",

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
+import textwrap
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -28,7 +30,7 @@ RECORD = """
 from lvlm_radapt.models.family import Family
 from lvlm_radapt.models.llava import FAMILY as LLAVA, LlavaLVLM
 
-MINE = Family(
+FAMILY = Family(
     checkpoints={checkpoints},
     lvlm=LlavaLVLM,
     towers=LLAVA.towers,
@@ -41,13 +43,13 @@ Package = Callable[[str], Path]
 
 @pytest.fixture
 def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Package]:
-    """Installs a package with one module `brings`, whose MINE is an entry point for families."""
+    """Installs a package with one module `brings`, whose FAMILY is an entry point for families."""
 
     def install(source: str) -> Path:
         info = tmp_path / "brings-1.0.dist-info"
         info.mkdir()
         (info / "METADATA").write_text("Metadata-Version: 2.1\nName: brings\nVersion: 1.0\n")
-        (info / "entry_points.txt").write_text(f"[{families.GROUP}]\nmine = brings:MINE\n")
+        (info / "entry_points.txt").write_text(f"[{families.GROUP}]\nmine = brings:FAMILY\n")
         (tmp_path / "brings.py").write_text(source)
         monkeypatch.syspath_prepend(tmp_path)
         forget()
@@ -68,11 +70,19 @@ def test_every_family_has_a_row_in_the_table_of_the_tests() -> None:
     assert listed == {row.stock for row in ROWS.values()}
 
 
+def documented() -> str:
+    """The file of a family that docs/extend.md shows."""
+    page = (Path(__file__).parents[1] / "docs" / "extend.md").read_text()
+    blocks = re.findall(r"^   ```python\n(.*?)^   ```$", page, re.MULTILINE | re.DOTALL)
+    (found,) = (block for block in blocks if "FAMILY = " in block)
+    return textwrap.dedent(found)
+
+
 def test_another_packages_family_is_opened_like_ours(package: Package, tmp_path: Path) -> None:
     checkpoint = tiny_checkpoints.save_vipllava(tmp_path / "model")
     with one_line("model_type 'vipllava' is not supported"):
         load_model(checkpoint)
-    package((Path(__file__).parent / "fixtures" / "vipllava_family.py").read_text())
+    package(documented())
     row = replace(ROWS["llava"], stock="VipLlavaForConditionalGeneration")
     case = Case(row, load_model(checkpoint), row.open_stock(checkpoint), checkpoint)
     assert type(case.ours).__module__ == "brings"
@@ -96,10 +106,10 @@ def test_a_file_that_asks_transformers_for_what_it_lacks_is_absent(package: Pack
     ("source", "said"),
     [
         (RECORD.replace("{checkpoints}", '{"llava": ("LlavaForConditionalGeneration",)}'), "'llava' is claimed by two"),
-        ("MINE = 3\n", "brings:MINE is no Family"),
-        ("import nothing_of_this_name\n", "cannot import brings:MINE: No module named 'nothing_of_this_name'"),
-        ("raise SystemExit('first\\nsecond')\n", "cannot import brings:MINE: first"),
-        ("", "cannot import brings:MINE"),
+        ("FAMILY = 3\n", "brings:FAMILY is no Family"),
+        ("import nothing_of_this_name\n", "cannot import brings:FAMILY: No module named 'nothing_of_this_name'"),
+        ("raise SystemExit('first\\nsecond')\n", "cannot import brings:FAMILY: first"),
+        ("", "cannot import brings:FAMILY"),
     ],
     ids=["claimed twice", "no family", "does not import", "ends the program", "not there"],
 )
@@ -114,7 +124,7 @@ def test_the_command_line_says_it_too(package: Package) -> None:
     run = f"import sys; sys.path.insert(0, {str(folder)!r}); from lvlm_radapt.__main__ import main; main()"
     done = subprocess.run([sys.executable, "-c", run, "list", "models"], capture_output=True, text=True, check=False)
     assert done.returncode == 2, done.stderr
-    assert "model_type 'llava' is claimed by two families, in lvlm_radapt.models.llava and in brings:MINE" in (
+    assert "model_type 'llava' is claimed by two families, in lvlm_radapt.models.llava and in brings:FAMILY" in (
         " ".join(done.stderr.split())
     )
 
