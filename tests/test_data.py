@@ -14,9 +14,10 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from eval_tasks import data
-from eval_tasks.data import check_images, chunks, images, layout, load_task, open_image, select, skip_missing, tasks
+from eval_tasks.data import check_images, chunks, layout, load_task, open_image, select, skip_missing, tasks
 from eval_tasks.data.sample import Sample, natural_key
 from eval_tasks.data.set_config import zero_shot_sets
+from lvlm_radapt.utils import images
 from lvlm_radapt.utils.errors import UserError
 from tests.helpers.data_sets import (
     ANNOTATIONS,
