@@ -17,6 +17,7 @@ from eval_tasks import data
 from eval_tasks.data import check_images, chunks, layout, load_task, open_image, select, skip_missing, tasks
 from eval_tasks.data.sample import Sample, natural_key
 from eval_tasks.data.set_config import zero_shot_sets
+from eval_tasks.tasks.make_task import TYPES
 from lvlm_radapt.utils import images
 from lvlm_radapt.utils.errors import UserError
 from tests.helpers.data_sets import (
@@ -240,7 +241,7 @@ def test_the_registry() -> None:
     of_encoders = {"imagefolder", "coco-retrieval", "flickr30k-retrieval", *zero_shot_sets()}
     assert set(tasks()) == {*MAKERS, *of_encoders}
     assert len(zero_shot_sets()) == 16
-    assert {name: task.metric for name, task in tasks().items()} == {
+    assert {name: TYPES[task.type].metric for name, task in tasks().items()} == {
         "coco": "cider",
         "flickr30k": "cider",
         "vqav2": "vqa_accuracy",

@@ -31,7 +31,7 @@ PAGE = (ROOT / "docs" / "extend.md").read_text()
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with the page's files, scenes, and a file of counting questions."""
     folder = tmp_path_factory.mktemp("place")
-    for name, code in re.findall(r"```python file=(\S+)\n(.*?)```", PAGE, re.DOTALL):
+    for name, code in re.findall(r"```\w+ file=(\S+)\n(.*?)```", PAGE, re.DOTALL):
         assert len(code.splitlines()) <= 60
         (folder / name).write_text(code)
     write_scenes(folder / "scenes", count=4)
@@ -43,7 +43,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
             "id": str(asked["question_id"]),
             "image": f"val2014/COCO_val2014_{asked['image_id']:012d}.png",
             "question": asked["question"],
-            "answer": right[asked["question_id"]],
+            "answers": [right[asked["question_id"]]] * 10,
         }
         for asked in questions
     ]
@@ -55,7 +55,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def _from_there(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(place)
     monkeypatch.setattr(sys, "path", [*sys.path])
-    for name in ("sign_step", "counting"):
+    for name in ("sign_step", "counting", "counting_data"):
         sys.modules.pop(name, None)
 
 
@@ -92,6 +92,15 @@ def test_an_outside_task_runs_and_is_named(place: Path) -> None:
     assert "counting:Counting" in (place / "counted" / "report.html").read_text()
 
 
+def test_an_outside_data_set_is_a_loader_and_a_file(place: Path) -> None:
+    assert command(*shown("own-data")) == 0
+    run = read_run(place / "own-data")
+    assert (run.settings["task"], run.metrics["metric"]) == ("counting", "vqa_accuracy")
+    assert run.settings["task_plugin"]["name"] == "counting_data:load"
+    assert run.settings["asked"]["max_new_tokens"] == 5  # the preset's, by kind
+    assert run.metrics["clean"]["vqa_accuracy"] == 100
+
+
 @pytest.mark.parametrize(
     ("flag", "value", "words"),
     [
@@ -99,6 +108,7 @@ def test_an_outside_task_runs_and_is_named(place: Path) -> None:
         ("--attack", "counting:Counting", "attack counting:Counting is no Attack"),
         ("--attack", "sign_step:Missing", "has no Missing"),
         ("--task", "sign_step:SignStep", "task sign_step:SignStep is no Task"),
+        ("--task", "absent.yaml", "cannot read absent.yaml"),
     ],
 )
 def test_a_plug_in_that_is_none_is_one_line(

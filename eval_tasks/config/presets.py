@@ -31,9 +31,11 @@ PLACES = ("{question}", "{question_capitalised}")
 
 
 class TaskConfig(Named):
-    """A task: which class of `eval_tasks.tasks` asks and scores it. An outside one is named `package.module:Name`."""
+    """A task: which class of `eval_tasks.tasks` asks and scores it, and what reads its data."""
 
     type: Literal["caption", "vqa", "yes_no", "letter", "zero_shot", "retrieval"]
+    loader: Annotated[str, Field(pattern=r"^[\w.]+:\w+$")] | None = None
+    """`package.module:function` that reads the data folder; None for the sets of `configs/zero_shot`."""
 
 
 class AttackConfig(Strict):
@@ -209,8 +211,16 @@ def load_recipe(name: str) -> FinetuneRecipe:
 
 
 def load_task_config(name: str) -> TaskConfig:
-    """A shipped task by name; UserError with the nearest name for an unknown one."""
-    return _shipped("tasks", "task", name, TaskConfig)
+    """A shipped task by name, or the user's own by the path of its .yaml or .yml file. UserError with the nearest name
+    for an unknown one, and for a file that cannot be read, is damaged, names no loader or takes a shipped name."""
+    if not name.endswith((".yaml", ".yml")):
+        return _shipped("tasks", "task", name, TaskConfig)
+    config = _parse(read_bytes(Path(name)), name, TaskConfig)
+    if config.name in names("tasks"):
+        raise UserError(f"{name}: field name: {config.name!r} is a shipped task's name, choose another")
+    if config.loader is None:
+        raise UserError(f"{name}: field loader: name what reads its data, as package.module:function")
+    return config
 
 
 def load_preset(kind: Kind, what: str, name: str, model: type[ModelT]) -> ModelT:

@@ -17,6 +17,7 @@ from eval_tasks.data.layout import (
     required_file,
     safe_name,
 )
+from eval_tasks.data.loader import reads
 from eval_tasks.data.sample import Sample
 from lvlm_radapt.utils.errors import UserError
 
@@ -70,6 +71,7 @@ class _CocoSplit(Row):
     images: list[_CocoImage]
 
 
+@reads(COCO_LAYOUT)
 def load_coco(data_dir: str | os.PathLike[str]) -> list[Sample]:
     """COCO captions in file order; Karpathy's `dataset_coco.json` wins when there, as protocols use it.
 
@@ -82,6 +84,7 @@ def load_coco(data_dir: str | os.PathLike[str]) -> list[Sample]:
     return _coco_layout(root, _captions_file(root))
 
 
+@reads(FLICKR_LAYOUT)
 def load_flickr30k(data_dir: str | os.PathLike[str]) -> list[Sample]:
     """Flickr30k's test captions (Karpathy's split) in file order; the id is the name without suffix."""
     root = data_folder("flickr30k", data_dir, FLICKR_LAYOUT)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 
 from eval_tasks.data.layout import data_folder
+from eval_tasks.data.loader import reads
 from eval_tasks.data.sample import Sample
 from lvlm_radapt.utils.class_folders import LAYOUT as IMAGEFOLDER_LAYOUT
 from lvlm_radapt.utils.class_folders import class_folders, named_classes
@@ -12,6 +13,7 @@ from lvlm_radapt.utils.class_folders import class_folders, named_classes
 __all__ = ["IMAGEFOLDER_LAYOUT", "class_names", "load_imagefolder"]
 
 
+@reads(IMAGEFOLDER_LAYOUT)
 def load_imagefolder(data_dir: str | os.PathLike[str]) -> list[Sample]:
     """Every image, class after class in the order of the folders' names: id CLASS/FILE, without the file's suffix, and
     the class's name as the one reference.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 
+from eval_tasks.data.loader import reads
 from eval_tasks.data.sample import Sample
 from eval_tasks.data.vqav2 import load_questions
 
@@ -15,6 +16,7 @@ OKVQA_LAYOUT = (
 )
 
 
+@reads(OKVQA_LAYOUT)
 def load_okvqa(data_dir: str | os.PathLike[str]) -> list[Sample]:
     """All questions in file order, id = question_id, with their 10 answers (5 people's, each twice) as written."""
     return load_questions("okvqa", data_dir, QUESTIONS, ANNOTATIONS, OKVQA_LAYOUT)

@@ -16,6 +16,7 @@ from eval_tasks.data.layout import (
     refuse_duplicates,
     safe_name,
 )
+from eval_tasks.data.loader import reads
 from eval_tasks.data.sample import Sample
 from lvlm_radapt.utils.errors import UserError
 
@@ -34,6 +35,7 @@ class _Question(Row):
     label: Literal["yes", "no"]
 
 
+@reads(POPE_LAYOUT)
 def load_pope(data_dir: str | os.PathLike[str]) -> list[Sample]:
     """The questions of all three files, id PART/question_id, with "yes" or "no" as the one reference.
 

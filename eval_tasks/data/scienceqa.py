@@ -18,6 +18,7 @@ from eval_tasks.data.layout import (
     required_file,
     safe_name,
 )
+from eval_tasks.data.loader import reads
 from eval_tasks.data.sample import Sample
 from lvlm_radapt.utils.errors import UserError
 
@@ -45,6 +46,7 @@ class _Splits(Row):
     test: list[str]
 
 
+@reads(SCIENCEQA_LAYOUT)
 def load_scienceqa(data_dir: str | os.PathLike[str]) -> list[Sample]:
     """The test part's questions that have an image, in its order; the reference is the right option's letter.
 

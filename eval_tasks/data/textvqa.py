@@ -16,6 +16,7 @@ from eval_tasks.data.layout import (
     required_file,
     safe_name,
 )
+from eval_tasks.data.loader import reads
 from eval_tasks.data.sample import Sample
 from eval_tasks.data.vqav2 import ImageNumber, coco_names
 from lvlm_radapt.utils.errors import UserError
@@ -38,6 +39,7 @@ class _File(Row):
     data: list[_Question]
 
 
+@reads(TEXTVQA_LAYOUT)
 def load_textvqa(data_dir: str | os.PathLike[str]) -> list[Sample]:
     """All questions in file order, id = question_id, with their 10 answers as written.
 

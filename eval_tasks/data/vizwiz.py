@@ -18,6 +18,7 @@ from eval_tasks.data.layout import (
     required_file,
     safe_name,
 )
+from eval_tasks.data.loader import reads
 from eval_tasks.data.sample import Sample
 from lvlm_radapt.utils.errors import UserError
 
@@ -43,6 +44,7 @@ class _File(RootModel[list[_Question]]):
     pass
 
 
+@reads(VIZWIZ_LAYOUT)
 def load_vizwiz(data_dir: str | os.PathLike[str]) -> list[Sample]:
     """All questions in file order, one an image, id = the image's name without suffix, with their 10 answers.
 

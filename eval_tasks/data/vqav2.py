@@ -17,6 +17,7 @@ from eval_tasks.data.layout import (
     refuse_unmatched,
     required_file,
 )
+from eval_tasks.data.loader import reads
 from eval_tasks.data.sample import Sample
 from lvlm_radapt.utils.errors import UserError
 
@@ -63,6 +64,7 @@ def coco_names(image_id: int) -> list[str]:
     return [stem + suffix for stem in stems for suffix in (".jpg", ".png")]
 
 
+@reads(VQAV2_LAYOUT)
 def load_vqav2(data_dir: str | os.PathLike[str]) -> list[Sample]:
     """All questions in file order, id = question_id, with their 10 answers as written."""
     return load_questions("vqav2", data_dir, QUESTIONS, ANNOTATIONS, VQAV2_LAYOUT)

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from eval_tasks.data.labelled_rows import labelled_rows
 from eval_tasks.data.layout import data_folder, refuse_duplicates
+from eval_tasks.data.loader import Loader
 from eval_tasks.data.sample import Sample
 from eval_tasks.data.set_config import SetConfig, set_config, zero_shot_sets
 from eval_tasks.data.stored import stored_rows
@@ -134,5 +135,5 @@ def _words(root: Path) -> dict[str, str]:
     return {key.strip(): names.split(",")[0].strip() for key, names in pairs if names.strip()}
 
 
-LOADERS = {name: (partial(load_zero_shot, name), zero_shot_layout(name)) for name in zero_shot_sets()}
-"""What the registry of tasks holds: (loader, layout) by task."""
+LOADERS = {name: Loader(partial(load_zero_shot, name), zero_shot_layout(name)) for name in zero_shot_sets()}
+"""By task: what its class names and layouts are is in `configs/zero_shot`."""

@@ -16,7 +16,6 @@ from eval_tasks.tasks.base import Task, TaskRun
 from lvlm_radapt.loading.quantised import quantisation_of
 from lvlm_radapt.models.base import PixelModel
 from lvlm_radapt.utils.errors import UserError
-from lvlm_radapt.utils.plugins import origin
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,7 +85,7 @@ def select_samples(task: Task, options: EvalOptions) -> Selection:
 
 def run_document(run: TaskRun, attack: Attack | None, options: EvalOptions, command: str) -> dict[str, Any]:
     """The settings as run.json keeps them; what is in here must be equal for a run to be resumed."""
-    model, task, plugin = run.model, run.task, origin(run.task)
+    model, task, plugin = run.model, run.task, run.task.plugin()
     settings: dict[str, Any] | None = None
     if attack is not None:
         surrogate = run.surrogate.name if run.surrogate else None

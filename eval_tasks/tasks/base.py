@@ -14,20 +14,24 @@ from eval_tasks.crafting.attack import Attack, attacked_view
 from eval_tasks.crafting.batches import SampleBatch, Tell
 from eval_tasks.crafting.crafted import Crafted
 from eval_tasks.crafting.source_model import SourceModel
-from eval_tasks.data import Sample, load_task
+from eval_tasks.data import Sample, load_task, sort_samples
+from eval_tasks.data.loader import find_loader
 from lvlm_radapt.models.base import PixelBatch, PixelModel
 from lvlm_radapt.utils.errors import UserError
+from lvlm_radapt.utils.plugins import Origin, origin
 
 
 @dataclass(frozen=True, kw_only=True)
 class Task(ABC):
     """What is asked about images, and how the answers are scored. It holds no model and no data.
 
-    preset: the name of the protocol that its settings come from.
+    preset: the name of the protocol that its settings come from. loader: `package.module:function` that reads the data
+    folder of a task that does not ship; None for those that do.
     """
 
     name: str
     preset: str = ""
+    loader: str | None = None
     metric: ClassVar[str]
     """The score's name and unit, higher is better for the defender: cider, or a percentage."""
     kind: ClassVar[str]
@@ -35,7 +39,13 @@ class Task(ABC):
 
     def load(self, data: Path) -> list[Sample]:
         """All samples in the data folder, in a fixed order. UserError where the folder is not this task's."""
-        return load_task(self.name, data)
+        if self.loader is None:
+            return load_task(self.name, data)
+        return sort_samples(find_loader(self.loader)(data))
+
+    def plugin(self) -> Origin | None:
+        """Which outside code it is, or reads its data; None for ours."""
+        return origin(self) or (None if self.loader is None else origin(find_loader(self.loader).read))
 
     def check_samples(self, samples: Sequence[Sample]) -> None:  # noqa: B027 - most tasks score any number
         """UserError where so few samples have no score."""

@@ -29,18 +29,22 @@ TYPES: dict[str, type[Task]] = {
 def make_task(name: str, preset: str | Protocol, *, tokenizer: TokenizerName = "ptb") -> Task:
     """A task by name, asked and scored as the preset says. tokenizer: how captions become words.
 
+    name: a shipped task, the path of a YAML file of one's own, or a plug-in.
+
     A plug-in is a subclass of Task, named `pkg.module:Name` or by its entry point in the group `lvlm_radapt.tasks`. It
     brings its own settings; of the preset it gets the name.
 
     Raises UserError for a name that is not known, and for a preset that lacks a setting of this task.
     """
     protocol = load_protocol(preset) if isinstance(preset, str) else preset
-    if is_plugin("task", name):
+    own_file = name.endswith((".yaml", ".yml"))
+    if not own_file and is_plugin("task", name):
         made: Task = resolve("task", name, {}, Task, {"name": name, "preset": protocol.name})  # type: ignore[type-abstract]
         return made
     config = load_task_config(name)
     of = TYPES[config.type]
     settings: dict[str, Any] = {"name": config.name, "preset": protocol.name}
+    settings["loader"] = config.loader if own_file else None
     if issubclass(of, TextTask):
         settings |= {
             "template": protocol.template(config.name, of.kind),

@@ -74,8 +74,8 @@ def is_plugin(kind: str, name: str) -> bool:
 
 
 def origin(made: object) -> Origin | None:
-    """Which code an attack, defence or task is; None for ours. `made` may be an object or a class."""
-    cls = made if isinstance(made, type) else type(made)
+    """Which code an attack, defence or task is; None for ours. `made` may be an object, a class or a function."""
+    cls: Any = made if isinstance(made, type) or inspect.isfunction(made) else type(made)
     top = cls.__module__.partition(".")[0]
     if top in _OURS:
         return None
@@ -117,12 +117,17 @@ def _found(kind: str, given: Any, registry: Mapping[str, Any]) -> tuple[Any, str
     raise UserError(f"{kind} {given!r} is unknown: choose one of {names}, or name your own as pkg.module:Name")
 
 
+def allow_working_folder() -> None:
+    """Let modules of the folder one works in be imported, after all that is installed."""
+    if "" not in sys.path:
+        sys.path.append("")
+
+
 def _imported(kind: str, path: str) -> Any:
     module, _, name = path.partition(":")
     if not name.isidentifier() or not all(part.isidentifier() for part in module.split(".")):
         raise UserError(f"{kind} {path!r} is no path: write pkg.module:Name, without .py and folders")
-    if "" not in sys.path:
-        sys.path.append("")  # the folder one works in, after all that is installed
+    allow_working_folder()
     try:
         loaded = import_module(module)
     except (Exception, SystemExit) as error:  # a plug-in may raise anything
@@ -173,7 +178,7 @@ def _version(top: str) -> str | None:
     return version if isinstance(version, str) else None
 
 
-def _digest(cls: type) -> str | None:
+def _digest(cls: Any) -> str | None:
     try:
         return hashlib.sha256(Path(inspect.getfile(cls)).read_bytes()).hexdigest()
     except (OSError, TypeError):  # of a notebook or an interactive session
