@@ -3,13 +3,13 @@
 from pathlib import Path
 
 import pytest
-from tests.helpers.evaluations import evaluation
-from lvlm_radapt.embedded.dataset import write_scenes
-from tests.helpers.tiny_checkpoints import save_llava
 
 from eval_tasks.api import run_evaluation
 from eval_tasks.run import options, records
 from eval_tasks.tasks.base import Task
+from lvlm_radapt.embedded.dataset import write_scenes
+from tests.helpers.evaluations import evaluation
+from tests.helpers.tiny_checkpoints import save_llava
 
 
 def test_data_images_and_records_are_read_no_oftener_than_needed(
