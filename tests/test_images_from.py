@@ -134,5 +134,5 @@ def test_the_document_that_is_checked_stays_as_it_was(place: Path, stock: Run) -
     source, made = image_source(stock.path, made_again, document, [samples[s.id] for s in stock.samples])
     assert document == before
     assert source is not None
-    assert made["attack"]["surrogate"] is None  # the undefended twin
+    assert made["attack"]["surrogate"] is None  # the undefended model
     assert image_source(None, None, document, [])[1] is document

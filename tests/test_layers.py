@@ -46,11 +46,6 @@ LOADING = (
 )
 """The layers of `lvlm_radapt.loading`: files, parts of a checkpoint, layouts, undefended models and what uses them."""
 
-# (importer, imported): each with the reason why it is still there
-EXCEPTIONS = {
-    ("eval_tasks.run.audit_model", "eval_tasks.report.audit_page"),  # until the report, not the run, writes the page
-}
-
 
 def _modules(root: Path) -> dict[str, Path]:
     found = {}
@@ -120,7 +115,7 @@ def _circle(graph: Mapping[str, set[str]]) -> list[str]:
 
 
 def test_every_import_is_from_an_earlier_layer() -> None:
-    assert sorted(_upward(_graph(ROOT)) - EXCEPTIONS) == []
+    assert sorted(_upward(_graph(ROOT))) == []
 
 
 def test_loading_has_layers_of_its_own() -> None:
@@ -130,15 +125,8 @@ def test_loading_has_layers_of_its_own() -> None:
     assert [(a, b) for a, others in used.items() for b in others if level.get(b, -1) > level[a]] == []
 
 
-def test_every_exception_is_still_needed() -> None:
-    assert sorted(EXCEPTIONS - _upward(_graph(ROOT))) == []
-
-
 def test_modules_import_each_other_in_no_circle() -> None:
-    graph = _graph(ROOT)
-    for one, other in EXCEPTIONS:
-        graph[one].discard(other)
-    assert _circle(graph) == []
+    assert _circle(_graph(ROOT)) == []
 
 
 @pytest.mark.parametrize(

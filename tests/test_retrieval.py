@@ -249,7 +249,7 @@ def test_the_attack_raises_its_loss_and_beats_noise(stock: Run, folder: Path, tm
 def test_transfer_saved_images_and_the_report(stock: Run, folder: Path, tmp_path: Path) -> None:
     protected = robustify(load_encoder("tiny-clip"), RAdaptConfig())
     transfer = score(protected, settings(folder, threat="transfer"), tmp_path / "transfer")
-    # crafted on the undefended twin with the same noise: the very images of the stock model's run
+    # crafted on the undefended model with the same noise: the very images of the stock model's run
     for record in transfer.samples:
         assert torch.equal(RunFolder(transfer.path).load_image(record.id), RunFolder(stock.path).load_image(record.id))
     again = score(

@@ -91,19 +91,19 @@ def estimated(bench: Bench) -> Finding:
 
 
 def transfer(bench: Bench) -> Finding:
-    """The same attack crafted on the undefended twin."""
+    """The same attack crafted on the undefended model."""
     assert bench.subject.undefended is not None
     made = bench.attack(bench.subject.undefended)
-    finding = _rival(bench, "transfer", "The attack crafted on the undefended twin", made.loss)
+    finding = _rival(bench, "transfer", "The attack crafted on the undefended model", made.loss)
     return _scored(bench, finding, made, "the transfer attack")
 
 
 def bpda(bench: Bench) -> Finding:
-    """Forward through the defence, backward through the undefended twin."""
+    """Forward through the defence, backward through the undefended model."""
     s = bench.subject
     assert s.undefended is not None
     made = bench.attack(straight_through(s.loss, s.undefended))
-    return _rival(bench, "bpda", "An attack with the undefended twin's gradient (BPDA)", made.loss)
+    return _rival(bench, "bpda", "An attack with the undefended model's gradient (BPDA)", made.loss)
 
 
 def low_frequency(bench: Bench) -> Finding:

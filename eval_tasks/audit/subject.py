@@ -22,7 +22,7 @@ class Subject:
 
     x: [B, 3, H, W] in [0, 1], clean, on 8-bit levels.
     loss: what the attack raises, through the model as it is scored. undefended: the same loss through its
-        undefended twin. targeted: by name, other losses whose success would lower the score too. half: the loss
+        undefended model. targeted: by name, other losses whose success would lower the score too. half: the loss
         computed in half precision.
     answers: `answers(x, index) -> list[str]`, what is scored; score: the score of such answers.
     logits, labels: of a classifier, for attacks that need them: `logits(x, index) -> [len(index), K]`, whatever the

@@ -27,7 +27,7 @@ class Check:
 
 
 def _no_twin(s: Subject) -> str | None:
-    return None if s.undefended is not None else "the model has no defence, so no undefended twin"
+    return None if s.undefended is not None else "the model has no defence, so no undefended model"
 
 
 def _no_images(s: Subject) -> str | None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import rich.box
@@ -11,6 +13,8 @@ from rich.text import Text
 
 from eval_tasks.audit.findings import Audit, Finding, Judgement, Number, Verdict
 from eval_tasks.report.html_templates import templates
+from eval_tasks.run.audit_model import Audited
+from lvlm_radapt.utils.atomic_folder import new_folder
 
 TONES: Mapping[Judgement, str] = {"pass": "good", "warn": "warn", "fail": "bad", "too little to judge": "neutral"}
 _COLOURS: Mapping[Verdict, str] = {"pass": "green", "warn": "yellow", "fail": "red"}
@@ -45,3 +49,11 @@ def _number(value: Number) -> str:
     if isinstance(value, bool) or value is None:
         return {True: "yes", False: "no", None: "unbounded"}[value]
     return f"{value:.3g}" if isinstance(value, float) else str(value)
+
+
+def write_audit(audited: Audited, out: Path) -> None:
+    """audit.json and audit.html in the new folder `out`. UserError when it holds anything or cannot be written."""
+    with new_folder(out) as folder:
+        document = json.dumps(audited.document, indent=2, allow_nan=False) + "\n"
+        (folder / "audit.json").write_text(document, encoding="utf-8")
+        (folder / "audit.html").write_text(audit_page(audited.document, audited.audit), encoding="utf-8")

@@ -85,7 +85,7 @@ class _Group:
     def __init__(self) -> None:
         self.first: Run | None = None
         self.single: dict[str, Run] = {}  # by threat: none, noise, adaptive
-        self.transfer: dict[str | None, Run] = {}  # by surrogate; None is the model's undefended twin
+        self.transfer: dict[str | None, Run] = {}  # by surrogate; None is the model's undefended model
 
     def add(self, run: Run) -> None:
         threat = threat_of(run)
@@ -125,7 +125,7 @@ def _rows(key: _Key, group: _Group, groups: Mapping[_Key, _Group]) -> list[Row]:
             gain = _gain(adaptive, stock.single.get("adaptive"))
             if transfer_run is not None and same_images is not None:
                 transfer_gain = _difference(transfer_run, same_images, "adversarial")
-        hidden = {"surrogate": surrogate or "undefended twin"} if transfer_run is not None else {}
+        hidden = {"surrogate": surrogate or "undefended model"} if transfer_run is not None else {}
         rows.append(
             _row(
                 present[0],
@@ -301,7 +301,7 @@ def _disagreements(run: Run) -> list[str]:
 
 
 def _surrogate(run: Run) -> str | None:
-    """None when the attack was crafted on the defended model's own undefended twin."""
+    """None when the attack was crafted on the defended model's own undefended model."""
     named = setting(run, "attack").get("surrogate")
     defended = setting(run, "model", "radapt") is not None
     return None if named is None or (defended and named == setting(run, "model", "name")) else str(named)

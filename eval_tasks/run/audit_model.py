@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,12 +11,11 @@ from attacks.eps import budget_text
 from eval_tasks.audit.build_target import on_one_canvas
 from eval_tasks.audit.findings import Audit
 from eval_tasks.audit.suite import CHECKS, Advance, full_audit
-from eval_tasks.report.audit_page import audit_page
 from eval_tasks.run.audit_of_run import target_of_run
 from eval_tasks.run.environment import environment
 from eval_tasks.run.options import Evaluation, select_samples
 from lvlm_radapt.loading.load import load_any
-from lvlm_radapt.utils.atomic_folder import check_new_folder, new_folder
+from lvlm_radapt.utils.atomic_folder import check_new_folder
 from lvlm_radapt.utils.errors import UserError
 
 
@@ -40,7 +38,7 @@ def run_audit(
     command: str = "",
     **place: Any,
 ) -> Audited:
-    """Audit the model of that name under an attack; `write_audit` then writes it to the folder `out`.
+    """Audit the model of that name under an attack, to be written to the folder `out` by `write_audit`.
 
     The attack is adaptive, with its own or the given number of steps; of the selected samples, those of the most
     frequent canvas shape are used. texts: the model whose text side is asked, for a bare vision tower. `place`:
@@ -76,11 +74,3 @@ def run_audit(
         "audit": audit.to_dict(),
     }
     return Audited(audit, document)
-
-
-def write_audit(audited: Audited, out: Path) -> None:
-    """audit.json and audit.html in the new folder `out`. UserError when it holds anything or cannot be written."""
-    with new_folder(out) as folder:
-        document = json.dumps(audited.document, indent=2, allow_nan=False) + "\n"
-        (folder / "audit.json").write_text(document, encoding="utf-8")
-        (folder / "audit.html").write_text(audit_page(audited.document, audited.audit), encoding="utf-8")

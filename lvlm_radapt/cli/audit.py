@@ -66,8 +66,8 @@ def audit(
     larger eps, more steps, restarts, half precision, a low-frequency attack, one through the undefended model.
     """
     leave_it_to_the_first()
-    from eval_tasks.report.audit_page import audit_table
-    from eval_tasks.run.audit_model import run_audit, write_audit
+    from eval_tasks.report.audit_page import audit_table, write_audit
+    from eval_tasks.run.audit_model import run_audit
 
     protocol = protocol_of(preset, model)
     place = place_of(device, dtype, quantize, device_map, model=model)

@@ -55,7 +55,7 @@ def eval_(
     ] = None,
     threat: Annotated[
         ThreatName | None,
-        typer.Option(help="adaptive: made through the defence; transfer: on the undefended twin or --surrogate."),
+        typer.Option(help="adaptive: made through the defence; transfer: on the undefended model or --surrogate."),
     ] = None,
     surrogate: Annotated[str | None, typer.Option(help="Craft transfer images on this model.")] = None,
     images_from: Annotated[

@@ -200,7 +200,7 @@ def injected_mix(hf_model: nn.Module) -> AnchorMix | None:
 
 
 def disabled(hf_model: nn.Module) -> AbstractContextManager[None]:
-    """Within it `hf_model` is its own undefended twin, on the same weights: bit for bit the stock model.
+    """Within it `hf_model` is its own undefended model, on the same weights: bit for bit the stock model.
 
     May be nested, ends with an exception, and does nothing on a model without the defence. Not per thread.
     """
