@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 from pydantic import Field
 
 from eval_tasks.data.layout import Row, read_rows, safe_name
+from eval_tasks.data.parquet_size import check_unpacked
 from lvlm_radapt.utils.errors import UserError
 
 STATE = "state.json"
@@ -89,9 +90,7 @@ def open_rows(files: tuple[str, ...]) -> Any:
 
     def read() -> Any:
         # a saved data set may ask for tensors in place of values
-        found = (
-            datasets.load_from_disk(files[0]).with_format(None) if saved else datasets.Dataset.from_parquet([*files])
-        )
+        found = datasets.load_from_disk(files[0]).with_format(None) if saved else _from_parquet(files)
         other = next((name for name in _OTHER_NAMES if name in found.column_names), None)
         if "image" not in found.column_names and other is not None:
             found = found.rename_column(other, "image")
@@ -102,6 +101,15 @@ def open_rows(files: tuple[str, ...]) -> Any:
     finally:
         if not hidden:
             enable_progress_bars()
+
+
+def _from_parquet(files: tuple[str, ...]) -> Any:
+    from datasets.io.parquet import ParquetDatasetReader
+
+    reader = ParquetDatasetReader([*files])
+    if not Path(reader.builder.cache_dir).exists():  # it writes a copy there now, which may be larger by any factor
+        check_unpacked(files)
+    return reader.read()
 
 
 def _told(files: tuple[str, ...], read: Callable[[], Found]) -> Found:

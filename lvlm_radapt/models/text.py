@@ -7,8 +7,8 @@ from functools import lru_cache
 from typing import Any
 
 from lvlm_radapt.models.conversations import CONVERSATIONS, Conversation, Prompt, turns
+from lvlm_radapt.models.template_sandbox import rendered
 from lvlm_radapt.utils.errors import UserError, first_sentence
-from lvlm_radapt.utils.time_limit import within
 
 PATIENCE = 10.0
 """Seconds that a chat template may take; the longest of known models takes milliseconds."""
@@ -29,18 +29,9 @@ def renders_image(tokenizer: Any, chat_template: str, image_token: str) -> bool:
     """Whether this chat template writes a message's image; many text models' templates fail at one, or print it as
     Python does."""
     try:
-        return image_token in _rendered(tokenizer, chat_template, "")
+        return image_token in rendered(tokenizer, chat_template, messages(""), PATIENCE)
     except Exception:  # a template is a program of the checkpoint's author
         return False
-
-
-def _rendered(tokenizer: Any, chat_template: str, prompt: Prompt) -> str:
-    return within(
-        PATIENCE,
-        lambda: tokenizer.apply_chat_template(
-            messages(prompt), chat_template=chat_template, tokenize=False, add_generation_prompt=True
-        ),
-    )
 
 
 def renderer(
@@ -54,7 +45,7 @@ def renderer(
 
     def render(prompt: Prompt) -> str:
         try:
-            return _rendered(tokenizer, chat_template, prompt)
+            return rendered(tokenizer, chat_template, messages(prompt), PATIENCE)
         except Exception as error:  # a template is a program of the checkpoint's author
             raise UserError(
                 f"{model}: its chat template does not render an image and a question ({first_sentence(error)}): "
