@@ -11,6 +11,7 @@ from lvlm_radapt.loading.adapter import load_adapter, load_encoder_adapter
 from lvlm_radapt.loading.adapter_files import adapter_dtype, base_name, is_adapter
 from lvlm_radapt.loading.export import load_export
 from lvlm_radapt.loading.export_files import is_export
+from lvlm_radapt.loading.first_input import tried
 from lvlm_radapt.loading.load_options import Attention, DeviceMap, LoadOptions
 from lvlm_radapt.loading.locate import embedded_models
 from lvlm_radapt.loading.open_clip import Activation
@@ -34,6 +35,7 @@ __all__ = [
 ]
 
 
+@tried
 def load_model(
     name_or_path: str | os.PathLike[str],
     *,
@@ -91,6 +93,7 @@ def is_robustified(name_or_path: str | os.PathLike[str]) -> bool:
     return not embedded and (is_adapter(name_or_path) or is_export(name_or_path))
 
 
+@tried
 def load_encoder(
     name_or_path: str | os.PathLike[str],
     *,

@@ -360,11 +360,9 @@ class LVLM(PixelModel):
         search does; every other sampling setting of its generation config is ignored. Raises UserError unless there
         is a prompt an image, and for `max_new_tokens` under 1.
         """
-        self._check_count(batch, prompts=prompts)
         if max_new_tokens < 1:
             raise UserError(f"max_new_tokens must be at least 1, got {max_new_tokens}")
-        ids, mask = left_pad(self._questions(batch, prompts), self.text.pad_id)
-        ids, mask, embeds, positions, extra = self._inputs(batch, ids, mask)
+        ids, mask, embeds, positions, extra = self.embed_prompts(batch, prompts)
         answers = greedy(
             self.hf,
             ids=ids,
@@ -377,6 +375,16 @@ class LVLM(PixelModel):
             on_tokens=None if on_text is None else lambda so_far: on_text(self._texts(so_far)),
         )
         return self._texts(answers)
+
+    def embed_prompts(
+        self, batch: PixelBatch, prompts: Sequence[Prompt]
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor, dict[str, Any]]:
+        """What the language model takes: ids and mask, both long [B, L], padded on the left; embeddings [B, L, D], the
+        images in place; position ids; keywords of the pass over the prompt. UserError unless there is a prompt an
+        image."""
+        self._check_count(batch, prompts=prompts)
+        ids, mask = left_pad(self._questions(batch, prompts), self.text.pad_id)
+        return self._inputs(batch, ids, mask)
 
     def _texts(self, answers: Sequence[Sequence[int]]) -> list[str]:
         return [t.strip() for t in self.tokenizer.batch_decode(answers, skip_special_tokens=True)]

@@ -194,6 +194,17 @@ def checkpoint(put: Callable[[Path], object], words: str) -> Case:
     return arrange, words
 
 
+def evaluated_checkpoint(put: Callable[[Path], object], words: str) -> Case:
+    """`eval` of the small checkpoint in which `put` changed something."""
+
+    def arrange(at: Place) -> Words:
+        shutil.copytree(at.model, at.tmp / "changed")
+        put(at.tmp / "changed")
+        return ["eval", at.tmp / "changed", "--task", "coco", "--data", at.data, "--out", at.out]
+
+    return arrange, words
+
+
 def tower(content: Callable[[Place], bytes], words: str) -> Case:
     """`robustify --tower` with a weight file of this content."""
 

@@ -1,6 +1,7 @@
 """Nothing hangs or fills the memory: numbers, images, texts and programs in files have bounds, which are told."""
 
 import hashlib
+import importlib
 import json
 import os
 from collections.abc import Callable
@@ -20,12 +21,14 @@ from lvlm_radapt.utils.time_limit import TookTooLong, within
 from tests.helpers.cases import (
     Case,
     Place,
+    Words,
     adapter,
     assert_refused,
     checkpoint,
     data_check,
     encoded,
     evaluated,
+    evaluated_checkpoint,
     field,
     file,
     holding,
@@ -81,6 +84,21 @@ def quantised(value: Any) -> Callable[[Path], object]:
     return json_file("config.json", lambda content: content | {"quantization_config": value})
 
 
+def unpacking(columns: Callable[[Any], dict[str, Any]], words: str) -> Case:
+    """`data check` of a small parquet file with these columns, which a few bytes stand for."""
+
+    def arrange(at: Place) -> Words:
+        arrow = pytest.importorskip("pyarrow", reason="the extra hf is not installed")
+        parquet = importlib.import_module("pyarrow.parquet")
+        (at.tmp / "set").mkdir()
+        path = at.tmp / "set" / "x.parquet"
+        parquet.write_table(arrow.table(columns(arrow)), path, compression="zstd", dictionary_pagesize_limit=10**8)
+        assert path.stat().st_size < 300_000
+        return ["data", "check", "textvqa", "--data", at.tmp / "set"]
+
+    return arrange, words
+
+
 def flag(command: str, *more: str, words: str) -> Case:
     return lambda at: [command, *(one.format(at=at) for one in more), "--out", at.out], words
 
@@ -121,6 +139,15 @@ CASES: dict[str, Case] = {
     "checked samples without end": (lambda at: ["data", "check", "coco", "--data", at.data, "--samples", HUGE], MOST),
     "a preset's samples without end": preset({"samples": 10**30}, "field samples: .*1000000"),
     "a preset's tokens without end": preset({"max_new_tokens": {"coco": 10**30}}, "field max_new_tokens.coco"),
+    "rows of one image that unpack to gigabytes": unpacking(
+        lambda arrow: {"image": [{"bytes": bytes(1_000_000), "path": None}] * 2000}, "x.parquet unpacks to more than 1"
+    ),
+    "rows of one text that unpack to gigabytes": unpacking(
+        lambda arrow: {"question": arrow.array(["x" * 1_000_000] * 1500)}, "x.parquet unpacks to more than 1"
+    ),
+    "rows of nothing without end": unpacking(
+        lambda arrow: {"question": arrow.nulls(2_000_000, arrow.string())}, "x.parquet has too many rows"
+    ),
     "an image of 81 megapixels": image(holding(encoded(Image.new("1", (9000, 9000)), "PNG")), "1 damaged"),
     "an image of 81 megapixels in a header": image(holding(png(9000, 9000)), "1 damaged"),
     "a caption of 200,000 letters": field(
@@ -155,6 +182,27 @@ CASES: dict[str, Case] = {
             ("do_center_crop", 3),
         )
     },
+    **{
+        f"{kind.__name__} of images of {side} pixels that the tower does not take": kind(
+            json_file(
+                PROCESSOR,
+                lambda content, side=side: (
+                    content | {"size": {"shortest_edge": side}, "crop_size": {"height": side, "width": side}}
+                ),
+            ),
+            "its first image and question cannot be processed",
+        )
+        for kind in (checkpoint, evaluated_checkpoint)
+        for side in (1, 4, 100)
+    },
+    "colours of four channels": evaluated_checkpoint(
+        json_file(PROCESSOR, lambda content: content | {"image_mean": [0.5] * 4, "image_std": [0.5] * 4}),
+        "image_mean|first image",
+    ),
+    "an image token that no text spells": evaluated_checkpoint(
+        json_file("config.json", lambda content: content | {"image_token_index": 3, "image_token_id": 3}),
+        "chat template|image token|first image",
+    ),
     **{
         f"a checkpoint in {method}": checkpoint(
             json_file(
@@ -192,6 +240,14 @@ CASES: dict[str, Case] = {
     "a template that reaches for classes": templated("{{ ''.__class__.__mro__[1].__subclasses__() }}"),
     "a template that is none": templated("{% for"),
     "a template that asks for what is not there": templated("{{ messages[7].content.x.y }}"),
+    "a template of a number without end": templated("{{ 10**(10**10) }}", f"{TEMPLATE}.*more than 4096 bits"),
+    "a template of a number that grows": templated(
+        "{% set n = namespace(x=9) %}{% for i in range(60) %}{% set n.x = n.x * n.x %}{% endfor %}",
+        "more than 4096 bits",
+    ),
+    "a template of a power under a name": templated("{% set x = 10 %}{{ x ** (x ** x) }}"),
+    "a template that rounds without end": templated("{{ 1|round(-1000000000) }}", f"{TEMPLATE}.*at most 100"),
+    "a template of a long list": templated("{{ [0] * 1000000000 }}", f"{TEMPLATE}.*more than 1000000 parts"),
     "a template of a terabyte": templated("{{ 'x' * (10 ** 12) }}"),
     "a template without an image": templated("{{ messages[0].content[1].text }}", "places 0 images"),
     "a template with two images": templated("<image><image>{{ messages[0].content[1].text }}", "places 2 images"),
