@@ -223,8 +223,13 @@ def test_a_transfer_attack_that_beats_the_adaptive_one_is_told(make: Maker) -> N
     assert comparison(runs).rows[0].notes == ()
 
 
+def first(count: int, yes: Any = True, no: Any = False) -> list[Any]:
+    """A value a sample: `yes` for so many of them."""
+    return [yes] * count + [no] * (N - count)
+
+
 def test_zero_gradients_are_told(make: Maker) -> None:
-    run = make(spread(60, 1), RADAPT, attack(), metrics={"zero_grad": 3})
+    run = make(spread(60, 1), RADAPT, attack(), outcome={"zero_grad": first(3)})
     assert comparison([run]).rows[0].notes == (f"zero gradient on 3 of {N} samples (adaptive)",)
 
 
@@ -789,26 +794,39 @@ def test_settings_are_listed_whole(make: Maker, tmp_path: Path) -> None:
         assert re.search(rf"\.{key}\s*{re.escape(shown)}", text), key
 
 
+def test_a_success_rate_is_counted_from_the_records(make: Maker) -> None:
+    outcome = {"success": first(6), "zero_grad": first(2), "failed": first(1, "no step", None)}
+    said = {"success": {"success_rate": 99.9}, "zero_grad": 0, "failed": 4}
+    run = make(spread(40.0, 1), None, attack(name="targeted", target="maybe"), outcome=outcome, metrics=said)
+    (row,) = comparison([run]).rows
+    assert row.adaptive.success_rate == 25
+    assert [note for note in row.notes if "metrics.json" in note] == [
+        "metrics.json says 99.9 % of answers with the target, but samples.jsonl 25.0, which counts",
+        "metrics.json says 0 samples with a zero gradient, but samples.jsonl 2, which counts",
+        "metrics.json says 4 failed samples, but samples.jsonl 1, which counts",
+    ]
+
+
 def test_a_targeted_attack_shows_its_text_and_how_often_it_was_read(make: Maker, tmp_path: Path) -> None:
-    def success(rate: float, low: float, high: float) -> dict[str, Any]:
-        return {"success": {"target": "maybe", "success_rate": rate, "ci95": [low, high]}, "failed": 3}
+    def success(count: int) -> dict[str, Any]:
+        return {"success": first(count), "failed": first(3, "no step", None)}
 
     named = {"name": "targeted", "target": "maybe"}
     scores = spread(40.0, 1)
     runs = [
-        make(scores, RADAPT, attack(**named), metrics=success(75.0, 46.8, 91.1)),
-        make(scores, RADAPT, attack("transfer", **named), metrics=success(25.0, 8.9, 53.2)),
-        make(scores, RADAPT, attack(**named | {"target": "no"}), metrics=success(0.0, 0.0, 24.2)),
+        make(scores, RADAPT, attack(**named), outcome=success(18)),
+        make(scores, RADAPT, attack("transfer", **named), outcome=success(6)),
+        make(scores, RADAPT, attack(**named | {"target": "no"}), outcome=success(0)),
     ]
     table = comparison(runs)
     row = next(row for row in table.rows if row.target == "maybe")
     assert len(table.rows) == 2
     assert row.attack_text == 'targeted, "maybe", Linf 4/255, 10 steps'
-    assert row.texts()[6].endswith("(target in 75.0 % [46.8, 91.1])")
-    assert row.texts()[5].endswith("(target in 25.0 % [8.9, 53.2])")
+    assert row.texts()[6].endswith("(target in 75.0 % [55.1, 88.0])")
+    assert row.texts()[5].endswith("(target in 25.0 % [12.0, 44.9])")
     assert "the attack failed on 3 of 24 samples (adaptive)" in row.notes
     line = next(csv_row for csv_row in csv.DictReader(io.StringIO(table.to_csv())) if csv_row["target"] == "maybe")
     assert (line["transfer_success"], line["adaptive_success"]) == ("25.0", "75.0")
     page = write_report(runs, tmp_path / "report.html").read_text()
-    assert "target in 75.0 % [46.8, 91.1]" in page
+    assert "target in 75.0 % [55.1, 88.0]" in page
     assert "failed on 3 of 24 samples" in page

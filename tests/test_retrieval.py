@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from attacks import contrastive_loss
 from eval_tasks.api import Evaluation
 from eval_tasks.audit import Audit
 from eval_tasks.data import Sample, load_task, open_image
+from eval_tasks.report.build_table import tables
 from eval_tasks.report.page import write_report
 from eval_tasks.report.retrieval_table import recall_markdown, recall_rows
 from eval_tasks.run.records import Run, RunFolder, read_run
@@ -266,6 +268,13 @@ def test_transfer_saved_images_and_the_report(stock: Run, folder: Path, tmp_path
     first = stock.metrics["retrieval"]["adversarial"]["text_to_image"]["recall@10"]
     assert rows[1].cells[5][0] == first
     assert f"{first:.1f} [" in recall_markdown(rows)
+    edited = {**stock.metrics["retrieval"]["clean"]["image_to_text"], "recall@1": 99.9}
+    said = {"clean": {**stock.metrics["retrieval"]["clean"], "image_to_text": edited}}
+    told = replace(stock, metrics=stock.metrics | {"retrieval": stock.metrics["retrieval"] | said})
+    assert recall_rows([told]) == recall_rows([stock])
+    table = tables([told])["scenes"]
+    assert any(note.startswith("metrics.json says 99.9 for recall@1 of captions") for note in table.rows[0].notes)
+    assert any(remark.startswith("Of the recalls, samples.jsonl holds recall@1") for remark in table.notes)
     page = write_report([stock, transfer, adaptive], tmp_path / "report.html").read_text()
     assert "Retrieval, both directions" in page
     assert "image to text, recall@1, %" in page

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 from eval_tasks.metrics.bootstrap import bootstrap_ci
+from eval_tasks.report.disagreements import disagreements
+from eval_tasks.report.retrieval_table import FROM_METRICS
 from eval_tasks.report.table_formats import NO_SCORE, UNDEFENDED, Cell, Row, Table, difference_cell
 from eval_tasks.run.facts import EARLIER, metric_of, model_label, plain_value, setting, threat_of, vqa_style_of
 from eval_tasks.run.records import Run, SampleRecord, Scored, images_of
-from eval_tasks.run.run_metrics import mean_score
+from eval_tasks.run.run_metrics import mean_score, target_hits
 from lvlm_radapt.utils.errors import UserError
 
 Part = Literal["clean", "adversarial"]
@@ -202,11 +203,12 @@ def _notes(present: Sequence[Run], only_transfer: bool) -> list[str]:
         if clean[0] != clean[1]:
             notes.append(f"the clean score was {clean[1]} in the transfer run")
     for run in present:
-        notes += _disagreements(run)
-        zero = run.metrics.get("zero_grad") or 0
+        notes += disagreements(run)
+        attacked = [sample.adversarial for sample in run.samples if sample.adversarial is not None]
+        zero = sum(one.zero_grad for one in attacked)
         if zero:
             notes.append(f"zero gradient on {zero} of {len(run.samples)} samples ({threat_of(run)})")
-        failed = run.metrics.get("failed") or 0
+        failed = sum(one.failed is not None for one in attacked)
         if failed:
             notes.append(f"the attack failed on {failed} of {len(run.samples)} samples ({threat_of(run)})")
     return notes
@@ -274,30 +276,20 @@ def _score(run: Run, part: Part, detail: str = "") -> Cell:
     if found is None:
         return Cell(NO_SCORE, detail=detail)
     value, interval, _ = found
-    success = run.metrics.get("success") if part == "adversarial" else None
-    if success is None:
+    if part == "clean" or not _has_target(run):
         return Cell(value=value, interval=interval, detail=detail)
-    low, high = success["ci95"]
-    rate = float(success["success_rate"])
+    hits, (low, high) = target_hits(run.samples)
+    rate = 100 * hits / len(run.samples)
     said = f"target in {rate:.1f} % [{low:.1f}, {high:.1f}]"
     return Cell(value=value, interval=interval, detail=detail, success=said, success_rate=rate)
 
 
+def _has_target(run: Run) -> bool:
+    return any(sample.adversarial is not None and sample.adversarial.success is not None for sample in run.samples)
+
+
 def _answers(run: Run, part: Part) -> list[Scored | None]:
     return [getattr(sample, part) for sample in run.samples]
-
-
-def _disagreements(run: Run) -> list[str]:
-    """Where metrics.json says another score than the records have."""
-    said = []
-    for part, what in (("clean", "clean"), ("adversarial", "attacked")):
-        told = (run.metrics.get(part) or {}).get(metric_of(run))
-        found = mean_score(_answers(run, cast(Part, part)), metric_of(run), images_of(run.samples))
-        mean = None if found is None else found[0]
-        if told is not None and (mean is None or not math.isclose(told, mean, rel_tol=1e-6, abs_tol=1e-6)):
-            shown = "none" if mean is None else f"{mean:.1f}"
-            said.append(f"metrics.json says {told:.1f} on {what} images, but samples.jsonl {shown}, which counts")
-    return said
 
 
 def _surrogate(run: Run) -> str | None:
@@ -385,6 +377,8 @@ def _remarks(runs: Sequence[Run]) -> tuple[str, ...]:
             f"Some runs of {', '.join(unnamed)} do not name their images, as earlier versions wrote them: their "
             "intervals are over samples."
         )
+    if any("retrieval" in run.metrics for run in runs):
+        said.append(FROM_METRICS)
     mixed = sorted(task for task, digests in samples.items() if len(digests) > 1)
     if mixed:
         said.append(f"Rows of {', '.join(mixed)} are over different samples: do not compare them with each other.")

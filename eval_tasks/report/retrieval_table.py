@@ -10,13 +10,17 @@ import rich.table
 from rich.text import Text
 
 from attacks.eps import budget_text
-from eval_tasks.run.facts import model_label, setting, threat_of
-from eval_tasks.run.records import Run
+from eval_tasks.run.facts import metric_of, model_label, setting, threat_of
+from eval_tasks.run.records import Run, images_of
+from eval_tasks.run.run_metrics import mean_score
 from eval_tasks.tasks.retrieval import DIRECTIONS
 from eval_tasks.tasks.retrieval_corpus import CUTS
 from lvlm_radapt.utils.errors import UserError
 from lvlm_radapt.utils.markdown import as_text
 
+FROM_METRICS = (
+    "Of the recalls, samples.jsonl holds recall@1 of image to text alone: the others are those that metrics.json says."
+)
 COLUMNS = ("Model", "Task", "Images", *(f"{words} R@{k}, %" for words in DIRECTIONS.values() for k in CUTS))
 
 
@@ -56,11 +60,18 @@ def _rows(run: Run) -> Iterator[RecallRow]:
 
 
 def _cells(run: Run, part: str) -> tuple[tuple[float, tuple[float, float]], ...]:
+    """A cell a column of recalls: captions' recall@1 by the records, the others as metrics.json has them."""
     try:
         found = [run.metrics["retrieval"][part][direction] for direction in DIRECTIONS]
-        return tuple((by[f"recall@{k}"], (by[f"ci95@{k}"][0], by[f"ci95@{k}"][1])) for by in found for k in CUTS)
-    except (KeyError, TypeError, IndexError) as error:
+        cells = [(by[f"recall@{k}"], (by[f"ci95@{k}"][0], by[f"ci95@{k}"][1])) for by in found for k in CUTS]
+        answers = [getattr(sample, part) for sample in run.samples]
+    except (KeyError, TypeError, IndexError, AttributeError) as error:
         raise UserError(f"{run.path / 'metrics.json'} lacks a recall of {part} images: run it again") from error
+    counted = mean_score(answers, metric_of(run), images_of(run.samples))
+    if counted is None:
+        raise UserError(f"{run.path / 'samples.jsonl'} has no score of {part} images: run it again")
+    mean, interval, _ = counted
+    return ((mean, (interval.low, interval.high)), *cells[1:])
 
 
 def recall_table(rows: Sequence[RecallRow]) -> rich.table.Table:

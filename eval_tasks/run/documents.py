@@ -4,6 +4,7 @@ type. Every reader of a run gets them through here."""
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -124,6 +125,8 @@ class RunMetrics(_Part):
 
     @model_validator(mode="after")
     def _scored(self) -> RunMetrics:
+        if self.metric in _Score.model_fields:
+            raise ValueError(f"metric {self.metric} is none")
         for part in ("clean", "adversarial"):
             score = getattr(self, part)
             value = None if score is None else (score.model_extra or {}).get(self.metric)
@@ -144,12 +147,21 @@ class RunMetrics(_Part):
         return retrieval
 
 
+def own_file(run: Path, *names: str) -> Path:
+    """The path of that name in a run folder. UserError where links lead to another place: a run may come from somebody
+    else, and must not show other files."""
+    path = run.joinpath(*names)
+    if os.path.realpath(path) != os.path.join(os.path.realpath(run), *names):
+        raise UserError(f"{path} is a link to another place: copy the file there, or remove the link")
+    return path
+
+
 def read_settings(folder: Path) -> dict[str, Any]:
     """run.json of a run folder; UserError when it is none, or damaged or of another schema."""
     path = folder / "run.json"
     if not path.is_file():
         raise UserError(f"{folder} is not a run folder: it has no run.json")
-    settings = read_json(path)
+    settings = read_json(own_file(folder, path.name))
     if settings.get("schema") not in _READ:
         shown = json.dumps(settings.get("schema"))[:60]
         raise UserError(f"{path} has schema {shown}, this version reads up to {SCHEMA}")
@@ -159,7 +171,7 @@ def read_settings(folder: Path) -> dict[str, Any]:
 
 def read_metrics(folder: Path) -> dict[str, Any]:
     """metrics.json of a run folder; UserError when it is damaged."""
-    path = folder / "metrics.json"
+    path = own_file(folder, "metrics.json")
     metrics = read_json(path)
     validated(RunMetrics, metrics, path)
     return metrics

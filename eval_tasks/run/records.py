@@ -34,7 +34,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from eval_tasks.config.validation import first_problem, read_bytes
 from eval_tasks.data.selection import ids_digest
 from eval_tasks.run.checksums import bytes_sum, document_sum, file_sum, sealed, settings_key, unsealed
-from eval_tasks.run.documents import SCHEMA, read_metrics, read_settings
+from eval_tasks.run.documents import SCHEMA, own_file, read_metrics, read_settings
 from eval_tasks.run.environment import environment
 from lvlm_radapt.utils.atomic_folder import check_writable
 from lvlm_radapt.utils.errors import UserError
@@ -42,6 +42,7 @@ from lvlm_radapt.utils.images import open_image
 from lvlm_radapt.utils.leftovers import is_own, sweep
 from lvlm_radapt.utils.writing import RUN, sync_folder, write_whole, writing
 
+SAMPLES = "samples.jsonl"
 NO_CHECKSUMS = (
     "this run is of an earlier version and has no checksums: a change of its records or images is not noticed"
 )
@@ -158,10 +159,7 @@ def image_name(sample_id: str) -> str:
 def image_path(run: Path, under: str, sample_id: str) -> Path:
     """Where a run's image is, or would be. UserError where links lead out of the run folder, which may come from
     somebody else and must not show other files."""
-    path = run / under / image_name(sample_id)
-    if os.path.realpath(path) != os.path.join(os.path.realpath(run), under, path.name):
-        raise UserError(f"{path} is a link to another place: copy the image there, or remove the link")
-    return path
+    return own_file(run, under, image_name(sample_id))
 
 
 class RunFolder:
@@ -290,7 +288,7 @@ class RunFolder:
             missing = len(order) - len(records)
             raise UserError(f"{self.path} lacks {missing} of {len(order)} samples: continue it with --resume")
         self.close()
-        write_whole(self.path / "samples.jsonl", b"".join(map(self.line, records)))
+        write_whole(self.path / SAMPLES, b"".join(map(self.line, records)))
         whole = json.loads(json.dumps(metrics, allow_nan=False))
         write_whole(self.path / "metrics.json", _pretty(whole | {"checksum": document_sum(whole, self._key)}))
         self.clear()
@@ -372,10 +370,14 @@ class RunFolder:
     def _records(self) -> dict[str, SampleRecord]:
         settings = read_settings(self.path)
         if self.finished:
-            return {record.id: record for record in _read_lines(self.path / "samples.jsonl", settings)}
+            return {record.id: record for record in _read_lines(self.path, SAMPLES, settings=settings)}
         # A redone chunk may repeat an id: the last one written goes with the image on disk.
         parts = sorted(self._parts(), key=lambda part: (part.stat().st_mtime_ns, part.name))
-        return {record.id: record for part in parts for record in _read_lines(part, settings, torn_tail=True)}
+        return {
+            record.id: record
+            for part in parts
+            for record in _read_lines(self.path, "parts", part.name, settings=settings, torn_tail=True)
+        }
 
 
 def read_run(path: str | os.PathLike[str]) -> Run:
@@ -386,9 +388,9 @@ def read_run(path: str | os.PathLike[str]) -> Run:
         done = len(RunFolder(folder).done_ids())
         total = settings["ids"]["n"]
         raise UserError(f"run {folder} is not finished ({done} of {total} samples): continue it with --resume")
-    samples = _read_lines(folder / "samples.jsonl", settings)
+    samples = _read_lines(folder, SAMPLES, settings=settings)
     if ids_digest(record.id for record in samples) != settings["ids"]["sha256"]:
-        raise UserError(f"{folder / 'samples.jsonl'} does not hold the samples that run.json names: run it again")
+        raise UserError(f"{folder / SAMPLES} does not hold the samples that run.json names: run it again")
     metrics = read_metrics(folder)
     own = metrics.pop("checksum", None)
     if settings["schema"] > 1 and own != document_sum(metrics, settings_key(_identity(settings))):
@@ -396,9 +398,10 @@ def read_run(path: str | os.PathLike[str]) -> Run:
     return Run(folder, settings, metrics, samples)
 
 
-def _read_lines(path: Path, settings: Mapping[str, Any], *, torn_tail: bool = False) -> list[SampleRecord]:
+def _read_lines(run: Path, *names: str, settings: Mapping[str, Any], torn_tail: bool = False) -> list[SampleRecord]:
     # Split on the newline byte alone: texts may hold characters that str.splitlines takes for line ends.
-    *lines, tail = read_bytes(path).split(b"\n")
+    *lines, tail = read_bytes(own_file(run, *names)).split(b"\n")
+    path = run.joinpath(*names)
     if tail and not torn_tail:
         raise UserError(f"{path}: the last line is cut off")
     key = settings_key(_identity(settings))

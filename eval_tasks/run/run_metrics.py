@@ -146,8 +146,7 @@ def _success(records: Sequence[SampleRecord], attack: Attack | None) -> dict[str
     """How often the target is read in answers to attacked images (`hits`, in percent `success_rate`) and clean ones."""
     if attack is None or attack.target is None:
         return None
-    success = [bool(r.adversarial and r.adversarial.success) for r in records]
-    hits, interval = sum(success), hits_ci(success, images_of(records))
+    hits, interval = target_hits(records)
     already = sum(contains_target(r.clean.output, attack.target) for r in records)
     return {
         "target": attack.target,
@@ -156,6 +155,12 @@ def _success(records: Sequence[SampleRecord], attack: Attack | None) -> dict[str
         "ci95": [interval.low, interval.high],
         "clean_hits": already,
     }
+
+
+def target_hits(records: Sequence[SampleRecord]) -> tuple[int, Interval]:
+    """How many answers to attacked images have the target in them, and the 95 % interval of their share in percent."""
+    success = [bool(r.adversarial and r.adversarial.success) for r in records]
+    return sum(success), hits_ci(success, images_of(records))
 
 
 def _stages(attacked: Sequence[Attacked], task: Task, attack: Attack | None) -> list[dict[str, Any]] | None:

@@ -91,12 +91,14 @@ class Maker:
         prefix: str = "s",
         per_image: int = 1,
         losses: list[float | None] | None = None,
+        outcome: Mapping[str, Sequence[Any]] | None = None,
         metrics: Mapping[str, Any] | None = None,
         model: Mapping[str, Any] | None = None,
         **settings: Any,
     ) -> Run:
         """scores: under attack, None for no records of one; asked: the task; per_image: samples an image, 0 as
-        earlier versions wrote runs; model, settings, metrics: other values in
+        earlier versions wrote runs; outcome: other values in the attacked records, one a sample; model, settings,
+        metrics: other values in
         run.json's `model`, at its top and in metrics.json, whose `audit` an adaptive run has."""
         self.made += 1
         clean = CLEAN if clean is None else clean
@@ -117,7 +119,8 @@ class Maker:
             if scores is not None:
                 loss = 1.0 if losses is None else losses[index]
                 adversarial = Attacked(output="a cat", score=scores[index], loss=loss, linf=4 / 255, l2=0.5)
-                adversarial = adversarial.model_copy(update={"image_sha256": sums.get("images")})
+                told = {field: values[index] for field, values in (outcome or {}).items()}
+                adversarial = adversarial.model_copy(update={"image_sha256": sums.get("images"), **told})
             records.append(
                 SampleRecord(
                     id=sample_id,

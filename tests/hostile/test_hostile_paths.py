@@ -133,6 +133,16 @@ def device(name: str) -> Callable[[Path], object]:
     return put
 
 
+def linked(name: str, target: str) -> Callable[[Path], object]:
+    """The file moved to where the link in its place points."""
+
+    def put(folder: Path) -> None:
+        (folder / name).rename(folder / target)
+        (folder / name).symlink_to(target)
+
+    return put
+
+
 def named(name: str, put: Callable[[Path], object]) -> Callable[[Place], Path]:
     def made(at: Place) -> Path:
         (at.tmp / name).touch()
@@ -144,6 +154,7 @@ def named(name: str, put: Callable[[Path], object]) -> Callable[[Place], Path]:
 
 ELSEWHERE = "lies in another file, which is not read"
 BESIDE = "index.json is damaged: it must name shards that lie beside it"
+LINKED = "is a link to another place: copy the file there, or remove the link"
 IRREGULAR = "it is no regular file"
 
 CASES: dict[str, Case] = {
@@ -177,7 +188,12 @@ CASES: dict[str, Case] = {
     "an index that is a list": checkpoint(file("model.safetensors.index.json", b"[]"), "is no index of weight shards"),
     "run.json that is a pipe": run_folder(pipe("run.json"), "has no run.json"),
     "samples.jsonl that is a pipe": run_folder(pipe("samples.jsonl"), IRREGULAR),
-    "samples.jsonl that never ends": run_folder(device("samples.jsonl"), IRREGULAR),
+    "samples.jsonl that never ends": run_folder(device("samples.jsonl"), LINKED),
+    **{
+        f"{name} that is a link to {what}": run_folder(linked(name, target), LINKED)
+        for name in ("run.json", "samples.jsonl", "metrics.json")
+        for what, target in (("a file outside", "../own"), ("another file in the run", "own"))
+    },
     "metrics.json that never ends": run_folder(device("metrics.json"), "is not finished"),
     "an adapter's tensors that never end": adapter(device("adapter.safetensors"), IRREGULAR),
     "an adapter's tensors that are a pipe": adapter(pipe("adapter.safetensors"), IRREGULAR),
