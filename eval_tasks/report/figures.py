@@ -18,6 +18,7 @@ from attacks.eps import eps_text
 from eval_tasks.report.table_formats import Cell, Row, Table
 from lvlm_radapt.plots.curves import Curve, draw_curves, finish_eps
 from lvlm_radapt.plots.images import DIFFERENCE_GAIN, difference_image
+from lvlm_radapt.utils.printing import readable
 
 __all__ = [
     "DIFFERENCE_GAIN",
@@ -165,7 +166,7 @@ def _high(cell: Cell) -> float:
 
 def text_uri(kind: str, text: str) -> str:
     """A text as a data URI; kind: text/csv or text/markdown."""
-    return _uri(f"{kind};charset=utf-8", text.encode())
+    return _uri(f"{kind};charset=utf-8", readable(text).encode())
 
 
 def _uri(kind: str, content: bytes) -> str:

@@ -21,6 +21,7 @@ from matplotlib.figure import Figure
 
 from attacks.eps import budget_text
 from eval_tasks.crafting.embedding import Embedding
+from eval_tasks.report.html_templates import write_text
 from eval_tasks.run.environment import environment
 from eval_tasks.run.options import Evaluation
 from eval_tasks.run.threads import on_recorded_threads
@@ -105,9 +106,9 @@ def analyse(
             write_whole(out / "figures" / f"{name}.png", light)
             write_whole(out / "figures" / f"{name}-dark.png", dark)
         for name, rows in _tables(document).items():
-            write_whole(out / f"{name}.csv", _csv(rows).encode())
+            write_text(out / f"{name}.csv", _csv(rows))
         write_whole(out / "analysis.json", (json.dumps(document, indent=1, allow_nan=False) + "\n").encode())
-        write_whole(out / "index.html", analysis_page(document, figures).encode())
+        write_text(out / "index.html", analysis_page(document, figures))
     return document
 
 

@@ -20,7 +20,7 @@ from transformers.utils import cached_file
 
 from lvlm_radapt.utils.errors import UserError
 from lvlm_radapt.utils.json_files import check_regular, read_bytes
-from lvlm_radapt.utils.names import is_one_part
+from lvlm_radapt.utils.names import is_one_part, is_utf8
 
 _FILES = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
 _ZIP = b"PK\x03\x04"
@@ -95,6 +95,8 @@ def read_tensors(path: Path) -> Iterator[tuple[str, Tensor]]:
     holds anything but tensors: pickles are opened with `weights_only=True`."""
     check_regular(path)
     if path.suffix == ".safetensors":
+        if not is_utf8(str(path)):
+            raise UserError(f"{path} cannot be read under this path, which is not UTF-8: rename the file or its folder")
         try:
             with safe_open(path, framework="pt") as file:
                 for key in file.keys():  # noqa: SIM118  (no mapping)

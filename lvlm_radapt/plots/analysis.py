@@ -14,6 +14,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import ArrayLike, NDArray
 
+from lvlm_radapt.plots.axes import plain
+
 
 @dataclass(frozen=True)
 class Look:
@@ -79,7 +81,7 @@ def replacement_figure(curves: Mapping[str, Sequence[Mapping[str, Any]]], metric
             )
         axes.set_xticks(x, [str(r["step"]) for r in rows], rotation=45, ha="right", rotation_mode="anchor")
         axes.set_xlabel("last part taken from the robust twin")
-        axes.set_title(title, color=look.text, fontsize=10)
+        axes.set_title(plain(title), color=look.text, fontsize=10)
         axes.yaxis.set_major_locator(MaxNLocator(6))
         _tidy(axes, look)
     panels[0].set_ylabel(metric)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from matplotlib.axes import Axes
 
+from lvlm_radapt.utils.printing import readable
+
 TEXT, LINE = "#5c6470", "#dcdfe4"
 CLEAN, TRANSFER, ADAPTIVE = "#8a919c", "#2f6db3", "#b3452c"
 THREATS = {"clean": (CLEAN, ":"), "transfer": (TRANSFER, "--"), "adaptive": (ADAPTIVE, "-")}
@@ -29,6 +31,11 @@ def tidy(axes: Axes, text: str = TEXT, line: str = LINE) -> None:
     for name, spine in axes.spines.items():
         spine.set_visible(name == "bottom")
         spine.set_color(line)
+
+
+def plain(text: str) -> str:
+    """A name as matplotlib shows it: it reads `$` as mathematics, and takes no bytes that are not UTF-8."""
+    return readable(text).replace("$", r"\$")
 
 
 def bare(axes: Axes) -> None:

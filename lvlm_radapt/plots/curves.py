@@ -10,7 +10,7 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
-from lvlm_radapt.plots.axes import LINE, TEXT, THREATS, axes_or_new, tidy
+from lvlm_radapt.plots.axes import LINE, TEXT, THREATS, axes_or_new, plain, tidy
 from lvlm_radapt.utils.errors import UserError
 
 
@@ -31,7 +31,14 @@ def draw_curves(axes: Axes, curves: Sequence[Curve]) -> None:
             x, values, lows, highs = (list(column) for column in zip(*curve.points, strict=True))
             axes.fill_between(x, lows, highs, color=curve.colour, alpha=0.13, linewidth=0)
             axes.plot(
-                x, values, curve.style, color=curve.colour, label=curve.label, linewidth=1.8, marker="o", markersize=4
+                x,
+                values,
+                curve.style,
+                color=curve.colour,
+                label=plain(curve.label),
+                linewidth=1.8,
+                marker="o",
+                markersize=4,
             )
 
 

@@ -28,7 +28,7 @@ def check_writable(out: str | os.PathLike[str], *, room: int = 0) -> Path:
     target = Path(out).expanduser()
     with writing(target):
         if target.is_symlink() or target.name in ("", ".."):
-            target = target.resolve()
+            target = Path(os.path.realpath(target))  # of a link to itself, `resolve` makes an error of its own
         check_outside_runs(target)
         place = target
         while not os.path.lexists(place):

@@ -25,5 +25,10 @@ def is_one_part(name: str) -> bool:
     return not leaves_folder(name) and can_be_a_file(name) and len(_parts(name)) == 1 and name != "."
 
 
+def is_utf8(name: str) -> bool:
+    """Whether the name can be written as UTF-8: Python holds other bytes of a file's name as surrogates."""
+    return not any(0xD7FF < ord(c) < 0xE000 for c in name)
+
+
 def _parts(name: str) -> list[str]:
     return name.replace("\\", "/").split("/")

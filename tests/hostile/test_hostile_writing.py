@@ -111,6 +111,9 @@ CASES: dict[str, Case] = {
     "a report in a folder that is a file": report(
         lambda at, run: theirs("file")(at, run) / "report.html", "cannot write .*report.html"
     ),
+    "a report in a link to itself": report(
+        lambda at, run: (at.tmp / "loop").symlink_to("loop") or at.tmp / "loop" / "x.html", "cannot write .*x.html"
+    ),
     "a report under too long a name": report(lambda at, run: at.tmp / ("x" * 300), "cannot write .*: File name too"),
     "a log over data": logged(lambda path: path.write_text('{"images": []}'), "is no log of this program"),
     "a log over a table": logged(lambda path: path.write_text("a,b\n1,2\n"), "is no log of this program"),
