@@ -17,14 +17,14 @@ import transformers
 from PIL import Image
 from typer.testing import CliRunner
 
-from lvlm_radapt import RAdaptConfig, load_model, robustify
+from lvlm_radapt import RAdaptConfig, load_encoder, load_model, robustify
 from lvlm_radapt.cli import app
 from lvlm_radapt.models import LVLM
 from lvlm_radapt.models.conversations import Conversation
 from lvlm_radapt.saving.export import export_model
 from lvlm_radapt.saving.fold import fold_model
 from lvlm_radapt.saving.plain_weights import save_stock
-from tests.helpers import original_llava, released
+from tests.helpers import original_llava, released, tiny_checkpoints
 from tests.helpers.families import FAMILIES
 
 QUESTION = "What is this?"
@@ -107,31 +107,71 @@ def original(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def finetuned(source: Path, folder: Path) -> LVLM:
-    """By the command, in one step so small that no weight changes."""
+def finetuned(source: Path, folder: Path) -> None:
+    """By the command itself, in one step."""
     images = folder.with_name("images")
     images.mkdir()
     for number in range(4):
         picture(number).save(images / f"{number}.png")
     words = ["finetune", str(source), "--method", "fare", "--images", str(images), "--out", str(folder)]
-    done = CliRunner().invoke(app, [*words, "--steps", "1", "--batch-size", "2", "--lr", "1e-30", "--device", "cpu"])
+    done = CliRunner().invoke(app, [*words, "--steps", "1", "--batch-size", "2", "--lr", "0.01", "--device", "cpu"])
     assert done.exit_code == 0, done.output
-    return load_model(source)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_a_fine_tuned_folder_of_every_family(name: str, tmp_path: Path) -> None:
+    """Its weights are other ones than the source's; images and prompts come to it as to the source."""
+    source = load_model(released.write(name, tmp_path / "source"))
+    finetuned(tmp_path / "source", tmp_path / "tuned")
+    tuned = load_model(tmp_path / "tuned")
+    check_alike(name, tuned, tmp_path / "tuned")
+    batch = source.pixels([picture()])
+    assert torch.equal(tuned.pixels([picture()]).x, batch.x)
+    assert tuned.text.prompt(QUESTION, 4) == source.text.prompt(QUESTION, 4)
+    assert not torch.equal(tuned.features(batch), source.features(batch))
+
+
+ENCODERS: dict[str, tuple[Callable[[Path], Path], str]] = {
+    "clip": (tiny_checkpoints.save_clip, "CLIPImageProcessorPil"),
+    "siglip": (tiny_checkpoints.save_siglip, "SiglipImageProcessorPil"),
+}
+
+
+@pytest.mark.parametrize("name", ENCODERS)
+def test_a_fine_tuned_folder_of_every_encoder(name: str, tmp_path: Path) -> None:
+    save, processor = ENCODERS[name]
+    source = load_encoder(save(tmp_path / "source"))
+    finetuned(tmp_path / "source", tmp_path / "tuned")
+    tuned = load_encoder(tmp_path / "tuned")
+    batch = tuned.pixels([picture()])
+    inputs = getattr(transformers, processor).from_pretrained(tmp_path / "tuned")(picture(), return_tensors="pt")
+    assert torch.equal(tuned.pixel_values(batch), inputs["pixel_values"])
+    stock = transformers.AutoModel.from_pretrained(tmp_path / "tuned").eval()
+    with torch.no_grad():
+        embedded = stock.get_image_features(**inputs).pooler_output
+        torch.testing.assert_close(tuned.image_features(batch), embedded, rtol=1e-5, atol=1e-5)
+        assert not torch.equal(source.image_features(batch), embedded)
 
 
 @pytest.mark.parametrize("way", ["export", "stock", "finetune"])
 def test_of_an_original_llava_too(original: Path, way: str, tmp_path: Path) -> None:
     """With its padding and the spaces of its tokenizer; and in this package with its geometry."""
     folder = tmp_path / f"original-{way}"
-    model = finetuned(original, folder) if way == "finetune" else WAYS[way](load_model(original), folder)
+    if way == "finetune":
+        finetuned(original, folder)
+        model = again = load_model(folder)
+    else:
+        model = WAYS[way](load_model(original), folder)
+        again = load_model(folder)
     check_alike("llava", model, folder)
-    again = load_model(folder)
-    assert (again.geometry, model.geometry) == ("pad", "pad")
-    batch = model.pixels([picture()])
+    base = load_model(original)
+    assert (again.geometry, base.geometry) == ("pad", "pad")
+    batch = base.pixels([picture()])
     assert torch.equal(again.pixels([picture()]).x, batch.x)
     assert again.generate(batch, [QUESTION], 6) == model.generate(batch, [QUESTION], 6)
     space = model.tokenizer.convert_tokens_to_ids("▁")
-    ids = model.text.prompt(QUESTION, 1)
+    ids = base.text.prompt(QUESTION, 1)
+    assert again.text.prompt(QUESTION, 1) == ids
     assert ids[ids.index(model.text.image_id) + 1] == space
 
 

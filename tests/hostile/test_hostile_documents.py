@@ -71,7 +71,9 @@ def real(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         folder = root / "scenes" / "classes" if task == "imagefolder" else root / "scenes"
         wanted = evaluation(task, folder, name, eps="8/255", steps=2, samples=4, seed=1)
         score(load_encoder("tiny-clip"), wanted, root / task)
-    answers = Maker(root)(spread(30, 1), attacked=attack(name="targeted", target="a cat"), radapt={"cutoff": 40.0, "alpha": 1.0}).path
+    answers = Maker(root)(
+        spread(30, 1), attacked=attack(name="targeted", target="a cat"), radapt={"cutoff": 40.0, "alpha": 1.0}
+    ).path
     answers.rename(root / "captions")
     return {name: without_checksums(root / name) for name in ("coco-retrieval", "imagefolder", "captions")}
 

@@ -7,7 +7,9 @@ from typing import Any
 
 import pytest
 import yaml
-from cases import (
+
+from lvlm_radapt.embedded.dataset import write_scenes
+from tests.helpers.cases import (
     Case,
     Place,
     adapter,
@@ -23,9 +25,7 @@ from cases import (
     run_folder,
     simple,
 )
-from test_cli import call
-
-from lvlm_radapt.tiny.dataset import write_scenes
+from tests.helpers.cli import call
 
 EVIL = "\x1b]0;pwned\x07[/b]:x:\udcff"
 SHOWN = r"\\x1b\]0;pwned\\x07\[[/-]b\]:x:\\(xff|udcff)"  # the latter in quotes

@@ -6,10 +6,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from cases import Case, Place, assert_refused, evaluated, listing
-from test_cli import call
 
 from lvlm_radapt.utils.leftovers import aside_of
+from tests.helpers.cases import Case, Place, assert_refused, evaluated, listing
+from tests.helpers.cli import call
 
 SCENES = ("data", "scenes", "--count", "2", "--per-class", "0", "--out")
 
