@@ -93,9 +93,9 @@ bench: setup
 	$(BIN)/python benchmarks/attack_speed.py --attack ensemble --early-exit
 	$(BIN)/python benchmarks/full_size.py
 
-# The API reference, from the docstrings: open site/index.html.
+# One site: guides, commands and the API. Open site/index.html.
 docs: setup
-	$(BIN)/python docs/api.py site
+	$(BIN)/python -m sphinx -q -W --keep-going -b html docs site
 
 wheel: setup
 	$(BIN)/python -m build --wheel --no-isolation
