@@ -45,6 +45,7 @@ MODULES = (
     "lvlm_radapt",
     "lvlm_radapt.plot",
     "lvlm_radapt.models.base",
+    "lvlm_radapt.models.family",
     "lvlm_radapt.models.messages",
     "lvlm_radapt.utils.errors",
     "attacks",
@@ -119,7 +120,7 @@ def as_rst(lines: list[str]) -> list[str]:
         shown = _inline(re.split(r"(`[^`]*`)", text))
         named = re.match(r"((?:\w|\\_|, )+): ", shown)
         if named and len(named[1]) < 50:
-            made += ["", f"- **{named[1]}**: {shown[named.end():]}"]
+            made += ["", f"- **{named[1]}**: {shown[named.end() :]}"]
             inside = True
         elif not text:
             made.append("")

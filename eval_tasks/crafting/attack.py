@@ -167,7 +167,7 @@ class Attack(ABC):
         return next((key for key in own if key not in _OF_THE_RUN and key in made and made[key] != own[key]), None)
 
     def round_to_8bit(self, x_adv: Tensor, x: Tensor) -> Tensor:
-        """uint8 images next to `x_adv`, within the budget of the clean ones `x`."""
+        """uint8 images [B,3,H,W] next to `x_adv`, within the budget of the clean ones `x`."""
         return to_8bit(x_adv, x, eps=self.eps, norm=self.norm)
 
 

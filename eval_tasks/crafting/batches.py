@@ -45,6 +45,10 @@ class TextScores(Interface):
         ...
 
 
+def _quiet(stage: str, count: int) -> None:
+    """Tell nobody of a stage."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class SampleBatch:
     """The samples row by row; this one knows nothing of them but their pixels.
@@ -56,11 +60,11 @@ class SampleBatch:
     samples: Sequence[Sample]
     batch_size: int
     clean: Sequence[float] | None = None
-    tell: Tell = lambda stage, count: None
+    tell: Tell = _quiet
     broken_means: ClassVar[str] = "fell under the ensemble's threshold"
 
     def answers(self, view: SourceModel, x: Tensor, index: Sequence[int]) -> list[str]:
-        """What the source model answers to images `x` of the victim's canvas."""
+        """What the source model answers to images `x` [len(index),3,H,W] of the victim's canvas."""
         raise NotImplementedError
 
     def grade(self, answers: Sequence[str], index: Sequence[int]) -> list[float]:
