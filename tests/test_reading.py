@@ -7,7 +7,7 @@ import torch
 
 from lvlm_radapt import load_encoder, load_model, robustify
 from lvlm_radapt.defences.radapt.config import RAdaptConfig
-from lvlm_radapt.models.speedups import hidden_states as reading
+from lvlm_radapt.models.speedups import hidden_states
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +37,7 @@ def blocks_run(tower, function):
 @pytest.mark.parametrize("layers", [[-2], [-1], [1], [0], [2, -2], [-2, 1, 0]], ids=str)
 def test_states_are_transformers_own_and_no_block_above_is_run(tower, pixels, layers):
     own = tower(pixels, output_hidden_states=True).hidden_states
-    states, run = blocks_run(tower, lambda: reading.hidden_states(tower, pixels, layers))
+    states, run = blocks_run(tower, lambda: hidden_states.read(tower, pixels, layers))
     assert all(torch.equal(state, own[layer]) for state, layer in zip(states, layers, strict=True))
     # what the first block gets is no block's output: for that alone the whole tower runs
     deepest = len(own) - 1 if 0 in layers else max(range(len(own))[layer] for layer in layers)
@@ -46,7 +46,7 @@ def test_states_are_transformers_own_and_no_block_above_is_run(tower, pixels, la
 
 def test_the_tower_itself_stays_whole(tower, pixels):
     own = tower(pixels)
-    reading.hidden_states(tower, pixels, [1])
+    hidden_states.read(tower, pixels, [1])
     after, run = blocks_run(tower, lambda: tower(pixels))
     assert torch.equal(after.pooler_output, own.pooler_output)
     assert run == list(range(1, len(tower.encoder.layers) + 1))
@@ -54,17 +54,17 @@ def test_the_tower_itself_stays_whole(tower, pixels):
 
 def test_an_error_inside_leaves_nothing_behind(tower, pixels):
     with pytest.raises(ValueError, match="doesn't match model"):
-        reading.hidden_states(tower, pixels[:, :, :-14], [1])
+        hidden_states.read(tower, pixels[:, :, :-14], [1])
     assert len(tower(pixels, output_hidden_states=True).hidden_states) == len(tower.encoder.layers) + 1
     with pytest.raises(IndexError):
-        reading.hidden_states(tower, pixels, [len(tower.encoder.layers) + 1])
+        hidden_states.read(tower, pixels, [len(tower.encoder.layers) + 1])
 
 
 def test_threads_share_a_tower(tower, pixels):
     own = tower(pixels, output_hidden_states=True).hidden_states
     layers = [1, -2, -1, 2] * 6
     with ThreadPoolExecutor(4) as pool:
-        found = list(pool.map(lambda layer: reading.hidden_states(tower, pixels, [layer])[0], layers))
+        found = list(pool.map(lambda layer: hidden_states.read(tower, pixels, [layer])[0], layers))
     for layer, state in zip(layers, found, strict=True):
         torch.testing.assert_close(state, own[layer], rtol=1e-5, atol=1e-5)
 
@@ -73,10 +73,10 @@ def test_a_defended_model_is_read_once_per_block_and_prepared_once(pixels):
     model = load_model("tiny-llava")
     blocks = model.tower.encoder.layers
     hooks = [len(block._forward_hooks) for block in blocks]
-    reading.prepare(model.tower)
+    hidden_states.prepare(model.tower)
     assert [len(block._forward_hooks) for block in blocks] == hooks
-    stock = reading.hidden_states(model.tower, pixels, [-2])[0]
+    stock = hidden_states.read(model.tower, pixels, [-2])[0]
     robustify(model, RAdaptConfig())
-    defended = reading.hidden_states(model.tower, pixels, [-2])[0]
+    defended = hidden_states.read(model.tower, pixels, [-2])[0]
     assert not torch.equal(stock, defended)
     assert torch.equal(defended, model.tower(pixels, output_hidden_states=True).hidden_states[-2])

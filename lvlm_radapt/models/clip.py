@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from lvlm_radapt.models.base import FeaturePoint, Geometry, PixelBatch, PixelModel
 from lvlm_radapt.models.family import Family
 from lvlm_radapt.models.geometry import clip_canvas, clip_canvas_bytes, pad_to_square
-from lvlm_radapt.models.speedups import hidden_states as reading
+from lvlm_radapt.models.speedups import hidden_states
 from lvlm_radapt.towers.clip import CLIPTower
 from lvlm_radapt.utils.errors import UserError
 
@@ -40,7 +40,7 @@ class CLIPEncoder(PixelModel):
     ) -> None:
         super().__init__(hf, tokenizer, image_processor, name=name, geometry=geometry)
         self.feature_layer = feature_layer
-        reading.prepare(self.tower)
+        hidden_states.prepare(self.tower)
 
     @property
     def tower(self) -> nn.Module:
@@ -62,7 +62,7 @@ class CLIPEncoder(PixelModel):
         """[B, T, D] patch tokens of `feature_layer`; there is no projector for patches (UserError)."""
         if at != "tower":
             raise UserError(f"{self.name} is an image encoder: it has tower features, not {at!r}")
-        (states,) = reading.hidden_states(self.tower, self.pixel_values(batch), [self.feature_layer])
+        (states,) = hidden_states.read(self.tower, self.pixel_values(batch), [self.feature_layer])
         return states[:, self.prefix_tokens :]
 
     @property

@@ -13,7 +13,7 @@ from lvlm_radapt.models.base import LVLM, FeaturePoint, PixelBatch
 from lvlm_radapt.models.family import Family
 from lvlm_radapt.models.geometry import clip_canvas, clip_canvas_bytes, pad_to_square
 from lvlm_radapt.models.language import text_positions
-from lvlm_radapt.models.speedups import hidden_states as reading
+from lvlm_radapt.models.speedups import hidden_states
 from lvlm_radapt.towers import find_tower
 from lvlm_radapt.towers.clip import CLIPTower
 from lvlm_radapt.towers.siglip import SiglipTower
@@ -28,7 +28,7 @@ class LlavaLVLM(LVLM):
 
     def __init__(self, hf: Any, tokenizer: Any, image_processor: Any, **settings: Any) -> None:
         super().__init__(hf, tokenizer, image_processor, **settings)
-        reading.prepare(self.tower)
+        hidden_states.prepare(self.tower)
 
     @classmethod
     def check_config(cls, config: Any, name: str) -> None:
@@ -68,9 +68,7 @@ class LlavaLVLM(LVLM):
         """[views, prefix + patches, D] of the configured layer(s), CLS first where the tower has one."""
         views = self.pixel_values(batch).flatten(0, -4)
         layers = self.hf.config.vision_feature_layer
-        return torch.cat(
-            reading.hidden_states(self.tower, views, [layers] if isinstance(layers, int) else layers), dim=-1
-        )
+        return torch.cat(hidden_states.read(self.tower, views, [layers] if isinstance(layers, int) else layers), dim=-1)
 
     def _patches(self, batch: PixelBatch) -> int:
         """How many patches the tower makes of one view."""

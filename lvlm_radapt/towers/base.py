@@ -22,8 +22,8 @@ Kwargs = dict[str, Any]
 Colour = tuple[float, float, float]  # a pixel after normalisation
 
 STATE = "_radapt"  # the attribute of a tower that holds what is injected into it
-LAID_ANCHOR = "radapt_anchor"  # the keyword that takes a per-call anchor through the tower to its first attention
-ASLEEP = "radapt_asleep"  # the keyword that leaves one call undefended, and no other thread's
+PLACED_ANCHOR = "radapt_anchor"  # the keyword that takes a per-call anchor through the tower to its first attention
+BYPASS = "radapt_bypass"  # the keyword that leaves one call undefended, and no other thread's
 
 
 # Channel mean and standard deviation of CLIP's preprocessing on pixels in [0, 1], also Qwen2-VL's and 2.5's.
@@ -76,9 +76,11 @@ class Tower(ABC):
         """The call's arguments with every image filtered; the dtype of the pixels stays."""
 
     @abstractmethod
-    def lay(self, values: Tensor, grid: tuple[int, int] | None, args: Args, kwargs: Kwargs) -> tuple[Args, Kwargs]:
+    def place_anchor(
+        self, values: Tensor, grid: tuple[int, int] | None, args: Args, kwargs: Kwargs
+    ) -> tuple[Args, Kwargs]:
         """Prepares an anchor, `values` [T, D] on `grid`, for this call: checks that it fits and, where the
-        tokens' order depends on the call, adds it in that order under the keyword `LAID_ANCHOR`. A keyword
+        tokens' order depends on the call, adds it in that order under the keyword `PLACED_ANCHOR`. A keyword
         and not a note on the side, so that a block recomputed in the backward pass sees its own again."""
 
     @abstractmethod
@@ -146,8 +148,10 @@ class AnyGridTower(Tower):
         """As for `Tower`, the image on `grid` (high, wide) in patches; None for one the encoder knows well."""
 
     @abstractmethod
-    def lay_each(self, rows_on: Callable[[tuple[int, int]], Tensor], args: Args, kwargs: Kwargs) -> tuple[Args, Kwargs]:
-        """`lay` for an anchor whose rows, in raster order, `rows_on` tells for each image's grid."""
+    def place_anchor_per_grid(
+        self, rows_on: Callable[[tuple[int, int]], Tensor], args: Args, kwargs: Kwargs
+    ) -> tuple[Args, Kwargs]:
+        """`place_anchor` for an anchor whose rows, in raster order, `rows_on` tells for each image's grid."""
 
 
 _PLACES = ("", "vision_tower", "visual", "vision_model", "model.vision_tower", "model.visual")

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor, nn
 
 from lvlm_radapt.towers.base import (
-    LAID_ANCHOR,
+    PLACED_ANCHOR,
     Args,
     Kwargs,
     PartLayout,
@@ -58,13 +58,15 @@ class CLIPTower(Tower):
             return args, kwargs
         return with_argument(args, kwargs, 0, "pixel_values", gaussian(pixels))
 
-    def lay(self, values: Tensor, grid: tuple[int, int] | None, args: Args, kwargs: Kwargs) -> tuple[Args, Kwargs]:
+    def place_anchor(
+        self, values: Tensor, grid: tuple[int, int] | None, args: Args, kwargs: Kwargs
+    ) -> tuple[Args, Kwargs]:
         if grid is None or argument(args, kwargs, 0, "pixel_values") is None:
             return args, kwargs
         here = self.grid(args, kwargs)  # another one than the anchor's: a guide of 224 px, or interpolated positions
         return args, kwargs if here == grid else {
             **kwargs,
-            LAID_ANCHOR: resize_rows(values, self.prefix_tokens, grid, here),
+            PLACED_ANCHOR: resize_rows(values, self.prefix_tokens, grid, here),
         }
 
     def order(self, args: Args, kwargs: Kwargs) -> Tensor | None:

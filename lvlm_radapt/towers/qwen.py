@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from lvlm_radapt.towers.base import (
-    LAID_ANCHOR,
+    PLACED_ANCHOR,
     AnyGridTower,
     Args,
     Kwargs,
@@ -186,16 +186,20 @@ class QwenTower(AnyGridTower):
             start = stop
         return with_argument(args, kwargs, 0, "hidden_states", torch.cat(done))
 
-    def lay(self, values: Tensor, grid: tuple[int, int] | None, args: Args, kwargs: Kwargs) -> tuple[Args, Kwargs]:
+    def place_anchor(
+        self, values: Tensor, grid: tuple[int, int] | None, args: Args, kwargs: Kwargs
+    ) -> tuple[Args, Kwargs]:
         if grid is None:
             return args, kwargs
-        return self.lay_each(functools.partial(resize_rows, values, 0, grid), args, kwargs)
+        return self.place_anchor_per_grid(functools.partial(resize_rows, values, 0, grid), args, kwargs)
 
-    def lay_each(self, rows_on: Callable[[tuple[int, int]], Tensor], args: Args, kwargs: Kwargs) -> tuple[Args, Kwargs]:
+    def place_anchor_per_grid(
+        self, rows_on: Callable[[tuple[int, int]], Tensor], args: Args, kwargs: Kwargs
+    ) -> tuple[Args, Kwargs]:
         grids = _grids(argument(args, kwargs, 1, "grid_thw"))
         raster = torch.cat([rows_on((high, wide)).repeat(t, 1) for t, high, wide in grids])
         order = token_order(grids, self.merge_size, self.window).to(raster.device)
-        return args, {**kwargs, LAID_ANCHOR: raster[order]}
+        return args, {**kwargs, PLACED_ANCHOR: raster[order]}
 
     def order(self, args: Args, kwargs: Kwargs) -> Tensor:
         return token_order(argument(args, kwargs, 1, "grid_thw"), self.merge_size, self.window)

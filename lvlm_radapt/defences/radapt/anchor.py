@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from lvlm_radapt.towers.base import (
-    ASLEEP,
+    BYPASS,
     CLIP_MEAN,
     CLIP_STD,
     AnyGridTower,
@@ -141,10 +141,10 @@ def _first_attention_output(tower: Tower, args: tuple[Any, ...], kwargs: dict[st
     """The stock tower's first attention output for one image, float32 [T, D], on the tower's device."""
     caught: list[Tensor] = []
     # where it is asked for in the midst of a defended call, other threads' calls must neither be undefended nor caught
-    asleep = {ASLEEP: object()} if isinstance(tower, AnyGridTower) else {}
+    bypass = {BYPASS: object()} if isinstance(tower, AnyGridTower) else {}
 
     def catch(module: nn.Module, args: Any, kwargs: dict[str, Any], output: Any) -> None:
-        if kwargs.get(ASLEEP) is not asleep.get(ASLEEP):
+        if kwargs.get(BYPASS) is not bypass.get(BYPASS):
             return
         out = output[0] if isinstance(output, tuple) else output
         caught.append(out.detach().reshape(-1, out.shape[-1]).to(torch.float32))
@@ -155,8 +155,8 @@ def _first_attention_output(tower: Tower, args: tuple[Any, ...], kwargs: dict[st
     try:
         tower.module.eval()
         plain = torch.autocast(tower.device.type, enabled=False)  # the answer is one of the grid, not of the caller
-        with nullcontext() if asleep else tower.stock(), plain, torch.no_grad(), suppress(_Seen):
-            tower.module(*args, **kwargs, **asleep)
+        with nullcontext() if bypass else tower.stock(), plain, torch.no_grad(), suppress(_Seen):
+            tower.module(*args, **kwargs, **bypass)
     finally:
         handle.remove()
         for module, mode in modes:

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from lvlm_radapt.defences.radapt.anchor import Anchor, uniform_anchor, uniform_rows
 from lvlm_radapt.defences.radapt.config import RAdaptConfig
 from lvlm_radapt.defences.radapt.modules import AnchorMix, GaussianFilter
-from lvlm_radapt.towers.base import ASLEEP, LAID_ANCHOR, STATE, AnyGridTower, Args, Colour, Kwargs, Tower, find_tower
+from lvlm_radapt.towers.base import BYPASS, PLACED_ANCHOR, STATE, AnyGridTower, Args, Colour, Kwargs, Tower, find_tower
 from lvlm_radapt.utils.errors import UserError
 
 Model = TypeVar("Model", bound=nn.Module)
@@ -76,15 +76,17 @@ class Injection:
             self._suspended -= 1
 
     def _before_tower(self, module: nn.Module, args: Args, kwargs: Kwargs) -> tuple[Args, Kwargs] | None:
-        if self._suspended or ASLEEP in kwargs:
+        if self._suspended or BYPASS in kwargs:
             return None
         if self.filter is not None:
             args, kwargs = self.tower.filter_pixels(args, kwargs, self.filter)
         if self.mix is not None and self.anchor is not None:
             if self.white is not None and isinstance(self.tower, AnyGridTower):
-                args, kwargs = self.tower.lay_each(functools.partial(self._own_rows_on, self.white), args, kwargs)
+                args, kwargs = self.tower.place_anchor_per_grid(
+                    functools.partial(self._own_rows_on, self.white), args, kwargs
+                )
             else:
-                args, kwargs = self.tower.lay(self.mix.anchor, self.anchor.grid, args, kwargs)
+                args, kwargs = self.tower.place_anchor(self.mix.anchor, self.anchor.grid, args, kwargs)
         return args, kwargs
 
     def _own_rows_on(self, white: Colour, grid: tuple[int, int]) -> Tensor:
@@ -100,13 +102,13 @@ class Injection:
         return rows
 
     def _after_attention(self, module: nn.Module, args: Args, kwargs: Kwargs, output: Any) -> Any:
-        if self._suspended or self.mix is None or ASLEEP in kwargs:
+        if self._suspended or self.mix is None or BYPASS in kwargs:
             return None
         r = output[0] if isinstance(output, tuple) else output
         if self.mix.anchor.device != r.device and not torch.compiler.is_compiling():
             with torch.inference_mode(False):  # an anchor made in inference mode could not be trained through
                 self.mix.to(r.device)  # the model has moved; once, not in every call
-        mixed = self.mix(r, kwargs.get(LAID_ANCHOR))
+        mixed = self.mix(r, kwargs.get(PLACED_ANCHOR))
         return (mixed, *output[1:]) if isinstance(output, tuple) else mixed
 
 

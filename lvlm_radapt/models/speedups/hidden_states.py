@@ -6,18 +6,18 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from lvlm_radapt.models.speedups import truncated_forward as partial_pass
+from lvlm_radapt.models.speedups import truncated_forward
 from lvlm_radapt.towers import find_tower
 from lvlm_radapt.towers.parts import tower_blocks
 
 
 def prepare(tower: nn.Module) -> None:
-    """Lets `hidden_states` read `tower`; before threads share it."""
+    """Lets `read` run `tower`; before threads share it."""
     for number, block in enumerate(_blocks(tower), start=1):
-        partial_pass.watch(block, number)
+        truncated_forward.watch(block, number)
 
 
-def hidden_states(tower: nn.Module, pixels: Tensor, layers: Sequence[int]) -> list[Tensor]:
+def read(tower: nn.Module, pixels: Tensor, layers: Sequence[int]) -> list[Tensor]:
     """[B, prefix + patches, D] of each of the `layers`, as `output_hidden_states` numbers them: 0 is what the first
     block gets, n what the n-th gives, negative ones count from the end.
 
@@ -29,7 +29,7 @@ def hidden_states(tower: nn.Module, pixels: Tensor, layers: Sequence[int]) -> li
     if min(numbers) == 0:
         states = tower(pixels, output_hidden_states=True, return_dict=True).hidden_states
         return [states[number] for number in numbers]
-    found = partial_pass.run(lambda: tower(pixels), last=max(numbers))
+    found = truncated_forward.run(lambda: tower(pixels), last=max(numbers))
     return [found[number] for number in numbers]
 
 

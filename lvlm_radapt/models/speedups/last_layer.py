@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from lvlm_radapt.models.speedups import truncated_forward as partial_pass
+from lvlm_radapt.models.speedups import truncated_forward
 
 _ATTENDED = "after the last attention"
 
@@ -22,7 +22,7 @@ def prepare(language_model: nn.Module, plain: Collection[str]) -> None:
     model: Any = language_model
     layer = model.layers[-1]
     if type(layer).__name__ in plain:
-        partial_pass.watch(layer.post_attention_layernorm, _ATTENDED, before=True)
+        truncated_forward.watch(layer.post_attention_layernorm, _ATTENDED, before=True)
 
 
 def final_states(language_model: nn.Module, index: Tensor, **inputs: Any) -> Tensor:
@@ -33,9 +33,9 @@ def final_states(language_model: nn.Module, index: Tensor, **inputs: Any) -> Ten
     model: Any = language_model
     layer = model.layers[-1]
     norm = getattr(layer, "post_attention_layernorm", None)
-    if norm is None or not partial_pass.watched(norm, before=True):
+    if norm is None or not truncated_forward.watched(norm, before=True):
         return _picked(model(**inputs).last_hidden_state, index)
-    states = _picked(partial_pass.run(lambda: model(**inputs), last=_ATTENDED)[_ATTENDED], index)
+    states = _picked(truncated_forward.run(lambda: model(**inputs), last=_ATTENDED)[_ATTENDED], index)
     return model.norm(states + layer.mlp(norm(states)))
 
 
