@@ -22,7 +22,8 @@ from numpy.typing import NDArray
 from eval_tasks.metrics import gain_share_ci, paired_difference_ci
 from eval_tasks.metrics.intervals import score_ci
 from eval_tasks.run.records import Run, images_of, read_run
-from lvlm_radapt.comparison.preset import Comparison, slug
+from lvlm_radapt.experiments.compare.preset import Comparison
+from lvlm_radapt.experiments.rows import slug
 from lvlm_radapt.utils.errors import UserError
 from lvlm_radapt.utils.json_files import read_json
 

@@ -23,10 +23,10 @@ from eval_tasks.run.records import RunFolder
 from lvlm_radapt.analysis import measure
 from lvlm_radapt.analysis.attention import attention_maps, evenness, moved
 from lvlm_radapt.analysis.cka import cka_matrix, linear_cka
-from lvlm_radapt.analysis.mixing import Mixed
 from lvlm_radapt.analysis.passes import layer_rows
-from lvlm_radapt.analysis.replacement import replacement
 from lvlm_radapt.analysis.spectrum import kernel_spectrum, mean_magnitude, radial_profile
+from lvlm_radapt.experiments.mixing import Mixed
+from lvlm_radapt.experiments.replacement import replacement
 from lvlm_radapt.loading.load import load_any
 from lvlm_radapt.models.base import PixelModel
 from lvlm_radapt.saving.write_replaced import write_replaced
@@ -306,7 +306,8 @@ def test_the_curve_ends_in_the_runs_of_the_two_pure_models(
     asked = settings(classes)
     mixed = Mixed(load_any(twins[0]), load_any(twins[1]))
     told: list[int] = []
-    curve = replacement(mixed, asked, tmp_path / "runs", command="", advance=lambda done, _: told.append(done))
+    score = partial(replacement, command="", announce=lambda *_: lambda done, _: told.append(done))
+    curve = score(mixed, asked, tmp_path / "runs")
     assert sum(told) == 2 * 4 * len(mixed.steps())
     assert (curve.metric, curve.n, len(curve.rows)) == ("accuracy", 4, 3)
     for name, path, row, folder in zip(
@@ -332,11 +333,11 @@ def test_the_curve_ends_in_the_runs_of_the_two_pure_models(
     assert told_of["model"]["name"] == f"{twins[0]} with tower mixed: embedding + block1 of {twins[1]}"
     # another time nothing is done again, and other settings are refused
     stamps = {path: path.stat().st_mtime_ns for path in tmp_path.glob("runs/*/samples.jsonl")}
-    again = replacement(mixed, asked, tmp_path / "runs", command="", advance=lambda _d, _r: None)
+    again = score(mixed, asked, tmp_path / "runs")
     assert again == curve
     assert stamps == {path: path.stat().st_mtime_ns for path in tmp_path.glob("runs/*/samples.jsonl")}
     with one_line("seed"):
-        replacement(mixed, with_options(asked, seed=2), tmp_path / "runs", command="", advance=lambda _d, _r: None)
+        score(mixed, with_options(asked, seed=2), tmp_path / "runs")
 
 
 # ---------------------------------------------------------------- the command

@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from lvlm_radapt.comparison.preset import load_comparison, slug
+from lvlm_radapt.experiments.compare.preset import load_comparison
+from lvlm_radapt.experiments.rows import slug
 from tests.helpers.run_folders import Maker, attack
 from tests.helpers.scripts import script
 

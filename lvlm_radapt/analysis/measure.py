@@ -18,9 +18,9 @@ from eval_tasks.crafting.embedding import Embedding
 from eval_tasks.crafting.source_model import SourceModel
 from lvlm_radapt.analysis.attention import attention_maps, evenness, moved
 from lvlm_radapt.analysis.cka import cka_matrix
-from lvlm_radapt.analysis.mixing import Mixed
 from lvlm_radapt.analysis.passes import layer_rows
 from lvlm_radapt.analysis.spectrum import kernel_spectrum, mean_magnitude, radial_profile
+from lvlm_radapt.experiments.mixing import Mixed
 from lvlm_radapt.models.base import PixelBatch
 from lvlm_radapt.training.images import load_pixels
 from lvlm_radapt.utils.errors import UserError

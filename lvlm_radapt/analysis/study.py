@@ -26,9 +26,9 @@ from eval_tasks.run.environment import environment
 from eval_tasks.run.options import Evaluation
 from eval_tasks.run.threads import on_recorded_threads
 from lvlm_radapt.analysis import measure
-from lvlm_radapt.analysis.mixing import Mixed
 from lvlm_radapt.analysis.page import analysis_page
-from lvlm_radapt.analysis.replacement import Curve, count_runs, replacement
+from lvlm_radapt.experiments.mixing import Mixed
+from lvlm_radapt.experiments.replacement import Curve, replacement
 from lvlm_radapt.models.base import PixelModel
 from lvlm_radapt.plots import analysis as plots
 from lvlm_radapt.training.images import image_files, images_digest
@@ -118,9 +118,7 @@ def _curves(mixed: Mixed, asked: Asked, out: Path, announce: Announce) -> dict[s
     curves = {}
     for name, settings in wanted.items():
         if settings is not None:
-            total = count_runs(mixed) * (settings.options.samples or 0)
-            advance = announce(f"replacement on {settings.options.data.name}", total)
-            curves[name] = replacement(mixed, settings, out / name, command=asked.command, advance=advance)
+            curves[name] = replacement(mixed, settings, out / name, command=asked.command, announce=announce)
     return curves
 
 

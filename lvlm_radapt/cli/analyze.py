@@ -73,8 +73,8 @@ def analyze(
     """
     leave_it_to_the_first()
     from eval_tasks.crafting.embedding import Embedding
-    from lvlm_radapt.analysis.mixing import open_guide
     from lvlm_radapt.analysis.study import OURS, Asked, analyse
+    from lvlm_radapt.experiments.mixing import open_guide
     from lvlm_radapt.loading.load import is_encoder, is_robustified, load_any
     from lvlm_radapt.utils.atomic_folder import check_own_folder
 

@@ -45,9 +45,9 @@ def compare(
     undefended model; adaptive ones on each row's own. Every cell is a run folder with its report.
     """
     leave_it_to_the_first()
-    from lvlm_radapt.comparison.preset import load_comparison
-    from lvlm_radapt.comparison.results import write_results
-    from lvlm_radapt.comparison.run import run_comparison
+    from lvlm_radapt.experiments.compare.preset import load_comparison
+    from lvlm_radapt.experiments.compare.results import write_results
+    from lvlm_radapt.experiments.compare.runs import run_comparison
 
     chosen = load_comparison(preset).changed(
         samples=samples, steps=steps, eps=None if eps is None else [one.strip() for one in eps.split(",")]

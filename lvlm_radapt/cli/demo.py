@@ -34,7 +34,7 @@ def demo(
 
     Ends with one table and a report; nothing is downloaded.
     """
-    from lvlm_radapt.demo import run_demo
+    from lvlm_radapt.experiments.demo import run_demo
 
     try:
         with (

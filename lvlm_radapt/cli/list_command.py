@@ -23,7 +23,7 @@ def list_(
     """List the embedded models, tasks, attacks and presets."""
     leave_it_to_the_first()
     from eval_tasks.config import presets
-    from lvlm_radapt.comparison.preset import load_comparison
+    from lvlm_radapt.experiments.compare.preset import load_comparison
     from lvlm_radapt.loading.locate import EMBEDDED, embedded_models
     from lvlm_radapt.models.families import encoder_families, lvlm_families
 

@@ -145,7 +145,7 @@ def robustify(
     config = package.RAdaptConfig(**chosen)
     calibration = read_calibration(model)
     if tuned is not None:
-        from lvlm_radapt.tuning.results import recommended
+        from lvlm_radapt.experiments.tune.results import recommended
 
         if given:
             raise UserError(f"--tuned brings its settings: leave {' and '.join(given)} out")

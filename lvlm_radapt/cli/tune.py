@@ -63,11 +63,11 @@ def tune(
     adaptive attack. `lvlm-radapt data scenes --split validation` draws calibration scenes that no test scene repeats.
     """
     leave_it_to_the_first()
-    from lvlm_radapt.tuning.knobs import sweep_of
-    from lvlm_radapt.tuning.results import kept_apart, table, write_results
-    from lvlm_radapt.tuning.run import run_tune
+    from lvlm_radapt.experiments.tune.knobs import knobs_of
+    from lvlm_radapt.experiments.tune.results import kept_apart, table, write_results
+    from lvlm_radapt.experiments.tune.run import run_tune
 
-    sweep = sweep_of(cutoffs, alphas, mixes)
+    knobs = knobs_of(cutoffs, alphas, mixes)
     protocol = protocol_of(preset, model)
     place = place_of(device, dtype, quantize, device_map, model=model)
     plan = attack_of(attack, protocol, place, eps=eps, steps=steps)
@@ -82,7 +82,7 @@ def tune(
             model,
             asked,
             out,
-            sweep=sweep,
+            knobs=knobs,
             max_loss=max_clean_loss,
             announce=announce,
             tower=tower,

@@ -26,7 +26,7 @@ _CONTEXT = multiprocessing.get_context("forkserver")
 _CONTEXT.set_forkserver_preload(
     [
         "lvlm_radapt.cli",
-        "lvlm_radapt.demo",
+        "lvlm_radapt.experiments.demo",
         "lvlm_radapt.models.llava",
         "eval_tasks.api",
         "torch.distributed",
@@ -163,7 +163,7 @@ def _build_in(fault: dict[str, Any]) -> None:
         for module in (finetune, learned_anchor):
             module.StateFile = lambda *words, **more: state.StateFile(*words, **more | {"every": 0.0})
     if fault.get("short"):
-        from lvlm_radapt import demo
+        from lvlm_radapt.experiments import demo
 
         demo.MODELS, demo.TASKS, demo.BUDGETS = ("tiny-llava",), ("vqav2",), (4,)
     if "largest_file" in fault:

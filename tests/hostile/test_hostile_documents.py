@@ -17,8 +17,8 @@ from eval_tasks.report.retrieval_table import recall_rows, recall_table
 from eval_tasks.run.records import Run, read_run
 from lvlm_radapt.defences.radapt.config import RAdaptConfig
 from lvlm_radapt.embedded.dataset import write_scenes
+from lvlm_radapt.experiments.tune.results import recommended
 from lvlm_radapt.loading.load import load_encoder
-from lvlm_radapt.tuning.results import recommended
 from tests.helpers.data_sets import write
 from tests.helpers.evaluations import evaluation, score
 from tests.helpers.failures import perhaps_refused

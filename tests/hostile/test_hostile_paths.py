@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lvlm_radapt.comparison.preset import load_comparison
+from lvlm_radapt.experiments.compare.preset import load_comparison
 from lvlm_radapt.utils.names import is_one_part, leaves_folder
 from tests.helpers.cases import (
     Case,

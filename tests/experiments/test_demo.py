@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from eval_tasks.run.records import RunFolder
-from lvlm_radapt import demo
+from lvlm_radapt.experiments import demo, engine
 from lvlm_radapt.utils.errors import UserError
 
 
@@ -64,20 +64,20 @@ def test_every_model_is_scored_stock_and_protected_and_a_second_call_does_nothin
 
 
 def test_where_one_model_fails_the_other_ends_soon(tmp_path, small, monkeypatch):
-    whole = demo.run_evaluation
+    whole = engine.evaluate
     failed = threading.Event()
     finished = []
 
-    def evaluation(name, *args, **kwargs):
-        if name == "tiny-qwen":
+    def evaluation(model, *args, **kwargs):
+        if model.name == "tiny-qwen":
             failed.set()
             raise UserError("tiny-qwen is ill")
         assert failed.wait(60)
-        run = whole(name, *args, **kwargs)
-        finished.append(name)
+        run = whole(model, *args, **kwargs)
+        finished.append(model.name)
         return run
 
-    monkeypatch.setattr(demo, "run_evaluation", evaluation)
+    monkeypatch.setattr(engine, "evaluate", evaluation)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
     monkeypatch.setattr(torch, "set_num_threads", lambda _count: None)
     with pytest.raises(UserError, match="tiny-qwen is ill"):

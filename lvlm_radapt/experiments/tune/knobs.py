@@ -14,7 +14,7 @@ MOST = 200  # values a knob: more is a slip of the pen, and days of attacks
 
 
 @dataclass(frozen=True)
-class Sweep:
+class Knobs:
     """The values of each knob; a cutoff of None leaves the filter out."""
 
     cutoffs: tuple[float | None, ...]
@@ -83,17 +83,17 @@ def numbers(text: str, flag: str, *, step: float) -> tuple[float | None, ...]:
     return tuple(dict.fromkeys(values))
 
 
-def sweep_of(cutoffs: str, alphas: str, mixes: str) -> Sweep:
+def knobs_of(cutoffs: str, alphas: str, mixes: str) -> Knobs:
     """The sweep behind the three flags. UserError for values that no defence can have."""
     chosen = numbers(alphas, "--alphas", step=0.25)
     if None in chosen:
         raise UserError(f"--alphas {alphas!r}: none is for --cutoffs; alpha 0 leaves the anchor out")
     kinds = tuple(dict.fromkeys(word.strip() for word in mixes.split(",")))
-    sweep = Sweep(
+    knobs = Knobs(
         numbers(cutoffs, "--cutoffs", step=10.0), tuple(a for a in chosen if a is not None), _mixes(kinds, mixes)
     )
-    sweep.points()  # every value in its range, asked before a model is opened
-    return sweep
+    knobs.points()  # every value in its range, asked before a model is opened
+    return knobs
 
 
 def _mixes(words: Sequence[str], text: str) -> tuple[Mix, ...]:

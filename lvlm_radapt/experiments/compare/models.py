@@ -1,20 +1,24 @@
-"""The model of a row, opened; what has to be trained for it is trained once and kept."""
+"""The models of a comparison's rows; what has to be trained for one is trained once and kept."""
 
 from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from attacks.eps import eps_text
 from eval_tasks.config.presets import Protocol, load_recipe
-from lvlm_radapt.comparison.preset import Comparison, Finetune, Learn, RowSpec, slug
 from lvlm_radapt.defences.radapt.anchor import Anchor
 from lvlm_radapt.defences.radapt.config import RAdaptConfig
 from lvlm_radapt.defences.radapt.hooks import injected_anchor, injected_config
 from lvlm_radapt.embedded.dataset import CLASSES, IMAGES, write_scenes
+from lvlm_radapt.experiments.compare.preset import Comparison
+from lvlm_radapt.experiments.models import ModelFactory, defended
+from lvlm_radapt.experiments.rows import Finetune, Learn, RowSpec, slug
 from lvlm_radapt.loading.guides import guide_origin, guided_anchor, load_guide
 from lvlm_radapt.loading.load import is_encoder, load_any
 from lvlm_radapt.loading.open_clip import is_open_clip
@@ -32,41 +36,48 @@ from lvlm_radapt.utils.errors import UserError
 from lvlm_radapt.utils.leftovers import state_of
 from lvlm_radapt.utils.progress import Announce
 
-KEPT = ("anchor", "weights")  # what is trained for a row
 CLASSES_OF_A_SPLIT = 32  # the fewest: of training scenes
 
 
-def _kept_name(row: str, what: str, base: str) -> str:
-    return f"{slug(row)}-{what}-{slug(base)}"
+class RowModels:
+    """Opens the models of a comparison's rows. In its folder `models/` holds what was trained, `data/` the scenes.
 
-
-class Workshop:
-    """Makes the models of a comparison's rows in its folder: `models/` holds what was trained, `data/` the scenes."""
+    place: keywords of `load_any`: device and precision.
+    """
 
     def __init__(self, comparison: Comparison, protocol: Protocol, out: Path, announce: Announce, **place: Any) -> None:
+        self.bases = tuple(dict.fromkeys(column.model for column in comparison.columns))
         self._comparison = comparison
-        self._protocol = protocol
+        self._factory = ModelFactory(**protocol.opening(), **place)
         self._out = out
         self._announce = announce
         self._place = place
 
     def check(self) -> None:
-        """UserError, naming the row, where a model, tower or guide that one needs is not there to be opened."""
+        """UserError, naming the row, where a model, tower or guide that one needs cannot be opened."""
         for row in self._comparison.rows:
-            for needed in (row.tower, row.guide):
-                self._need(f"row {row.name}", needed)
-            if row.learn is not None:
-                self._need(f"row {row.name}", row.learn.model)
+            for needed in (row.tower, row.guide, None if row.learn is None else row.learn.model):
+                _check_there(f"row {row.name}", needed)
             if row.finetune is not None:
                 load_recipe(row.finetune.recipe)
         for column in self._comparison.columns:
-            self._need(f"column {column.title}", column.model)
+            _check_there(f"column {column.title}", column.model)
+
+    def undefended(self) -> dict[str, PixelModel]:
+        """The base models by name, which stay open."""
+        return {base: self._factory.kept(base) for base in self.bases}
+
+    @contextmanager
+    def opened(self, row: RowSpec) -> Iterator[dict[str, PixelModel]]:
+        """The row's models by base, each with its defence in it; what is trained for them is trained first."""
+        with ExitStack() as stack:
+            yield {base: stack.enter_context(self._defended(row, base)) for base in self.bases}
 
     def data(self, name: str) -> Path:
         """The scenes of a set, drawn where they are not there yet."""
         folder, wanted = self._out / "data" / name, self._comparison.sets[name]
         if not folder.exists():
-            scenes, singles = self._sizes(name)
+            scenes, singles = self._comparison.sizes(name)
             write_scenes(
                 folder,
                 count=scenes,
@@ -77,27 +88,31 @@ class Workshop:
             )
         return folder
 
-    def open(self, row: RowSpec, base: str) -> PixelModel:
-        """The row's model on the base model of a column, with its defence in it."""
-        model = self._undefended(row, base)
+    @contextmanager
+    def _defended(self, row: RowSpec, base: str) -> Iterator[PixelModel]:
+        own = row.tower is not None or row.finetune is not None
+        model = self._undefended(row, base) if own else self._factory.kept(base)
         if row.radapt is None:
-            return model
-        config = RAdaptConfig.from_dict(row.radapt)
-        if row.guide is not None:
-            guide = load_guide(row.guide, model)
-            return robustify(
-                model, replace(config, anchor_from=guide_origin(row.guide, guide)), guided_anchor(guide, model)
-            )
-        if row.learn is not None:
-            return robustify(model, *self._learned(row, row.learn, config, row.learn.model or base))
-        return robustify(model, config)
+            yield model
+        else:
+            with defended(model, *self._defence(row, RAdaptConfig.from_dict(row.radapt), model, base)):
+                yield model
 
     def _undefended(self, row: RowSpec, base: str) -> PixelModel:
+        """The row's model before R-Adapt, opened for the row alone."""
         if row.finetune is not None:
-            return self._load(str(self._finetuned(row.finetune, base)))
-        if row.tower is None:
-            return self._load(base)
-        return self._load(row.tower) if is_encoder(base) else self._load(base, tower=row.tower)
+            return self._factory.open(str(self._finetuned(row.finetune, base)))
+        return self._factory.open(base, row.tower)
+
+    def _defence(
+        self, row: RowSpec, config: RAdaptConfig, model: PixelModel, base: str
+    ) -> tuple[RAdaptConfig, Anchor | None]:
+        if row.guide is not None:
+            guide = load_guide(row.guide, model)
+            return replace(config, anchor_from=guide_origin(row.guide, guide)), guided_anchor(guide, model)
+        if row.learn is not None:
+            return self._learned(row, row.learn, config, row.learn.model or base)
+        return config, None
 
     def _learned(self, row: RowSpec, how: Learn, config: RAdaptConfig, source: str) -> tuple[RAdaptConfig, Anchor]:
         """The row's settings and anchor, learned on its own model over `source`; from the adapter kept of that."""
@@ -142,50 +157,33 @@ class Workshop:
         state.unlink(missing_ok=True)
         return folder
 
-    def _load(self, name: str, tower: str | None = None) -> PixelModel:
-        return load_any(
-            name,
-            tower=tower,
-            **self._protocol.opening(),
-            **self._place,
-        )
-
     def kept(self, row: RowSpec, base: str, what: str) -> Path:
-        """A folder of its own for each row and base model: where names would meet, as of `m_a` and `m-a`, they get a
-        part of their hash."""
-        bases = {column.model for column in self._comparison.columns}
-        bases |= {one.learn.model for one in self._comparison.rows if one.learn is not None and one.learn.model}
+        """A folder of its own for each row and base model. Where two names would meet, as of `m_a` and `m-a`, each gets
+        a part of its hash."""
+
+        def name_of(row: str, what: str, base: str) -> str:
+            return f"{slug(row)}-{what}-{slug(base)}"
+
+        learned = {one.learn.model for one in self._comparison.rows if one.learn is not None and one.learn.model}
+        every = {
+            (one.name, kind, name)
+            for one in self._comparison.rows
+            for kind in ("anchor", "weights")
+            for name in learned | {*self.bases}
+        }
         wanted = (row.name, what, base)
-        every = {(one.name, kind, name) for one in self._comparison.rows for kind in KEPT for name in bases}
-        name = _kept_name(*wanted)
-        if any(_kept_name(*other) == name for other in every - {wanted}):
+        name = name_of(*wanted)
+        if any(name_of(*other) == name for other in every - {wanted}):
             name += "-" + hashlib.sha256(json.dumps(wanted).encode()).hexdigest()[:8]
         return self._out / "models" / name
 
-    def _sizes(self, name: str) -> tuple[int, int]:
-        """How many scenes of a set are needed, and how many images of single things."""
-        scenes, singles = 2, 0
-        for column in self._comparison.columns:
-            if column.set == name and column.task == "imagefolder":
-                singles = max(singles, self._comparison.samples)
-            elif column.set == name:
-                scenes = max(scenes, self._comparison.samples)
-        for row in self._comparison.rows:
-            for source in (row.learn, row.finetune):
-                if source is None or source.set != name:
-                    continue
-                if isinstance(source, Learn) and source.classes:
-                    singles = max(singles, source.images)
-                else:
-                    scenes = max(scenes, source.images)
-        return scenes, singles
 
-    def _need(self, who: str, name: str | None) -> None:
-        if name is None:
-            return
-        try:
-            is_encoder(name)
-            if is_open_clip(name) and not Path(name).expanduser().is_file():
-                raise UserError("no such file")
-        except UserError as error:
-            raise UserError(f"{who} needs {name}, which cannot be opened: {error}") from error
+def _check_there(who: str, name: str | None) -> None:
+    if name is None:
+        return
+    try:
+        is_encoder(name)
+        if is_open_clip(name) and not Path(name).expanduser().is_file():
+            raise UserError("no such file")
+    except UserError as error:
+        raise UserError(f"{who} needs {name}, which cannot be opened: {error}") from error

@@ -9,8 +9,8 @@ from eval_tasks.metrics import Interval
 from eval_tasks.metrics.intervals import LEAST, count_images
 from eval_tasks.report.table_formats import Cell
 from lvlm_radapt.defences.radapt.config import RAdaptConfig
-from lvlm_radapt.tuning.knobs import DEFAULT, Sweep, point_text, settled
-from lvlm_radapt.tuning.measured import Measured
+from lvlm_radapt.experiments.tune.knobs import DEFAULT, Knobs, point_text, settled
+from lvlm_radapt.experiments.tune.measured import Measured
 
 LEVEL = 0.95
 
@@ -74,7 +74,7 @@ def most_robust(measured: Sequence[Measured]) -> Measured:
     return max(measured, key=lambda one: (_score(one.row.adaptive), _score(one.row.clean)))
 
 
-def best_pair(sweep: Sweep, measured: Sequence[Measured], *, clean: float, max_loss: float) -> RAdaptConfig:
+def best_pair(knobs: Knobs, measured: Sequence[Measured], *, clean: float, max_loss: float) -> RAdaptConfig:
     """The cutoff that did best at the default anchor with the alpha and mix that did best at the default cutoff.
 
     On each line the best within the clean loss counts, or of all where none is: together they may be cheaper.
@@ -85,8 +85,8 @@ def best_pair(sweep: Sweep, measured: Sequence[Measured], *, clean: float, max_l
         points = [by_point[settled(point)] for point in (*line, DEFAULT) if settled(point) in by_point]
         return most_robust(allowed(points, clean=clean, max_loss=max_loss) or points).point
 
-    cutoff = best_of(sweep.cutoff_line()).cutoff
-    anchor = best_of([point for mix in sweep.mixes for point in sweep.alpha_line(mix)])
+    cutoff = best_of(knobs.cutoff_line()).cutoff
+    anchor = best_of([point for mix in knobs.mixes for point in knobs.alpha_line(mix)])
     return settled(replace(anchor, cutoff=cutoff))
 
 

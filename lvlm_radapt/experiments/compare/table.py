@@ -20,7 +20,7 @@ from eval_tasks.metrics.intervals import LEAST, score_ci
 from eval_tasks.report.answer_retention import retained_of
 from eval_tasks.report.table_formats import METRICS, UNDEFENDED, Cell, difference_cell
 from eval_tasks.run.records import Run, SampleRecord, images_of
-from lvlm_radapt.comparison.run import Compared
+from lvlm_radapt.experiments.compare.runs import ComparisonRuns
 from lvlm_radapt.utils.markdown import as_text
 
 BETTER, WORSE = "\N{BLACK UP-POINTING TRIANGLE}", "\N{BLACK DOWN-POINTING TRIANGLE}"
@@ -143,7 +143,7 @@ class ComparisonTable:
         return better, worse, len(signs) - better - worse
 
 
-def table_of(compared: Compared) -> ComparisonTable:
+def table_of(compared: ComparisonRuns) -> ComparisonTable:
     """The table of a finished comparison."""
     comparison = compared.comparison
     first = comparison.rows[0].name

@@ -17,10 +17,10 @@ from eval_tasks.run.calibration import FILE, calibration_note, calibration_on, i
 from eval_tasks.run.records import RunFolder, read_run
 from lvlm_radapt.defences.radapt.config import RAdaptConfig
 from lvlm_radapt.embedded.dataset import write_scenes
+from lvlm_radapt.experiments.tune.choose import best_pair, choose
+from lvlm_radapt.experiments.tune.knobs import DEFAULT, Knobs, knobs_of, numbers, point_name
+from lvlm_radapt.experiments.tune.measured import Measured
 from lvlm_radapt.plots.tuning import clean_robust_curves, tradeoff
-from lvlm_radapt.tuning.choose import best_pair, choose
-from lvlm_radapt.tuning.knobs import DEFAULT, Sweep, numbers, point_name, sweep_of
-from lvlm_radapt.tuning.measured import Measured
 from tests.helpers.cli import call
 from tests.helpers.failures import one_line
 
@@ -55,8 +55,8 @@ def test_values_that_mean_nothing_are_refused_by_their_flag(text):
 
 
 def test_a_sweep_moves_one_knob_at_a_time_and_tries_nothing_twice():
-    sweep = sweep_of("20,40,none", "0,1,2", "add,interpolate")
-    points = sweep.points()
+    knobs = knobs_of("20,40,none", "0,1,2", "add,interpolate")
+    points = knobs.points()
     assert len(points) == len(set(points))
     expected = {(20, 1, "interpolate"), (40, 1, "interpolate"), (None, 1, "interpolate")}
     expected |= {(40, 0, "interpolate"), (40, 2, "interpolate"), (40, 1, "add"), (40, 2, "add")}
@@ -71,7 +71,7 @@ def test_a_sweep_moves_one_knob_at_a_time_and_tries_nothing_twice():
 )
 def test_sweeps_that_no_defence_has_are_refused(cutoffs, alphas, mixes, what):
     with one_line(what):
-        sweep_of(cutoffs, alphas, mixes)
+        knobs_of(cutoffs, alphas, mixes)
 
 
 def measured(point: RAdaptConfig, clean_loss: float, differences: list[float], undefended: float = 50.0) -> Measured:
@@ -149,7 +149,7 @@ def test_the_best_of_many_needs_more_proof_than_one_alone():
 
 
 def test_the_best_pair_joins_the_best_of_each_line():
-    sweep = Sweep((20.0, 40.0), (0.0, 1.0), ("interpolate", "add"))
+    knobs = Knobs((20.0, 40.0), (0.0, 1.0), ("interpolate", "add"))
     scores = {
         (20.0, 1.0, "interpolate"): (5.0, 9.0),
         (40.0, 1.0, "interpolate"): (5.0, 1.0),
@@ -159,10 +159,10 @@ def test_the_best_pair_joins_the_best_of_each_line():
     found = [
         measured(RAdaptConfig(cutoff=c, alpha=a, mix=m), loss, [gain]) for (c, a, m), (loss, gain) in scores.items()
     ]
-    pair = best_pair(sweep, found, clean=80, max_loss=2)
+    pair = best_pair(knobs, found, clean=80, max_loss=2)
     assert (pair.cutoff, pair.alpha, pair.mix) == (20.0, 1.0, "add")
     # at a lower price nothing of the second line is allowed but the filter alone
-    assert best_pair(sweep, found[:3], clean=80, max_loss=2).alpha == 0
+    assert best_pair(knobs, found[:3], clean=80, max_loss=2).alpha == 0
 
 
 def _cell(value: float) -> dict[str, float]:

@@ -25,10 +25,10 @@ from eval_tasks.report.table_formats import METRICS, Cell
 from eval_tasks.run.calibration import Calibration
 from eval_tasks.run.environment import environment
 from lvlm_radapt.defences.radapt.config import RAdaptConfig
+from lvlm_radapt.experiments.tune.knobs import DEFAULT, point_text, settled
+from lvlm_radapt.experiments.tune.measured import CELLS, numbers_of
+from lvlm_radapt.experiments.tune.run import Tuning
 from lvlm_radapt.plots.tuning import clean_robust_curves, tradeoff
-from lvlm_radapt.tuning.knobs import DEFAULT, point_text, settled
-from lvlm_radapt.tuning.measured import CELLS, numbers_of
-from lvlm_radapt.tuning.run import Tuning
 from lvlm_radapt.utils.errors import UserError
 from lvlm_radapt.utils.json_files import read_json, validated
 from lvlm_radapt.utils.writing import write_whole
@@ -202,10 +202,10 @@ def _csv(document: dict[str, Any]) -> str:
 def _draw(document: dict[str, Any], tuning: Tuning, out: Path, best: str | None) -> None:
     """curves.png and tradeoff.png."""
     by_point = {one.point: row for one, row in zip(tuning.measured, document["points"], strict=True)}
-    sweep, undefended = tuning.sweep, document["undefended"]
+    knobs, undefended = tuning.knobs, document["undefended"]
     label = tuning.undefended.metric_text
-    panels = [("cutoff", f"cutoff, at alpha {DEFAULT.alpha:g}", [DEFAULT, *sweep.cutoff_line()])] + [
-        ("alpha", f"alpha ({mix}), at cutoff {DEFAULT.cutoff:g}", sweep.alpha_line(mix)) for mix in sweep.mixes
+    panels = [("cutoff", f"cutoff, at alpha {DEFAULT.alpha:g}", [DEFAULT, *knobs.cutoff_line()])] + [
+        ("alpha", f"alpha ({mix}), at cutoff {DEFAULT.cutoff:g}", knobs.alpha_line(mix)) for mix in knobs.mixes
     ]
     with matplotlib.rc_context({"font.size": 9.5}):
         figure = Figure(figsize=(4.3 * len(panels), 3.9), layout="constrained")

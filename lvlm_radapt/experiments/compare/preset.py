@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-import re
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import AfterValidator, Field, ValidationError, field_validator, model_validator
 
 from eval_tasks.config.presets import load_preset
-from lvlm_radapt.defences.radapt.config import RAdaptConfig
 from lvlm_radapt.embedded.scenes import Split
-from lvlm_radapt.training.scopes import WHOLE
+from lvlm_radapt.experiments.rows import Count, Name, Part, RowSpec, slug
 from lvlm_radapt.utils.bounds import MOST
 from lvlm_radapt.utils.budget import parse_eps
 from lvlm_radapt.utils.errors import UserError
 from lvlm_radapt.utils.json_files import first_problem
 from lvlm_radapt.utils.names import is_one_part
-
-Name = Annotated[str, Field(min_length=1, max_length=60)]
 
 
 def _folder_name(name: str) -> str:
@@ -30,16 +26,7 @@ SetName = Annotated[Name, AfterValidator(_folder_name)]
 """Of a set of scenes, and of the folder that it is drawn into."""
 
 
-def slug(text: str) -> str:
-    """A folder's name for a row, column, budget or model: small letters, digits, + and single dashes."""
-    return re.sub(r"[^a-z0-9+]+", "-", text.lower()).strip("-") or "x"
-
-
-class _Part(BaseModel):
-    model_config = ConfigDict(strict=True, extra="forbid", frozen=True, allow_inf_nan=False)
-
-
-class SceneSet(_Part):
+class SceneSet(Part):
     """Procedural scenes, drawn into the comparison's own folder; the split keeps them apart by content."""
 
     split: Split
@@ -47,7 +34,7 @@ class SceneSet(_Part):
     mixed: bool = False
 
 
-class Column(_Part):
+class Column(Part):
     """A task on one base model. `set`: of the scenes it is asked about; classification sees their class folders.
     `early_exit`: of its adaptive attacks, as for `eval`."""
 
@@ -59,71 +46,7 @@ class Column(_Part):
     early_exit: bool = False
 
 
-class Learn(_Part):
-    """How a row's anchor is learned, once: on `model` (None: the column's own) and images of `set`, of its `classes`
-    alone or of its scenes. What is None is the method's own default."""
-
-    set: str
-    classes: bool = False
-    images: Annotated[int, Field(ge=8, le=MOST)] = 2000
-    model: str | None = None
-    eps: str | None = None
-    steps: Annotated[int, Field(ge=1, le=MOST)] | None = None
-    batch: Annotated[int, Field(ge=1, le=MOST)] | None = None
-
-
-class Finetune(_Part):
-    """How a row's weights are fine-tuned, once for each base model, on images of `set`. `scope`, `rank`: as for
-    `finetune`; `recipe`: in configs/finetune; `eps`, `steps`, `batch`, `lr`: in place of its own."""
-
-    method: Literal["fare"] = "fare"
-    scope: Annotated[str, Field(min_length=1)] = WHOLE
-    rank: Annotated[int, Field(ge=1, le=MOST)] | None = None
-    recipe: str
-    seed: Annotated[int, Field(ge=0)] = 0
-    set: str
-    images: Annotated[int, Field(ge=8, le=MOST)] = 2000
-    eps: str | None = None
-    steps: Annotated[int, Field(ge=1, le=MOST)] | None = None
-    batch: Annotated[int, Field(ge=1, le=MOST)] | None = None
-    lr: Annotated[float, Field(gt=0)] | None = None
-
-
-class RowSpec(_Part):
-    """How a row's model is made of a column's base model: another `tower` in its place (of an encoder: that encoder),
-    or fine-tuned weights, or neither; then the defence `radapt`, its anchor guided or learned where it says so."""
-
-    name: Name
-    radapt: dict[str, Any] | None = None
-    guide: str | None = None
-    learn: Learn | None = None
-    tower: str | None = None
-    finetune: Finetune | None = None
-
-    @field_validator("radapt")
-    @classmethod
-    def _valid(cls, radapt: dict[str, Any] | None) -> dict[str, Any] | None:
-        if radapt is not None:
-            RAdaptConfig.from_dict(radapt)
-        return radapt
-
-    @model_validator(mode="after")
-    def _consistent(self) -> RowSpec:
-        source = (self.radapt or {}).get("anchor", "white")
-        for field, kind in (("guide", "guided"), ("learn", "learned")):
-            if (getattr(self, field) is not None) != (source == kind):
-                raise ValueError(f"{field} and radapt.anchor {kind} go together, in row {self.name}")
-        if self.tower is not None and self.finetune is not None:
-            raise ValueError(f"row {self.name} has a tower and fine-tuned weights: choose one")
-        return self
-
-    @property
-    def plain(self) -> bool:
-        """Whether it is the undefended model itself."""
-        return self.radapt is None and self.tower is None and self.finetune is None
-
-
-class Comparison(_Part):
+class Comparison(Part):
     """The first row is the undefended model; the others are measured against it on the same samples. `eps`: one or more
     budgets as in 4/255; `samples`, `steps`, `protocol`: for every row and column alike."""
 
@@ -131,7 +54,7 @@ class Comparison(_Part):
     description: str
     protocol: str
     samples: Annotated[int, Field(ge=2, le=MOST)]
-    steps: Annotated[int, Field(ge=1, le=MOST)]
+    steps: Count
     eps: Annotated[list[str], Field(min_length=1)]
     sets: Annotated[dict[SetName, SceneSet], Field(min_length=1)]
     columns: Annotated[list[Column], Field(min_length=1)]
@@ -167,6 +90,17 @@ class Comparison(_Part):
         if unknown is not None:
             raise ValueError(f"{unknown} is not among the sets {', '.join(self.sets)}")
         return self
+
+    def sizes(self, name: str) -> tuple[int, int]:
+        """How many scenes of a set are needed, and how many images of single things."""
+        scenes, singles = 2, 0
+        needed = [(column.task == "imagefolder", self.samples) for column in self.columns if column.set == name]
+        for row in self.rows:
+            needed += [(row.learn.classes, row.learn.images)] if row.learn and row.learn.set == name else []
+            needed += [(False, row.finetune.images)] if row.finetune and row.finetune.set == name else []
+        for single, count in needed:
+            scenes, singles = (scenes, max(singles, count)) if single else (max(scenes, count), singles)
+        return scenes, singles
 
     def changed(self, **values: Any) -> Comparison:
         """With those values that are not None. UserError for one that no comparison can have."""

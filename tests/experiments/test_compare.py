@@ -11,9 +11,10 @@ from eval_tasks.config.presets import load_attack, load_protocol, load_task_conf
 from eval_tasks.metrics import paired_difference_ci
 from eval_tasks.metrics.intervals import score_ci
 from eval_tasks.run.records import RunFolder, read_run
-from lvlm_radapt.comparison.models import Workshop
-from lvlm_radapt.comparison.preset import load_comparison, slug
 from lvlm_radapt.defences.radapt.config import RAdaptConfig
+from lvlm_radapt.experiments.compare.models import RowModels
+from lvlm_radapt.experiments.compare.preset import load_comparison
+from lvlm_radapt.experiments.rows import slug
 from tests.helpers.cli import call
 
 SMALL = {
@@ -227,12 +228,12 @@ def test_what_a_row_needs_is_trained_once_on_images_of_its_own(tmp_path, monkeyp
 
 
 def test_base_models_of_like_names_have_weights_of_their_own(tmp_path: Path) -> None:
-    models = ("m_a", "m-a", "other")
-    columns = [SMALL["columns"][0] | {"title": f"c{i}", "model": one} for i, one in enumerate(models)]
+    names = ("m_a", "m-a", "other")
+    columns = [SMALL["columns"][0] | {"title": f"c{i}", "model": one} for i, one in enumerate(names)]
     rows = [SMALL["rows"][0], {"name": "tuned", "finetune": {"recipe": "scenes", "set": "train", "images": 8}}]
     comparison = load_comparison(str(written(tmp_path, columns=columns, rows=rows)))
-    workshop = Workshop(comparison, load_protocol("scenes"), tmp_path, lambda title, count: lambda done, text: None)
-    kept = [workshop.kept(comparison.rows[1], one, "weights").name for one in models]
+    models = RowModels(comparison, load_protocol("scenes"), tmp_path, lambda title, count: lambda done, text: None)
+    kept = [models.kept(comparison.rows[1], one, "weights").name for one in names]
     assert len(set(kept)) == 3
     assert kept[2] == "tuned-weights-other"  # as in comparisons that are there already
     assert all(name.startswith("tuned-weights-m-a-") for name in kept[:2])

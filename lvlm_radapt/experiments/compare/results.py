@@ -10,12 +10,12 @@ from urllib.parse import quote
 from eval_tasks.report.html_templates import write_page, write_text
 from eval_tasks.report.table_formats import Cell
 from eval_tasks.run.environment import environment
-from lvlm_radapt.comparison.preset import RowSpec
-from lvlm_radapt.comparison.run import Compared
-from lvlm_radapt.comparison.table import BETTER, LEGEND, ComparisonTable, table_of
+from lvlm_radapt.experiments.compare.runs import ComparisonRuns
+from lvlm_radapt.experiments.compare.table import BETTER, LEGEND, ComparisonTable, table_of
+from lvlm_radapt.experiments.rows import RowSpec
 
 
-def write_results(compared: Compared, out: Path, *, command: str) -> ComparisonTable:
+def write_results(compared: ComparisonRuns, out: Path, *, command: str) -> ComparisonTable:
     """Write everything to `out` and return the table."""
     table = table_of(compared)
     write_text(out / "comparison.csv", table.to_csv())

@@ -11,7 +11,7 @@ from eval_tasks.report.build_table import comparison
 from eval_tasks.report.table_formats import Cell, Row
 from eval_tasks.run.records import Run, images_of
 from lvlm_radapt.defences.radapt.config import RAdaptConfig
-from lvlm_radapt.tuning.knobs import point_name, point_text
+from lvlm_radapt.experiments.tune.knobs import point_name, point_text
 
 CELLS = ("clean", "transfer", "adaptive", "clean_change", "transfer_gain", "gain")
 

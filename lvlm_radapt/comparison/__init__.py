@@ -1,1 +1,0 @@
-"""Tables of many defences under the same attacks: a leaf, which only the command line imports."""

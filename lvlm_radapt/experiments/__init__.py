@@ -1,0 +1,1 @@
+"""Experiments that score many models alike: one engine, and `tune`, `compare`, `demo` and replacement curves on it."""

@@ -1,0 +1,1 @@
+"""Tables of many defences under the same attacks."""

@@ -1,0 +1,119 @@
+"""The runs of a comparison: every row on every column, clean, under transfer and under adaptive attack."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from eval_tasks.config.presets import load_attack, load_protocol
+from eval_tasks.crafting.make_attack import make_attack
+from eval_tasks.report.html_templates import write_text
+from eval_tasks.run.options import EvalOptions, Evaluation
+from eval_tasks.run.records import Run
+from eval_tasks.run.threads import on_recorded_threads
+from eval_tasks.tasks.make_task import make_task
+from eval_tasks.tasks.text import TextTask
+from lvlm_radapt.embedded.dataset import CLASSES
+from lvlm_radapt.experiments.compare.models import RowModels
+from lvlm_radapt.experiments.compare.preset import Column, Comparison
+from lvlm_radapt.experiments.engine import Key, Sweep, Trial
+from lvlm_radapt.experiments.rows import slug
+from lvlm_radapt.utils.atomic_folder import check_own_folder, claimed
+from lvlm_radapt.utils.errors import UserError
+from lvlm_radapt.utils.json_files import read_json
+from lvlm_radapt.utils.progress import Announce
+
+PLAN = "plan.json"
+OURS = frozenset(
+    {PLAN, "runs", "data", "models", "comparison.json", "comparison.csv", "comparison.md", "comparison.html"}
+)
+
+
+@dataclass(frozen=True)
+class ComparisonRuns:
+    """A finished comparison: the run of every row, column, threat model and budget."""
+
+    comparison: Comparison
+    runs: Mapping[Key, Run]
+
+    def any_run(self, row: str, column: str) -> Run:
+        """One of the row's runs in that column: their clean answers are the same."""
+        return self.runs[row, column, "adaptive", self.comparison.eps[0]]
+
+
+@on_recorded_threads
+def run_comparison(
+    comparison: Comparison,
+    out: Path,
+    *,
+    announce: Announce,
+    resume: bool = False,
+    command: str = "",
+    **place: Any,
+) -> ComparisonRuns:
+    """Make every row's model and score it; what is in `out` already is not done again (`resume`).
+
+    Every row sees the same samples under the same settings, and the same transfer images, which are crafted once on the
+    undefended model; adaptive images are crafted on each row's own model. place: keywords of `load_any`.
+
+    UserError, before anything is made, for a foreign folder, one of another comparison, and a row or column that needs
+    a model which is not there.
+    """
+    check_own_folder(out, OURS, resume=resume)
+    models = RowModels(comparison, load_protocol(comparison.protocol), out, announce, **place)
+    models.check()
+    trials = [_trial(column, eps, comparison, out, place) for column in comparison.columns for eps in comparison.eps]
+
+    def folder(row: str, trial: Trial, threat: str) -> Path:
+        return out / "runs" / slug(row) / f"{slug(trial.column)}-{threat}-{slug(trial.eps)}"
+
+    with claimed(out):
+        _keep_plan(comparison, out)
+        for column in comparison.columns:
+            models.data(column.set)
+        sweep = Sweep(comparison.rows[0].name, models.undefended(), folder, command=command)
+        for row in comparison.rows:
+            with models.opened(row) as opened:
+                tell = announce(row.name, sweep.count([row.name], trials) * comparison.samples)
+                for trial in trials:
+                    sweep.score(row.name, trial, opened[trial.base], tell)
+    return ComparisonRuns(comparison, sweep.runs)
+
+
+def _trial(column: Column, eps: str, comparison: Comparison, out: Path, place: dict[str, Any]) -> Trial:
+    protocol = load_protocol(comparison.protocol)
+    attack = make_attack(
+        protocol.adapt(load_attack(column.attack)),
+        eps=eps,
+        steps=comparison.steps,
+        early_exit=column.early_exit,
+        device=str(place.get("device", "cpu")),
+        dtype=place.get("dtype", torch.float32),
+    )
+    if attack is None or attack.threat != "adaptive":
+        raise UserError(f"column {column.title}: --attack {column.attack} is not white-box: choose e2e or apgd-ce")
+    task = make_task(column.task, protocol)
+    if attack.ends_at_zero and isinstance(task, TextTask):
+        task.check_early_exit()
+    data = out / "data" / column.set
+    options = EvalOptions(
+        data=data / CLASSES if column.task == "imagefolder" else data, samples=comparison.samples, seed=protocol.seed
+    )
+    return Trial(column.model, column.title, eps, Evaluation(task, attack, options, protocol))
+
+
+def _keep_plan(comparison: Comparison, out: Path) -> None:
+    """Write plan.json, or find the same one there: rows made by two plans are no comparison."""
+    wanted = json.loads(comparison.model_dump_json())
+    if not (out / PLAN).is_file():
+        write_text(out / PLAN, json.dumps(wanted, indent=1) + "\n")
+        return
+    there = read_json(out / PLAN)
+    changed = [key for key in wanted if there.get(key) != wanted[key]]
+    if changed:
+        raise UserError(f"{out} holds a comparison with other {', '.join(changed)}: use another --out")

@@ -1,0 +1,90 @@
+"""How the model of a row is made from an undefended one, as typed parts of a comparison's YAML file."""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+from lvlm_radapt.defences.radapt.config import RAdaptConfig
+from lvlm_radapt.training.scopes import WHOLE
+from lvlm_radapt.utils.bounds import MOST
+
+Name = Annotated[str, Field(min_length=1, max_length=60)]
+Count = Annotated[int, Field(ge=1, le=MOST)]
+
+
+def slug(text: str) -> str:
+    """A folder's name for a row, column, budget or model: small letters, digits, + and single dashes."""
+    return re.sub(r"[^a-z0-9+]+", "-", text.lower()).strip("-") or "x"
+
+
+class Part(BaseModel):
+    """A part of the file: no field of another name or type."""
+
+    model_config = ConfigDict(strict=True, extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class Learn(Part):
+    """How a row's anchor is learned, once: on `model` (None: the column's own) and images of `set`, of its `classes`
+    alone or of its scenes. What is None is the method's own default."""
+
+    set: str
+    classes: bool = False
+    images: Annotated[int, Field(ge=8, le=MOST)] = 2000
+    model: str | None = None
+    eps: str | None = None
+    steps: Count | None = None
+    batch: Count | None = None
+
+
+class Finetune(Part):
+    """How a row's weights are fine-tuned, once for each base model, on images of `set`. `scope`, `rank`: as for
+    `finetune`; `recipe`: in configs/finetune; `eps`, `steps`, `batch`, `lr`: in place of its own."""
+
+    method: Literal["fare"] = "fare"
+    scope: Annotated[str, Field(min_length=1)] = WHOLE
+    rank: Count | None = None
+    recipe: str
+    seed: Annotated[int, Field(ge=0)] = 0
+    set: str
+    images: Annotated[int, Field(ge=8, le=MOST)] = 2000
+    eps: str | None = None
+    steps: Count | None = None
+    batch: Count | None = None
+    lr: Annotated[float, Field(gt=0)] | None = None
+
+
+class RowSpec(Part):
+    """How a row's model is made of a column's base model: another `tower` in its place (of an encoder: that encoder),
+    or fine-tuned weights, or neither; then the defence `radapt`, its anchor guided or learned where it says so."""
+
+    name: Name
+    radapt: dict[str, Any] | None = None
+    guide: str | None = None
+    learn: Learn | None = None
+    tower: str | None = None
+    finetune: Finetune | None = None
+
+    @field_validator("radapt")
+    @classmethod
+    def _valid(cls, radapt: dict[str, Any] | None) -> dict[str, Any] | None:
+        if radapt is not None:
+            RAdaptConfig.from_dict(radapt)
+        return radapt
+
+    @model_validator(mode="after")
+    def _consistent(self) -> RowSpec:
+        source = (self.radapt or {}).get("anchor", "white")
+        for field, kind in (("guide", "guided"), ("learn", "learned")):
+            if (getattr(self, field) is not None) != (source == kind):
+                raise ValueError(f"{field} and radapt.anchor {kind} go together, in row {self.name}")
+        if self.tower is not None and self.finetune is not None:
+            raise ValueError(f"row {self.name} has a tower and fine-tuned weights: choose one")
+        return self
+
+    @property
+    def plain(self) -> bool:
+        """Whether it is the undefended model itself."""
+        return self.radapt is None and self.tower is None and self.finetune is None

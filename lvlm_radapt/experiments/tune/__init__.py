@@ -1,0 +1,1 @@
+"""Choosing filter and anchor settings on a calibration set."""

@@ -1,1 +1,0 @@
-"""Choosing filter and anchor settings on a calibration set: a leaf, which only the command line imports."""
