@@ -4,35 +4,67 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from lvlm_radapt.cli.app import app, console
 from lvlm_radapt.cli.group import leave_it_to_the_first
 from lvlm_radapt.cli.options import DeviceOption, DtypeOption, LogJsonOption, TableFormat
-from lvlm_radapt.cli.placing import place_of
+from lvlm_radapt.cli.placing import default_preset, place_of
 from lvlm_radapt.cli.resuming import command_line, progress, resumable
 from lvlm_radapt.utils.bounds import MOST
+from lvlm_radapt.utils.errors import UserError
 from lvlm_radapt.utils.printing import readable
 from lvlm_radapt.utils.progress import JsonLines
+
+if TYPE_CHECKING:
+    from lvlm_radapt.experiments.compare.preset import Comparison
 
 
 @app.command()
 def compare(
-    preset: Annotated[
-        str, typer.Argument(metavar="PRESET", help="A comparison (lvlm-radapt list presets), or your own YAML file.")
+    words: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="PRESET | MODEL ROW...",
+            help="A comparison (lvlm-radapt list presets) or your own YAML file. Or an undefended model and the rows "
+            "to score against it: filter, anchor, radapt, learned, low-rank, shallow, fare, two of them as "
+            "low-rank+filter, or the folder of a robustified or fine-tuned model.",
+        ),
     ],
     out: Annotated[Path, typer.Option(help="A new or empty folder for scenes, models, runs and the table.")],
+    task: Annotated[str | None, typer.Option(help="For MODEL ROW...: what is asked (lvlm-radapt list tasks).")] = None,
+    data: Annotated[Path | None, typer.Option(help="For MODEL ROW...: the task's data folder.")] = None,
+    images: Annotated[
+        Path | None, typer.Option(help="For rows that are trained (learned, low-rank ...): a folder of other images.")
+    ] = None,
+    image_count: Annotated[
+        int | None, typer.Option(min=8, max=MOST, help="How many of --images are used at most.", show_default="2000")
+    ] = None,
+    train_steps: Annotated[
+        int | None, typer.Option(min=1, max=MOST, help="Training steps of a row; the method's own if left out.")
+    ] = None,
+    attack: Annotated[
+        str | None,
+        typer.Option(help="For MODEL ROW...: a white-box attack.", show_default="apgd-ce for encoders, e2e for others"),
+    ] = None,
     samples: Annotated[
         int | None, typer.Option(min=2, max=MOST, help="A column; the preset's number if left out.")
     ] = None,
     steps: Annotated[
-        int | None, typer.Option(min=1, max=MOST, help="Of every attack; the preset's number if left out.")
+        int | None, typer.Option(min=1, max=MOST, help="Of every attack; the preset's or its own if left out.")
     ] = None,
     eps: Annotated[
-        str | None, typer.Option(help="Budgets with commas: 2/255,4/255,8/255; the preset's if left out.")
+        str | None,
+        typer.Option(help="Budgets with commas: 2/255,4/255,8/255; the preset's, or 4/255, if left out."),
     ] = None,
+    preset: Annotated[
+        str | None, typer.Option(help="For MODEL ROW...: the protocol; scenes for embedded models, native for others.")
+    ] = None,
+    early_exit: Annotated[
+        bool, typer.Option("--early-exit", help="For MODEL ROW...: a sample leaves once its answer scores 0.")
+    ] = False,
     device: DeviceOption = "auto",
     dtype: DtypeOption = None,
     form: Annotated[TableFormat, typer.Option("--format", help="Of the table on stdout.")] = TableFormat.table,
@@ -45,12 +77,21 @@ def compare(
     undefended model; adaptive ones on each row's own. Every cell is a run folder with its report.
     """
     leave_it_to_the_first()
-    from lvlm_radapt.experiments.compare.preset import load_comparison
     from lvlm_radapt.experiments.compare.results import write_results
     from lvlm_radapt.experiments.compare.runs import run_comparison
 
-    chosen = load_comparison(preset).changed(
-        samples=samples, steps=steps, eps=None if eps is None else [one.strip() for one in eps.split(",")]
+    budgets = None if eps is None else [one.strip() for one in eps.split(",")]
+    chosen = _chosen(
+        words,
+        changes={"samples": samples, "steps": steps, "eps": budgets},
+        task=task,
+        data=data,
+        images=images,
+        image_count=image_count,
+        train_steps=train_steps,
+        attack=attack,
+        preset=preset,
+        early_exit=early_exit or None,
     )
     place = place_of(device, dtype, None, None)
     with (
@@ -78,3 +119,17 @@ def compare(
     else:
         console.print(table.to_rich())
     console.tell(f"page: {out / 'comparison.html'}")
+
+
+def _chosen(words: list[str], *, changes: dict[str, Any], **own: Any) -> Comparison:
+    """The comparison that the words name. changes: to a preset; own: flags that a preset has no use for."""
+    from lvlm_radapt.experiments.compare.preset import load_comparison
+    from lvlm_radapt.experiments.compare.words import comparison_of
+
+    given = {name: value for name, value in own.items() if value is not None}
+    if len(words) == 1 and not given:
+        return load_comparison(words[0]).changed(**changes)
+    if "task" not in given or "data" not in given:
+        raise UserError("models on the command line are scored on your own data: give both --task and --data")
+    flags = given | {name: value for name, value in changes.items() if value is not None}
+    return comparison_of(words, **{"preset": default_preset(words[0]), **flags})

@@ -5,13 +5,22 @@ from __future__ import annotations
 import re
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    field_validator,
+    model_serializer,
+    model_validator,
+)
 
 from lvlm_radapt.defences.radapt.config import RAdaptConfig
 from lvlm_radapt.training.scopes import WHOLE
 from lvlm_radapt.utils.bounds import MOST
 
-Name = Annotated[str, Field(min_length=1, max_length=60)]
+LONGEST_NAME = 60
+Name = Annotated[str, Field(min_length=1, max_length=LONGEST_NAME)]
 Count = Annotated[int, Field(ge=1, le=MOST)]
 
 
@@ -58,7 +67,9 @@ class Finetune(Part):
 
 class RowSpec(Part):
     """How a row's model is made of a column's base model: another `tower` in its place (of an encoder: that encoder),
-    or fine-tuned weights, or neither; then the defence `radapt`, its anchor guided or learned where it says so."""
+    fine-tuned weights, a `model` of its own, or nothing of these; then the defence `radapt`, its anchor guided or
+    learned where it says so. `model`: a folder or Hugging Face id of the base model's family, with any R-Adapt in it.
+    """
 
     name: Name
     radapt: dict[str, Any] | None = None
@@ -66,6 +77,7 @@ class RowSpec(Part):
     learn: Learn | None = None
     tower: str | None = None
     finetune: Finetune | None = None
+    model: str | None = None
 
     @field_validator("radapt")
     @classmethod
@@ -80,11 +92,23 @@ class RowSpec(Part):
         for field, kind in (("guide", "guided"), ("learn", "learned")):
             if (getattr(self, field) is not None) != (source == kind):
                 raise ValueError(f"{field} and radapt.anchor {kind} go together, in row {self.name}")
-        if self.tower is not None and self.finetune is not None:
-            raise ValueError(f"row {self.name} has a tower and fine-tuned weights: choose one")
+        if sum(one is not None for one in (self.tower, self.finetune, self.model)) > 1:
+            raise ValueError(f"row {self.name} has two of tower, finetune and model: choose one")
+        if self.model is not None and self.radapt is not None:
+            raise ValueError(f"row {self.name} has a model of its own: robustify that folder, and name the new one")
         return self
+
+    @model_serializer(mode="wrap")
+    def _as_before(self, whole: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Without `model` where there is none: folders of earlier versions do not have it in their plan."""
+        return {key: value for key, value in whole(self).items() if key != "model" or value is not None}
+
+    @property
+    def own_weights(self) -> bool:
+        """Whether its weights are other ones than the base model's."""
+        return self.tower is not None or self.finetune is not None or self.model is not None
 
     @property
     def plain(self) -> bool:
         """Whether it is the undefended model itself."""
-        return self.radapt is None and self.tower is None and self.finetune is None
+        return self.radapt is None and not self.own_weights

@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from attacks.eps import eps_text
-from eval_tasks.config.presets import Protocol, load_recipe
+from eval_tasks.config.presets import FinetuneRecipe, Protocol, load_recipe
+from eval_tasks.data import Sample, open_image
 from lvlm_radapt.defences.radapt.anchor import Anchor
 from lvlm_radapt.defences.radapt.config import RAdaptConfig
 from lvlm_radapt.defences.radapt.hooks import injected_anchor, injected_config
 from lvlm_radapt.embedded.dataset import CLASSES, IMAGES, write_scenes
-from lvlm_radapt.experiments.compare.preset import Comparison
+from lvlm_radapt.experiments.compare.preset import Comparison, OwnSet, SceneSet
 from lvlm_radapt.experiments.models import ModelFactory, defended
 from lvlm_radapt.experiments.rows import Finetune, Learn, RowSpec, slug
 from lvlm_radapt.loading.guides import guide_origin, guided_anchor, load_guide
@@ -56,12 +57,33 @@ class RowModels:
     def check(self) -> None:
         """UserError, naming the row, where a model, tower or guide that one needs cannot be opened."""
         for row in self._comparison.rows:
-            for needed in (row.tower, row.guide, None if row.learn is None else row.learn.model):
+            for needed in (row.tower, row.guide, row.model, None if row.learn is None else row.learn.model):
                 _check_there(f"row {row.name}", needed)
-            if row.finetune is not None:
+            if row.finetune is not None and isinstance(self._comparison.sets[row.finetune.set], OwnSet):
+                self._training(row.finetune)
+            elif row.finetune is not None:
                 load_recipe(row.finetune.recipe)
         for column in self._comparison.columns:
             _check_there(f"column {column.title}", column.model)
+
+    def check_fit(self, asked: Mapping[str, Sequence[Sample]]) -> None:
+        """UserError, before hours of work, for a row's `model` that is no kin of a base model.
+
+        Each is opened once. asked: by column title, samples whose images are to lie on one canvas in both.
+        """
+        for row in self._comparison.rows:
+            for column in self._comparison.columns if row.model is not None else ():
+                model, other = self._factory.kept(column.model), self._undefended(row, column.model)
+                if type(model) is not type(other):
+                    kinds = [one.hf.config.model_type for one in (other, model)]
+                    raise UserError(f"row {row.name} is of another family: a {kinds[0]}, {column.model} a {kinds[1]}")
+                for sample in asked.get(column.title, ())[:1]:
+                    sizes = ["x".join(map(str, one.canvas(open_image(sample.image)))) for one in (other, model)]
+                    if sizes[0] != sizes[1]:
+                        raise UserError(
+                            f"row {row.name} sees images as {sizes[0]}, {column.model} as {sizes[1]}: transfer images "
+                            "fit one canvas only"
+                        )
 
     def undefended(self) -> dict[str, PixelModel]:
         """The base models by name, which stay open."""
@@ -74,9 +96,9 @@ class RowModels:
             yield {base: stack.enter_context(self._defended(row, base)) for base in self.bases}
 
     def data(self, name: str) -> Path:
-        """The scenes of a set, drawn where they are not there yet."""
-        folder, wanted = self._out / "data" / name, self._comparison.sets[name]
-        if not folder.exists():
+        """The folder of a set; scenes are drawn where they are not there yet."""
+        folder, wanted = folder_of(self._comparison, name, self._out), self._comparison.sets[name]
+        if isinstance(wanted, SceneSet) and not folder.exists():
             scenes, singles = self._comparison.sizes(name)
             write_scenes(
                 folder,
@@ -88,10 +110,13 @@ class RowModels:
             )
         return folder
 
+    def _images(self, name: str, part: str) -> Path:
+        """The folder of images to train on: of scenes one part, of the user's own all."""
+        return self.data(name) / part if isinstance(self._comparison.sets[name], SceneSet) else self.data(name)
+
     @contextmanager
     def _defended(self, row: RowSpec, base: str) -> Iterator[PixelModel]:
-        own = row.tower is not None or row.finetune is not None
-        model = self._undefended(row, base) if own else self._factory.kept(base)
+        model = self._undefended(row, base) if row.own_weights else self._factory.kept(base)
         if row.radapt is None:
             yield model
         else:
@@ -102,7 +127,7 @@ class RowModels:
         """The row's model before R-Adapt, opened for the row alone."""
         if row.finetune is not None:
             return self._factory.open(str(self._finetuned(row.finetune, base)))
-        return self._factory.open(base, row.tower)
+        return self._factory.open(row.model or base, row.tower)
 
     def _defence(
         self, row: RowSpec, config: RAdaptConfig, model: PixelModel, base: str
@@ -121,7 +146,7 @@ class RowModels:
         if not folder.exists():
             given = {"steps": how.steps, "batch": how.batch, "eps": None if how.eps is None else parse_eps(how.eps)}
             settings = LearnSettings(**{key: value for key, value in given.items() if value is not None})  # type: ignore[arg-type]
-            images = self.data(how.set) / (CLASSES if how.classes else IMAGES)
+            images = self._images(how.set, CLASSES if how.classes else IMAGES)
             files = image_files(images, limit=how.images, seed=settings.seed)
             model = self._undefended(row, source)
             found = learn_anchor(model, files, config, settings, state=state, resume=True, announce=self._announce)
@@ -145,17 +170,26 @@ class RowModels:
         folder = self.kept(first, base, "weights")
         state = state_of(folder, "training")
         if not folder.exists():
-            recipe = load_recipe(how.recipe).changed(
-                eps=None if how.eps is None else parse_eps(how.eps), steps=how.steps, batch_size=how.batch, lr=how.lr
-            )
+            recipe, images = self._training(how)
             model = load_any(base, **self._place)
             features: Features = "cls" if is_encoder(base) else "tokens"
             settings = FinetuneSettings(how.method, recipe, how.scope, features, how.seed, rank=how.rank)
-            images = TrainingImages.of(self.data(how.set) / IMAGES, limit=how.images, seed=settings.seed, classes=False)
             log = finetune(model, images, settings, state=state, resume=True, announce=self._announce)
             save_twin(model, log, settings, images, folder)
         state.unlink(missing_ok=True)
         return folder
+
+    def _training(self, how: Finetune) -> tuple[FinetuneRecipe, TrainingImages]:
+        """How weights are trained, and on what. UserError where the images are too few."""
+        recipe = load_recipe(how.recipe).changed(
+            eps=None if how.eps is None else parse_eps(how.eps), steps=how.steps, batch_size=how.batch, lr=how.lr
+        )
+        folder = self._images(how.set, IMAGES)
+        images = TrainingImages.of(folder, limit=how.images, seed=how.seed, classes=False)
+        if len(images.files) < recipe.batch_size:
+            there = f"{len(images.files)} images to train on (more are held back)"
+            raise UserError(f"{folder} has {there}, a batch takes {recipe.batch_size}: give more")
+        return recipe, images
 
     def kept(self, row: RowSpec, base: str, what: str) -> Path:
         """A folder of its own for each row and base model. Where two names would meet, as of `m_a` and `m-a`, each gets
@@ -176,6 +210,12 @@ class RowModels:
         if any(name_of(*other) == name for other in every - {wanted}):
             name += "-" + hashlib.sha256(json.dumps(wanted).encode()).hexdigest()[:8]
         return self._out / "models" / name
+
+
+def folder_of(comparison: Comparison, name: str, out: Path) -> Path:
+    """Where the set's images lie: scenes in the comparison's own folder."""
+    wanted = comparison.sets[name]
+    return out / "data" / name if isinstance(wanted, SceneSet) else Path(wanted.folder).expanduser()
 
 
 def _check_there(who: str, name: str | None) -> None:

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, Field, ValidationError, field_validator, model_validator
 
-from eval_tasks.config.presets import load_preset
+from eval_tasks.config.presets import AttackConfig, Protocol, load_attack, load_preset
 from lvlm_radapt.embedded.scenes import Split
 from lvlm_radapt.experiments.rows import Count, Name, Part, RowSpec, slug
 from lvlm_radapt.utils.bounds import MOST
@@ -14,6 +14,7 @@ from lvlm_radapt.utils.budget import parse_eps
 from lvlm_radapt.utils.errors import UserError
 from lvlm_radapt.utils.json_files import first_problem
 from lvlm_radapt.utils.names import is_one_part
+from lvlm_radapt.utils.plugins import is_plugin
 
 
 def _folder_name(name: str) -> str:
@@ -34,8 +35,14 @@ class SceneSet(Part):
     mixed: bool = False
 
 
+class OwnSet(Part):
+    """Images of the user's own: the data folder of a column's task, or a folder of images that a row is trained on."""
+
+    folder: Annotated[str, Field(min_length=1)]
+
+
 class Column(Part):
-    """A task on one base model. `set`: of the scenes it is asked about; classification sees their class folders.
+    """A task on one base model. `set`: what it is asked about; of scenes, classification sees the class folders.
     `early_exit`: of its adaptive attacks, as for `eval`."""
 
     title: Name
@@ -56,7 +63,7 @@ class Comparison(Part):
     samples: Annotated[int, Field(ge=2, le=MOST)]
     steps: Count
     eps: Annotated[list[str], Field(min_length=1)]
-    sets: Annotated[dict[SetName, SceneSet], Field(min_length=1)]
+    sets: Annotated[dict[SetName, SceneSet | OwnSet], Field(min_length=1)]
     columns: Annotated[list[Column], Field(min_length=1)]
     rows: Annotated[list[RowSpec], Field(min_length=2)]
 
@@ -83,8 +90,9 @@ class Comparison(Part):
                 if source is None:
                     continue
                 used[row.name] = source.set
-                tested = [c.title for c in self.columns if self.sets.get(c.set) == self.sets.get(source.set)]
-                if source.set in self.sets and (tested or self.sets[source.set].split == "test"):
+                trained = self.sets.get(source.set)
+                tested = any(self.sets.get(column.set) == trained for column in self.columns)
+                if trained is not None and (tested or (isinstance(trained, SceneSet) and trained.split == "test")):
                     raise ValueError(f"row {row.name} is trained on the set {source.set}, which scores are taken on")
         unknown = next((f"{by}: set {one}" for by, one in used.items() if one not in self.sets), None)
         if unknown is not None:
@@ -104,11 +112,22 @@ class Comparison(Part):
 
     def changed(self, **values: Any) -> Comparison:
         """With those values that are not None. UserError for one that no comparison can have."""
-        chosen = {key: value for key, value in values.items() if value is not None}
+        return Comparison.checked(
+            **self.model_dump() | {key: value for key, value in values.items() if value is not None}
+        )
+
+    @classmethod
+    def checked(cls, **fields: Any) -> Comparison:
+        """A comparison of these fields. UserError for one that none can have."""
         try:
-            return Comparison.model_validate(self.model_dump() | chosen)
+            return cls.model_validate(fields)
         except ValidationError as error:
-            raise UserError(f"comparison {self.name}: {first_problem(error)}") from error
+            raise UserError(f"comparison {fields['name']}: {first_problem(error)}") from error
+
+
+def named_attack(name: str, protocol: Protocol) -> str | AttackConfig:
+    """What `make_attack` takes: a plug-in's name, or a preset as the protocol adapts it."""
+    return name if is_plugin("attack", name) else protocol.adapt(load_attack(name))
 
 
 def load_comparison(name: str) -> Comparison:

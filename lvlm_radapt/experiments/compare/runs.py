@@ -3,26 +3,28 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from eval_tasks.config.presets import load_attack, load_protocol
+from eval_tasks.config.presets import load_protocol
 from eval_tasks.crafting.make_attack import make_attack
+from eval_tasks.data import Sample
 from eval_tasks.report.html_templates import write_text
-from eval_tasks.run.options import EvalOptions, Evaluation
+from eval_tasks.run.options import EvalOptions, Evaluation, select_samples
 from eval_tasks.run.records import Run
 from eval_tasks.run.threads import on_recorded_threads
 from eval_tasks.tasks.make_task import make_task
 from eval_tasks.tasks.text import TextTask
 from lvlm_radapt.embedded.dataset import CLASSES
-from lvlm_radapt.experiments.compare.models import RowModels
-from lvlm_radapt.experiments.compare.preset import Column, Comparison
+from lvlm_radapt.experiments.compare.models import RowModels, folder_of
+from lvlm_radapt.experiments.compare.preset import Column, Comparison, OwnSet, SceneSet, named_attack
 from lvlm_radapt.experiments.engine import Key, Sweep, Trial
 from lvlm_radapt.experiments.rows import slug
+from lvlm_radapt.training.images import image_files
 from lvlm_radapt.utils.atomic_folder import check_own_folder, claimed
 from lvlm_radapt.utils.errors import UserError
 from lvlm_radapt.utils.json_files import read_json
@@ -68,6 +70,9 @@ def run_comparison(
     models = RowModels(comparison, load_protocol(comparison.protocol), out, announce, **place)
     models.check()
     trials = [_trial(column, eps, comparison, out, place) for column in comparison.columns for eps in comparison.eps]
+    asked = _own_samples(comparison, trials)
+    models.check_fit(asked)
+    sizes = {c.title: len(asked.get(c.title, ())) or comparison.samples for c in comparison.columns}
 
     def folder(row: str, trial: Trial, threat: str) -> Path:
         return out / "runs" / slug(row) / f"{slug(trial.column)}-{threat}-{slug(trial.eps)}"
@@ -79,7 +84,7 @@ def run_comparison(
         sweep = Sweep(comparison.rows[0].name, models.undefended(), folder, command=command)
         for row in comparison.rows:
             with models.opened(row) as opened:
-                tell = announce(row.name, sweep.count([row.name], trials) * comparison.samples)
+                tell = announce(row.name, sum(sweep.count([row.name], [t]) * sizes[t.column] for t in trials))
                 for trial in trials:
                     sweep.score(row.name, trial, opened[trial.base], tell)
     return ComparisonRuns(comparison, sweep.runs)
@@ -88,7 +93,7 @@ def run_comparison(
 def _trial(column: Column, eps: str, comparison: Comparison, out: Path, place: dict[str, Any]) -> Trial:
     protocol = load_protocol(comparison.protocol)
     attack = make_attack(
-        protocol.adapt(load_attack(column.attack)),
+        named_attack(column.attack, protocol),
         eps=eps,
         steps=comparison.steps,
         early_exit=column.early_exit,
@@ -100,11 +105,40 @@ def _trial(column: Column, eps: str, comparison: Comparison, out: Path, place: d
     task = make_task(column.task, protocol)
     if attack.ends_at_zero and isinstance(task, TextTask):
         task.check_early_exit()
-    data = out / "data" / column.set
+    data = folder_of(comparison, column.set, out)
+    scenes = isinstance(comparison.sets[column.set], SceneSet)
     options = EvalOptions(
-        data=data / CLASSES if column.task == "imagefolder" else data, samples=comparison.samples, seed=protocol.seed
+        data=data / CLASSES if scenes and column.task == "imagefolder" else data,
+        samples=comparison.samples,
+        seed=protocol.seed,
     )
     return Trial(column.model, column.title, eps, Evaluation(task, attack, options, protocol))
+
+
+def _own_samples(comparison: Comparison, trials: Sequence[Trial]) -> dict[str, list[Sample]]:
+    """By column title, the samples of the user's own data that are scored.
+
+    UserError for data or images that are missing, and for a row that is trained on a folder that holds such an image.
+    """
+    found: dict[str, list[Sample]] = {}
+    for column in comparison.columns:
+        if isinstance(comparison.sets[column.set], OwnSet):
+            asked = next(trial.asked for trial in trials if trial.column == column.title)
+            found[column.title] = select_samples(asked.task, asked.options).samples
+    images = [sample.image for samples in found.values() for sample in samples]
+    tested = {image.resolve() for image in images if isinstance(image, Path)}
+    for row in comparison.rows:
+        for source in (row.learn, row.finetune):
+            own = None if source is None else comparison.sets[source.set]
+            if isinstance(own, OwnSet):
+                folder = Path(own.folder).expanduser()
+                image_files(folder, limit=1)
+                shared = next((image for image in tested if image.is_relative_to(folder.resolve())), None)
+                if shared is not None:
+                    raise UserError(
+                        f"row {row.name} is trained on {folder}, which holds {shared.name}: that image is scored"
+                    )
+    return found
 
 
 def _keep_plan(comparison: Comparison, out: Path) -> None:

@@ -118,23 +118,45 @@ class ComparisonTable:
         return rich.console.Group(*parts)
 
     def findings(self) -> list[str]:
-        """What each defence buys over all tasks and budgets, in a sentence; what only transfer shows comes first."""
+        """What each defence buys, a sentence each: of one task its differences, of several how often it is better.
+
+        What only transfer shows comes first.
+        """
         counts = [entry.change for line in self.lines for entry in line.entries.values() if entry.change is not None]
         few = min((change.images for change in counts if change.images is not None and change.too_few), default=None)
-        if few is not None:
-            return [f"Too few samples to tell: {few} images show no difference for sure, {LEAST} are the least."]
-        told = [(line, self._tally(line, "transfer"), self._tally(line, "adaptive")) for line in self.lines[1:]]
-        only = [line.name for line, transfer, adaptive in told if transfer[0] and not adaptive[0]]
         said = []
-        if only:
+        if few is not None:
+            said.append(f"Too few samples to tell: {few} images show no difference for sure, {LEAST} are the least.")
+        threats = ("adaptive", "transfer", "clean")
+        tallies = [(line, {threat: self._tally(line, threat) for threat in threats}) for line in self.lines[1:]]
+        only = [line.name for line, of in tallies if of["transfer"][0] and not of["adaptive"][0]]
+        if only and few is None:
             names = ", ".join(only)
             said.append(f"Better than undefended only under transfer, never under the adaptive attack: {names}.")
-        for line, transfer, adaptive in told:
-            clean = self._tally(line, "clean")
-            said.append(
-                f"{line.name}: adaptive {_counts(adaptive)}; transfer {_counts(transfer)}; clean {_counts(clean)}."
-            )
+        if len(self.columns) == 1:
+            said.append(f"Differences to {self.lines[0].name}, paired by sample, with 95 % intervals over images:")
+            said += [self._verdict(line, of["adaptive"], few is not None) for line, of in tallies]
+        elif few is None:
+            for line, of in tallies:
+                told = "; ".join(f"{threat} {_counts(tally)}" for threat, tally in of.items())
+                said.append(f"{line.name}: {told}.")
         return said
+
+    def _verdict(self, line: Line, adaptive: tuple[int, int, int], few: bool) -> str:
+        """Whether a defence helps under the adaptive attack, and the paired differences with their 95 % intervals."""
+        better, worse, neither = adaptive
+        if few:
+            word = "cannot be judged"
+        elif better and worse:
+            word = "helps at some budgets and does harm at others"
+        elif better or worse:
+            word = ("helps" if better else "does harm") + (" at some budgets" if neither else "")
+        else:
+            word = "makes no clear difference"
+        changes = [(heading, entry.change) for (_, heading), entry in line.entries.items() if entry.change is not None]
+        changes.sort(key=lambda one: not one[0].startswith("adaptive"))
+        figures = ", ".join(f"{heading} {change.number} {change.bounds}" for heading, change in changes)
+        return f"{line.name} {word}: {figures}."
 
     def _tally(self, line: Line, threat: str) -> tuple[int, int, int]:
         """In how many columns it is clearly better, clearly worse, and neither."""
