@@ -75,7 +75,7 @@ EVAL_MISTAKES = {
         {"--attack": "ensemble", "--half": "float16", "--dtype": "bfloat16"},
         "is for models in float32",
     ),
-    "an early exit of no answer": (["{model}", "--early-exit"], {"--attack": "embedding"}, "asks no answer on its way"),
+    "an early exit of no answer": (["{model}", "--early-exit"], {"--attack": "embedding"}, "ends by a rule of its own"),
     "an early exit of nothing": (["{model}", "--early-exit"], {"--attack": "none"}, "--early-exit needs an attack"),
     "an early exit of captions": (["{model}", "--early-exit"], {}, "--early-exit is for questions"),
     "an encoder that cannot speak": (

@@ -264,7 +264,7 @@ def test_processes_with_other_threads_than_the_first_are_refused(tmp_path, data,
 
 
 def begun(model, data, out):
-    """A run that stopped after its first chunk, and that chunk's first record."""
+    """A run that stopped after its first chunk, and the id of a sample of it."""
 
     def kill(done, text):
         if done:
@@ -272,17 +272,17 @@ def begun(model, data, out):
 
     with pytest.raises(Killed):
         score(model, settings(data), out, advance=kill)
-    return RunFolder(out).records()[-1]
+    return min(RunFolder(out).done_ids())
 
 
 @pytest.mark.parametrize("earlier", [False, True])
 def test_a_changed_image_is_not_resumed_nor_audited(tmp_path, data, checkpoint, earlier):
     model, out = load_model(checkpoint), tmp_path / "run"
-    record = begun(model, data, out)
-    RunFolder(out).save_image(record.id, torch.zeros_like(RunFolder(out).load_image(record.id)))
+    done = begun(model, data, out)
+    RunFolder(out).save_image(done, torch.zeros_like(RunFolder(out).load_image(done)))
     if earlier:
         without_checksums(out)
-    with pytest.raises(UserError, match=f"the image of sample {record.id}") as caught:
+    with pytest.raises(UserError, match=f"the image of sample {done}") as caught:
         score(model, settings(data), out, resume=True)
     assert "\n" not in str(caught.value)
     assert not (out / "metrics.json").exists()
