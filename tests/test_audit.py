@@ -1,4 +1,4 @@
-"""The audit can fail: a flaw is planted in a sound subject, and the audit names it."""
+"""The audit can fail: a flaw is planted in a sound target, and the audit names it."""
 
 import json
 import math
@@ -159,8 +159,8 @@ def shown(audit: Audit) -> str:
 
 @pytest.mark.parametrize("seed", [0, 1])
 def test_a_sound_subject_passes_every_check(seed):
-    subject = replace(sound(), seeds=[seed * 100 + i for i in range(B)])
-    audit = full_audit(subject)
+    target = replace(sound(), seeds=[seed * 100 + i for i in range(B)])
+    audit = full_audit(target)
     assert [f.name for f in audit.findings] == [check.name for check in CHECKS]
     assert {f.verdict for f in audit.findings} == {"pass"}, shown(audit)
     assert audit.verdict == "pass"

@@ -34,7 +34,7 @@ def checkpoint(tmp_path_factory) -> Path:
     return save_llava(tmp_path_factory.mktemp("llava"))
 
 
-def subject(model, data, *, samples=4, steps=3, attack="e2e", target=None):
+def target(model, data, *, samples=4, steps=3, attack="e2e", target=None):
     made = make_attack(attack, eps="4/255", steps=steps, target=target)
     assert made is not None
     chosen = load_task("vqav2", data)[:samples]
@@ -45,7 +45,7 @@ def subject(model, data, *, samples=4, steps=3, attack="e2e", target=None):
 
 
 def test_a_protected_model_passes_the_whole_audit(data):
-    audit = full_audit(subject(robustify(load_model("tiny-llava"), RAdaptConfig()), data, samples=3))
+    audit = full_audit(target(robustify(load_model("tiny-llava"), RAdaptConfig()), data, samples=3))
     assert audit.verdict == "pass", [f for f in audit.findings if f.verdict != "pass"]
     assert [f.name for f in audit.findings] == [check.name for check in CHECKS if check.name != "square"]
     assert audit.skipped == {"square": "the model is no classifier"}
@@ -57,7 +57,7 @@ def test_another_prompt_in_the_loss_is_named(data, checkpoint, monkeypatch):
     monkeypatch.setattr(
         LVLM, "loss", lambda self, batch, prompts, targets: right(self, batch, [p + "?" for p in prompts], targets)
     )
-    audit = full_audit(subject(model, data, samples=2, steps=1))
+    audit = full_audit(target(model, data, samples=2, steps=1))
     assert "prompts" in audit.named("fail")
     assert "prompt" not in vars(model.text)  # nothing of the audit stays in the model
 
@@ -65,7 +65,7 @@ def test_another_prompt_in_the_loss_is_named(data, checkpoint, monkeypatch):
 @pytest.mark.parametrize(("attack", "target"), [("embedding", None), ("ensemble", None), ("targeted", "Word")])
 def test_every_white_box_attack_can_be_audited(data, checkpoint, attack, target):
     model = robustify(load_model(checkpoint), RAdaptConfig())
-    audit = full_audit(subject(model, data, samples=2, steps=1, attack=attack, target=target))
+    audit = full_audit(target(model, data, samples=2, steps=1, attack=attack, target=target))
     passed = {f.name for f in audit.findings if f.verdict == "pass"}
     assert {"gradients", "gradient accuracy", "determinism", "batch invariance"} <= passed
     assert ("prompts" in audit.skipped) == (attack == "embedding")

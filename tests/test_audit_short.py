@@ -19,23 +19,23 @@ from tests.helpers.run_folders import RADAPT, Maker, attack, spread
 RUNS = [(500, 100), (500, 1700), (64, 20), (16, 100), (40, 10), (8, 20), (7, 2), (2, 1)]
 
 
-def run_of(subject, steps):
+def run_of(target, steps):
     """The images a run would have made, and their distances."""
-    found = apgd(subject.loss, subject.x, eps=subject.eps, steps=steps, seed=0)
-    made = to_8bit(found.x_adv, subject.x, eps=subject.eps, norm="Linf")
-    return made, (from_8bit(made) - subject.x).abs().flatten(1).amax(1).tolist()
+    found = apgd(target.loss, target.x, eps=target.eps, steps=steps, seed=0)
+    made = to_8bit(found.x_adv, target.x, eps=target.eps, norm="Linf")
+    return made, (from_8bit(made) - target.x).abs().flatten(1).amax(1).tolist()
 
 
-def audited(subject, *, samples, steps, made=None, distances=None):
+def audited(target, *, samples, steps, made=None, distances=None):
     if made is None:
-        made, distances = run_of(subject, min(steps, 100))
+        made, distances = run_of(target, min(steps, 100))
 
-    def subject_of(count):
+    def target_of(count):
         rows = list(range(min(count, B)))
-        return replace(subject, x=subject.x[rows], made=made[rows], batch_size=len(rows))
+        return replace(target, x=target.x[rows], made=made[rows], batch_size=len(rows))
 
     return short_audit(
-        subject_of, samples=samples, steps=steps, work=samples * steps, eps=subject.eps, norm="Linf",
+        target_of, samples=samples, steps=steps, work=samples * steps, eps=target.eps, norm="Linf",
         distances=(distances * 100)[:samples],
     )  # fmt: skip
 

@@ -155,3 +155,32 @@ def test_what_only_type_checkers_read_is_no_import(tmp_path: Path) -> None:
 
 def test_a_circle_is_found() -> None:
     assert sorted(_circle({"a": {"b"}, "b": {"c"}, "c": {"b"}})) == ["b", "c"]
+
+
+def _compared_names(tree: ast.AST) -> Iterator[int]:
+    """Lines where the name of a kind of attack or task decides, outside a class that has this name itself."""
+    for node in ast.iter_child_nodes(tree):
+        if isinstance(node, ast.ClassDef):
+            continue
+        if isinstance(node, ast.Compare):
+            left = node.left
+            asked = isinstance(left, ast.Attribute) and left.attr in ("kind", "style", "loss")
+            asked |= isinstance(left, ast.Name) and left.id == "loss"
+            constants = [one for part in node.comparators for one in ast.walk(part) if isinstance(one, ast.Constant)]
+            if asked and any(isinstance(one.value, str) for one in constants):
+                yield node.lineno
+        yield from _compared_names(node)
+
+
+def test_no_code_asks_for_the_name_of_an_attack_or_a_task() -> None:
+    found = [
+        f"{path.relative_to(ROOT)}:{line}"
+        for path in _modules(ROOT).values()
+        for line in _compared_names(ast.parse(path.read_text(encoding="utf-8")))
+    ]
+    assert found == []
+
+
+@pytest.mark.parametrize("source", ["x = plan.loss == 'e2e'", "def f(task):\n  return task.kind in ('vqa', 'choice')"])
+def test_a_compared_name_is_found(source: str) -> None:
+    assert list(_compared_names(ast.parse(source)))

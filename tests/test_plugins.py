@@ -33,7 +33,7 @@ class Ours(Kind):
 OURS = {"ours": Ours}
 
 OUTSIDE = """
-from test_plugins import Kind
+from tests.test_plugins import Kind
 
 class Blur(Kind):
     def __init__(self, size, *, rounds=1):

@@ -9,21 +9,21 @@ import torch
 from attacks.eight_bit import from_8bit, to_8bit
 from attacks.eps import budget_text, eps_8bit, within
 from attacks.norms import Norm
-from eval_tasks.audit.bench import Bench, mean
+from eval_tasks.audit.context import AuditContext, mean
 from eval_tasks.audit.findings import Finding, NoSignal
 from eval_tasks.audit.rules import exceeds
 
 _KEPT, _LOST = 0.8, 0.5  # share of the gain that 8 bits should leave
 
 
-def ball(bench: Bench) -> Finding:
+def ball(context: AuditContext) -> Finding:
     """The images that are scored: 8-bit, within eps of the clean ones, and not far inside."""
-    s = bench.subject
+    s = context.target
     images = s.made
     if images is None:
         assert s.craft is not None
-        bench.cost += len(s) * bench.steps * s.restarts
-        images = s.craft(s.eps, bench.steps)
+        context.cost += len(s) * context.steps * s.restarts
+        images = s.craft(s.eps, context.steps)
     if images.dtype != torch.uint8 or images.shape != s.x.shape:
         said = f"The images are {images.dtype} {tuple(images.shape)}, not 8-bit ones of the clean images' shape."
         return Finding("ball", "fail", said, {})
@@ -55,21 +55,21 @@ def distances_in_ball(distances: Sequence[float], *, eps: float, norm: Norm, nea
     return Finding("ball", "pass", said, numbers)
 
 
-def round_trip(bench: Bench) -> Finding:
+def round_trip(context: AuditContext) -> Finding:
     """What rounding to 8 bits leaves of the attack's gain."""
-    s = bench.subject
-    made = bench.attack()
-    after = bench.losses(from_8bit(to_8bit(made.x, s.x, eps=s.eps, norm=s.norm)).to(s.x))
-    gain = mean(made.loss) - mean(bench.clean_loss)
-    if gain <= bench.rounding:
+    s = context.target
+    made = context.attack()
+    after = context.losses(from_8bit(to_8bit(made.x, s.x, eps=s.eps, norm=s.norm)).to(s.x))
+    gain = mean(made.loss) - mean(context.clean_loss)
+    if gain <= context.rounding:
         raise NoSignal("the attack adds no more to the loss than its rounding")
-    kept = (mean(after) - mean(bench.clean_loss)) / gain
-    lost = bench.difference(made.loss, after)
+    kept = (mean(after) - mean(context.clean_loss)) / gain
+    lost = context.difference(made.loss, after)
     numbers = {
         "kept": kept,
         "loss_before": mean(made.loss),
         "loss_after": mean(after),
-        "clean_loss": mean(bench.clean_loss),
+        "clean_loss": mean(context.clean_loss),
     }
     said = f"{100 * kept:.0f} % of what the attack adds to the loss survives 8 bits."
     if kept < _LOST and exceeds(lost, _LOST * gain) == "fail":

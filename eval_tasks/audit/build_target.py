@@ -11,7 +11,7 @@ from torch import Tensor
 
 from attacks.losses import LossFn
 from attacks.suite import SuiteSettings
-from eval_tasks.audit.subject import Subject
+from eval_tasks.audit.target import AuditTarget
 from eval_tasks.crafting.attack import Attack
 from eval_tasks.crafting.batches import ClassBatch, SampleBatch
 from eval_tasks.crafting.crafted import sample_seed
@@ -42,7 +42,7 @@ def build_target(
     *,
     seed: int,
     made: Tensor | None = None,
-) -> Subject:
+) -> AuditTarget:
     """The target of a white-box attack on `model`; `task` holds the samples of the rows of `pixels`.
 
     craft: gives uint8 images by the evaluation's own way, for an attack with another budget. made: uint8 images that
@@ -62,7 +62,7 @@ def build_target(
     prompts = None
     if attack.reads_prompt and isinstance(model, LVLM):
         prompts = _prompts(model, pixels, make, answers, task.batch_size)
-    return Subject(
+    return AuditTarget(
         x=pixels.x,
         loss=loss,
         eps=attack.eps,

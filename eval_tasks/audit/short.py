@@ -10,11 +10,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from attacks.norms import Norm
-from eval_tasks.audit.bench import ANSWER, FORWARD, Bench
 from eval_tasks.audit.budget_checks import distances_in_ball
+from eval_tasks.audit.context import ANSWER, FORWARD, AuditContext
 from eval_tasks.audit.findings import Audit, Finding, NoSignal
-from eval_tasks.audit.subject import Subject
 from eval_tasks.audit.suite import CHECKS, Check, run_checks
+from eval_tasks.audit.target import AuditTarget
 
 SAMPLES = 16
 SHARE = 0.1
@@ -76,7 +76,7 @@ def short_budget(samples: int, work: float, *, steps: int, own_climb: bool = Fal
 
 
 def short_audit(
-    subject_of: Callable[[int], Subject],
+    target_of: Callable[[int], AuditTarget],
     *,
     samples: int,
     steps: int,
@@ -89,9 +89,9 @@ def short_audit(
 ) -> Audit:
     """The audit of a run that has just attacked `samples` images; `work`, `steps`, `own_climb` as in `short_budget`.
 
-    subject_of: `subject_of(count)` gives the subject for at most `count` of them, with the run's own images in
+    target_of: `target_of(count)` gives the target for at most `count` of them, with the run's own images in
     `made` (None where own_climb); not called when a tenth of the run pays for no check. distances: of every image
-    that the run attacked from its clean one, in `norm`, as it lies on disk; nearest: as in `Subject`.
+    that the run attacked from its clean one, in `norm`, as it lies on disk; nearest: as in `AuditTarget`.
     """
     budget = short_budget(samples, work, steps=steps, own_climb=own_climb)
     findings: list[Finding] = []
@@ -104,15 +104,15 @@ def short_audit(
     skipped |= {name: "a tenth of so short a run does not pay for it" for name, _ in COSTS if name not in budget.checks}
     cost, count = 0.0, 0
     if budget.checks:
-        subject = replace(subject_of(budget.samples), restarts=1)
-        never = {c.name: c.lacks(subject) for c in CHECKS if c.name in skipped}
+        target = replace(target_of(budget.samples), restarts=1)
+        never = {c.name: c.lacks(target) for c in CHECKS if c.name in skipped}
         skipped |= {name: reason for name, reason in never.items() if reason is not None}
-        count = len(subject)
-        bench = Bench(subject, steps=budget.steps, queries=budget.queries, directions=_DIRECTIONS)
-        found, more = run_checks(bench, _chosen(budget.checks))
+        count = len(target)
+        context = AuditContext(target, steps=budget.steps, queries=budget.queries, directions=_DIRECTIONS)
+        found, more = run_checks(context, _chosen(budget.checks))
         findings += found
         skipped |= more
-        cost = bench.cost
+        cost = context.cost
     return Audit("short", count, budget.steps, tuple(findings), skipped, cost)
 
 

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from eval_tasks.audit.bench import Bench
+from eval_tasks.audit.context import AuditContext
 from eval_tasks.audit.findings import Finding, NoSignal, Verdict, worst
 
 
-def determinism(bench: Bench) -> Finding:
+def determinism(context: AuditContext) -> Finding:
     """The same images twice."""
-    first, second = (bench.losses(bench.start) for _ in range(2))
+    first, second = (context.losses(context.start) for _ in range(2))
     changed = 0
-    if bench.subject.answers is not None:
-        changed = _changed(bench.clean_answers, bench.answers(bench.subject.x))
+    if context.target.answers is not None:
+        changed = _changed(context.clean_answers, context.answers(context.target.x))
     apart = _relative(first, second)
-    verdict: Verdict = "fail" if changed else _graded(apart, bench.subject.rounding)
+    verdict: Verdict = "fail" if changed else _graded(apart, context.target.rounding)
     numbers = {"relative_difference": apart, "changed_answers": changed, "samples": len(first)}
     if verdict == "pass":
         return Finding("determinism", verdict, "The same images give the same losses and answers again.", numbers)
@@ -24,20 +24,20 @@ def determinism(bench: Bench) -> Finding:
     return Finding("determinism", verdict, said, numbers)
 
 
-def batch_invariance(bench: Bench) -> Finding:
+def batch_invariance(context: AuditContext) -> Finding:
     """Every image alone against all in one batch."""
-    if min(len(bench.subject), bench.subject.batch_size) < 2:
+    if min(len(context.target), context.target.batch_size) < 2:
         raise NoSignal("one image at a time: there is no batch that could matter")
-    apart = _relative(bench.losses(bench.start), bench.losses(bench.start, one_by_one=True))
-    verdict = _graded(apart, bench.subject.rounding)
+    apart = _relative(context.losses(context.start), context.losses(context.start, one_by_one=True))
+    verdict = _graded(apart, context.target.rounding)
     changed = 0
-    if bench.subject.answers is not None:
-        changed = _changed(bench.clean_answers, bench.answers(bench.subject.x, batch_size=1))
+    if context.target.answers is not None:
+        changed = _changed(context.clean_answers, context.answers(context.target.x, batch_size=1))
         # Rounding may tip one answer that stood on the edge; more than a tenth of them is no accident.
         verdict = worst(
-            verdict, "fail" if changed * 10 > max(len(bench.subject), 10) else "warn" if changed else "pass"
+            verdict, "fail" if changed * 10 > max(len(context.target), 10) else "warn" if changed else "pass"
         )
-    numbers = {"relative_difference": apart, "changed_answers": changed, "samples": len(bench.subject)}
+    numbers = {"relative_difference": apart, "changed_answers": changed, "samples": len(context.target)}
     if verdict == "pass":
         return Finding("batch invariance", verdict, "An image alone and in a batch: same loss, same answer.", numbers)
     said = (
@@ -46,10 +46,10 @@ def batch_invariance(bench: Bench) -> Finding:
     return Finding("batch invariance", verdict, said, numbers)
 
 
-def prompts(bench: Bench) -> Finding:
+def prompts(context: AuditContext) -> Finding:
     """The text the attack's loss is computed with against the text the scored answers come from."""
-    assert bench.subject.prompts is not None
-    attacked, answered = bench.subject.prompts()
+    assert context.target.prompts is not None
+    attacked, answered = context.target.prompts()
     differ = sum(a != b for a, b in zip(attacked, answered, strict=False)) + abs(len(attacked) - len(answered))
     numbers = {"samples": len(answered), "different": differ}
     if differ:

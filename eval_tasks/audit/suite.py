@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 from attacks.autoattack import LibraryMissingError, require_library
 from eval_tasks.audit import budget_checks, effort_checks, gradient_checks, rival_checks, stability_checks
-from eval_tasks.audit.bench import Bench
+from eval_tasks.audit.context import AuditContext
 from eval_tasks.audit.findings import Audit, Finding, NoSignal
-from eval_tasks.audit.subject import Subject
+from eval_tasks.audit.target import AuditTarget
 
 Advance = Callable[[int, str], None]
 """Called with (checks done since the last call, the check that begins)."""
@@ -17,34 +17,34 @@ Advance = Callable[[int, str], None]
 
 @dataclass(frozen=True)
 class Check:
-    """One check: its function, what of the subject it needs (else why it is skipped), and which other checks must
+    """One check: its function, what of the target it needs (else why it is skipped), and which other checks must
     not have failed for its own numbers to mean anything."""
 
     name: str
-    run: Callable[[Bench], Finding]
-    lacks: Callable[[Subject], str | None] = lambda subject: None
+    run: Callable[[AuditContext], Finding]
+    lacks: Callable[[AuditTarget], str | None] = lambda target: None
     after: tuple[str, ...] = ()
 
 
-def _no_twin(s: Subject) -> str | None:
+def _no_twin(s: AuditTarget) -> str | None:
     return None if s.undefended is not None else "the model has no defence, so no undefended model"
 
 
-def _no_images(s: Subject) -> str | None:
+def _no_images(s: AuditTarget) -> str | None:
     return None if s.made is not None or s.craft is not None else "no images of an evaluation at hand"
 
 
-def _no_prompts(s: Subject) -> str | None:
+def _no_prompts(s: AuditTarget) -> str | None:
     return None if s.prompts is not None else "the model takes no prompts"
 
 
-def _no_target(s: Subject) -> str | None:
+def _no_target(s: AuditTarget) -> str | None:
     if not s.targeted:
         return "the attack has no targeted form, or is one, or holds one"
     return None if s.answers is not None and s.score is not None else "no answers are scored"
 
 
-def _no_square(s: Subject) -> str | None:
+def _no_square(s: AuditTarget) -> str | None:
     if s.logits is None or s.labels is None or s.answers is None or s.score is None:
         return "the model is no classifier"
     try:
@@ -54,8 +54,8 @@ def _no_square(s: Subject) -> str | None:
     return None
 
 
-def _no_half(s: Subject) -> str | None:
-    return None if s.half is not None else "no loss in half precision at hand"
+def _no_half(s: AuditTarget) -> str | None:
+    return "half precision is not at hand" if s.half is None else None
 
 
 _SOUND = ("gradients", "determinism", "batch invariance")
@@ -84,15 +84,15 @@ CHECKS = (
 )
 
 
-def full_audit(subject: Subject, *, advance: Advance = lambda done, text: None) -> Audit:
-    """Every check, with attacks of the subject's own steps and black-box ones of four times as many losses."""
-    bench = Bench(subject, steps=subject.steps, queries=max(4 * subject.steps, 20))
-    findings, skipped = run_checks(bench, CHECKS, advance)
-    return Audit("full", len(subject), subject.steps, findings, skipped, bench.cost)
+def full_audit(target: AuditTarget, *, advance: Advance = lambda done, text: None) -> Audit:
+    """Every check, with attacks of the target's own steps and black-box ones of four times as many losses."""
+    context = AuditContext(target, steps=target.steps, queries=max(4 * target.steps, 20))
+    findings, skipped = run_checks(context, CHECKS, advance)
+    return Audit("full", len(target), target.steps, findings, skipped, context.cost)
 
 
 def run_checks(
-    bench: Bench, checks: Sequence[Check], advance: Advance = lambda done, text: None
+    context: AuditContext, checks: Sequence[Check], advance: Advance = lambda done, text: None
 ) -> tuple[tuple[Finding, ...], dict[str, str]]:
     """The findings of these checks in order, and why others were skipped.
 
@@ -104,7 +104,7 @@ def run_checks(
     for check in checks:
         advance(0, check.name)
         broken = {finding.name for finding in findings if finding.verdict == "fail"}
-        reason = check.lacks(bench.subject)
+        reason = check.lacks(context.target)
         spoilt = [name for name in check.after if name in broken]
         if reason is None and spoilt:
             reason = f"says nothing while {spoilt[0]} fails"
@@ -112,7 +112,7 @@ def run_checks(
             skipped[check.name] = reason
         else:
             try:
-                findings.append(check.run(bench))
+                findings.append(check.run(context))
             except NoSignal as quiet:
                 skipped[check.name] = str(quiet)
             except FloatingPointError as error:

@@ -7,7 +7,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 
 from attacks.eps import budget_text
-from eval_tasks.audit.bench import mean
+from eval_tasks.audit.context import mean
 from eval_tasks.audit.findings import Finding, Verdict
 from eval_tasks.audit.rules import MARGIN, bounded, difference
 from eval_tasks.run.facts import model_label, setting, threat_of

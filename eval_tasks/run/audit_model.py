@@ -1,4 +1,4 @@
-"""The audit of a model by name: data, subject, all checks, audit.json and audit.html."""
+"""The audit of a model by name: data, target, all checks, audit.json and audit.html."""
 
 from __future__ import annotations
 

@@ -12,7 +12,7 @@ from attacks.suite import SuiteSettings
 from eval_tasks.audit.build_target import build_target, on_one_canvas
 from eval_tasks.audit.findings import Audit
 from eval_tasks.audit.short import short_audit
-from eval_tasks.audit.subject import Subject
+from eval_tasks.audit.target import AuditTarget
 from eval_tasks.crafting.attack import Attack
 from eval_tasks.crafting.crafted import sample_seed
 from eval_tasks.data import Sample
@@ -40,7 +40,7 @@ def audit_of_run(
     climbed = [a for a in attacked.values() if a.stage != CLEAN or not a.broken]
     sound = [s for s in samples if s.id in attacked and attacked[s.id].failed is None]
 
-    def target_of(count: int) -> Subject:
+    def target_of(count: int) -> AuditTarget:
         chosen, pixels = on_one_canvas(run.model, sound[:count])
         made = None
         if not attack.stops_early:
@@ -71,7 +71,7 @@ def target_of_run(
     *,
     seed: int,
     made: torch.Tensor | None = None,
-) -> Subject:
+) -> AuditTarget:
     """What an audit of `attack` looks at; `made`: images that it has made already."""
     seeds = [sample_seed(seed, s.id) for s in samples]
 

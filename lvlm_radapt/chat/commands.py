@@ -54,6 +54,11 @@ class Attack:
         """UserError for a budget that rounds to nothing."""
         check_8bit_budget(self.eps, "Linf")
 
+    @property
+    def reads_answer(self) -> bool:
+        """Whether it attacks an answer; else the image tokens."""
+        return self.loss == "e2e"
+
 
 @dataclass(frozen=True)
 class Defend:

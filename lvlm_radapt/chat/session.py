@@ -137,7 +137,7 @@ class Session:
         clean, side = self._image(), order.on or self.sides[-1]
         if side == "defended" and self.defence is None:
             raise UserError("there is no defence to attack: switch it on with /defend on")
-        if order.loss == "e2e":
+        if order.reads_answer:
             value, text = self._nll(clean, side, order.target)
         else:
             value, text = self._distance(clean, side), None

@@ -198,7 +198,7 @@ def _outcome(order: Attack, found: Attacked) -> str:
 
 
 def _measure(order: Attack) -> str:
-    return "distance of the image tokens" if order.loss == "embedding" else "loss of the answer"
+    return "loss of the answer" if order.reads_answer else "distance of the image tokens"
 
 
 def _curve(losses: Sequence[float], steps: int) -> str:
@@ -207,7 +207,7 @@ def _curve(losses: Sequence[float], steps: int) -> str:
         return ""
     low, high = min(losses), max(losses)
     span = (high - low) or 1.0
-    points = " ".join(f"{200 * i / steps:.1f},{38 - 34 * (loss - low) / span:.1f}" for i, loss in enumerate(losses))
+    points = " ".join(f"{200 * i / steps:.1f},{38 - 34 * (value - low) / span:.1f}" for i, value in enumerate(losses))
     return (
         f'<svg class="ra-curve" viewBox="0 0 200 42" preserveAspectRatio="none" role="img" '
         f'aria-label="loss by step, from {losses[0]:.3f} to {losses[-1]:.3f}"><polyline points="{points}"/></svg>'

@@ -93,7 +93,7 @@ class User:
         def work() -> None:
             if self.session.clean is None:
                 raise UserError("choose an image first")
-            if order.loss == "e2e" and not self.session.exchanges:
+            if order.reads_answer and not self.session.exchanges:
                 self._answer(_checked(question))
             self._attack(order)
             if self.session.exchanges:

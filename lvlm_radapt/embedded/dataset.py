@@ -181,7 +181,7 @@ class _Files:
                 ],
             }
         )
-        if question.kind == "word":
+        if question.is_word:
             self.textvqa.append(
                 {
                     "question": question.text,

@@ -95,6 +95,11 @@ class Question:
     text: str
     answer: str
 
+    @property
+    def is_word(self) -> bool:
+        """Whether a sign is to be read."""
+        return self.kind == "word"
+
 
 def split_of(scene: Scene) -> Split:
     """The split a scene belongs to: 80 % train, 10 % validation, 10 % test, by a hash of its content."""

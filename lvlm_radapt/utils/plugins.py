@@ -140,9 +140,9 @@ def _imported(kind: str, path: str) -> Any:
 
 def _check_settings(kind: str, name: str, cls: type, settings: Mapping[str, Any]) -> None:
     taken = inspect.signature(cls).parameters.values()
-    if any(one.kind is one.VAR_KEYWORD for one in taken):
+    if any(one.VAR_KEYWORD is one.kind for one in taken):
         return
-    known = {one.name: one for one in taken if one.kind in (one.POSITIONAL_OR_KEYWORD, one.KEYWORD_ONLY)}
+    known = {one.name: one for one in taken if "KEYWORD" in one.kind.name}
     unknown = [key for key in settings if key not in known]
     if unknown:
         choose = f"known are {', '.join(known)}" if known else "it has none"

@@ -1,11 +1,11 @@
-"""A small sound classifier as an audit's subject, and the same with one flaw planted in it."""
+"""A small sound classifier as an audit's target, and the same with one flaw planted in it."""
 
 import torch
 from torch.nn import functional as F
 
 from attacks import apgd
 from attacks.eight_bit import to_8bit
-from eval_tasks.audit import Subject
+from eval_tasks.audit import AuditTarget
 
 B, SIDE, EPS, STEPS = 8, 12, 4 / 255, 8
 
@@ -22,8 +22,8 @@ class Net:
         return torch.tanh((x - 0.5).flatten(1) @ self.first) @ self.second
 
 
-def sound(logits=None, undefended="same") -> Subject:
-    """The subject without a flaw; `logits(x) -> [b, 3]` takes the place of the net's own."""
+def sound(logits=None, undefended="same") -> AuditTarget:
+    """The target without a flaw; `logits(x) -> [b, 3]` takes the place of the net's own."""
     net = Net()
     g = torch.Generator().manual_seed(1)
     x = torch.randint(0, 256, (B, 3, SIDE, SIDE), generator=g).float() / 255
@@ -51,7 +51,7 @@ def sound(logits=None, undefended="same") -> Subject:
     def targeted(x, index):
         return logits(x)[:, 0] - logits(x).logsumexp(1)
 
-    return Subject(
+    return AuditTarget(
         x=x,
         loss=loss,
         eps=EPS,

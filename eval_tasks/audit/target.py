@@ -17,7 +17,7 @@ Score = Callable[[Sequence[str], list[int]], list[float]]
 
 
 @dataclass(frozen=True)
-class Subject:
+class AuditTarget:
     """One model under one attack on B images of one canvas.
 
     x: [B, 3, H, W] in [0, 1], clean, on 8-bit levels.
