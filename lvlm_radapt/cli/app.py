@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from importlib.metadata import version
+from typing import Annotated
+
 import typer
 
 from lvlm_radapt.utils.printing import PlainConsole
@@ -16,6 +19,22 @@ app = typer.Typer(
 )
 data_app = typer.Typer(help="Data sets on disk.", no_args_is_help=True)
 app.add_typer(data_app, name="data")
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        print(f"lvlm-radapt {version('lvlm-radapt')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _common(
+    shown: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version and leave.")
+    ] = False,
+) -> None:
+    """Flags that belong to no command."""
+
 
 console = PlainConsole()
 progress_console = PlainConsole(stderr=True)
