@@ -182,7 +182,7 @@ def test_where_nothing_fits_the_run_ends_with_advice(
     qwen: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = load_model(qwen)
-    monkeypatch.setattr("test_memory_messages.LIMIT", 0)
+    monkeypatch.setattr(f"{__name__}.LIMIT", 0)
     too_large(model, monkeypatch)
     with pytest.raises(Unfinished, match=r"\(a canvas of 112x112 px, 16 image tokens\).*--max-pixels"), resumable("x"):
         score(model, settings(data), tmp_path / "run")
