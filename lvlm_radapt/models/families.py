@@ -43,7 +43,10 @@ def _families() -> dict[str, Family]:
     for where, family in (*_own(), *_others()):
         for kind in family.available:
             if kind in found:
-                raise UserError(f"model_type {kind!r} is claimed by two families, in {found[kind][0]} and in {where}")
+                first = found[kind][0]
+                raise UserError(
+                    f"model_type {kind!r} is claimed by two families, in {first} and in {where}: uninstall one of them"
+                )
             found[kind] = where, family
     return {kind: family for kind, (_, family) in found.items()}
 
