@@ -6,6 +6,8 @@ from importlib import import_module
 
 import pytest
 
+from lvlm_radapt import models
+from lvlm_radapt.loading import load
 from lvlm_radapt.utils.moved import MOVED
 
 
@@ -20,6 +22,12 @@ def test_an_old_path_is_the_new_module(old: str) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("name", ["embedded_models", "load_encoder", "load_model"])
+def test_names_that_left_a_package_are_still_found_there(name: str) -> None:
+    with pytest.warns(DeprecationWarning, match=rf"is lvlm_radapt\.loading\.load\.{name} now"):
+        assert getattr(models, name) is getattr(load, name)
+
+
 def test_no_module_of_ours_uses_an_old_path() -> None:
     walk = (
         "import attacks, importlib, pkgutil, warnings, lvlm_radapt, eval_tasks\n"

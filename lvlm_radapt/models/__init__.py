@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from importlib import import_module
 from typing import Any
 
@@ -18,4 +19,8 @@ def __getattr__(name: str) -> Any:
     """Names that were here before: they work for one release more."""
     if name not in _NOW_IN_LOADING:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module("lvlm_radapt.loading.load"), name)
+    new = "lvlm_radapt.loading.load"
+    warnings.warn(
+        f"{__name__}.{name} is {new}.{name} now; the old path goes in the next release", DeprecationWarning, 2
+    )
+    return getattr(import_module(new), name)
