@@ -22,7 +22,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from attacks import embedding_loss
 from lvlm_radapt import RAdaptConfig, robustify
 from lvlm_radapt.embedded import scenes
-from lvlm_radapt.models import LVLM, embedded_models
+from lvlm_radapt.loading.locate import embedded_models
+from lvlm_radapt.models import LVLM
 from lvlm_radapt.models.llava import LlavaLVLM
 from lvlm_radapt.models.qwen import QwenLVLM
 

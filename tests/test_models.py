@@ -22,7 +22,7 @@ from lvlm_radapt import RAdaptConfig, load_encoder, load_model, robustify
 from lvlm_radapt.defences.radapt.anchor import white_anchor
 from lvlm_radapt.defences.radapt.hooks import inject, injected_anchor
 from lvlm_radapt.loading import locate
-from lvlm_radapt.models import embedded_models
+from lvlm_radapt.loading.locate import embedded_models
 from lvlm_radapt.models.families import lvlm_families
 from lvlm_radapt.models.language import left_pad, right_pad, target_nll, target_positions
 from lvlm_radapt.models.speedups import last_layer
@@ -459,9 +459,9 @@ def test_unknown_names_and_kinds(tmp_path: Path) -> None:
 
 
 def test_embedded_names_open_the_packaged_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    tiny_checkpoints.save_llava(tmp_path / "tiny" / "weights" / "tiny-llava")
+    tiny_checkpoints.save_llava(tmp_path / "embedded" / "weights" / "tiny-llava")
     monkeypatch.setattr(locate, "files", lambda package: tmp_path)
-    assert embedded_models() == {"tiny-llava": tmp_path / "tiny" / "weights" / "tiny-llava"}
+    assert embedded_models() == {"tiny-llava": tmp_path / "embedded" / "weights" / "tiny-llava"}
     assert load_model("tiny-llava").name == "tiny-llava"
 
 

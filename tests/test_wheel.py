@@ -7,7 +7,7 @@ from zipfile import ZipFile
 
 import pytest
 
-from lvlm_radapt.models import embedded_models
+from lvlm_radapt.loading.locate import embedded_models
 from tests.helpers.paths import ROOT
 
 

@@ -19,7 +19,7 @@ from torch.nn import functional as F
 from transformers import LlavaForConditionalGeneration
 
 from lvlm_radapt.embedded import scenes
-from lvlm_radapt.models import embedded_models
+from lvlm_radapt.loading.locate import embedded_models
 from lvlm_radapt.utils.errors import UserError
 from tools.embedded import build
 from tools.embedded.altered import altered_captions, describe
