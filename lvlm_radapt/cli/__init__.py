@@ -7,6 +7,7 @@ from lvlm_radapt.cli import (  # noqa: F401  # noqa: F401
     analyze,
     audit,
     chat,
+    check,
     compare,
     data,
     demo,
