@@ -13,7 +13,18 @@ from eval_tasks.metrics.bootstrap import bootstrap_ci
 from eval_tasks.report.disagreements import disagreements
 from eval_tasks.report.retrieval_table import FROM_METRICS
 from eval_tasks.report.table_formats import NO_SCORE, UNDEFENDED, Cell, Row, Table, difference_cell
-from eval_tasks.run.facts import EARLIER, metric_of, model_label, plain_value, setting, threat_of, vqa_style_of
+from eval_tasks.run.facts import (
+    EARLIER,
+    base_of,
+    is_named,
+    judged,
+    metric_of,
+    model_label,
+    plain_value,
+    setting,
+    threat_of,
+    vqa_style_of,
+)
 from eval_tasks.run.records import Run, SampleRecord, Scored, images_of
 from eval_tasks.run.run_metrics import mean_score, target_hits
 from lvlm_radapt.utils.errors import UserError
@@ -84,9 +95,13 @@ class _Group:
     """The runs that differ in nothing but the threat model."""
 
     def __init__(self) -> None:
-        self.first: Run | None = None
         self.single: dict[str, Run] = {}  # by threat: none, noise, adaptive
         self.transfer: dict[str | None, Run] = {}  # by surrogate; None is the model's undefended model
+
+    @property
+    def any(self) -> Run:
+        """One of its runs."""
+        return next(iter((*self.single.values(), *self.transfer.values())))
 
     def add(self, run: Run) -> None:
         threat = threat_of(run)
@@ -98,7 +113,7 @@ class _Group:
 
 
 def _rows(key: _Key, group: _Group, groups: Mapping[_Key, _Group]) -> list[Row]:
-    stock = groups.get((key[0], "null", key[2]), _Group())
+    stock = _undefended(group.any, key[2], groups)
     rows = []
     for threat in ("none", "noise"):
         if threat in group.single:
@@ -113,7 +128,7 @@ def _rows(key: _Key, group: _Group, groups: Mapping[_Key, _Group]) -> list[Row]:
     for surrogate in surrogates:
         transfer_run = group.transfer.get(surrogate)
         present = [run for run in (adaptive, transfer_run) if run is not None]
-        defended = key[1] != "null"
+        defended = judged(group.any)
         if transfer_run is not None:
             known = surrogate or ("" if defended else "surrogate not named")
             transfer = _score(transfer_run, "adversarial", f"crafted on {known}" if surrogate else known)
@@ -154,7 +169,7 @@ def _row(
 ) -> Row:
     attack = setting(run, "attack") or {}
     attacked = threat_of(run) != "none"
-    defended = setting(run, "model", "radapt") is not None
+    defended = judged(run)
     clean = _score(run, "clean")
     base = (None if stock is None else _score(stock, "clean")) if defended else clean
     no_base = base is not None and base.value is not None and base.value < ABOUT_ZERO
@@ -216,15 +231,30 @@ def _notes(present: Sequence[Run], only_transfer: bool) -> list[str]:
 
 def _same_clean(run: Run, groups: Mapping[_Key, _Group]) -> Run | None:
     """A run of the undefended model on the same samples: its clean answers do not depend on the attack."""
-    if setting(run, "model", "radapt") is None:
-        return None
     wanted = _context(run)
-    for (name, radapt, _), group in groups.items():
-        if name == setting(run, "model", "name") and radapt == "null":
-            for other in (*group.single.values(), *group.transfer.values()):
-                if _context(other) == wanted:
-                    return other
+    for base in _bases(run):
+        for (_, radapt, _), group in groups.items():
+            if radapt == "null" and is_named(group.any, base):
+                for other in (*group.single.values(), *group.transfer.values()):
+                    if _context(other) == wanted:
+                        return other
     return None
+
+
+def _undefended(run: Run, rest: str, groups: Mapping[_Key, _Group]) -> _Group:
+    """The runs of the undefended model that are like this one in all else, empty where there are none."""
+    for base in _bases(run):
+        for (_, radapt, other), group in groups.items():
+            if radapt == "null" and other == rest and is_named(group.any, base):
+                return group
+    return _Group()
+
+
+def _bases(run: Run) -> list[str]:
+    """What its undefended model may be called: the base of fine-tuned weights, else these weights without a defence."""
+    base = base_of(run)
+    own = [str(setting(run, "model", "name"))] if setting(run, "model", "radapt") is not None else []
+    return ([] if base is None else [base]) + own
 
 
 def _gain(adaptive: Run | None, stock: Run | None) -> Cell:
@@ -295,8 +325,8 @@ def _answers(run: Run, part: Part) -> list[Scored | None]:
 def _surrogate(run: Run) -> str | None:
     """None when the attack was crafted on the defended model's own undefended model."""
     named = setting(run, "attack").get("surrogate")
-    defended = setting(run, "model", "radapt") is not None
-    return None if named is None or (defended and named == setting(run, "model", "name")) else str(named)
+    twin = judged(run) and named in (setting(run, "model", "name"), base_of(run))
+    return None if named is None or twin else str(named)
 
 
 def _key(run: Run) -> _Key:

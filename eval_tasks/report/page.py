@@ -23,7 +23,7 @@ from eval_tasks.report.html_templates import templates, write_text
 from eval_tasks.report.retrieval_table import COLUMNS as RECALL_COLUMNS
 from eval_tasks.report.retrieval_table import recall_rows
 from eval_tasks.report.table_formats import METRICS, TOO_FEW, Cell, Row, Table
-from eval_tasks.run.facts import metric_of, model_label, setting, threat_of
+from eval_tasks.run.facts import judged, metric_of, model_label, setting, threat_of
 from eval_tasks.run.records import Run, SampleRecord, image_path
 from lvlm_radapt.utils.errors import UserError
 from lvlm_radapt.utils.images import open_image
@@ -294,7 +294,7 @@ def _gallery(runs: Sequence[Run]) -> Gallery | None:
     def rank(run: Run) -> tuple[bool, bool, bool, int, int]:
         threat = threat_of(run)
         bare = not any((run.path / "images").glob("*.png"))
-        undefended = setting(run, "model", "radapt") is None
+        undefended = not judged(run)
         return bare, threat == "noise", undefended, threats[threat], -min(SHOWN, *map(len, _split(run)))
 
     run = min(attacked, key=rank)

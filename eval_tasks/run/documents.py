@@ -41,6 +41,7 @@ class _Radapt(_Part):
 
 class _Model(_Part):
     name: str = ""
+    tuned_from: str | None = None
     radapt: _Radapt | None = None
 
 

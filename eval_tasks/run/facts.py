@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from eval_tasks.run.records import Run
@@ -16,6 +17,23 @@ def model_label(run: Run) -> str:
     """`tiny-llava`, or `tiny-llava + R-Adapt (cutoff 40, alpha 1, interpolate, white)`."""
     name, radapt = setting(run, "model", "name"), setting(run, "model", "radapt")
     return str(name) if radapt is None else f"{name} + R-Adapt ({_radapt_text(radapt)})"
+
+
+def base_of(run: Run) -> str | None:
+    """The model that the run's weights were fine-tuned from, or whose gain is asked for; None for neither."""
+    base = setting(run, "model").get("tuned_from")
+    return None if base is None else str(base)
+
+
+def judged(run: Run) -> bool:
+    """Whether the run's model is measured against an undefended one: it has a defence, or its weights have a base."""
+    return setting(run, "model", "radapt") is not None or base_of(run) is not None
+
+
+def is_named(run: Run, model: str) -> bool:
+    """Whether the run is of the model of that name: also where one of the two is the full path of a folder."""
+    name = str(setting(run, "model", "name"))
+    return model in (name, str(Path(name).expanduser().resolve()))
 
 
 def setting(run: Run, *path: str) -> Any:

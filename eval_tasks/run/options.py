@@ -98,6 +98,7 @@ def run_document(run: TaskRun, attack: Attack | None, options: EvalOptions, comm
             "name": model.label,
             "revision": model.revision,
             "tower": model.tower_name,
+            **({} if model.tuned_from is None else {"tuned_from": model.tuned_from}),
             "max_pixels": model.max_pixels,
             "radapt": model.radapt.to_dict() if model.radapt else None,
             "dtype": str(model.dtype).removeprefix("torch."),

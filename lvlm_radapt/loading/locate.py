@@ -13,7 +13,10 @@ import transformers
 
 from lvlm_radapt.loading.load_options import OpeningError, opening_errors
 from lvlm_radapt.utils.errors import UserError
+from lvlm_radapt.utils.json_files import read_json
 
+TRAINING_LOG = "training.json"
+"""In a folder that `finetune` wrote: every step, and under `base` the model that it began with."""
 EMBEDDED: dict[str, str] = {
     "tiny-llava": "a small LLaVA trained on procedural scenes",
     "tiny-qwen": "a small Qwen2.5-VL trained on procedural scenes",
@@ -27,6 +30,21 @@ def embedded_models() -> dict[str, Path]:
     """Name -> folder of the models that ship inside the package (only those whose weights are there)."""
     root = Path(str(files("lvlm_radapt") / "embedded" / "weights"))
     return {name: root / name for name in EMBEDDED if (root / name / "config.json").is_file()}
+
+
+def lasting_name(name: str) -> str:
+    """A folder or file by its full path, so that what names it opens from everywhere; other names as they are."""
+    path = Path(name).expanduser()
+    return str(path.resolve()) if name not in embedded_models() and path.exists() else name
+
+
+def tuned_from(source: str) -> str | None:
+    """The model that the weights in the folder `source` were fine-tuned from, where `finetune` wrote it there."""
+    try:
+        base = read_json(Path(source) / TRAINING_LOG).get("base")
+    except UserError:  # there is none, or another program's
+        return None
+    return base if isinstance(base, str) and base else None
 
 
 def locate(name_or_path: str | os.PathLike[str]) -> tuple[str, str]:

@@ -56,6 +56,8 @@ def replace_tower(model: LVLM, encoder: CLIPEncoder) -> LVLM:
     config.image_seq_length = (side // int(tower.config.patch_size)) ** 2 + cls
     model.image_processor = _resized(model.image_processor, side, encoder)
     model.tower_name = encoder.name
+    if encoder.tuned_from is not None:
+        model.tuned_from = model.name
     return model
 
 

@@ -10,7 +10,7 @@ from lvlm_radapt.loading.hf import load_weights, read_generation_config
 from lvlm_radapt.loading.image_processor import open_image_processor
 from lvlm_radapt.loading.llava_original import is_original, load_original
 from lvlm_radapt.loading.load_options import LoadOptions
-from lvlm_radapt.loading.locate import embedded_models, locate, read_config
+from lvlm_radapt.loading.locate import embedded_models, locate, read_config, tuned_from
 from lvlm_radapt.loading.open_clip import Activation, is_open_clip, load_open_clip
 from lvlm_radapt.loading.tokenizer import chat_template_of, open_tokenizer
 from lvlm_radapt.loading.weights import revision_of
@@ -66,6 +66,7 @@ def load_stock(name_or_path: str | os.PathLike[str], *, geometry: Geometry | Non
         conversation=options.conversation,
     )
     model.revision, model.max_pixels = revision_of(source), options.max_pixels
+    model.tuned_from = tuned_from(source)
     return model
 
 
@@ -96,7 +97,7 @@ def load_stock_encoder(
     tokenizer = open_tokenizer(source, name) if has_texts else None
     image_processor = open_image_processor(source, name)
     model: CLIPEncoder = family.build(hf, tokenizer, image_processor, name=name, geometry=geometry, **layer)
-    model.revision = revision_of(source)
+    model.revision, model.tuned_from = revision_of(source), tuned_from(source)
     return model
 
 

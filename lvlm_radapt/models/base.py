@@ -75,6 +75,7 @@ class PixelModel(ABC):
     image_backend: which image processor backend made the pixels (runs record it).
     tower_name: the encoder whose tower stands in the place of the checkpoint's own, if one does.
     revision: the hub's commit of the checkpoint, where it comes from there.
+    tuned_from: the model that its weights were fine-tuned from, as that model's runs name it.
     max_pixels: the largest canvas that was asked for, in place of the checkpoint's own.
     """
 
@@ -93,6 +94,7 @@ class PixelModel(ABC):
         self.image_backend: str = image_processor.backend
         self.tower_name: str | None = None
         self.revision: str | None = None
+        self.tuned_from: str | None = None
         self.max_pixels: int | None = None
         if geometry not in ("stock", "pad"):
             raise UserError(f"{name}: geometry {geometry!r} is unknown, choose stock or pad")

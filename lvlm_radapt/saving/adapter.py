@@ -10,7 +10,6 @@ import os
 from collections.abc import Mapping
 from dataclasses import asdict
 from importlib import metadata
-from pathlib import Path
 
 from safetensors.torch import save
 
@@ -27,7 +26,7 @@ from lvlm_radapt.loading.adapter_files import (
     ConversationRecord,
     is_adapter,
 )
-from lvlm_radapt.loading.locate import embedded_models
+from lvlm_radapt.loading.locate import lasting_name
 from lvlm_radapt.models.base import LVLM, PixelModel
 from lvlm_radapt.towers.fingerprint import DTYPES, tower_fingerprints
 from lvlm_radapt.utils.atomic_folder import new_folder
@@ -64,9 +63,9 @@ def save_adapter(model: PixelModel, out: str | os.PathLike[str], *, notes: Mappi
         white=white,
         tensors_sha256=hashlib.sha256(content).hexdigest(),
         base=BaseRecord(
-            name=_lasting_name(model.name),
+            name=lasting_name(model.name),
             revision=model.revision,
-            other_tower=None if model.tower_name is None else _lasting_name(model.tower_name),
+            other_tower=None if model.tower_name is None else lasting_name(model.tower_name),
             tower=tower_fingerprints(model.tower, list(DTYPES) if own == "float32" else [own]),
         ),
         geometry=model.geometry,
@@ -78,12 +77,6 @@ def save_adapter(model: PixelModel, out: str | os.PathLike[str], *, notes: Mappi
         (folder / SETTINGS).write_text(settings.model_dump_json(indent=1) + "\n", encoding="utf-8")
         for name, text in (notes or {}).items():
             (folder / name).write_text(text, encoding="utf-8")
-
-
-def _lasting_name(name: str) -> str:
-    """A folder or file by its full path, so that the adapter opens from everywhere; other names as they are."""
-    path = Path(name).expanduser()
-    return str(path.resolve()) if name not in embedded_models() and path.exists() else name
 
 
 def _package_version() -> str | None:

@@ -8,6 +8,7 @@ from dataclasses import asdict
 from importlib import metadata
 
 from attacks.eps import eps_text
+from lvlm_radapt.loading.locate import TRAINING_LOG, lasting_name
 from lvlm_radapt.models.base import LVLM, PixelModel
 from lvlm_radapt.saving.plain_weights import refuse_unwritable, save_stock, weight_bytes
 from lvlm_radapt.training.finetune import FinetuneSettings, TrainingLog
@@ -16,7 +17,7 @@ from lvlm_radapt.training.scopes import scope_words
 from lvlm_radapt.utils.atomic_folder import new_folder
 from lvlm_radapt.utils.markdown import as_text
 
-LOG = "training.json"
+LOG = TRAINING_LOG
 CARD = "README.md"
 
 _METHODS = {
@@ -47,6 +48,7 @@ def save_twin(
         save_stock(model, folder)
         told = {
             "model": model.label,
+            "base": lasting_name(model.name) if model.tower_name is None else model.label,
             "images": {"trained_on": len(images.files), "held_back": len(images.watched), "sha256": images.digest},
             "settings": settings.plain(),
             **asdict(log),

@@ -9,6 +9,7 @@ from typing import Any
 from eval_tasks.metrics import Interval, bootstrap_ci
 from eval_tasks.report.build_table import comparison
 from eval_tasks.report.table_formats import Cell, Row
+from eval_tasks.run.facts import model_label
 from eval_tasks.run.records import Run, images_of
 from lvlm_radapt.defences.radapt.config import RAdaptConfig
 from lvlm_radapt.experiments.tune.knobs import point_name, point_text
@@ -54,12 +55,13 @@ class Measured:
 
 def measure(point: RAdaptConfig, undefended: Sequence[Run], transfer: Run, adaptive: Run) -> Measured:
     """A setting beside the undefended model. undefended: its runs; the first under its own adaptive attack."""
-    row = next(row for row in comparison([*undefended, transfer, adaptive]).rows if row.defended)
+    ours = model_label(adaptive)
+    row = next(row for row in comparison([*undefended, transfer, adaptive]).rows if row.model == ours)
     theirs = _attacked(undefended[0])
-    ours = _attacked(adaptive)
-    shared = [sample for sample in adaptive.samples if sample.id in ours and sample.id in theirs]
+    mine = _attacked(adaptive)
+    shared = [sample for sample in adaptive.samples if sample.id in mine and sample.id in theirs]
     images = images_of(shared)
-    differences = tuple(ours[sample.id] - theirs[sample.id] for sample in shared)
+    differences = tuple(mine[sample.id] - theirs[sample.id] for sample in shared)
     return Measured(point, row, differences, None if images is None else tuple(images))
 
 
