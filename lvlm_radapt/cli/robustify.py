@@ -98,7 +98,7 @@ def robustify(
         bool, typer.Option("--export", help="Write a whole model folder that needs transformers alone.")
     ] = False,
     fold: Annotated[
-        bool, typer.Option("--fold", help="Write plain stock weights with the anchor in them, for any server.")
+        bool, typer.Option("--fold", help="Write plain stock weights, for any server; images are filtered before.")
     ] = False,
     device: DeviceOption = "auto",
     device_map: DeviceMapOption = None,
@@ -110,8 +110,9 @@ def robustify(
     """Protect MODEL: write an adapter folder that every other command takes as a model.
 
     With --export a whole model, which transformers opens with trust_remote_code=True and refuses to open
-    unprotected. With --fold plain weights, where the anchor is one vector (Qwen2-VL and 2.5); the filter must
-    then run on images before they reach the model. Of an adapter folder both write the defence that is in it.
+    unprotected. With --fold plain weights, for the filter alone (--alpha 0) or an anchor of one vector (Qwen2-VL and
+    2.5); the filter must then run on images before they reach the model. Of an adapter folder both write the defence
+    that is in it.
 
     The anchor is an answer of the first attention to a white image: the encoder's own (white, training-free), or that
     of an adversarially fine-tuned twin (guided, --guide). A learned one starts from the white and is optimised on

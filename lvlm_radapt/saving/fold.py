@@ -1,4 +1,4 @@
-"""A robustified model as plain weights: the anchor folded into the first attention's output projection.
+"""A robustified model as plain weights: an anchor is folded into the first attention's output projection.
 
 (1 - alpha) (W h + b) + alpha A is W' h + b' with W' = (1 - alpha) W and b' = (1 - alpha) b + alpha A, and
 W h + b + alpha A has b' = b + alpha A: as long as A is one vector for all tokens, any program that runs the stock
@@ -38,33 +38,31 @@ def fold_model(
     max_shard_size: int | str = "5GB",
     notes: Mapping[str, str] | None = None,
 ) -> None:
-    """Write a stock checkpoint of `model` with its anchor in the weights to the new folder `out`.
+    """Write a stock checkpoint of `model` with its anchor, if it has one, in the weights to the new folder `out`.
 
     The folded layer is computed in float32 and rounded to the dtype that the model is opened in. Where the
     defence has a filter, radapt_filter.py lies beside the weights: images must go through it first.
 
     max_shard_size: no weight file is larger, in bytes or as "5GB". notes: texts to lay beside them, by file name.
 
-    UserError, one line, when no defence or no anchor is in the model, the anchor has a row per token, the
-    projection has no bias, the filter is wanted for an image processor that radapt_filter.py does not know,
-    the weights are quantised, or `out` is not empty or cannot be written.
+    UserError, one line, when no defence is in the model, the anchor has a row per token, the projection has no bias,
+    the model cuts images into views and has a filter, the weights are quantised, or `out` is not empty or cannot be
+    written.
     """
     config, anchor = injected_config(model.hf), injected_anchor(model.hf)
     if config is None:
         raise UserError(f"{model.name} has no R-Adapt in it: call robustify() before folding it")
     refuse_unwritable(model)
-    if config.alpha == 0 or anchor is None:
-        raise UserError(f"{model.name}: alpha is 0, so there is no anchor to fold: use --export")
-    if anchor.grid is not None:
-        raise UserError(
-            f"{model.name}: the anchor has a row for each of {len(anchor.values)} tokens, "
-            "and weights can hold only one for all: use --export"
-        )
-    path, projection = _projection(model)
-    filter_source = None if config.cutoff is None else _filter_source(model, config)
     weights = model.hf.state_dict()
-    weight, bias = folded(projection, anchor.values[0], config)
-    weights[f"{path}.weight"], weights[f"{path}.bias"] = weight, bias
+    if config.alpha and anchor is not None:
+        if anchor.grid is not None:
+            raise UserError(
+                f"{model.name}: the anchor has a row for each of {len(anchor.values)} tokens, "
+                "and weights can hold only one for all: use --export, or --alpha 0 for the filter alone"
+            )
+        path, projection = _projection(model)
+        weights[f"{path}.weight"], weights[f"{path}.bias"] = folded(projection, anchor.values[0], config)
+    filter_source = None if config.cutoff is None else _filter_source(model, config)
     with new_folder(out, room=weight_bytes(model)) as folder:
         with no_loading_bar():
             model.hf.save_pretrained(folder, state_dict=weights, max_shard_size=max_shard_size)
@@ -97,24 +95,42 @@ def _projection(model: LVLM) -> tuple[str, nn.Linear]:
 
 def _filter_source(model: LVLM, config: RAdaptConfig) -> str:
     """radapt_filter.py with this model's numbers."""
-    processor: Any = model.image_processor
-    if not hasattr(processor, "merge_size") or not processor.do_resize:
-        raise UserError(
-            f"{model.name}: the filter cannot be put in front of a {type(processor).__name__}: "
-            "use --export, or leave the filter out"
-        )
     values = {
         "CUTOFF": config.cutoff,
         "UNIT": config.cutoff_unit,
         "BOUNDARY": config.boundary,
-        "FACTOR": processor.patch_size * processor.merge_size,
-        "MIN_PIXELS": processor.size["shortest_edge"],
-        "MAX_PIXELS": processor.size["longest_edge"],
-        "RESAMPLE": int(processor.resample),
+        **_canvas(model),
     }
     source = inspect.getsource(filter_template)
     for name, value in values.items():
         literal = f'"{value}"' if isinstance(value, str) else repr(value)
-        source, count = re.subn(rf"^{name} = \S+", f"{name} = {literal}", source, flags=re.MULTILINE)
+        source, count = re.subn(rf"^{name} = .*?(?=  #|$)", f"{name} = {literal}", source, flags=re.MULTILINE)
         assert count == 1, name
     return source
+
+
+def _canvas(model: LVLM) -> dict[str, Any]:
+    """The numbers of radapt_filter.py that say how this model's processor lays an image on its canvas."""
+    processor: Any = model.image_processor
+    if model.views_apart or not processor.do_resize:
+        raise UserError(
+            f"{model.name}: the filter cannot be put in front of a {type(processor).__name__}: "
+            "use --export, or leave the filter out"
+        )
+    values: dict[str, Any] = {"RESAMPLE": int(processor.resample)}
+    size = dict(processor.size)
+    if hasattr(processor, "merge_size"):
+        return values | {
+            "FACTOR": processor.patch_size * processor.merge_size,
+            "MIN_PIXELS": size["shortest_edge"],
+            "MAX_PIXELS": size["longest_edge"],
+        }
+    values |= {"CANVAS": "crop", "EDGE": int(size.get("shortest_edge") or 0)}
+    if not values["EDGE"]:
+        values["SIZE"] = (int(size["height"]), int(size["width"]))
+    if processor.do_center_crop:
+        crop = dict(processor.crop_size)
+        values["CROP"] = (int(crop["height"]), int(crop["width"]))
+    if model.geometry == "pad" or getattr(processor, "do_pad", False):
+        values["PAD"] = tuple(int(255 * level) for level in model.image_mean)
+    return values

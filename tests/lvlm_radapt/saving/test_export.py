@@ -553,17 +553,59 @@ def test_a_constant_anchor_folds_into_any_family(tmp_path: Path) -> None:
     torch.testing.assert_close(_logits(plain, inputs), _logits(model.hf, inputs), rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("geometry", ["stock", "pad"])
+@pytest.mark.parametrize("name", ["llava", "qwen2", "qwen2.5", "qwen3"])
+def test_a_filter_alone_is_stock_weights_and_a_processor(tmp_path: Path, name: str, geometry: Any) -> None:
+    if geometry == "pad" and name != "llava":
+        pytest.skip("only LLaVA pads")
+    family = FAMILIES[name]
+    family.save(tmp_path / "base")
+    model = robustify(load_model(tmp_path / "base", geometry=geometry), RAdaptConfig(cutoff=25.0, alpha=0))
+    fold_model(model, tmp_path / "out")
+    plain = getattr(transformers, family.stock).from_pretrained(tmp_path / "out")
+    base = getattr(transformers, family.stock).from_pretrained(tmp_path / "base").state_dict()
+    assert all(torch.equal(value, base[key]) for key, value in plain.state_dict().items())
+    ahead = runpy.run_path(str(tmp_path / "out" / "radapt_filter.py"))
+    for size in ((150, 97), (60, 200), (112, 112)):
+        image = _image(*size)
+        canvas = model.pixels([image]).x[0]
+        laid = torch.from_numpy(np.asarray(ahead["on_canvas"](image)).copy()).permute(2, 0, 1)
+        assert torch.equal(laid, (canvas * 255).round().byte())
+        filtered = GaussianFilter(25.0, "px224", "reflect")(canvas.double())
+        processor = ahead["FilteredProcessor"](model.image_processor)
+        assert processor.image_mean == model.image_processor.image_mean  # all else is the processor's own
+        seen = processor(image, do_rescale=False, do_normalize=False, return_tensors="pt")["pixel_values"]
+        if name == "llava":
+            assert (seen[0].double() - 255 * filtered.clamp(0, 1)).abs().max() <= 0.5 + 1e-3
+        again = model.pixels([ahead["filter_image"](image)]).x[0]
+        assert (again - filtered.clamp(0, 1)).abs().max() * 255 <= 0.5 + 1e-3
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(20, 400), st.integers(20, 400), st.sampled_from([None, (41, 41)]), st.booleans())
+def test_the_standalone_canvas_is_clips(height: int, width: int, crop: tuple[int, int] | None, edge: bool) -> None:
+    stock = transformers.CLIPImageProcessorPil(
+        size={"shortest_edge": 48} if edge else {"height": 48, "width": 56}, do_center_crop=crop is not None,
+        crop_size={"height": 41, "width": 41}, do_rescale=False, do_normalize=False,
+    )  # fmt: skip
+    image = _image(height, width)
+    numbers = {"CANVAS": "crop", "EDGE": 48 if edge else 0, "SIZE": (48, 56), "CROP": crop or (0, 0)}
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in numbers.items():
+            patch.setattr(filter_template, name, value)
+        ours = np.asarray(filter_template.on_canvas(image))
+    np.testing.assert_array_equal(ours.transpose(2, 0, 1), np.asarray(stock(image)["pixel_values"][0]))
+
+
 def test_what_cannot_be_folded(tmp_path: Path) -> None:
     llava = tiny_checkpoints.save_llava(tmp_path / "llava")
     qwen = tiny_checkpoints.save_qwen(tmp_path / "qwen")
-    constant = load_model(llava)
-    inject(constant.hf, RAdaptConfig(), Anchor(torch.zeros(1, 32)))
+    tiles = FAMILIES["llava-next"].save(tmp_path / "tiles")
     no_bias = robustify(load_model(qwen))
     no_bias.hf.model.visual.blocks[0].attn.proj.bias = None
     for model, message in (
         (robustify(load_model(llava)), "a row for each of 17 tokens, .*: use --export"),
-        (robustify(load_model(qwen), RAdaptConfig(alpha=0)), "alpha is 0, so there is no anchor to fold"),
-        (constant, "filter cannot be put in front of a CLIPImageProcessorPil"),
+        (robustify(load_model(tiles), RAdaptConfig(alpha=0)), "filter cannot be put in front of a LlavaNextImageProc"),
         (no_bias, r"blocks\.0\.attn\.proj has no bias"),
     ):
         with pytest.raises(UserError, match=message) as caught:
