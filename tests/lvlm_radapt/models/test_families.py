@@ -25,6 +25,7 @@ from tests.helpers import tiny_checkpoints
 from tests.helpers.failures import one_line
 from tests.helpers.families import FAMILIES as ROWS
 from tests.helpers.families import Case
+from tests.helpers.paths import ROOT
 
 RECORD = """
 from lvlm_radapt.models.family import Family
@@ -72,7 +73,7 @@ def test_every_family_has_a_row_in_the_table_of_the_tests() -> None:
 
 def documented() -> str:
     """The file of a family that docs/extend.md shows."""
-    page = (Path(__file__).parents[1] / "docs" / "extend.md").read_text()
+    page = (ROOT / "docs" / "extend.md").read_text()
     blocks = re.findall(r"^   ```python\n(.*?)^   ```$", page, re.MULTILINE | re.DOTALL)
     (found,) = (block for block in blocks if "FAMILY = " in block)
     return textwrap.dedent(found)

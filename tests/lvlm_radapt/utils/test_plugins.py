@@ -13,10 +13,7 @@ import pytest
 
 from lvlm_radapt.utils.errors import UserError
 from lvlm_radapt.utils.plugins import available, origin, read_settings, resolve
-
-
-class Kind:
-    """What plug-ins of these tests are."""
+from tests.helpers.plugins import Kind
 
 
 @dataclass(frozen=True)
@@ -33,7 +30,7 @@ class Ours(Kind):
 OURS = {"ours": Ours}
 
 OUTSIDE = """
-from tests.test_plugins import Kind
+from tests.helpers.plugins import Kind
 
 class Blur(Kind):
     def __init__(self, size, *, rounds=1):
