@@ -130,7 +130,7 @@ def _described(asked: Asked, curves: Mapping[str, Curve]) -> dict[str, Any] | No
         "task": asked.scored.task.name,
         "preset": asked.scored.protocol.name,
         "attack": {**plan.to_dict(), "eps_text": budget_text(plan.eps, plan.norm)},
-        "transfer": "the adaptive images of the original model, shown to each mix",
+        "transfer": "images crafted on the original model in a run of their own, shown to each mix",
         "curves": {
             name: {
                 "data": curve.data,
