@@ -47,6 +47,7 @@ CASES: dict[str, Case] = {
         for what, *command in (
             ("a model", "robustify", EVIL, "--out", "{at.out}"),
             ("a model", "chat", EVIL),
+            ("a model", "check", EVIL),
             ("a model", "audit", EVIL, "--task", "coco", "--data", "{at.data}", "--out", "{at.out}"),
             ("an encoder", "finetune", EVIL, "--method", "fare", "--images", "{at.data}", "--out", "{at.out}"),
             ("a run", "report", EVIL, "--out", "{at.out}"),

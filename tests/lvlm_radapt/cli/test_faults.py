@@ -79,7 +79,7 @@ def test_a_run_killed_anywhere_is_resumed_to_the_same_bits(data, whole, tmp_path
 
 @pytest.mark.slow
 def test_many_kills_change_nothing(data, whole, tmp_path, survived):
-    seed = random.randrange(2**32)
+    seed = time.time_ns() % 2**32
     print(f"seed {seed}")  # pytest shows it when the test fails
     _survive_kills(20, random.Random(seed), data, whole, tmp_path, survived)
 

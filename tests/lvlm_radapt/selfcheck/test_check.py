@@ -88,6 +88,18 @@ def test_what_transformers_does_not_open_is_skipped_with_the_reason(llava: Path,
         assert found["filter"].verdict == "pass"
 
 
+def test_settings_of_the_user_s_own_are_not_held_against_the_model(tmp_path: Path) -> None:
+    qwen = released.write("qwen2.5", tmp_path / "qwen")
+    for place, why in (
+        ({"max_pixels": 20_000}, "at most 20,000 pixels"),
+        ({"conversation": "qwen"}, "asked in the conversation qwen"),
+    ):
+        found = {one.name: one for one in self_check(str(qwen), place)}
+        assert not [one.line() for one in found.values() if one.verdict == "fail"]
+        assert why in found["prompt tokens"].said
+        assert found["logits"].verdict == "skipped"
+
+
 def test_half_precision_passes_and_says_what_it_cannot_tell(llava: Path) -> None:
     found = {one.name: one for one in self_check(str(llava), {"dtype": torch.bfloat16})}
     assert not [one.line() for one in found.values() if one.verdict == "fail"]
@@ -186,7 +198,7 @@ def test_a_batch_that_mixes_its_rows_fails(llava: Path, monkeypatch: pytest.Monk
         return whole(self, prompt if calls % 2 else "no", image_tokens)
 
     monkeypatch.setattr(PromptEncoder, "prompt", shifting)
-    assert failed(llava) >= {"batch"}
+    assert failed(llava) >= {"batch", "answers in a batch"}
 
 
 # --- the command
