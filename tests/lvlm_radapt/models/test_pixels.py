@@ -112,15 +112,15 @@ def test_other_normalisations_are_honoured(models: dict[str, Any], name: str, tm
 
 
 def test_a_processor_that_resizes_to_a_fixed_shape_or_pads(tmp_path: Path) -> None:
-    folder = tiny_checkpoints.save_llava(tmp_path)
+    loaded = load_model(tiny_checkpoints.save_llava(tmp_path))
     variants = [
         tiny_checkpoints.clip_processor(56, do_center_crop=False),
         LlavaImageProcessorPil(size={"height": 56, "width": 56}, do_center_crop=False),
         LlavaImageProcessorPil(size={"shortest_edge": 56}, do_center_crop=False, do_pad=True),
     ]
     for processor in variants:
-        processor.save_pretrained(folder)
-        model = load_model(folder)
+        # not every canvas is one that the tower takes, which `load_model` would refuse
+        model = type(loaded)(loaded.hf, loaded.tokenizer, processor, name="variant")
         for height, width in SIZES:
             image = noise(height, width)
             batch = model.pixels([image])
