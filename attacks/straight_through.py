@@ -1,4 +1,7 @@
-"""BPDA (Athalye et al. 2018, arXiv 1802.00420): the value of one loss, the gradient of another."""
+"""BPDA (Athalye et al. 2018, arXiv 1802.00420): the value of one function, the gradient of another."""
+
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,3 +20,18 @@ def straight_through(value: LossFn, gradient: LossFn) -> LossFn:
         return guide + (wanted - guide.detach())
 
     return loss_fn
+
+
+def identity_backward(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    """`function(x)` to the bit, with the gradient that x itself would have. The result must have x's shape for that."""
+    return _IdentityBackward.apply(x, function)
+
+
+class _IdentityBackward(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, function: Callable[[Tensor], Tensor]) -> Tensor:
+        return function(x.detach())
+
+    @staticmethod
+    def backward(ctx: Any, *gradient: Any) -> tuple[Tensor, None]:
+        return gradient[0], None

@@ -17,6 +17,7 @@ from eval_tasks.run.progress import Advance, Log
 from eval_tasks.run.records import Run, RunFolder, Scored
 from eval_tasks.run.threads import on_recorded_threads
 from eval_tasks.tasks.make_task import make_task
+from lvlm_radapt.defences.base import Defence, attach
 from lvlm_radapt.loading.load import load_any, load_surrogate
 from lvlm_radapt.loading.quantised import Quantisation
 from lvlm_radapt.models.base import PixelModel
@@ -49,13 +50,16 @@ def run_evaluation(
     group: Group | None = None,
     open_model: Callable[..., PixelModel] = load_any,
     clean: dict[str, Scored] | None = None,
+    defence: Defence | None = None,
+    eot_draws: int | None = None,
 ) -> Run:
     """Evaluate the model of that name into the run folder `out`, report.html included.
 
     Arguments and errors as for `eval_tasks.run.evaluate.evaluate` and `lvlm_radapt.loading.load.load_any`. A surrogate
     is opened on the victim's device in its dtype, whole, and so is the model whose `texts` are asked. open_model: in
-    place of `load_any`, one that keeps models open. The run notes where samples are among those that the model's
-    settings were chosen on.
+    place of `load_any`, one that keeps models open. defence: put into the model, which must have none. eot_draws: over
+    how many draws attacks average where it is random; None for 10. The run notes where samples are among those that
+    the model's settings were chosen on.
     """
     if group is None or group.first:
         RunFolder(out).check(resume=resume)
@@ -72,6 +76,7 @@ def run_evaluation(
         tower=tower,
         **({} if max_pixels is None else {"max_pixels": max_pixels}),
     )
+    attach(victim, defence, eot_draws)
     source = load_surrogate(surrogate, device=victim.device, dtype=dtype) if surrogate else None
     run = evaluate(
         victim,

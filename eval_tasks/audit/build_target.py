@@ -15,7 +15,7 @@ from eval_tasks.audit.target import AuditTarget
 from eval_tasks.crafting.attack import Attack
 from eval_tasks.crafting.batches import ClassBatch, SampleBatch
 from eval_tasks.crafting.crafted import sample_seed
-from eval_tasks.crafting.source_model import SourceModel
+from eval_tasks.crafting.source_model import Draws, SourceModel
 from eval_tasks.data import Sample, chunks, image_key, open_image
 from lvlm_radapt.models.base import LVLM, PixelBatch, PixelModel
 from lvlm_radapt.models.text import Prompt
@@ -24,13 +24,14 @@ ROUNDING = {torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 5e-2}
 """Relative error of a loss from rounding alone, by the model's precision."""
 
 
-def on_one_canvas(model: PixelModel, samples: Sequence[Sample]) -> tuple[list[Sample], PixelBatch]:
-    """Those samples that share the most frequent canvas shape, in their order, and their pixels."""
+def on_one_canvas(model: PixelModel, samples: Sequence[Sample], seed: int) -> tuple[list[Sample], PixelBatch]:
+    """Those samples that share the most frequent canvas shape, in their order, and their pixels. seed: the run's."""
     images = [open_image(s.image) for s in samples]
     canvases = [model.canvas(image) for image in images]
     usual = max(canvases, key=canvases.count)
     rows = [i for i, canvas in enumerate(canvases) if canvas == usual]
-    return [samples[i] for i in rows], model.pixels([images[i] for i in rows])
+    chosen = [samples[i] for i in rows]
+    return chosen, model.pixels([images[i] for i in rows]).with_seeds([sample_seed(seed, s.id) for s in chosen])
 
 
 def build_target(
@@ -49,15 +50,23 @@ def build_target(
     `attack` has made already, for attacks that climb to the end of their steps. Attacks without APGD settings are
     audited with the usual ones. UserError for an attack without a loss.
     """
-    view, usual = SourceModel(model, pixels), SuiteSettings()
+    view, scored, usual = SourceModel(model, pixels, "held"), SourceModel(model, pixels, "scored"), SuiteSettings()
 
-    def make() -> LossFn:
-        return attack.loss(view, pixels, task)
+    def make(draws: Draws = "held") -> LossFn:
+        return attack.loss(SourceModel(model, pixels, draws), pixels, task)
+
+    def drawn(times: int) -> LossFn:
+        usual_number = model.eot_draws
+        model.eot_draws *= times
+        try:
+            return make("fresh")
+        finally:
+            model.eot_draws = usual_number
 
     def answers(x: Tensor, index: list[int]) -> list[str]:
-        return task.answers(view, x, index)
+        return task.answers(scored, x, index)
 
-    loss = make()
+    loss, defence = make(), model.defence
     classes = task if isinstance(task, ClassBatch) else None
     prompts = None
     if attack.reads_prompt and isinstance(model, LVLM):
@@ -68,7 +77,10 @@ def build_target(
         eps=attack.eps,
         steps=attack.gradient_steps or usual.steps,
         norm=attack.norm,
-        undefended=None if model.radapt is None else undefended_loss(model, make),
+        undefended=None if defence is None else undefended_loss(model, make),
+        gradient="exact" if defence is None else defence.gradient,
+        drawn=drawn if model.is_random else None,
+        draws=model.draws if model.is_random else None,
         half=in_half(loss, model) if model.dtype == torch.float32 else None,
         rounding=rounding_of(model),
         random_start=_setting(attack, "random_start", usual.random_start),
@@ -139,7 +151,7 @@ def _prompts(
         with _listening(model) as heard, torch.no_grad():
             for rows in chunks(everyone, batch_size):
                 loss(pixels.x[rows], rows)
-            attacked = list(heard)
+            attacked = heard[: len(heard) // model.draws]  # every draw of a random defence asks the same
             heard.clear()
             answers(pixels.x, everyone)
             return attacked, list(heard)

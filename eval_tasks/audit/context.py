@@ -103,15 +103,17 @@ class AuditContext:
     def attack(
         self, loss: LossFn | None = None, *, eps: float | None = None, steps: int | None = None, restarts: int = 0
     ) -> AttackedBatch:
-        """APGD with the target's settings; another loss may guide it, the target's own is what is returned."""
+        """APGD with the target's settings; another loss may guide it, the target's own is what is returned. A random
+        defence is attacked as in the evaluation, with new draws at every point."""
         s = self.target
         eps, steps = eps or s.eps, steps or self.steps
         restarts = restarts or s.restarts
         key = (eps, steps, restarts)
         if loss is None and key in self._attacks:
             return self._attacks[key]
+        own = s.loss if s.drawn is None else s.drawn(1)
         found = apgd(
-            loss or s.loss,
+            loss or own,
             s.x,
             eps=eps,
             steps=steps,

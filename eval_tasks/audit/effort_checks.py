@@ -11,6 +11,7 @@ LARGEST = 32 / 255
 _NOTHING, _LITTLE = 0.1, 0.25  # of the clean score: about nothing, and too much to be that
 MORE_STEPS = 5
 MORE_RESTARTS = 3
+MORE_DRAWS = 4
 
 
 def eps_ladder(context: AuditContext) -> Finding:
@@ -80,6 +81,16 @@ def restarts(context: AuditContext) -> Finding:
     return _effort(
         context, "restarts", f"{count} restarts instead of {context.target.restarts}", context.attack(restarts=count)
     )
+
+
+def draws(context: AuditContext) -> Finding:
+    """N draws of a random defence against 4 N; both judged by draws that neither has seen."""
+    s = context.target
+    assert s.draws is not None
+    assert s.drawn is not None
+    more = context.attack(s.drawn(MORE_DRAWS))
+    context.cost += (MORE_DRAWS - 1) * len(s) * context.steps * s.restarts
+    return _effort(context, "draws", f"{MORE_DRAWS * s.draws} draws instead of {s.draws}", more)
 
 
 def _effort(context: AuditContext, name: str, what: str, more: AttackedBatch) -> Finding:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from attacks.autoattack import LibraryMissingError, require_library
 from eval_tasks.audit import budget_checks, effort_checks, gradient_checks, rival_checks, stability_checks
@@ -18,16 +18,28 @@ Advance = Callable[[int, str], None]
 @dataclass(frozen=True)
 class Check:
     """One check: its function, what of the target it needs (else why it is skipped), and which other checks must
-    not have failed for its own numbers to mean anything."""
+    not have failed for its own numbers to mean anything. held: whether it compares losses at one point, for which the
+    draws of a random defence are held fixed: its finding then says so."""
 
     name: str
     run: Callable[[AuditContext], Finding]
     lacks: Callable[[AuditTarget], str | None] = lambda target: None
     after: tuple[str, ...] = ()
+    held: bool = False
 
 
 def _no_twin(s: AuditTarget) -> str | None:
     return None if s.undefended is not None else "the model has no defence, so no undefended model"
+
+
+def _no_slope(s: AuditTarget) -> str | None:
+    if s.gradient == "exact":
+        return None
+    return "the attack passes the defence straight through on the way back (BPDA): its gradient is not the loss's slope"
+
+
+def _no_draws(s: AuditTarget) -> str | None:
+    return None if s.drawn is not None else "no defence that draws at random"
 
 
 def _no_images(s: AuditTarget) -> str | None:
@@ -61,13 +73,13 @@ def _no_half(s: AuditTarget) -> str | None:
 _SOUND = ("gradients", "determinism", "batch invariance")
 
 CHECKS = (
-    Check("gradients", gradient_checks.gradients),
+    Check("gradients", gradient_checks.gradients, held=True),
     Check("ball", budget_checks.ball, _no_images, ("gradients",)),
-    Check("determinism", stability_checks.determinism),
-    Check("batch invariance", stability_checks.batch_invariance, after=("determinism",)),
+    Check("determinism", stability_checks.determinism, held=True),
+    Check("batch invariance", stability_checks.batch_invariance, after=("determinism",), held=True),
     Check("prompts", stability_checks.prompts, _no_prompts),
-    Check("input resolution", gradient_checks.resolution, after=("determinism",)),
-    Check("gradient accuracy", gradient_checks.accuracy, after=(*_SOUND, "input resolution")),
+    Check("input resolution", gradient_checks.resolution, _no_slope, ("determinism",), held=True),
+    Check("gradient accuracy", gradient_checks.accuracy, _no_slope, (*_SOUND, "input resolution"), held=True),
     Check("8-bit round trip", budget_checks.round_trip, after=_SOUND),
     Check("noise", rival_checks.noise, after=_SOUND),
     Check("random search", rival_checks.search, after=_SOUND),
@@ -79,6 +91,7 @@ CHECKS = (
     Check("targeted loss", rival_checks.targeted, _no_target, _SOUND),
     Check("half precision", rival_checks.half_precision, _no_half, _SOUND),
     Check("restarts", effort_checks.restarts, after=_SOUND),
+    Check("draws", effort_checks.draws, _no_draws, _SOUND),
     Check("steps", effort_checks.steps_ladder, after=_SOUND),
     Check("eps", effort_checks.eps_ladder, after=_SOUND),
 )
@@ -112,7 +125,7 @@ def run_checks(
             skipped[check.name] = reason
         else:
             try:
-                findings.append(check.run(context))
+                findings.append(_with_draws(check, check.run(context), context.target.draws))
             except NoSignal as quiet:
                 skipped[check.name] = str(quiet)
             except FloatingPointError as error:
@@ -120,3 +133,10 @@ def run_checks(
                 findings.append(Finding(check.name, "fail", said))
         advance(1, check.name)
     return tuple(findings), skipped
+
+
+def _with_draws(check: Check, finding: Finding, draws: int | None) -> Finding:
+    if draws is None or not check.held:
+        return finding
+    held = f" The defence is random: {draws} of its draws, held fixed."
+    return replace(finding, explanation=finding.explanation + held)

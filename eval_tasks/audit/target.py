@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Literal
 
 from torch import Tensor
 
@@ -21,9 +22,14 @@ class AuditTarget:
     """One model under one attack on B images of one canvas.
 
     x: [B, 3, H, W] in [0, 1], clean, on 8-bit levels.
-    loss: what the attack raises, through the model as it is scored. undefended: the same loss through its
-        undefended model. targeted: by name, other losses whose success would lower the score too. half: the loss
-        computed in half precision.
+    loss: what the attack raises, through the model as it is scored. undefended: the same loss through the undefended
+        model. targeted: by name, other losses whose success would lower the score too. half: the loss computed in half
+        precision.
+    gradient: "bpda" where the attack passes a defence straight through on its way back, so that its gradient is not the
+        slope of the loss.
+    draws: over how many draws of a random defence `loss` is the mean, always the same ones; None without such a
+        defence. drawn: `drawn(times)` is the loss that an evaluation raises, whose draws are new at every point, over
+        so many times as many of them.
     answers: `answers(x, index) -> list[str]`, what is scored; score: the score of such answers.
     logits, labels: of a classifier, for attacks that need them: `logits(x, index) -> [len(index), K]`, whatever the
         index, and the true classes, int64 [B].
@@ -43,6 +49,9 @@ class AuditTarget:
     steps: int
     norm: Norm = "Linf"
     undefended: LossFn | None = None
+    gradient: Literal["exact", "bpda"] = "exact"
+    draws: int | None = None
+    drawn: Callable[[int], LossFn] | None = None
     targeted: Mapping[str, LossFn] = field(default_factory=dict)
     half: LossFn | None = None
     answers: Callable[[Tensor, list[int]], list[str]] | None = None

@@ -87,7 +87,7 @@ class Attack(ABC):
 
     def check(self, model: PixelModel, surrogate: PixelModel | None) -> None:
         """UserError where what the attack is crafted on does not fit its threat model."""
-        if self.threat == "transfer" and surrogate is None and model.radapt is None:
+        if self.threat == "transfer" and surrogate is None and model.defence is None:
             raise UserError(
                 f"{model.name} has no defence, so it has no undefended model to craft transfer images on: "
                 "name a --surrogate, or use --threat adaptive"

@@ -133,12 +133,13 @@ class ClassBatch(SampleBatch):
         return torch.tensor(true, device=self.classifier.encoder.device)
 
     def logits(self, view: SourceModel) -> LogitsFn:
-        """`logits(x, index) -> [len(x), K]`: an encoder reads pixels alone, so any image's particulars do for all."""
-        return lambda x, index: self.classifier.logits(view.seen(x, [0] * len(x)))
+        """`logits(x, index) -> [len(x), K]`, whatever the index is."""
+        return view.logits(self.classifier.logits)
 
     def answers(self, view: SourceModel, x: Tensor, index: Sequence[int]) -> list[str]:
         pieces = chunks(range(len(x)), self.batch_size)
-        return [name for some in pieces for name in self.classifier.predict(view.seen(x[some], [0] * len(some)))]
+        seen = view.seen(x, index)
+        return [name for some in pieces for name in self.classifier.predict(seen[some])]
 
     def grade(self, answers: Sequence[str], index: Sequence[int]) -> list[float]:
         return [100.0 * (name == self.samples[i].references[0]) for name, i in zip(answers, index, strict=True)]

@@ -25,7 +25,12 @@ class Contrastive(APGDAttack):
 
     def loss(self, view: SourceModel, batch: PixelBatch, task: SampleBatch) -> LossFn:
         assert isinstance(task, CaptionBatch)
-        return contrastive_loss(lambda x, index: task.logits(view.seen(x, index)), task.own, task.count)
+        logits, own, count = task.logits, task.own, task.count
+
+        def loss_of(draw: int) -> LossFn:
+            return contrastive_loss(lambda x, index: logits(view.seen(x, index, draw)), own, count)
+
+        return view.over_draws(loss_of)
 
     def craft(self, view: SourceModel, batch: PixelBatch, task: SampleBatch, seeds: Sequence[int]) -> Crafted:
         return self.climb(self.loss(view, batch, task), batch, seeds, task.batch_size)

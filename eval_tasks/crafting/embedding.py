@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 import torch
+from torch import Tensor
 
 from attacks import embedding_loss
 from attacks.losses import LossFn
@@ -33,10 +34,25 @@ class Embedding(APGDAttack):
         super().check(model, surrogate)
 
     def loss(self, view: SourceModel, batch: PixelBatch, task: SampleBatch) -> LossFn:
-        rows = chunks(range(len(view.view)), task.batch_size)
+        source, clean_view = view.source, view.view
+        if source.is_random:
+            return view.over_draws(lambda draw: self._drawn(view, draw))
+        rows = chunks(range(len(clean_view)), task.batch_size)
         with torch.no_grad():
-            clean = torch.cat([view.source.features(view.view[some], at=self.at) for some in rows])
+            clean = torch.cat([source.features(clean_view[some], at=self.at) for some in rows])
         return embedding_loss(view.features(self.at), clean, distance=self.distance)
+
+    def _drawn(self, view: SourceModel, draw: int) -> LossFn:
+        """Behind a random defence: the clean image is seen with the draw that the attacked one is seen with."""
+
+        def loss(x: Tensor, index: list[int]) -> Tensor:
+            seen = view.seen(x, index, draw)
+            with torch.no_grad():
+                clean = view.source.features(view.view[index].with_seeds(seen.seeds), at=self.at)
+            tokens = view.source.features(seen, at=self.at)
+            return embedding_loss(lambda x, index: tokens, clean, distance=self.distance)(x, list(range(len(index))))
+
+        return loss
 
     def craft(self, view: SourceModel, batch: PixelBatch, task: SampleBatch, seeds: Sequence[int]) -> Crafted:
         return self.climb(self.loss(view, batch, task), batch, seeds, task.batch_size)

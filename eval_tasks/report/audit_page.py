@@ -14,6 +14,7 @@ from rich.text import Text
 from eval_tasks.audit.findings import Audit, Finding, Judgement, Number, Verdict
 from eval_tasks.report.html_templates import templates
 from eval_tasks.run.audit_model import Audited
+from eval_tasks.run.facts import model_words
 from lvlm_radapt.utils.atomic_folder import new_folder
 
 TONES: Mapping[Judgement, str] = {"pass": "good", "warn": "warn", "fail": "bad", "too little to judge": "neutral"}
@@ -42,7 +43,7 @@ def audit_table(audit: Audit) -> rich.table.Table:
 def audit_page(document: Mapping[str, Any], audit: Audit) -> str:
     """The page of one full audit: self-contained, no script. `document`: what audit.json holds."""
     page = templates(numbers=numbers_text).get_template("audit.html.j2")
-    return page.render(document=document, audit=audit, tones=TONES)
+    return page.render(document=document, model=model_words(document["model"]), audit=audit, tones=TONES)
 
 
 def _number(value: Number) -> str:

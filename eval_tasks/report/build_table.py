@@ -16,6 +16,7 @@ from eval_tasks.report.table_formats import NO_SCORE, UNDEFENDED, Cell, Row, Tab
 from eval_tasks.run.facts import (
     EARLIER,
     base_of,
+    defended,
     is_named,
     judged,
     metric_of,
@@ -55,7 +56,7 @@ def tables(runs: Sequence[Run]) -> dict[str, Table]:
 def comparison(runs: Sequence[Run]) -> Table:
     """The table of runs that share a preset.
 
-    A transfer and an adaptive run share a row when all else is equal: model and R-Adapt settings, precision,
+    A transfer and an adaptive run share a row when all else is equal: model and its defence, precision,
     geometry, task, seed, samples and every setting of the attack. The same holds between a defended model and
     the undefended one it is compared with. Raises UserError for no runs, several presets, several rules for the
     answers of one task, two runs that would fill the same cell, and settings or metrics that lack a field.
@@ -88,7 +89,8 @@ def comparison(runs: Sequence[Run]) -> Table:
     return Table(presets[0], tuple(_told_apart(rows)), _remarks(runs))
 
 
-_Key = tuple[str, str, str]  # model name, R-Adapt settings, everything else that must be equal
+_Key = tuple[str, str, str]  # model name, all of its defence, everything else that must be equal
+_UNDEFENDED = "null"
 
 
 class _Group:
@@ -128,16 +130,16 @@ def _rows(key: _Key, group: _Group, groups: Mapping[_Key, _Group]) -> list[Row]:
     for surrogate in surrogates:
         transfer_run = group.transfer.get(surrogate)
         present = [run for run in (adaptive, transfer_run) if run is not None]
-        defended = judged(group.any)
+        has_base = judged(group.any)
         if transfer_run is not None:
-            known = surrogate or ("" if defended else "surrogate not named")
+            known = surrogate or ("" if has_base else "surrogate not named")
             transfer = _score(transfer_run, "adversarial", f"crafted on {known}" if surrogate else known)
         else:
-            transfer = Cell(NOT_RUN if defended else UNDEFENDED)
+            transfer = Cell(NOT_RUN if has_base else UNDEFENDED)
         # The same images on the undefended model: its own adaptive run, or one from the same surrogate.
         same_images = stock.single.get("adaptive") if surrogate is None else stock.transfer.get(surrogate)
         gain, transfer_gain = Cell(UNDEFENDED), None
-        if defended:
+        if has_base:
             gain = _gain(adaptive, stock.single.get("adaptive"))
             if transfer_run is not None and same_images is not None:
                 transfer_gain = _difference(transfer_run, same_images, "adversarial")
@@ -169,9 +171,8 @@ def _row(
 ) -> Row:
     attack = setting(run, "attack") or {}
     attacked = threat_of(run) != "none"
-    defended = judged(run)
     clean = _score(run, "clean")
-    base = (None if stock is None else _score(stock, "clean")) if defended else clean
+    base = (None if stock is None else _score(stock, "clean")) if judged(run) else clean
     no_base = base is not None and base.value is not None and base.value < ABOUT_ZERO
     # a gain under transfer that is clear, over samples of which the adaptive one is not
     only_transfer = not no_base and bool(
@@ -183,7 +184,7 @@ def _row(
     )
     return Row(
         model=model_label(run),
-        defended=defended,
+        defended=judged(run),
         task=setting(run, "task"),
         metric=metric_of(run),
         attack=str(attack.get("name", "none")),
@@ -233,8 +234,8 @@ def _same_clean(run: Run, groups: Mapping[_Key, _Group]) -> Run | None:
     """A run of the undefended model on the same samples: its clean answers do not depend on the attack."""
     wanted = _context(run)
     for base in _bases(run):
-        for (_, radapt, _), group in groups.items():
-            if radapt == "null" and is_named(group.any, base):
+        for (_, defence, _), group in groups.items():
+            if defence == _UNDEFENDED and is_named(group.any, base):
                 for other in (*group.single.values(), *group.transfer.values()):
                     if _context(other) == wanted:
                         return other
@@ -244,8 +245,8 @@ def _same_clean(run: Run, groups: Mapping[_Key, _Group]) -> Run | None:
 def _undefended(run: Run, rest: str, groups: Mapping[_Key, _Group]) -> _Group:
     """The runs of the undefended model that are like this one in all else, empty where there are none."""
     for base in _bases(run):
-        for (_, radapt, other), group in groups.items():
-            if radapt == "null" and other == rest and is_named(group.any, base):
+        for (_, defence, other), group in groups.items():
+            if defence == _UNDEFENDED and other == rest and is_named(group.any, base):
                 return group
     return _Group()
 
@@ -253,7 +254,7 @@ def _undefended(run: Run, rest: str, groups: Mapping[_Key, _Group]) -> _Group:
 def _bases(run: Run) -> list[str]:
     """What its undefended model may be called: the base of fine-tuned weights, else these weights without a defence."""
     base = base_of(run)
-    own = [str(setting(run, "model", "name"))] if setting(run, "model", "radapt") is not None else []
+    own = [str(setting(run, "model", "name"))] if defended(run) else []
     return ([] if base is None else [base]) + own
 
 
@@ -333,8 +334,9 @@ def _key(run: Run) -> _Key:
     attack = setting(run, "attack") or {}
     named = {key: value for key, value in attack.items() if key not in ("threat", "surrogate", "eps_8bit")}
     rest = {**_context(run), "seed": run.settings.get("seed"), "attack": _filled(named)}
-    radapt = setting(run, "model", "radapt")
-    return setting(run, "model", "name"), _canonical(radapt), _canonical(rest)
+    model = setting(run, "model")
+    defence = [model["radapt"], model.get("defence")] if defended(run) else None
+    return setting(run, "model", "name"), _canonical(defence), _canonical(rest)
 
 
 def _context(run: Run) -> dict[str, Any]:
@@ -372,6 +374,9 @@ def _hidden(run: Run) -> dict[str, str]:
     context = {key: value for key, value in _context(run).items() if key not in ("task", "preset")}
     context |= {key: context[key][:8] for key in ("samples", "asked", "classes", "gallery") if key in context}
     rest = {"seed": run.settings.get("seed"), **{k: v for k, v in attack.items() if k not in shown}}
+    if defence := setting(run, "model").get("defence"):
+        code = (defence.get("plugin") or {}).get("sha256")
+        rest |= {"gradient": defence["gradient"], "EOT draws": defence.get("draws"), "plug-in": code and code[:8]}
     return {key.replace("_", " "): plain_value(value) for key, value in (context | rest).items()}
 
 

@@ -102,8 +102,8 @@ def _curves(table: Table) -> Iterator[tuple[str, list[Row], list[Row], list[Row]
             models[row.model].append(row)
         for model, rows in models.items():
             # the same model without its defence, never another one of the family
-            twin = model.split(" + R-Adapt (")[0] if rows[0].defended and " + R-Adapt (" in model else ""
-            yield model, rows, models.get(twin, []), family
+            stock = [own for name, own in models.items() if not own[0].defended and model.startswith(f"{name} + ")]
+            yield model, rows, stock[0] if stock and rows[0].defended else [], family
 
 
 def _panel(

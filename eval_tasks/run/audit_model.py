@@ -14,6 +14,7 @@ from eval_tasks.audit.suite import CHECKS, Advance, full_audit
 from eval_tasks.run.audit_of_run import target_of_run
 from eval_tasks.run.environment import environment
 from eval_tasks.run.options import Evaluation, select_samples
+from lvlm_radapt.defences.base import Defence, attach, defence_document
 from lvlm_radapt.loading.load import load_any
 from lvlm_radapt.utils.atomic_folder import check_new_folder
 from lvlm_radapt.utils.errors import UserError
@@ -35,14 +36,17 @@ def run_audit(
     announce: Callable[[str, int], Advance],
     tower: str | None = None,
     texts: str | None = None,
+    defence: Defence | None = None,
+    eot_draws: int | None = None,
     command: str = "",
     **place: Any,
 ) -> Audited:
     """Audit the model of that name under an attack, to be written to the folder `out` by `write_audit`.
 
     The attack is adaptive, with its own or the given number of steps; of the selected samples, those of the most
-    frequent canvas shape are used. texts: the model whose text side is asked, for a bare vision tower. `place`:
-    keywords of `load_any`. Raises UserError for what does not fit together, and at once where `out` cannot be written.
+    frequent canvas shape are used. texts: the model whose text side is asked, for a bare vision tower.
+    defence, eot_draws: as for `eval_tasks.api.run_evaluation`. `place`: keywords of `load_any`. Raises UserError for
+    what does not fit together, and at once where `out` cannot be written.
     """
     task, attack, options = asked.task, asked.attack, asked.options
     if attack is None or attack.threat != "adaptive" or attack.gradient_steps is None:
@@ -55,17 +59,22 @@ def run_audit(
         tower=tower,
         **place,
     )
+    attach(victim, defence, eot_draws)
     source = load_any(texts, device=victim.device, dtype=victim.dtype) if texts else None
     run = task.bind(victim, selection.everything, selection.samples, batch_size=options.batch_size, texts=source)
     run.check(attack, selection.samples)
-    chosen, pixels = on_one_canvas(victim, selection.samples)
+    chosen, pixels = on_one_canvas(victim, selection.samples, options.seed)
     target = target_of_run(run, chosen, pixels, attack, seed=options.seed)
     advance = announce(f"{Path(model).name} · {task.name} · audit", len(CHECKS))
     audit = full_audit(target, advance=advance)
     document = {
         "command": command,
         "environment": environment(),
-        "model": {"name": victim.label, "radapt": victim.radapt.to_dict() if victim.radapt else None},
+        "model": {
+            "name": victim.label,
+            "radapt": victim.radapt.to_dict() if victim.radapt else None,
+            **defence_document(victim),
+        },
         "task": task.name,
         "preset": task.preset,
         **run.settings(),

@@ -41,7 +41,7 @@ def audit_of_run(
     sound = [s for s in samples if s.id in attacked and attacked[s.id].failed is None]
 
     def target_of(count: int) -> AuditTarget:
-        chosen, pixels = on_one_canvas(run.model, sound[:count])
+        chosen, pixels = on_one_canvas(run.model, sound[:count], seed)
         made = None
         if not attack.stops_early:
             made = torch.stack([folder.load_image(s.id, attacked[s.id].image_sha256) for s in chosen])

@@ -5,8 +5,9 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
@@ -39,10 +40,28 @@ class _Radapt(_Part):
     anchor_from: str | None = None
 
 
+class _Plugin(_Part):
+    name: str
+    version: str | None = None
+    sha256: str | None = None
+
+
+class _Defence(_Part):
+    """One that is not R-Adapt."""
+
+    name: str
+    settings: dict[str, Any]
+    gradient: Literal["exact", "bpda"]
+    random: bool
+    draws: _Count | None = None
+    plugin: _Plugin | None = None
+
+
 class _Model(_Part):
     name: str = ""
     tuned_from: str | None = None
     radapt: _Radapt | None = None
+    defence: _Defence | None = None
 
 
 class _Attack(_Part):
@@ -155,6 +174,11 @@ def own_file(run: Path, *names: str) -> Path:
     if os.path.realpath(path) != os.path.join(os.path.realpath(run), *names):
         raise UserError(f"{path} is a link to another place: copy the file there, or remove the link")
     return path
+
+
+def is_defended(model: Mapping[str, Any]) -> bool:
+    """Whether run.json's `model` has a defence of any kind."""
+    return model["radapt"] is not None or model.get("defence") is not None
 
 
 def read_settings(folder: Path) -> dict[str, Any]:

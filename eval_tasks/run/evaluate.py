@@ -28,6 +28,7 @@ from eval_tasks.run.run_metrics import metrics
 from eval_tasks.run.score_batch import OUT_OF_MEMORY, canvas_groups, check_kept, score_batch
 from eval_tasks.run.threads import on_recorded_threads
 from eval_tasks.tasks.base import Task
+from lvlm_radapt.defences.base import defence_remarks
 from lvlm_radapt.models.base import PixelModel
 from lvlm_radapt.utils.errors import Unfinished, UserError
 from lvlm_radapt.utils.locking import Lock
@@ -83,7 +84,7 @@ def evaluate(
     run = task.bind(
         model, selection.everything, samples, batch_size=options.batch_size, surrogate=surrogate, texts=texts
     )
-    more = run.remarks()
+    more = [*run.remarks(), *defence_remarks(model)]
     run.check(attack, samples)
     if attack is not None:
         more += _remarks(model, surrogate, attack, samples[0])
@@ -156,7 +157,7 @@ def evaluate(
             def attacked(one: str) -> torch.Tensor:
                 return folder.load_image(one, sums[one])
 
-            more, said = run.closing(attacked if attack is not None else None)
+            more, said = run.closing(attacked if attack is not None else None, options.seed)
             found = metrics(records, task, attack, [*remarks, *said], time.monotonic() - started) | more
             if attack is not None and attack.threat == "adaptive":
                 running.stage("audit")

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from eval_tasks.run.documents import is_defended
 from eval_tasks.run.records import Run
 from lvlm_radapt.utils.errors import UserError
 
@@ -15,8 +16,27 @@ EARLIER = "an earlier rule"
 
 def model_label(run: Run) -> str:
     """`tiny-llava`, or `tiny-llava + R-Adapt (cutoff 40, alpha 1, interpolate, white)`."""
-    name, radapt = setting(run, "model", "name"), setting(run, "model", "radapt")
-    return str(name) if radapt is None else f"{name} + R-Adapt ({_radapt_text(radapt)})"
+    setting(run, "model", "name"), setting(run, "model", "radapt")
+    return model_words(setting(run, "model"))
+
+
+def model_words(model: Mapping[str, Any]) -> str:
+    """The same of the entry `model` in run.json or audit.json. A plug-in goes by its whole path, never by a name that
+    it gives itself."""
+    said, defence = [str(model["name"])], model.get("defence")
+    if model["radapt"] is not None:
+        said.append(f"R-Adapt ({_radapt_text(model['radapt'])})")
+    if defence is not None:
+        settings = ", ".join(f"{key} {plain_value(value)}" for key, value in defence["settings"].items())
+        name = defence["plugin"]["name"] if defence.get("plugin") else defence["name"]
+        said.append(f"{name} ({settings})" if settings else name)
+    return " + ".join(said)
+
+
+def defended(run: Run) -> bool:
+    """Whether the run's model had a defence of any kind."""
+    setting(run, "model", "radapt")
+    return is_defended(setting(run, "model"))
 
 
 def base_of(run: Run) -> str | None:
@@ -27,7 +47,7 @@ def base_of(run: Run) -> str | None:
 
 def judged(run: Run) -> bool:
     """Whether the run's model is measured against an undefended one: it has a defence, or its weights have a base."""
-    return setting(run, "model", "radapt") is not None or base_of(run) is not None
+    return defended(run) or base_of(run) is not None
 
 
 def is_named(run: Run, model: str) -> bool:

@@ -13,6 +13,7 @@ from eval_tasks.config.presets import Protocol
 from eval_tasks.crafting.attack import Attack
 from eval_tasks.data import Sample, check_images, select, skip_missing
 from eval_tasks.tasks.base import Task, TaskRun
+from lvlm_radapt.defences.base import defence_document
 from lvlm_radapt.loading.quantised import quantisation_of
 from lvlm_radapt.models.base import PixelModel
 from lvlm_radapt.utils.errors import UserError
@@ -101,6 +102,7 @@ def run_document(run: TaskRun, attack: Attack | None, options: EvalOptions, comm
             **({} if model.tuned_from is None else {"tuned_from": model.tuned_from}),
             "max_pixels": model.max_pixels,
             "radapt": model.radapt.to_dict() if model.radapt else None,
+            **defence_document(model),
             "dtype": str(model.dtype).removeprefix("torch."),
             "quantize": quantisation_of(model.hf),
             "device": model.device.type,

@@ -12,6 +12,7 @@ from eval_tasks.config.presets import names
 from eval_tasks.crafting.attack import Attack
 from eval_tasks.data import Sample
 from eval_tasks.data.selection import ids_digest
+from eval_tasks.run.documents import is_defended
 from eval_tasks.run.records import Run, read_run
 from lvlm_radapt.utils.budget import parse_eps
 from lvlm_radapt.utils.errors import UserError
@@ -92,7 +93,7 @@ def image_source(
     if any(run.settings.get(key) != document.get(key) for key in ("classes", "gallery")):
         raise UserError(f"run {images_from} was made among other classes or captions, or asked for by other templates")
     victim = run.settings["model"]
-    twin = victim["name"] == document["model"]["name"] and victim["radapt"] is None
+    twin = victim["name"] == document["model"]["name"] and not is_defended(victim)
     # None is the undefended model, as when the images are crafted anew
     surrogate = made["surrogate"] or (None if twin else victim["name"])
     return run, document | {

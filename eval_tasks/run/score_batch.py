@@ -54,6 +54,7 @@ def score_batch(
     """
     started = time.monotonic()
     model = run.model
+    batch = batch.with_seeds([sample_seed(seed, s.id) for s in samples])
 
     def answer(of: PixelBatch) -> list[Scored]:
         with model.naming_size(of):

@@ -116,7 +116,7 @@ class TaskRun(ABC):
 
     def answers(self, pixels: PixelBatch, samples: Sequence[Sample]) -> list[str]:
         """What the model says to the images of `pixels`."""
-        return self.batch(samples).answers(SourceModel(self.model, pixels), pixels.x, range(len(samples)))
+        return self.batch(samples).answers(SourceModel(self.model, pixels, "scored"), pixels.x, range(len(samples)))
 
     def grade(self, answers: Sequence[str], samples: Sequence[Sample]) -> list[float]:
         """The score of each answer in the task's metric."""
@@ -139,7 +139,7 @@ class TaskRun(ABC):
             known = replace(self.batch(samples, source=source), clean=clean, tell=tell)
             return attack.craft(view, pixels, known, seeds)
 
-    def closing(self, attacked: Callable[[str], Tensor] | None) -> tuple[dict[str, Any], list[str]]:
+    def closing(self, attacked: Callable[[str], Tensor] | None, seed: int) -> tuple[dict[str, Any], list[str]]:
         """What metrics.json and its notes say beyond the samples' scores, once all is done. attacked: the attacked
-        image of a sample, uint8 [3, H, W]; None in a clean run."""
+        image of a sample, uint8 [3, H, W]; None in a clean run. seed: the run's."""
         return {}, []

@@ -16,6 +16,7 @@ from torch import Tensor
 from attacks.eight_bit import from_8bit
 from eval_tasks.crafting.attack import Attack
 from eval_tasks.crafting.batches import CaptionBatch, SampleBatch
+from eval_tasks.crafting.crafted import sample_seed
 from eval_tasks.crafting.source_model import SourceModel
 from eval_tasks.data import Sample, chunks, image_key, open_image
 from eval_tasks.data.selection import ids_digest
@@ -118,11 +119,11 @@ class RetrievalRun(TaskRun):
             space=self.space if source is None or self._other is None else self._other,
         )
 
-    def closing(self, attacked: Callable[[str], Tensor] | None) -> tuple[dict[str, Any], list[str]]:
+    def closing(self, attacked: Callable[[str], Tensor] | None, seed: int) -> tuple[dict[str, Any], list[str]]:
         """Recall of all samples in both directions; text to image, every image of the gallery is an attacked one."""
-        found = {"clean": self._recalls(None)}
+        found = {"clean": self._recalls(None, seed)}
         if attacked is not None:
-            found["adversarial"] = self._recalls(attacked)
+            found["adversarial"] = self._recalls(attacked, seed)
         notes = []
         for direction, words in DIRECTIONS.items():
             said = [
@@ -133,7 +134,7 @@ class RetrievalRun(TaskRun):
         return {"retrieval": found}, notes
 
     @torch.no_grad()
-    def _recalls(self, attacked: Callable[[str], Tensor] | None) -> dict[str, Any]:
+    def _recalls(self, attacked: Callable[[str], Tensor] | None, seed: int) -> dict[str, Any]:
         cosines = []
         for some in chunks(self.samples, self.batch_size):
             by_shape: dict[tuple[int, int], list[int]] = {}
@@ -142,7 +143,8 @@ class RetrievalRun(TaskRun):
                 by_shape.setdefault(self.model.canvas(image), []).append(row)
             rows = torch.empty(len(some), len(self.corpus.texts))
             for alike in by_shape.values():
-                batch = self.model.pixels([images[row] for row in alike])
+                seeds = [sample_seed(seed, some[row].id) for row in alike]
+                batch = self.model.pixels([images[row] for row in alike]).with_seeds(seeds)
                 if attacked is not None:
                     made = torch.stack([from_8bit(attacked(some[row].id)) for row in alike])
                     batch = batch.replace(made.to(batch.x.device))

@@ -15,10 +15,13 @@ from torch import Tensor
 
 from attacks import apgd, embedding_loss
 from attacks.eight_bit import from_8bit, to_8bit
+from attacks.eot import mean_over_draws
 from attacks.eps import eps_text
+from attacks.losses import LossFn
 from eval_tasks.crafting.embedding import Embedding
 from lvlm_radapt.chat.commands import Attack, Side
 from lvlm_radapt.chat.transcript import write_transcript
+from lvlm_radapt.defences.base import Defence, defence_document
 from lvlm_radapt.defences.radapt.config import RAdaptConfig
 from lvlm_radapt.models.base import LVLM, PixelBatch
 from lvlm_radapt.models.robustify import robustify
@@ -79,12 +82,12 @@ class Session:
         self.model = model
         self.compare = compare
         self.max_new_tokens = max_new_tokens
-        self.given_defence = compare and model.radapt is None
+        self.given_defence = compare and model.defence is None
         if self.given_defence:
             robustify(model)
         self.exchanges: list[Exchange] = []
         self.events: list[dict[str, Any]] = []
-        self._defended = model.radapt is not None
+        self._defended = model.defence is not None
         self._clean: PixelBatch | None = None
         self._attacked: Tensor | None = None  # uint8, what _clean's pixels were made into
 
@@ -96,9 +99,9 @@ class Session:
         return ("defended",) if self._defended else ("plain",)
 
     @property
-    def defence(self) -> RAdaptConfig | None:
+    def defence(self) -> Defence | RAdaptConfig | None:
         """The defence in the model, be it switched off; None where there is none."""
-        return self.model.radapt
+        return self.model.defence
 
     @property
     def is_attacked(self) -> bool:
@@ -202,7 +205,8 @@ class Session:
             pictures["canvas"] = (self._clean.x[0].double() * 255).round().to(torch.uint8)
         if self._attacked is not None:
             pictures["adversarial"] = self._attacked[0]
-        defence = None if self.defence is None else self.defence.to_dict()
+        radapt = None if self.defence is None else self.defence.to_dict()
+        defence = defence_document(self.model).get("defence", radapt)
         about = {
             "model": self.model.label,
             "defence": defence,
@@ -221,23 +225,33 @@ class Session:
         prompt = _prompt(side, last.question, before)
         text = _said(last.first, side) if target is None else target
 
-        def nll(x: Tensor) -> Tensor:
-            with self._as(side):
-                return self.model.loss(clean.replace(x), [prompt], [text])
+        def loss_of(draw: int) -> LossFn:
+            def nll(x: Tensor, index: list[int]) -> Tensor:
+                with self._as(side):
+                    return self.model.loss(_drawn(clean, draw).replace(x), [prompt], [text])
 
-        return nll, text
+            return nll
+
+        return self._over_draws(side, loss_of), text
 
     def _distance(self, clean: PixelBatch, side: Side) -> Callable[[Tensor], Tensor]:
         """How far the image tokens are from the clean ones, as `--attack embedding` has it."""
         usual = Embedding(name="embedding", eps=1.0)
         at, distance = usual.at, usual.distance
 
-        def features(x: Tensor, index: list[int]) -> Tensor:
-            with self._as(side):
-                return self.model.features(clean.replace(x), at=at)
+        def loss_of(draw: int) -> LossFn:
+            def features(x: Tensor, index: list[int]) -> Tensor:
+                with self._as(side):
+                    return self.model.features(_drawn(clean, draw).replace(x), at=at)
 
-        with torch.no_grad():
-            loss = embedding_loss(features, features(clean.x, [0]), distance=distance)
+            with torch.no_grad():
+                return embedding_loss(features, features(clean.x, [0]), distance=distance)
+
+        return self._over_draws(side, loss_of)
+
+    def _over_draws(self, side: Side, loss_of: Callable[[int], LossFn]) -> Callable[[Tensor], Tensor]:
+        """The mean of the losses over the draws of a random defence, on the side that has it."""
+        loss = mean_over_draws(loss_of, self.model.draws if side == "defended" else 1)
         return lambda x: loss(x, [0])
 
     def _answers(self, question: str, before: Sequence[Exchange], on_text: OnText) -> dict[Side, str]:
@@ -282,6 +296,11 @@ class Session:
     def _forget(self) -> None:
         self.exchanges.clear()
         self._attacked = None
+
+
+def _drawn(clean: PixelBatch, draw: int) -> PixelBatch:
+    """The image with that draw of a random defence, which is not the one of the answers."""
+    return clean.with_seeds([draw + 1])
 
 
 def _prompt(side: Side, question: str, before: Sequence[Exchange]) -> tuple[str, ...]:

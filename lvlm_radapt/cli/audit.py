@@ -9,11 +9,15 @@ import typer
 
 from lvlm_radapt.cli.app import app, console
 from lvlm_radapt.cli.asking import attack_of, evaluation_of, protocol_of
+from lvlm_radapt.cli.defending import defence_of
 from lvlm_radapt.cli.group import leave_it_to_the_first
 from lvlm_radapt.cli.options import (
+    DefenceOption,
+    DefenceSetOption,
     DeviceMapOption,
     DeviceOption,
     DtypeOption,
+    EotDrawsOption,
     EpsOption,
     LogJsonOption,
     ModelArgument,
@@ -52,6 +56,9 @@ def audit(
     preset: PresetOption = None,
     batch_size: Annotated[int, typer.Option(min=1, max=MOST, help="Images at a time.")] = 16,
     tokenizer: TokenizerOption = TokenizerChoice.ptb,
+    defence: DefenceOption = None,
+    defence_set: DefenceSetOption = None,
+    eot_draws: EotDrawsOption = None,
     tower: TowerOption = None,
     texts: TextsOption = None,
     device: DeviceOption = "auto",
@@ -70,6 +77,7 @@ def audit(
     from eval_tasks.run.audit_model import run_audit
 
     protocol = protocol_of(preset, model)
+    chosen_defence = defence_of(defence, defence_set, eot_draws)
     place = place_of(device, dtype, quantize, device_map, model=model)
     plan = attack_of(attack, protocol, place, eps=eps, norm=norm, steps=steps, target=target)
     asked = evaluation_of(
@@ -84,6 +92,8 @@ def audit(
                 announce=announce,
                 tower=tower,
                 texts=texts,
+                defence=chosen_defence,
+                eot_draws=eot_draws,
                 command=command_line(),
                 **place,
             )

@@ -8,8 +8,11 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from lvlm_radapt.cli.app import app, console
+from lvlm_radapt.cli.defending import defence_of
 from lvlm_radapt.cli.options import (
     ConversationOption,
+    DefenceOption,
+    DefenceSetOption,
     DeviceMapOption,
     DeviceOption,
     DtypeOption,
@@ -24,6 +27,9 @@ from lvlm_radapt.utils.errors import UserError
 if TYPE_CHECKING:
     from PIL import Image
 
+    from lvlm_radapt.defences.base import Defence
+    from lvlm_radapt.models.base import LVLM
+
 
 @app.command()
 def chat(
@@ -37,6 +43,8 @@ def chat(
         str | None, typer.Option(help="For --web: whom to listen to; 127.0.0.1, this machine alone.")
     ] = None,
     port: Annotated[int | None, typer.Option(min=0, max=65535, help="For --web: 7860, 0 for any free one.")] = None,
+    defence: DefenceOption = None,
+    defence_set: DefenceSetOption = None,
     max_new_tokens: Annotated[int, typer.Option(min=1, max=MOST, help="The longest answer, in tokens.")] = 256,
     device: DeviceOption = "auto",
     device_map: DeviceMapOption = None,
@@ -53,11 +61,15 @@ def chat(
     from lvlm_radapt.chat.session import Session
     from lvlm_radapt.chat.terminal import run_chat
     from lvlm_radapt.chat.web import check_web, listening, serve
+    from lvlm_radapt.defences.radapt.defence import RAdapt
     from lvlm_radapt.loading.load import load_model
     from lvlm_radapt.utils.images import open_image
 
     if image is not None:
         open_image(image)  # a mistake there shows before the model is loaded
+    chosen = defence_of(defence, defence_set)
+    if web and not isinstance(chosen, RAdapt | None):
+        raise UserError("--web shows the settings of R-Adapt: leave --defence out, or chat in the terminal")
     place = place_of(device, dtype, quantize, device_map, model=model, max_pixels=max_pixels)
     place["conversation"] = conversation
     if web:
@@ -65,7 +77,7 @@ def chat(
         host = host or "127.0.0.1"
         with listening(host, 7860 if port is None else port) as bound:
             serve(
-                load_model(model, **place),
+                _defended(load_model(model, **place), chosen),
                 bound,
                 host=host,
                 samples=_samples(model, image),
@@ -76,9 +88,15 @@ def chat(
         return
     if host is not None or port is not None:
         raise UserError("--host and --port are for --web: add it, or leave them out")
-    loaded = load_model(model, **place)
+    loaded = _defended(load_model(model, **place), chosen)
     hint = _embedded_prompts() if default_preset(model) == "scenes" else None
     run_chat(Session(loaded, compare=compare, max_new_tokens=max_new_tokens), image=image, hint=hint)
+
+
+def _defended(model: LVLM, defence: Defence | None) -> LVLM:
+    if defence is not None:
+        defence.attach(model)
+    return model
 
 
 def _embedded_prompts() -> str:

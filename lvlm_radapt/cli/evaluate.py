@@ -9,11 +9,15 @@ import typer
 
 from lvlm_radapt.cli.app import app, console
 from lvlm_radapt.cli.asking import attack_of, evaluation_of, protocol_of
+from lvlm_radapt.cli.defending import defence_of
 from lvlm_radapt.cli.group import Processes, is_first
 from lvlm_radapt.cli.options import (
+    DefenceOption,
+    DefenceSetOption,
     DeviceMapOption,
     DeviceOption,
     DtypeOption,
+    EotDrawsOption,
     HalfChoice,
     LogJsonOption,
     MaxPixelsOption,
@@ -81,6 +85,9 @@ def eval_(
         int, typer.Option(min=1, max=MOST, help="Samples of a unit of work; a kill costs at most one.")
     ] = 64,
     tokenizer: TokenizerOption = TokenizerChoice.ptb,
+    defence: DefenceOption = None,
+    defence_set: DefenceSetOption = None,
+    eot_draws: EotDrawsOption = None,
     tower: TowerOption = None,
     texts: TextsOption = None,
     device: DeviceOption = "auto",
@@ -127,6 +134,7 @@ def eval_(
         taken = taken_from(images_from, given | {"task": task})
         flags, ids, threat = taken.flags, taken.ids, threat or ThreatName.transfer
     protocol = protocol_of(flags["preset"], model)
+    chosen_defence = defence_of(defence, defence_set, eot_draws)
     place = place_of(device, dtype, quantize, device_map, model=model, max_pixels=max_pixels)
     chosen = attack_of(
         flags["attack"] or "none",
@@ -165,6 +173,8 @@ def eval_(
             announce=announce,
             tower=tower,
             texts=texts,
+            defence=chosen_defence,
+            eot_draws=eot_draws,
             surrogate=surrogate,
             images_from=images_from,
             resume=resume or restarted(),

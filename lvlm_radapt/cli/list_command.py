@@ -20,15 +20,20 @@ if TYPE_CHECKING:
 def list_(
     what: Annotated[Listing | None, typer.Argument(help="What to list; everything when left out.")] = None,
 ) -> None:
-    """List the embedded models, tasks, attacks and presets."""
+    """List the embedded models, defences, tasks, attacks and presets."""
     leave_it_to_the_first()
     from eval_tasks.config import presets
+    from lvlm_radapt.defences.registry import DEFENCES
     from lvlm_radapt.experiments.compare.preset import load_comparison
     from lvlm_radapt.loading.locate import EMBEDDED, embedded_models
     from lvlm_radapt.models.families import encoder_families, lvlm_families
+    from lvlm_radapt.utils.plugins import available, summary
 
     def attack_text(name: str) -> str:
         return presets.load_attack(name).description
+
+    def defence_text(name: str, package: str) -> str:
+        return f"of the package {package}" if package else summary(DEFENCES[name])
 
     def read_by(families: Mapping[str, Family]) -> dict[str, str]:
         return {kind: f"checkpoints of {family.available[kind]}" for kind, family in families.items()}
@@ -38,6 +43,11 @@ def list_(
             "models inside the package": {name: EMBEDDED[name] for name in embedded_models()},
             "families, by model_type (original LLaVA too)": read_by(lvlm_families()),
             "image encoders, for imagefolder and --surrogate (and open_clip files)": read_by(encoder_families()),
+        },
+        Listing.defences: {
+            "defences, for --defence (or your own class, as pkg.module:Name)": {
+                name: defence_text(name, package) for name, package in available("defence", DEFENCES).items()
+            }
         },
         Listing.tasks: {"tasks": {name: presets.load_task_config(name).description for name in presets.names("tasks")}},
         Listing.attacks: {"attacks": {name: attack_text(name) for name in presets.names("attacks")}},

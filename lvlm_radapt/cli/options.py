@@ -68,6 +68,7 @@ class Spread(StrEnum):
 
 class Listing(StrEnum):
     models = "models"
+    defences = "defences"
     tasks = "tasks"
     attacks = "attacks"
     presets = "presets"
@@ -115,6 +116,24 @@ LogJsonOption = Annotated[
 ]
 DeviceMapOption = Annotated[
     Spread | None, typer.Option(help="Spread the model over GPUs and memory (accelerate), in place of --device.")
+]
+
+DefenceOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAME", help="Put this in front of MODEL: jpeg, random-resize, radapt ... (list defences), or your own "
+        "class as pkg.module:Name. Its code then runs here.",
+    ),
+]  # fmt: skip
+DefenceSetOption = Annotated[
+    list[str] | None,
+    typer.Option(metavar="KEY=VALUE", help="A setting of --defence, such as quality=60; give it once for each."),
+]
+EotDrawsOption = Annotated[
+    int | None,
+    typer.Option(
+        min=1, max=MOST, help="An attack averages over so many draws of a random --defence (EOT).", show_default="10"
+    ),
 ]
 
 TargetOption = Annotated[str | None, typer.Option(help="The text --attack targeted wants the model to say.")]

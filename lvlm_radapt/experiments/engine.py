@@ -101,7 +101,7 @@ class Sweep:
         surrogate = images_from = None
         if threat == "transfer":
             # a model with a defence in it is its own surrogate, the defence switched off
-            surrogate = self._undefended[trial.base] if model.radapt is None else None
+            surrogate = self._undefended[trial.base] if model.defence is None else None
             if row != self._first:
                 images_from = self.runs[self._first, trial.column, self._source(trial), trial.eps].path
         run = evaluate(

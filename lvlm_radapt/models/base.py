@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from dataclasses import replace as dataclass_replace
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
@@ -19,6 +19,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from attacks.auto_batch import out_of_memory
+from lvlm_radapt.defences.base import derived_seed
 from lvlm_radapt.models.checks import check_finite, check_normalisation
 from lvlm_radapt.models.conversations import CONVERSATIONS, Conversation, Prompt
 from lvlm_radapt.models.language import greedy, left_pad, right_pad, target_nll, target_positions
@@ -27,10 +28,13 @@ from lvlm_radapt.models.text import PromptEncoder, renderer
 from lvlm_radapt.utils.errors import UserError
 
 if TYPE_CHECKING:
+    from lvlm_radapt.defences.base import Defence
     from lvlm_radapt.defences.radapt.config import RAdaptConfig
 
 Geometry = Literal["stock", "pad"]
 FeaturePoint = Literal["tower", "projector"]
+EOT_DRAWS = 10
+"""Draws of a random defence that an attack averages over, unless another number is given."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +44,8 @@ class PixelBatch:
     x: float32 [B, 3, H, W] in [0, 1], RGB, after resize, crop and pad, before normalisation.
     meta: one dict an image: `size` (height, width of the original), `canvas` (H, W); for Qwen `grid`
         (1, patches high, patches wide); for LLaVA-NeXT and OneVision, whose canvas is a stack of views, `crops`
-        (how many high, how many wide) and `tokens` (image tokens in the text).
+        (how many high, how many wide) and `tokens` (image tokens in the text); where one was given, the `seed` of
+        what a random defence draws for the image.
     """
 
     x: Tensor
@@ -66,6 +71,16 @@ class PixelBatch:
             raise ValueError(f"x must keep its shape {tuple(self.x.shape)}, got {tuple(x.shape)}")
         return dataclass_replace(self, x=x)
 
+    @property
+    def seeds(self) -> list[int]:
+        """What a random defence draws for each image comes from these; 0 where none was given."""
+        return [int(meta.get("seed", 0)) for meta in self.meta]
+
+    def with_seeds(self, seeds: Sequence[int]) -> PixelBatch:
+        """The same images with these seeds, one an image."""
+        meta = tuple({**meta, "seed": seed} for meta, seed in zip(self.meta, seeds, strict=True))
+        return dataclass_replace(self, meta=meta)
+
 
 class PixelModel(ABC):
     """A frozen network that sees images: what an encoder and an LVLM have in common.
@@ -77,6 +92,8 @@ class PixelModel(ABC):
     revision: the hub's commit of the checkpoint, where it comes from there.
     tuned_from: the model that its weights were fine-tuned from, as that model's runs name it.
     max_pixels: the largest canvas that was asked for, in place of the checkpoint's own.
+    attached: the defence that `Defence.attach` put in; R-Adapt is in the tower's hooks instead. See `defence`.
+    eot_draws: over how many draws an attack averages where the defence is random.
     """
 
     views_apart: ClassVar[bool] = False
@@ -96,6 +113,8 @@ class PixelModel(ABC):
         self.revision: str | None = None
         self.tuned_from: str | None = None
         self.max_pixels: int | None = None
+        self.attached: Defence | None = None
+        self.eot_draws = EOT_DRAWS
         if geometry not in ("stock", "pad"):
             raise UserError(f"{name}: geometry {geometry!r} is unknown, choose stock or pad")
         if not image_processor.do_rescale or abs(image_processor.rescale_factor * 255 - 1) > 1e-6:
@@ -114,9 +133,27 @@ class PixelModel(ABC):
         """(H, W) that `pixels` would give this image, without touching its pixels."""
 
     @abstractmethod
+    def tower_input(self, batch: PixelBatch) -> Tensor:
+        """The images of `batch` as the vision tower takes them, without any defence: normalised, [B, 3, H, W] or the
+        family's own rows of patches, differentiable in `batch.x`."""
+
+    def view_height(self, batch: PixelBatch) -> int:
+        """How many rows of the canvas belong to one view; all of them unless it is a stack of views."""
+        return batch.x.shape[-2]
+
     def pixel_values(self, batch: PixelBatch) -> Tensor:
-        """What the vision tower takes: normalised, [B, 3, H, W] or the family's own rows of patches, differentiable in
-        `batch.x`."""
+        """What the vision tower takes, behind the defence: [B, 3, H, W] or rows of patches, as `tower_input` has it."""
+        return self.tower_input(self._behind_defence(batch))
+
+    def _behind_defence(self, batch: PixelBatch) -> PixelBatch:
+        if self.attached is None:
+            return batch
+        # every view is a picture of its own: [B, 3, V * h, W] -> [B * V, 3, h, W] and back
+        views = batch.x.unflatten(2, (-1, self.view_height(batch))).transpose(1, 2)
+        count = views.shape[1]
+        seeds = [derived_seed(seed, view) for seed in batch.seeds for view in range(count)]
+        seen = self.attached.seen(views.flatten(0, 1), seeds)
+        return batch.replace(seen.unflatten(0, (-1, count)).transpose(1, 2).flatten(2, 3))
 
     def run_tower(self, batch: PixelBatch) -> Any:
         """The tower's own output for these images, through every block, also those no language model reads."""
@@ -174,11 +211,34 @@ class PixelModel(ABC):
 
         return injected_config(self.hf)
 
-    def undefended(self) -> AbstractContextManager[Any]:
-        """Inside `with model.undefended():` the same weights run without filter and anchor."""
+    @property
+    def defence(self) -> Defence | None:
+        """The defence of this model, whichever it is; None where it has none."""
+        from lvlm_radapt.defences.radapt.defence import RAdapt
+
+        config = self.radapt
+        return self.attached if config is None or self.attached is not None else RAdapt(**config.to_dict())
+
+    @property
+    def draws(self) -> int:
+        """Over how many draws an attack on this model averages: 1 unless its defence is random."""
+        return self.eot_draws if self.is_random else 1
+
+    @property
+    def is_random(self) -> bool:
+        """Whether the defence draws at random."""
+        return self.attached is not None and self.attached.random
+
+    @contextmanager
+    def undefended(self) -> Iterator[None]:
+        """Inside `with model.undefended():` the same weights run without any defence. Not per thread."""
         from lvlm_radapt.defences.radapt.hooks import disabled
 
-        return disabled(self.hf)
+        with ExitStack() as stack:
+            stack.enter_context(disabled(self.hf))
+            if self.attached is not None:
+                stack.enter_context(self.attached.taken_out(self))
+            yield
 
     @property
     def image_mean(self) -> tuple[float, ...]:
@@ -217,7 +277,7 @@ class PixelModel(ABC):
             mine = self._meta(blank, self.canvas(blank))
             if mine["canvas"] != tuple(batch.x.shape[-2:]) or mine.get("crops") != theirs.get("crops"):
                 return None
-            metas.append(mine)
+            metas.append(mine | ({"seed": theirs["seed"]} if "seed" in theirs else {}))
         return PixelBatch(batch.x, tuple(metas))
 
     def normalise(self, x: Tensor) -> Tensor:

@@ -54,7 +54,7 @@ class CLIPEncoder(PixelModel):
             image = pad_to_square(image, self.image_mean)
         return clip_canvas_bytes(self.image_processor, image)
 
-    def pixel_values(self, batch: PixelBatch) -> Tensor:
+    def tower_input(self, batch: PixelBatch) -> Tensor:
         """[B, 3, H, W], normalised."""
         return self.normalise(batch.x)
 

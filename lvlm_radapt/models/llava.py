@@ -50,7 +50,7 @@ class LlavaLVLM(LVLM):
             image = pad_to_square(image, self.image_mean)
         return clip_canvas_bytes(self.image_processor, image)
 
-    def pixel_values(self, batch: PixelBatch) -> Tensor:
+    def tower_input(self, batch: PixelBatch) -> Tensor:
         """[B, 3, H, W], normalised; float32 even in half precision (the tower rounds after the filter)."""
         return self.normalise(batch.x)
 

@@ -76,9 +76,12 @@ class LlavaNextLVLM(LlavaLVLM):
         (packed,) = self._pack(views, [meta["size"]], torch.zeros(1))
         return {**meta, "crops": self._crops(image), "tokens": len(packed)}
 
-    def pixel_values(self, batch: PixelBatch) -> Tensor:
+    def tower_input(self, batch: PixelBatch) -> Tensor:
         """[B, views, 3, side, side], normalised."""
         return self.normalise(batch.x).unflatten(2, (-1, self._side)).transpose(1, 2).contiguous()
+
+    def view_height(self, batch: PixelBatch) -> int:
+        return self._side
 
     def _patches(self, batch: PixelBatch) -> int:
         return self._high**2

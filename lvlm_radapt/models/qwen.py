@@ -103,7 +103,7 @@ class QwenLVLM(LVLM):
             "grid": (1, canvas[0] // self._patch, canvas[1] // self._patch),
         }
 
-    def pixel_values(self, batch: PixelBatch) -> Tensor:
+    def tower_input(self, batch: PixelBatch) -> Tensor:
         """[B * gh * gw, 3 * T * p * p] normalised patch rows, image after image, in merge-block order."""
         return images_to_rows(self.normalise(batch.x), self._patch, self._merge, self._temporal)
 

@@ -6,9 +6,8 @@ from typing import TypeVar
 
 from lvlm_radapt.defences.radapt.anchor import Anchor
 from lvlm_radapt.defences.radapt.config import RAdaptConfig
-from lvlm_radapt.defences.radapt.hooks import inject
+from lvlm_radapt.defences.radapt.defence import RAdapt
 from lvlm_radapt.models.base import PixelModel
-from lvlm_radapt.towers.base import normalised_white
 
 Model = TypeVar("Model", bound=PixelModel)
 
@@ -24,5 +23,5 @@ def robustify(model: Model, config: RAdaptConfig | None = None, anchor: Anchor |
     UserError as for `inject`.
     """
     config = RAdaptConfig() if config is None else config
-    inject(model.hf, config, anchor, white=normalised_white(model.image_mean, model.image_std))
+    RAdapt(**config.to_dict()).attach(model, anchor)
     return model

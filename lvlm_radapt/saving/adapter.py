@@ -13,6 +13,7 @@ from importlib import metadata
 
 from safetensors.torch import save
 
+from lvlm_radapt.defences.base import refuse_attached
 from lvlm_radapt.defences.radapt.hooks import injected_anchor, injected_config, injected_white
 from lvlm_radapt.loading.adapter import load_adapter
 from lvlm_radapt.loading.adapter_files import (
@@ -44,6 +45,7 @@ def save_adapter(model: PixelModel, out: str | os.PathLike[str], *, notes: Mappi
 
     UserError when no defence is in the model, or `out` is not empty or cannot be written.
     """
+    refuse_attached(model, "saving it")
     config, white = injected_config(model.hf), injected_white(model.hf)
     anchor = injected_anchor(model.hf) if white is None else None
     if config is None:

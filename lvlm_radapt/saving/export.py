@@ -25,6 +25,7 @@ from typing import Any, Literal
 
 from torch import nn
 
+from lvlm_radapt.defences.base import refuse_attached
 from lvlm_radapt.defences.radapt.hooks import injected_anchor, injected_config, injected_white
 from lvlm_radapt.loading.export import load_export
 from lvlm_radapt.loading.export_files import (
@@ -71,6 +72,7 @@ def export_model(
     UserError when no defence is in the model, its weights are quantised, or `out` is not empty or cannot be
     written.
     """
+    refuse_attached(model, "exporting it")
     config, anchor, white = injected_config(model.hf), injected_anchor(model.hf), injected_white(model.hf)
     if config is None:
         raise UserError(f"{model.name} has no R-Adapt in it: call robustify() before exporting it")

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from attacks.pgd import pgd
+from lvlm_radapt.defences.base import refuse_attached
 from lvlm_radapt.defences.radapt.hooks import is_injected
 from lvlm_radapt.models.base import PixelBatch, PixelModel
 from lvlm_radapt.models.clip import CLIPEncoder
@@ -117,6 +118,7 @@ def finetune(
     """
     together = Alone() if together is None else together
     recipe = settings.recipe
+    refuse_attached(model, "fine-tuning it")
     if is_injected(model.hf):
         raise UserError(f"{model.name} has R-Adapt in it: fine-tune its base model, then robustify that")
     if recipe.batch_size % together.size:

@@ -29,6 +29,7 @@ from torch import Tensor
 from attacks.auto_batch import AutoBatch
 from attacks.losses import LossFn, embedding_loss
 from attacks.pgd import pgd
+from lvlm_radapt.defences.base import refuse_attached
 from lvlm_radapt.defences.radapt.anchor import Anchor, white_anchor
 from lvlm_radapt.defences.radapt.config import RAdaptConfig
 from lvlm_radapt.defences.radapt.hooks import inject, injected_mix, is_injected, remove
@@ -130,6 +131,7 @@ def learn_anchor(
             diverges, a state file that is there unasked, damaged, or of other settings, or that cannot be written.
     """
     settings = LearnSettings() if settings is None else settings
+    refuse_attached(model, "learning an anchor")
     if is_injected(model.hf):
         raise UserError(f"{model.name} has R-Adapt in it already: learn an anchor for the undefended model")
     if config.alpha == 0:

@@ -73,6 +73,11 @@ def is_plugin(kind: str, name: str) -> bool:
     return ":" in name or name in {point.name for point in metadata.entry_points(group=_group(kind))}
 
 
+def summary(cls: type) -> str:
+    """The first paragraph of a class's docstring on one line, "" without one."""
+    return one_line((inspect.getdoc(cls) or "").partition("\n\n")[0])
+
+
 def origin(made: object) -> Origin | None:
     """Which code an attack, defence or task is; None for ours. `made` may be an object, a class or a function."""
     cls: Any = made if isinstance(made, type) or inspect.isfunction(made) else type(made)

@@ -160,7 +160,7 @@ def shown(audit: Audit) -> str:
 @pytest.mark.parametrize("seed", [0, 1])
 def test_a_sound_subject_passes_every_check(seed):
     target = replace(sound(), seeds=[seed * 100 + i for i in range(B)])
-    audit = full_audit(target)
+    audit = full_audit(replace(target, draws=3, drawn=lambda times: target.loss))
     assert [f.name for f in audit.findings] == [check.name for check in CHECKS]
     assert {f.verdict for f in audit.findings} == {"pass"}, shown(audit)
     assert audit.verdict == "pass"

@@ -55,7 +55,7 @@ def test_the_short_form_costs_a_tenth_of_the_run_at_most(samples, steps):
     if samples * steps <= 14:
         assert budget.checks == ()
         assert "does not pay" in audit.skipped["gradients"]
-        assert audit.line().startswith("too little to judge (1 of 20 checks ran")
+        assert audit.line().startswith("too little to judge (1 of 21 checks ran")
 
 
 def test_a_flaw_is_one_however_few_checks_ran():
@@ -153,6 +153,6 @@ def test_the_report_shows_the_audits(make, tmp_path):
     assert "fail: adaptive against transfer" in page
     assert "not run: steps" in page
     few = make(spread(60, 1), None, attack(), metrics={"audit": audited(sound(), samples=2, steps=1).to_dict()})
-    assert "too little to judge (1 of 20 checks ran" in write_report([few], tmp_path / "few.html").read_text()
+    assert "too little to judge (1 of 21 checks ran" in write_report([few], tmp_path / "few.html").read_text()
     plain = write_report([runs[1]], tmp_path / "plain.html").read_text()
     assert "Audit" not in plain
