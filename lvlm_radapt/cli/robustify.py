@@ -22,7 +22,7 @@ from lvlm_radapt.cli.options import (
     QuantizeOption,
     TowerOption,
 )
-from lvlm_radapt.cli.placing import place_flags, place_of
+from lvlm_radapt.cli.placing import default_preset, place_flags, place_of
 from lvlm_radapt.cli.replacing import ReplaceOption, replace_in
 from lvlm_radapt.utils.bounds import MOST
 from lvlm_radapt.utils.errors import UserError
@@ -190,6 +190,8 @@ def robustify(
     console.tell(f"{out}: {model} protected by {made.config.describe()}")
     task, attack = ("imagefolder", "apgd-ce") if encoder else ("coco", "e2e")
     opened = place_flags(device, dtype, quantize, device_map)
+    if default_preset(model) != "scenes":  # the embedded models are checked by the tests
+        console.tell(f"first: lvlm-radapt check {out}{opened}")
     console.tell(
         f"next: lvlm-radapt eval {out} --task {task} --data DIR --attack {attack} --eps 4/255{opened} --out RUN"
     )

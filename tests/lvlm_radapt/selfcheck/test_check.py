@@ -234,3 +234,13 @@ def test_the_command_ends_with_2_where_a_check_fails(
     code, out, err = call(monkeypatch, capsys, "check", "no-such-model")
     assert code == 2
     assert out.startswith("fail     files and layout: model 'no-such-model' is unknown")
+
+
+def test_what_robustify_writes_of_a_model_of_the_user_s_is_to_be_checked_first(
+    llava: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for model, told in ((llava, True), ("tiny-llava", False)):
+        out = tmp_path / f"out-{told}"
+        code, said, _ = call(monkeypatch, capsys, "robustify", model, "--dtype", "bfloat16", "--out", out)
+        assert code == 0
+        assert (f"first: lvlm-radapt check {out} --dtype bfloat16\n" in said) == told
