@@ -73,9 +73,7 @@ def test_every_command_parses_and_names_tasks_attacks_and_presets_that_exist(pag
         attack = load_attack(given["attack"] or "none")
         if given.get("preset"):
             load_protocol(given["preset"])
-        parse_eps(
-            given["eps"] or "4/255", given["norm"].value if given["norm"] else attack.settings.get("norm", "Linf")
-        )
+        parse_eps(given["eps"] or "4/255", given["norm"] or attack.settings.get("norm", "Linf"))
 
 
 def test_the_commands_are_found_where_they_stand():

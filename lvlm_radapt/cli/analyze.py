@@ -64,7 +64,7 @@ def analyze(
     batch_size: Annotated[int, typer.Option(min=1, max=MOST, help="Images at a time.")] = 32,
     tower: TowerOption = None,
     device: DeviceOption = "auto",
-    dtype: DtypeOption = None,
+    dtype: DtypeOption = "auto",
 ) -> None:
     """Compare MODEL's vision tower with a robust twin: CKA, spectra, attention, and parts replaced one by one.
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lvlm_radapt.cli.options import NormName
+from lvlm_radapt.cli.options import Norm
 from lvlm_radapt.cli.placing import default_preset, device_named
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ def protocol_of(preset: str | None, model: str) -> Protocol:
 
 
 def attack_of(
-    attack: str, protocol: Protocol, place: dict[str, Any], *, norm: NormName | None = None, **flags: Any
+    attack: str, protocol: Protocol, place: dict[str, Any], *, norm: Norm | None = None, **flags: Any
 ) -> Attack | None:
     """The attack as the protocol wants it, None for none. place: of `place_of`; flags: keywords of `make_attack`."""
     from eval_tasks.config.presets import load_attack
@@ -32,7 +32,7 @@ def attack_of(
 
     return make_attack(
         attack if is_plugin("attack", attack) else protocol.adapt(load_attack(attack)),
-        norm=norm.value if norm else None,
+        norm=norm,
         device=device_named("auto") if place["device_map"] else place["device"],
         dtype=place["dtype"],
         **flags,

@@ -28,7 +28,6 @@ from lvlm_radapt.cli.options import (
     StepsOption,
     TargetOption,
     TextsOption,
-    TokenizerChoice,
     TokenizerOption,
     TowerOption,
 )
@@ -55,7 +54,7 @@ def audit(
     seed: SeedOption = None,
     preset: PresetOption = None,
     batch_size: Annotated[int, typer.Option(min=1, max=MOST, help="Images at a time.")] = 16,
-    tokenizer: TokenizerOption = TokenizerChoice.ptb,
+    tokenizer: TokenizerOption = "ptb",
     defence: DefenceOption = None,
     defence_set: DefenceSetOption = None,
     eot_draws: EotDrawsOption = None,
@@ -63,7 +62,7 @@ def audit(
     texts: TextsOption = None,
     device: DeviceOption = "auto",
     device_map: DeviceMapOption = None,
-    dtype: DtypeOption = None,
+    dtype: DtypeOption = "auto",
     quantize: QuantizeOption = None,
     log_json: LogJsonOption = None,
 ) -> None:
@@ -81,7 +80,7 @@ def audit(
     place = place_of(device, dtype, quantize, device_map, model=model)
     plan = attack_of(attack, protocol, place, eps=eps, norm=norm, steps=steps, target=target)
     asked = evaluation_of(
-        task, data, protocol, plan, samples=samples, seed=seed, batch_size=batch_size, tokenizer=tokenizer.value
+        task, data, protocol, plan, samples=samples, seed=seed, batch_size=batch_size, tokenizer=tokenizer
     )
     with JsonLines.to(log_json) as log, log.ended():
         with progress(log) as announce:

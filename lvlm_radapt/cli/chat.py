@@ -48,7 +48,7 @@ def chat(
     max_new_tokens: Annotated[int, typer.Option(min=1, max=MOST, help="The longest answer, in tokens.")] = 256,
     device: DeviceOption = "auto",
     device_map: DeviceMapOption = None,
-    dtype: DtypeOption = None,
+    dtype: DtypeOption = "auto",
     quantize: QuantizeOption = None,
     conversation: ConversationOption = None,
     max_pixels: MaxPixelsOption = None,

@@ -66,8 +66,8 @@ def compare(
         bool, typer.Option("--early-exit", help="For MODEL ROW...: a sample leaves once its answer scores 0.")
     ] = False,
     device: DeviceOption = "auto",
-    dtype: DtypeOption = None,
-    form: Annotated[TableFormat, typer.Option("--format", help="Of the table on stdout.")] = TableFormat.table,
+    dtype: DtypeOption = "auto",
+    form: Annotated[TableFormat, typer.Option("--format", help="Of the table on stdout.")] = "table",
     resume: Annotated[bool, typer.Option("--resume", help="Go on with a comparison that was stopped.")] = False,
     log_json: LogJsonOption = None,
 ) -> None:
@@ -112,9 +112,9 @@ def compare(
         table = write_results(compared, out, command=command_line())
     if log_json == "-":
         return
-    if form is TableFormat.markdown:
+    if form == "markdown":
         sys.stdout.write(readable(table.to_markdown()))
-    elif form is TableFormat.csv:
+    elif form == "csv":
         sys.stdout.write(table.to_csv())
     else:
         console.print(table.to_rich())

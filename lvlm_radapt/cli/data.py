@@ -10,7 +10,7 @@ import typer
 
 from lvlm_radapt.cli.app import console, data_app, progress_console
 from lvlm_radapt.cli.group import leave_it_to_the_first
-from lvlm_radapt.cli.options import SplitName
+from lvlm_radapt.cli.options import Split
 from lvlm_radapt.cli.resuming import progress
 from lvlm_radapt.utils.bounds import MOST
 from lvlm_radapt.utils.errors import UserError
@@ -21,8 +21,8 @@ def scenes(
     out: Annotated[Path, typer.Option(help="A new or empty folder.")],
     count: Annotated[int, typer.Option(min=2, max=MOST, help="How many scenes.")] = 500,
     split: Annotated[
-        SplitName, typer.Option(help="Disjoint by content: validation to choose settings on, test to score them.")
-    ] = SplitName.test,
+        Split, typer.Option(help="Disjoint by content: validation to choose settings on, test to score them.")
+    ] = "test",
     seed: Annotated[int, typer.Option(min=0, help="Another seed, other scenes.")] = 0,
     mixed: Annotated[bool, typer.Option("--mixed", help="Three aspect ratios instead of squares.")] = False,
     per_class: Annotated[
@@ -40,12 +40,12 @@ def scenes(
     from lvlm_radapt.embedded.dataset import write_scenes
 
     with progress() as announce:
-        classes = 32 if split is SplitName.train else 36  # no training scene shows a pair that is held out
+        classes = 32 if split == "train" else 36  # no training scene shows a pair that is held out
         advance = announce("drawing scenes", count + classes * per_class)
         written = write_scenes(
             out,
             count=count,
-            split=split.value,
+            split=split,
             seed=seed,
             mixed=mixed,
             per_class=per_class,

@@ -18,11 +18,10 @@ from lvlm_radapt.cli.options import (
     DeviceOption,
     DtypeOption,
     EotDrawsOption,
-    HalfChoice,
+    Half,
     LogJsonOption,
     MaxPixelsOption,
     ModelArgument,
-    NormName,
     NormOption,
     PresetOption,
     QuantizeOption,
@@ -30,8 +29,7 @@ from lvlm_radapt.cli.options import (
     StepsOption,
     TargetOption,
     TextsOption,
-    ThreatName,
-    TokenizerChoice,
+    Threat,
     TokenizerOption,
     TowerOption,
 )
@@ -58,7 +56,7 @@ def eval_(
         ),
     ] = None,
     threat: Annotated[
-        ThreatName | None,
+        Threat | None,
         typer.Option(help="adaptive: made through the defence; transfer: on the undefended model or --surrogate."),
     ] = None,
     surrogate: Annotated[str | None, typer.Option(help="Craft transfer images on this model.")] = None,
@@ -84,7 +82,7 @@ def eval_(
     chunk_size: Annotated[
         int, typer.Option(min=1, max=MOST, help="Samples of a unit of work; a kill costs at most one.")
     ] = 64,
-    tokenizer: TokenizerOption = TokenizerChoice.ptb,
+    tokenizer: TokenizerOption = "ptb",
     defence: DefenceOption = None,
     defence_set: DefenceSetOption = None,
     eot_draws: EotDrawsOption = None,
@@ -92,10 +90,10 @@ def eval_(
     texts: TextsOption = None,
     device: DeviceOption = "auto",
     device_map: DeviceMapOption = None,
-    dtype: DtypeOption = None,
+    dtype: DtypeOption = "auto",
     half: Annotated[
-        HalfChoice, typer.Option(help="Of an ensemble's first stages; auto: the attack's own on a GPU, none on a CPU.")
-    ] = HalfChoice.auto,
+        Half, typer.Option(help="Of an ensemble's first stages; auto: the attack's own on a GPU, none on a CPU.")
+    ] = "auto",
     early_exit: Annotated[
         bool, typer.Option("--early-exit", help="Adaptive e2e or ensemble: a sample leaves once its answer scores 0.")
     ] = False,
@@ -122,17 +120,17 @@ def eval_(
         "norm": norm,
         "steps": steps,
         "target": target,
-        "half": None if half is HalfChoice.auto else half.value,
+        "half": None if half == "auto" else half,
         "early_exit": early_exit or None,
         "samples": samples,
         "seed": seed,
         "preset": preset,
     }
-    flags: dict[str, Any] = given | {"half": half.value, "early_exit": early_exit}
+    flags: dict[str, Any] = given | {"half": half, "early_exit": early_exit}
     ids = None
     if images_from is not None:
         taken = taken_from(images_from, given | {"task": task})
-        flags, ids, threat = taken.flags, taken.ids, threat or ThreatName.transfer
+        flags, ids, threat = taken.flags, taken.ids, threat or "transfer"
     protocol = protocol_of(flags["preset"], model)
     chosen_defence = defence_of(defence, defence_set, eot_draws)
     place = place_of(device, dtype, quantize, device_map, model=model, max_pixels=max_pixels)
@@ -141,8 +139,8 @@ def eval_(
         protocol,
         place,
         eps="4/255" if flags["eps"] is None else flags["eps"],
-        threat=threat.value if threat else None,
-        norm=NormName(flags["norm"]) if flags["norm"] else None,
+        threat=threat,
+        norm=flags["norm"],
         **{name: flags[name] for name in ("steps", "target", "half", "early_exit")},
     )
     if chosen is None and surrogate is not None:
@@ -157,7 +155,7 @@ def eval_(
         ids=ids,
         chunk_size=chunk_size,
         batch_size=batch_size,
-        tokenizer=tokenizer.value,
+        tokenizer=tokenizer,
         skip_missing=skip_missing,
     )
     with (

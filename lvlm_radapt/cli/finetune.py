@@ -2,30 +2,21 @@
 
 from __future__ import annotations
 
-from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
 from lvlm_radapt.cli.app import app, console, progress_console
 from lvlm_radapt.cli.group import Processes, is_first
-from lvlm_radapt.cli.options import ConversationOption, DeviceOption, Dtype, MaxPixelsOption
+from lvlm_radapt.cli.options import ConversationOption, DeviceOption, MaxPixelsOption, Precision
 from lvlm_radapt.cli.placing import default_preset, device_named, place_flags
 from lvlm_radapt.cli.resuming import command_line, progress, resumable
 from lvlm_radapt.utils.bounds import MOST
 from lvlm_radapt.utils.errors import UserError
 
-
-class MethodName(StrEnum):
-    fare = "fare"
-    tecoa = "tecoa"
-    tga = "tga"
-
-
-class FeaturesName(StrEnum):
-    cls = "cls"
-    tokens = "tokens"
+Method = Literal["fare", "tecoa", "tga"]
+Features = Literal["cls", "tokens"]
 
 
 @app.command()
@@ -36,7 +27,7 @@ def finetune(
             metavar="ENCODER", help="An image encoder, or a vision-language model whose tower is tuned (FARE alone)."
         ),
     ],
-    method: Annotated[MethodName, typer.Option(help="TeCoA and TGA need classes, FARE any images.")],
+    method: Annotated[Method, typer.Option(help="TeCoA and TGA need classes, FARE any images.")],
     images: Annotated[
         Path, typer.Option(help="A folder of images; for TeCoA and TGA a folder of images for each class.")
     ],
@@ -58,7 +49,7 @@ def finetune(
         ),
     ] = None,
     features: Annotated[
-        FeaturesName | None,
+        Features | None,
         typer.Option(
             help="What FARE holds on to: the image embedding, or the patch tokens that language models read.",
             show_default="cls of an encoder, tokens of a vision-language model",
@@ -82,8 +73,8 @@ def finetune(
     bf16: Annotated[bool, typer.Option("--bf16", help="Run the networks under bfloat16 autocast.")] = False,
     resume: Annotated[bool, typer.Option("--resume", help="Go on where this command was stopped.")] = False,
     device: DeviceOption = "auto",
-    dtype: Annotated[Dtype, typer.Option(help="What the weights are written in; they are trained in float32.")] = (
-        Dtype.float32
+    dtype: Annotated[Precision, typer.Option(help="What the weights are written in; they are trained in float32.")] = (
+        "float32"
     ),
     conversation: ConversationOption = None,
     max_pixels: MaxPixelsOption = None,
@@ -115,10 +106,10 @@ def finetune(
         eps=None if eps is None else parse_eps(eps), steps=steps, batch_size=batch_size, lr=lr
     )
     alone = is_encoder(encoder)
-    if not alone and method is not MethodName.fare:
-        raise UserError(f"{encoder} has no texts to classify by: --method {method.value} is for encoders, use fare")
-    if features is not None and method is not MethodName.fare:
-        raise UserError(f"--features is FARE's: --method {method.value} has none, leave it out")
+    if not alone and method != "fare":
+        raise UserError(f"{encoder} has no texts to classify by: --method {method} is for encoders, use fare")
+    if features is not None and method != "fare":
+        raise UserError(f"--features is FARE's: --method {method} has none, leave it out")
     state = state_of(out.expanduser(), "training")
     work = (Processes.group or Group()).work(str(out))
     if resume and work.lead("made", lambda: made_before(out, state, LOG)):
@@ -126,7 +117,7 @@ def finetune(
         return
     work.lead("check", lambda: check_new_folder(out) and None)
     place = torch.device(device_named(device))
-    written = getattr(torch, dtype.value)
+    written = getattr(torch, dtype)
     model = load_any(
         encoder,
         device=place,
@@ -134,14 +125,14 @@ def finetune(
         conversation=conversation,
         max_pixels=max_pixels,
     )
-    found = TrainingImages.of(images, limit=limit, seed=seed, classes=method is not MethodName.fare)
+    found = TrainingImages.of(images, limit=limit, seed=seed, classes=method != "fare")
     if found.left_out:
         progress_console.tell(found.left_out)
     settings = FinetuneSettings(
-        method=method.value,
+        method=method,
         recipe=recipe,
         scope=scope,
-        features=features.value if features else "cls" if alone else "tokens",
+        features=features if features else "cls" if alone else "tokens",
         seed=seed,
         bf16=bf16,
         rank=rank,
@@ -159,7 +150,7 @@ def finetune(
     before, after = log.probes[0], log.probes[-1]
     counted = "weights" if rank is None else "numbers of low rank"
     console.tell(
-        f"{out}: {model.label} fine-tuned by {method.value}, {log.trained:,} {counted}, {len(found.files):,} images, "
+        f"{out}: {model.label} fine-tuned by {method}, {log.trained:,} {counted}, {len(found.files):,} images, "
         f"{len(log.losses):,} steps ({LOG} has each)",
     )
     console.tell(
@@ -167,7 +158,7 @@ def finetune(
         f"attacked {before.robust:.3f} -> {after.robust:.3f}",
     )
     use = f"LLAVA --tower {out}" if alone else str(out)
-    flags = place_flags(device, None if dtype is Dtype.float32 else dtype)
+    flags = place_flags(device, "auto" if dtype == "float32" else dtype)
     console.tell(
         f"next: lvlm-radapt eval {use} --task coco --data DIR --attack e2e --eps 4/255{flags} --out RUN",
     )

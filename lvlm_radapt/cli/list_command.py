@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 from rich.table import Table
 
 from lvlm_radapt.cli.app import app, console
 from lvlm_radapt.cli.group import leave_it_to_the_first
-from lvlm_radapt.cli.options import Listing
 
 if TYPE_CHECKING:
     from lvlm_radapt.models.family import Family
+
+
+Listing = Literal["models", "defences", "tasks", "attacks", "presets"]
 
 
 @app.command("list")
@@ -39,19 +41,19 @@ def list_(
         return {kind: f"checkpoints of {family.available[kind]}" for kind, family in families.items()}
 
     sections: dict[Listing, dict[str, dict[str, str]]] = {
-        Listing.models: {
+        "models": {
             "models inside the package": {name: EMBEDDED[name] for name in embedded_models()},
             "families, by model_type (original LLaVA too)": read_by(lvlm_families()),
             "image encoders, for imagefolder and --surrogate (and open_clip files)": read_by(encoder_families()),
         },
-        Listing.defences: {
+        "defences": {
             "defences, for --defence (or your own class, as pkg.module:Name)": {
                 name: defence_text(name, package) for name, package in available("defence", DEFENCES).items()
             }
         },
-        Listing.tasks: {"tasks": {name: presets.load_task_config(name).description for name in presets.names("tasks")}},
-        Listing.attacks: {"attacks": {name: attack_text(name) for name in presets.names("attacks")}},
-        Listing.presets: {
+        "tasks": {"tasks": {name: presets.load_task_config(name).description for name in presets.names("tasks")}},
+        "attacks": {"attacks": {name: attack_text(name) for name in presets.names("attacks")}},
+        "presets": {
             "presets": {name: presets.load_protocol(name).description for name in presets.names("protocols")},
             "comparisons": {name: load_comparison(name).description for name in presets.names("comparisons")},
             "recipes of finetune": {name: presets.load_recipe(name).description for name in presets.names("finetune")},

@@ -2,83 +2,24 @@
 
 from __future__ import annotations
 
-from enum import StrEnum
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
 from lvlm_radapt.utils.bounds import MOST
 
-
-class ThreatName(StrEnum):
-    adaptive = "adaptive"
-    transfer = "transfer"
-
-
-class NormName(StrEnum):
-    linf = "Linf"
-    l2 = "L2"
-
-
-class HalfChoice(StrEnum):
-    auto = "auto"
-    none = "none"
-    bfloat16 = "bfloat16"
-    float16 = "float16"
-
-
-class TokenizerChoice(StrEnum):
-    ptb = "ptb"
-    java = "java"
-
-
-class Dtype(StrEnum):
-    float32 = "float32"
-    bfloat16 = "bfloat16"
-    float16 = "float16"
-
-
-class MixName(StrEnum):
-    interpolate = "interpolate"
-    add = "add"
-
-
-class AnchorName(StrEnum):
-    white = "white"
-    guided = "guided"
-    learned = "learned"
-
-
-class Bits(StrEnum):
-    four = "4bit"
-    eight = "8bit"
-
-
-class SplitName(StrEnum):
-    train = "train"
-    validation = "validation"
-    test = "test"
-
-
-class Spread(StrEnum):
-    auto = "auto"
-    balanced = "balanced"
-    sequential = "sequential"
-
-
-class Listing(StrEnum):
-    models = "models"
-    defences = "defences"
-    tasks = "tasks"
-    attacks = "attacks"
-    presets = "presets"
-
-
-class TableFormat(StrEnum):
-    table = "table"
-    markdown = "markdown"
-    csv = "csv"
-
+Threat = Literal["adaptive", "transfer"]
+Norm = Literal["Linf", "L2"]
+Half = Literal["auto", "none", "bfloat16", "float16"]
+Tokenizer = Literal["ptb", "java"]
+Precision = Literal["float32", "bfloat16", "float16"]
+Dtype = Literal["auto", "float32", "bfloat16", "float16"]
+Mix = Literal["interpolate", "add"]
+Anchor = Literal["white", "guided", "learned"]
+Bits = Literal["4bit", "8bit"]
+Split = Literal["train", "validation", "test"]
+Spread = Literal["auto", "balanced", "sequential"]
+TableFormat = Literal["table", "markdown", "csv"]
 
 ModelArgument = Annotated[
     str,
@@ -86,7 +27,10 @@ ModelArgument = Annotated[
 ]
 DeviceOption = Annotated[str, typer.Option(help="cpu, cuda, cuda:1 ...; auto takes a GPU where there is one.")]
 DtypeOption = Annotated[
-    Dtype | None, typer.Option(help="What the weights are computed in.", show_default="an adapter's own, or float32")
+    Dtype,
+    typer.Option(
+        help="What the weights are computed in. auto: an adapter's own; else as stored on a GPU, float32 on a CPU."
+    ),
 ]
 ConversationOption = Annotated[
     str | None,
@@ -140,10 +84,10 @@ TargetOption = Annotated[str | None, typer.Option(help="The text --attack target
 EpsOption = Annotated[
     str, typer.Option(help="Budget in [0, 1] pixel units, 1/255 or more: 4/255, 0.0157; under L2 a length: 2.0.")
 ]
-NormOption = Annotated[NormName | None, typer.Option(help="Of the budget; the attack's own if left out.")]
+NormOption = Annotated[Norm | None, typer.Option(help="Of the budget; the attack's own if left out.")]
 StepsOption = Annotated[int | None, typer.Option(max=MOST, help="Gradient steps; the attack's own number if left out.")]
 SeedOption = Annotated[int | None, typer.Option(help="Draws the samples and the noise; the preset's if left out.")]
 PresetOption = Annotated[
     str | None, typer.Option(help="Protocol, by name or YAML file; scenes for embedded models, native for others.")
 ]
-TokenizerOption = Annotated[TokenizerChoice, typer.Option(help="For CIDEr.")]
+TokenizerOption = Annotated[Tokenizer, typer.Option(help="For CIDEr.")]

@@ -35,7 +35,7 @@ def device_named(name: str) -> str:
 
 def place_of(
     device: str,
-    dtype: Dtype | None,
+    dtype: Dtype,
     quantize: Bits | None,
     device_map: Spread | None,
     *,
@@ -51,24 +51,28 @@ def place_of(
         raise UserError("--device and --device-map exclude each other: leave one out")
     if device_map is not None and Processes.group is not None:
         raise UserError("--device-map spreads one model over all GPUs: run it as a single process, without a launcher")
+    place = "cpu" if device_map is not None else device_named(device)
+    known = torch.float32
+    if dtype != "auto":
+        known = getattr(torch, dtype)
+    elif model is not None:
+        known = stored_dtype(model, device_named("auto") if device_map is not None else place)
     return {
-        "device": "cpu" if device_map is not None else device_named(device),
-        "dtype": getattr(torch, dtype.value) if dtype else stored_dtype(model) if model else torch.float32,
-        "quantize": quantize.value if quantize else None,
-        "device_map": device_map.value if device_map else None,
+        "device": place,
+        "dtype": known,
+        "quantize": quantize,
+        "device_map": device_map,
         **({} if max_pixels is None else {"max_pixels": max_pixels}),
     }
 
 
-def place_flags(
-    device: str, dtype: Dtype | None, quantize: Bits | None = None, device_map: Spread | None = None
-) -> str:
+def place_flags(device: str, dtype: Dtype, quantize: Bits | None = None, device_map: Spread | None = None) -> str:
     """The flags that open a model where these did, as the next command is to have them; with a space in front."""
     given = {
         "--device": None if device == "auto" else device,
-        "--device-map": device_map and device_map.value,
-        "--dtype": dtype and dtype.value,
-        "--quantize": quantize and quantize.value,
+        "--device-map": device_map,
+        "--dtype": None if dtype == "auto" else dtype,
+        "--quantize": quantize,
     }
     return "".join(f" {flag} {value}" for flag, value in given.items() if value)
 

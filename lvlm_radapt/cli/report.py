@@ -20,7 +20,7 @@ def report(
     baseline: Annotated[
         Path | None, typer.Option(help="A run of the undefended model that all other models are measured against.")
     ] = None,
-    form: Annotated[TableFormat, typer.Option("--format", help="Of the table on stdout.")] = TableFormat.table,
+    form: Annotated[TableFormat, typer.Option("--format", help="Of the table on stdout.")] = "table",
 ) -> None:
     """Compare finished runs: one table (transfer and adaptive side by side) and one HTML report.
 

@@ -11,13 +11,13 @@ from lvlm_radapt.cli.anchors import LEARNED, AnchorChoice, made_anchor
 from lvlm_radapt.cli.app import app, console
 from lvlm_radapt.cli.group import leave_it_to_the_first
 from lvlm_radapt.cli.options import (
-    AnchorName,
+    Anchor,
     ConversationOption,
     DeviceMapOption,
     DeviceOption,
     DtypeOption,
     MaxPixelsOption,
-    MixName,
+    Mix,
     ModelArgument,
     QuantizeOption,
     TowerOption,
@@ -43,10 +43,10 @@ def robustify(
         float | None, typer.Option(help="Weight of the anchor; 0 leaves it out.", show_default="1")
     ] = None,
     mix: Annotated[
-        MixName | None, typer.Option(help="(1 - alpha) r + alpha A, or r + alpha A.", show_default="interpolate")
+        Mix | None, typer.Option(help="(1 - alpha) r + alpha A, or r + alpha A.", show_default="interpolate")
     ] = None,
     anchor: Annotated[
-        AnchorName | None,
+        Anchor | None,
         typer.Option(
             help="The encoder's own answer to white, a robust twin's, or a learned one.", show_default="white"
         ),
@@ -102,7 +102,7 @@ def robustify(
     ] = False,
     device: DeviceOption = "auto",
     device_map: DeviceMapOption = None,
-    dtype: DtypeOption = None,
+    dtype: DtypeOption = "auto",
     quantize: QuantizeOption = None,
     conversation: ConversationOption = None,
     max_pixels: MaxPixelsOption = None,
@@ -138,7 +138,7 @@ def robustify(
         return
     if export and fold:
         raise UserError("--export and --fold write different folders: choose one")
-    knobs = {"cutoff": cutoff, "alpha": alpha, "mix": mix and mix.value, "anchor": anchor and anchor.value}
+    knobs = {"cutoff": cutoff, "alpha": alpha, "mix": mix, "anchor": anchor}
     chosen: dict[str, Any] = {name: value for name, value in knobs.items() if value is not None}
     if no_filter:
         chosen["cutoff"] = None

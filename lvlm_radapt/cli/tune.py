@@ -52,7 +52,7 @@ def tune(
     tower: TowerOption = None,
     device: DeviceOption = "auto",
     device_map: DeviceMapOption = None,
-    dtype: DtypeOption = None,
+    dtype: DtypeOption = "auto",
     quantize: QuantizeOption = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with a sweep that was stopped.")] = False,
     log_json: LogJsonOption = None,

@@ -18,6 +18,7 @@ from lvlm_radapt.loading.open_clip import Activation
 from lvlm_radapt.loading.quantised import Quantisation
 from lvlm_radapt.loading.replace_tower import load_tower
 from lvlm_radapt.loading.stock import is_stock_encoder, load_stock, load_stock_encoder
+from lvlm_radapt.loading.weights import checkpoint_dtype
 from lvlm_radapt.models.base import LVLM, Geometry, PixelModel
 from lvlm_radapt.models.clip import CLIPEncoder
 from lvlm_radapt.models.conversations import Conversation, conversation_of
@@ -74,7 +75,7 @@ def load_model(
     """
     if isinstance(conversation, str):
         conversation = conversation_of(conversation)
-    dtype = stored_dtype(name_or_path) if dtype is None else dtype
+    dtype = stored_dtype(name_or_path, device) if dtype is None else dtype
     options = LoadOptions(device, dtype, attn, conversation, quantize, device_map, offload_folder, max_pixels)
     robustified = is_robustified(name_or_path)
     if tower is not None:
@@ -114,18 +115,22 @@ def load_encoder(
     feature_layer: the hidden layer that `features` reads.
     activation: of an open_clip file that does not tell.
     """
-    options = LoadOptions(device, stored_dtype(name_or_path) if dtype is None else dtype, attn)
+    options = LoadOptions(device, stored_dtype(name_or_path, device) if dtype is None else dtype, attn)
     more: Any = {"options": options, "feature_layer": feature_layer, "activation": activation}
     if os.fspath(name_or_path) not in embedded_models() and is_adapter(name_or_path):
         return load_encoder_adapter(name_or_path, geometry=geometry, **more)
     return load_stock_encoder(name_or_path, geometry=geometry or "stock", **more)
 
 
-def stored_dtype(name_or_path: str | os.PathLike[str]) -> torch.dtype:
-    """What a model of that name is opened in where nothing else is asked for: an adapter's own precision, or
-    float32."""
-    embedded = os.fspath(name_or_path) in embedded_models()
-    return adapter_dtype(name_or_path) if not embedded and is_adapter(name_or_path) else torch.float32
+def stored_dtype(name_or_path: str | os.PathLike[str], device: str | torch.device = "cpu") -> torch.dtype:
+    """What a model of that name is opened in where nothing else is asked for: an adapter's own precision; else on a GPU
+    that of the checkpoint, and on a CPU float32. The embedded models are always in float32."""
+    if os.fspath(name_or_path) in embedded_models():
+        return torch.float32
+    if is_adapter(name_or_path):
+        return adapter_dtype(name_or_path)
+    on_cpu = torch.device(device).type == "cpu"
+    return torch.float32 if on_cpu else checkpoint_dtype(os.fspath(name_or_path))
 
 
 def load_any(

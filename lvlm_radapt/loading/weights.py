@@ -19,7 +19,7 @@ from torch import Tensor
 from transformers.utils import cached_file
 
 from lvlm_radapt.utils.errors import UserError
-from lvlm_radapt.utils.json_files import check_regular, read_bytes
+from lvlm_radapt.utils.json_files import check_regular, read_bytes, read_json
 from lvlm_radapt.utils.names import is_one_part, is_utf8
 
 _FILES = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
@@ -144,3 +144,17 @@ def _shards(index: Path) -> list[str]:
 
 def _one_line(error: BaseException) -> str:
     return " ".join(str(error).split())[:120]
+
+
+def checkpoint_dtype(source: str) -> torch.dtype:
+    """The precision that a checkpoint's config.json names, its language model's for one; float32 where it names none
+    that models are computed in."""
+    path = checkpoint_file(source, "config.json")
+    config = {} if path is None else read_json(path)
+    inner = config.get("text_config")
+    for part in (config, inner if isinstance(inner, dict) else {}):
+        named = part.get("dtype", part.get("torch_dtype"))
+        if named in ("float32", "bfloat16", "float16"):
+            found: torch.dtype = getattr(torch, named)
+            return found
+    return torch.float32

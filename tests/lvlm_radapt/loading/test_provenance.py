@@ -14,11 +14,10 @@ from typer.testing import CliRunner
 
 from lvlm_radapt import load_model, robustify
 from lvlm_radapt.cli import app
-from lvlm_radapt.cli.options import Bits, Dtype, Spread
 from lvlm_radapt.cli.placing import place_flags, place_of
 from lvlm_radapt.embedded.dataset import write_scenes
 from lvlm_radapt.loading.adapter import load_adapter
-from lvlm_radapt.loading.load import load_encoder
+from lvlm_radapt.loading.load import load_encoder, stored_dtype
 from lvlm_radapt.models.conversations import CONVERSATIONS
 from lvlm_radapt.saving.adapter import save_adapter
 from tests.helpers import tiny_checkpoints
@@ -80,7 +79,7 @@ def test_an_adapter_remembers_precision_and_conversation(tmp_path: Path) -> None
     model = load_model(folder, dtype=torch.bfloat16, conversation="mistral_instruct")
     save_adapter(robustify(model), tmp_path / "half")
     again = load_model(tmp_path / "half")
-    assert again.dtype == torch.bfloat16 == place_of("cpu", None, None, None, model=str(tmp_path / "half"))["dtype"]
+    assert again.dtype == torch.bfloat16 == place_of("cpu", "auto", None, None, model=str(tmp_path / "half"))["dtype"]
     assert again.text.conversation == CONVERSATIONS["mistral_instruct"]
     assert load_model(tmp_path / "half", dtype=torch.float32).dtype == torch.float32
     assert load_model(tmp_path / "half", conversation="qwen").text.conversation == CONVERSATIONS["qwen"]
@@ -88,7 +87,7 @@ def test_an_adapter_remembers_precision_and_conversation(tmp_path: Path) -> None
     assert load_model(tmp_path / "whole").dtype == torch.float32
     assert load_adapter(tmp_path / "whole").text.conversation is None
     for name, wanted in (("float32", torch.float32), ("bfloat16", torch.bfloat16)):
-        assert place_of("cpu", Dtype(name), None, None, model=str(tmp_path / "half"))["dtype"] == wanted
+        assert place_of("cpu", name, None, None, model=str(tmp_path / "half"))["dtype"] == wanted
 
 
 def test_an_adapter_of_before_opens_as_it_did(tmp_path: Path) -> None:
@@ -105,10 +104,8 @@ def test_an_adapter_of_before_opens_as_it_did(tmp_path: Path) -> None:
 
 
 def test_the_next_command_opens_it_alike(tmp_path: Path) -> None:
-    assert place_flags("auto", None) == ""
-    assert place_flags("auto", Dtype.bfloat16, Bits.four, Spread.auto) == (
-        " --device-map auto --dtype bfloat16 --quantize 4bit"
-    )
+    assert place_flags("auto", "auto") == ""
+    assert place_flags("auto", "bfloat16", "4bit", "auto") == (" --device-map auto --dtype bfloat16 --quantize 4bit")
     words: list[Any] = ["robustify", "tiny-llava", "--out", tmp_path / "out", "--dtype", "bfloat16", "--device", "cpu"]
     said = CliRunner().invoke(app, [str(word) for word in words])
     assert said.exit_code == 0, said.output
@@ -127,3 +124,19 @@ def test_robustify_s_flags_are_kept_and_eval_s_open_the_model(tmp_path: Path) ->
     done = CliRunner().invoke(app, [*words, "--samples", "2", "--device", "cpu", "--max-pixels", "10000"])
     assert done.exit_code == 0, done.output
     assert json.loads((tmp_path / "run" / "run.json").read_text())["model"]["max_pixels"] == 10_000
+
+
+def test_auto_is_as_stored_on_a_gpu_and_float32_elsewhere(tmp_path: Path) -> None:
+    folder = tiny_checkpoints.save_llava(tmp_path / "llava")
+    config = json.loads((folder / "config.json").read_text())
+    for key in ("dtype", "torch_dtype"):
+        (folder / "config.json").write_text(
+            json.dumps({k: v for k, v in config.items() if k != "dtype"} | {key: "float16"})
+        )
+        assert stored_dtype(folder, "cuda") == torch.float16
+        assert stored_dtype(folder) == torch.float32
+    (folder / "config.json").write_text(json.dumps(config | {"dtype": "int8"}))
+    assert stored_dtype(folder, "cuda") == torch.float32
+    assert stored_dtype("tiny-llava", "cuda") == torch.float32
+    save_adapter(robustify(load_model(folder, dtype=torch.bfloat16)), tmp_path / "adapter")
+    assert stored_dtype(tmp_path / "adapter", "cuda") == torch.bfloat16
