@@ -37,7 +37,7 @@ def check(
     tower: TowerOption = None,
     device: DeviceOption = "auto",
     device_map: DeviceMapOption = None,
-    dtype: DtypeOption = None,
+    dtype: DtypeOption = "auto",
     quantize: QuantizeOption = None,
     conversation: ConversationOption = None,
     max_pixels: MaxPixelsOption = None,
