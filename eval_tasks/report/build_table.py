@@ -441,7 +441,7 @@ def _distinct(runs: Sequence[Run]) -> list[Run]:
 
 
 def _filled(values: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in values.items() if value is not None}
+    return {key: value for key, value in values.items() if value is not None and value is not False}
 
 
 def _canonical(value: object) -> str:

@@ -119,7 +119,7 @@ def run_document(run: TaskRun, attack: Attack | None, options: EvalOptions, comm
         "seed": options.seed,
         "chunk_size": options.chunk_size,
         "batch_size": options.batch_size,
-        "tokenizer": getattr(task, "tokenizer", None),
+        "tokenizer": getattr(task, "tokenizer", "ptb"),  # runs have always had one, whatever the task
         **({} if plugin is None else {"task_plugin": plugin}),
     }
 

@@ -340,7 +340,7 @@ class RunFolder:
     def _rejoin(self, document: dict[str, Any]) -> None:
         old = read_settings(self.path)
         before, now = _identity(old), _identity(document)
-        changed = [key for key in sorted(before.keys() | now.keys()) if before.get(key) != now.get(key)]
+        changed = [key for key in sorted(before.keys() | now.keys()) if _on(before.get(key)) != _on(now.get(key))]
         if changed:
             shown = "; ".join(f"{key} was {_short(before.get(key))}, now {_short(now.get(key))}" for key in changed[:3])
             more = f" (and {len(changed) - 3} more)" if len(changed) > 3 else ""
@@ -440,6 +440,11 @@ def _identity(document: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
         else:
             flat[prefix + key] = value
     return flat
+
+
+def _on(value: object) -> object:
+    """The value, None for false: a setting that is off is left out by some versions and written by others."""
+    return None if value is False else value
 
 
 def _short(value: object) -> str:

@@ -1,6 +1,7 @@
 """The gain of fine-tuned weights, against the model that they were made from."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -43,6 +44,15 @@ def test_a_baseline_that_is_none(make):
         credited([stock, protected], stock)
     with one_line("is no baseline"):
         credited([stock], protected)
+
+
+def test_runs_of_earlier_versions_are_measured_against_new_ones(make):
+    """They wrote what an attack does not do, too."""
+    stock = make(spread(10, 1), attacked=attack(name="apgd-ce"))
+    written = stock.settings["attack"] | {"early_exit": False, "half": None}
+    earlier = replace(stock, settings=stock.settings | {"attack": written})
+    protected = make(spread(40, 2), RADAPT, attack(name="apgd-ce"))
+    assert comparison([earlier, protected]).rows[1].gain.value == pytest.approx(30, abs=3)
 
 
 @pytest.mark.slow

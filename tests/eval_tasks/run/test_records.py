@@ -157,6 +157,15 @@ def test_resume_of_nothing_starts(tmp_path: Path) -> None:
     assert (tmp_path / "new" / "run.json").is_file()
 
 
+def test_a_setting_that_is_off_may_be_left_out_on_resume(tmp_path: Path) -> None:
+    attack = SETTINGS["attack"]
+    begun = SETTINGS | {"attack": attack | {"early_exit": False, "half": None}}
+    RunFolder(tmp_path).create(begun, IDS).close()
+    RunFolder(tmp_path).create(SETTINGS | {"attack": attack}, IDS, resume=True).close()
+    with pytest.raises(UserError, match=r"attack\.early_exit was false, now true"):
+        RunFolder(tmp_path).create(SETTINGS | {"attack": attack | {"early_exit": True}}, IDS, resume=True)
+
+
 def test_differences_are_named_on_resume(tmp_path: Path) -> None:
     started(tmp_path)
     changed = SETTINGS | {
