@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lvlm_radapt.defences.base import refuse_attached
 from lvlm_radapt.defences.radapt.config import RAdaptConfig
 from lvlm_radapt.defences.radapt.hooks import injected_anchor, injected_config
 from lvlm_radapt.loading.load_options import no_loading_bar
@@ -49,6 +50,7 @@ def fold_model(
     the model cuts images into views and has a filter, the weights are quantised, or `out` is not empty or cannot be
     written.
     """
+    refuse_attached(model, "folding it")
     config, anchor = injected_config(model.hf), injected_anchor(model.hf)
     if config is None:
         raise UserError(f"{model.name} has no R-Adapt in it: call robustify() before folding it")

@@ -16,7 +16,7 @@ from torch import Tensor
 from eval_tasks.crafting.batches import SampleBatch
 from eval_tasks.crafting.embedding import Embedding
 from eval_tasks.crafting.source_model import Draws, SourceModel
-from lvlm_radapt import RAdaptConfig, export_model, inject, remove, robustify
+from lvlm_radapt import RAdaptConfig, export_model, fold_model, inject, remove, robustify
 from lvlm_radapt.defences.base import Defence, defence_document, defence_remarks
 from lvlm_radapt.defences.jpeg import Jpeg
 from lvlm_radapt.defences.radapt.defence import RAdapt
@@ -245,7 +245,7 @@ def test_a_defence_that_changes_the_shape_is_told(tiny: Any) -> None:
 
 def test_nothing_is_saved_as_if_the_defence_were_not_there(tiny: Any, tmp_path: Path) -> None:
     Jpeg().attach(tiny)
-    for save in (save_adapter, export_model):
+    for save in (save_adapter, export_model, fold_model):
         with pytest.raises(UserError, match="has the defence jpeg around it: detach it before"):
             save(tiny, tmp_path / "out")
     assert not (tmp_path / "out").exists()
