@@ -78,7 +78,7 @@ def test_every_command_parses_and_names_tasks_attacks_and_presets_that_exist(pag
 
 def test_the_commands_are_found_where_they_stand():
     found = {page.name: commands(page) for page in PAGES}
-    assert any(text.startswith("finetune tiny-llava") for text in found["README.md"])
+    assert any(text.startswith("harden tiny-llava") for text in found["README.md"])
     operations = found["operations.md"]
     assert sum("runs/c.jsonl" in text for text in operations) == 1  # over two lines, inside quotes, under srun
     assert sum(text.endswith("--attack e2e --out runs/a") for text in operations) == 1  # accelerate

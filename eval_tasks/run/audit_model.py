@@ -13,9 +13,10 @@ from eval_tasks.audit.findings import Audit
 from eval_tasks.audit.suite import CHECKS, Advance, full_audit
 from eval_tasks.run.audit_of_run import target_of_run
 from eval_tasks.run.environment import environment
-from eval_tasks.run.options import Evaluation, select_samples
+from eval_tasks.run.options import Evaluation, Selection, select_samples
 from lvlm_radapt.defences.base import Defence, attach, defence_document
 from lvlm_radapt.loading.load import load_any
+from lvlm_radapt.models.base import PixelModel
 from lvlm_radapt.utils.atomic_folder import check_new_folder
 from lvlm_radapt.utils.errors import UserError
 
@@ -48,11 +49,11 @@ def run_audit(
     defence, eot_draws: as for `eval_tasks.api.run_evaluation`. `place`: keywords of `load_any`. Raises UserError for
     what does not fit together, and at once where `out` cannot be written.
     """
-    task, attack, options = asked.task, asked.attack, asked.options
+    task, attack = asked.task, asked.attack
     if attack is None or attack.threat != "adaptive" or attack.gradient_steps is None:
         raise UserError("an audit needs a white-box attack with gradient steps: use --attack e2e, embedding or apgd-ce")
     check_new_folder(out)
-    selection = select_samples(task, options)
+    selection = select_samples(task, asked.options)
     victim = load_any(
         model,
         **asked.protocol.opening(),
@@ -61,11 +62,26 @@ def run_audit(
     )
     attach(victim, defence, eot_draws)
     source = load_any(texts, device=victim.device, dtype=victim.dtype) if texts else None
-    run = task.bind(victim, selection.everything, selection.samples, batch_size=options.batch_size, texts=source)
+    advance = announce(f"{Path(model).name} · {task.name} · audit", len(CHECKS))
+    return audit_opened(victim, asked, selection=selection, texts=source, advance=advance, command=command)
+
+
+def audit_opened(
+    victim: PixelModel,
+    asked: Evaluation,
+    *,
+    selection: Selection,
+    texts: PixelModel | None = None,
+    advance: Advance,
+    command: str = "",
+) -> Audited:
+    """`run_audit` of a model that is open. asked: with an attack; selection: the samples, as `select_samples` reads."""
+    task, attack, options = asked.task, asked.attack, asked.options
+    assert attack is not None
+    run = task.bind(victim, selection.everything, selection.samples, batch_size=options.batch_size, texts=texts)
     run.check(attack, selection.samples)
     chosen, pixels = on_one_canvas(victim, selection.samples, options.seed)
     target = target_of_run(run, chosen, pixels, attack, seed=options.seed)
-    advance = announce(f"{Path(model).name} · {task.name} · audit", len(CHECKS))
     audit = full_audit(target, advance=advance)
     document = {
         "command": command,

@@ -13,6 +13,7 @@ from lvlm_radapt.cli import (  # noqa: F401  # noqa: F401
     demo,
     evaluate,
     finetune,
+    harden,
     list_command,
     report,
     robustify,

@@ -30,7 +30,7 @@ def self_check(name: str, place: dict[str, Any], *, image: Image.Image | None = 
     given = {key: place[key] for key in ("device", "quantize", "device_map") if place.get(key) is not None}
     options = LoadOptions(**given, dtype=opened.model.dtype)
     kept = stock.Kept()
-    yield from _of(opened.model, name, photo_like() if image is None else image, kept)
+    yield from opened_checks(opened.model, name, photo_like() if image is None else image, kept)
     is_encoder, opened.model = isinstance(opened.model, CLIPEncoder), None
     gc.collect()
     torch.cuda.empty_cache()
@@ -40,8 +40,9 @@ def self_check(name: str, place: dict[str, Any], *, image: Image.Image | None = 
         yield from run(stock.TEXT, lambda: stock.check_text(kept, options))
 
 
-def _of(model: PixelModel, name: str, image: Image.Image, kept: stock.Kept) -> Iterator[Check]:
-    """The checks that need this package's model; what later ones need of it goes to `kept`."""
+def opened_checks(model: PixelModel, name: str, image: Image.Image, kept: stock.Kept) -> Iterator[Check]:
+    """The checks that need this package's model, which is left as it was. name: what it was opened by. What the checks
+    against transformers' own model need of it goes to `kept`."""
     source, why = files.stock_source(name, model)
     trial = Trial(model, image, source, why)
     yield from run(pixels.NAMES, lambda: pixels.check_pixels(trial))

@@ -1,0 +1,1 @@
+"""The search for a hardened model: candidates, their choice on one part of the data, the verdict on another."""

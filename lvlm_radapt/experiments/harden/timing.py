@@ -1,0 +1,96 @@
+"""What a step of an attack and of a training takes here, in time and memory."""
+
+from __future__ import annotations
+
+import itertools
+import resource
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from eval_tasks.audit.build_target import on_one_canvas
+from eval_tasks.config.presets import FinetuneRecipe
+from eval_tasks.crafting.crafted import sample_seed
+from eval_tasks.run.options import Evaluation, Selection
+from lvlm_radapt.experiments.harden.inputs import check_clean
+from lvlm_radapt.experiments.harden.plan import Costs
+from lvlm_radapt.models.base import PixelModel
+from lvlm_radapt.training.finetune import FinetuneSettings, finetune
+from lvlm_radapt.training.labelled import TrainingImages
+from lvlm_radapt.training.learned_anchor import PROBE_STEPS, PROBES, LearnSettings
+
+_STEPS = 2
+_WATCHED = 32  # images at most that a training is watched on
+RANK = 16
+
+
+def time_steps(
+    model: PixelModel, asked: Evaluation, selection: Selection, files: Sequence[Path], recipe: FinetuneRecipe
+) -> Costs:
+    """Two attack steps on a batch of samples, and two training steps, which change `model`: it is of no use then.
+
+    asked: with an attack that has `steps`. UserError where the model's answers to clean images score near zero.
+    """
+    options, attack = asked.options, asked.attack
+    assert attack is not None
+    samples, pixels = on_one_canvas(model, selection.samples[: options.batch_size], options.seed)
+    run = asked.task.bind(model, selection.everything, selection.samples, batch_size=options.batch_size)
+    run.check(attack, samples)
+    _begin(model)
+    started = time.monotonic()
+    scores = run.grade(run.answers(pixels, samples), samples)
+    answer = (time.monotonic() - started) / len(samples)
+    check_clean(sum(scores) / len(scores), len(scores))
+    short: Any = replace(attack, steps=_STEPS)  # type: ignore[call-arg]
+    seeds = [sample_seed(options.seed, sample.id) for sample in samples]
+    started = time.monotonic()
+    run.craft(pixels, samples, short, seeds=seeds)
+    step = (time.monotonic() - started) / _STEPS / len(samples)
+    attack_memory = _peak(model)
+    _begin(model)
+    tuning = _training_step(model, files, recipe)
+    return _costs(step, answer, tuning, recipe, (attack_memory, _peak(model)))
+
+
+def _costs(step: float, answer: float, tuning: float, recipe: FinetuneRecipe, memory: tuple[int, int]) -> Costs:
+    """From the seconds of an attack step, an answer and a training step without a probe."""
+    gradient = tuning / recipe.batch_size / (recipe.pgd_steps + 1)  # through the tower, for an image
+    probes = (1 + recipe.steps // recipe.probe_every) * _WATCHED * recipe.pgd_steps * gradient
+    how = LearnSettings()
+    return Costs(
+        attack=step,
+        answer=answer,
+        tuning=tuning + probes / recipe.steps,
+        anchor=how.batch * (how.attack_steps + 1) * gradient,
+        probes=(2 + PROBES) * _WATCHED * PROBE_STEPS * gradient,
+        memory=memory,
+    )
+
+
+def _training_step(model: PixelModel, files: Sequence[Path], recipe: FinetuneRecipe) -> float:
+    """Seconds of a training step: the faster one of two."""
+    images = TrainingImages(tuple(files[1:]), tuple(files[:1]), (), {}, "", None)
+    moments: list[float] = []
+
+    def announce(title: str, count: int) -> Any:
+        return lambda done, text: moments.append(time.monotonic())
+
+    short = recipe.changed(steps=_STEPS + 1, probe_every=_STEPS + 1)  # a probe follows the last step alone
+    finetune(model, images, FinetuneSettings("fare", short, features="tokens", rank=RANK), announce=announce)
+    return min(after - before for before, after in itertools.pairwise(moments[: _STEPS + 1]))
+
+
+def _begin(model: PixelModel) -> None:
+    if model.device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(model.device)
+
+
+def _peak(model: PixelModel) -> int:
+    """Peak bytes since `_begin` on a GPU, of the whole process on a CPU."""
+    if model.device.type == "cuda":
+        return torch.cuda.max_memory_allocated(model.device)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
