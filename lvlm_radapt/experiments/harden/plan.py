@@ -9,8 +9,8 @@ from lvlm_radapt.utils.errors import UserError
 
 ENSEMBLE_STAGES = 8
 """Five references, the best again and two targets: of the scoring attack, at most."""
-AUDIT_WORK = 40
-"""Gradient evaluations of the full audit for each image and attack step, roughly."""
+AUDIT_WORK = 31
+"""Gradient evaluations of the full audit for each image and attack step, as one audit of tiny-llava counted."""
 AUDIT_SAMPLES = 16
 CANDIDATES = ("filter", "radapt", "learned", "low-rank", "low-rank+filter")
 """The rows of `compare` that are tried beside the model as it is."""

@@ -23,8 +23,8 @@ MADE = {
     "filter": "R-Adapt's Gaussian filter in front of it",
     "radapt": "R-Adapt: the filter and the training-free anchor",
     "learned": "R-Adapt with a learned anchor",
-    "low-rank": "adversarial fine-tuning of the vision tower by changes of low rank",
-    "low-rank+filter": "these changes, and the filter in front",
+    "low-rank": "low-rank adversarial fine-tuning of the vision tower",
+    "low-rank+filter": "low-rank fine-tuning, and the filter in front",
 }
 
 
