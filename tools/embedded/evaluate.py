@@ -46,7 +46,7 @@ def evaluate_lvlm(model: LVLM, folder: Path, *, batch_size: int = 128, tick: Tic
     Accuracies in percent, CIDEr x100 with the document frequency of the whole folder.
     """
     protocol = load_protocol("scenes")
-    style = protocol.vqa_styles["vqav2"]
+    style = protocol.vqa_style("vqav2")
     told: dict[str, dict[str, Any]] = json.loads((folder / SCENES).read_text(encoding="utf-8"))["images"]
     captions, asked = load_task("coco", folder), load_task("vqav2", folder)
     answers = _answers(model, protocol, "coco", captions, batch_size, tick)
