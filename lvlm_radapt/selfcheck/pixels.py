@@ -51,7 +51,10 @@ def _processor(trial: Trial, backend: str) -> Any:
         raise Skipped(trial.no_source)
     if trial.model.max_pixels is not None:
         raise Skipped(f"it is opened with at most {trial.model.max_pixels:,} pixels, a limit of its user's")
-    return transformers.AutoImageProcessor.from_pretrained(trial.source, backend=backend)
+    try:
+        return transformers.AutoImageProcessor.from_pretrained(trial.source, backend=backend)
+    except ImportError as error:  # some versions open none at all
+        raise Skipped("this transformers opens no image processor without torchvision: install it") from error
 
 
 def _levels(trial: Trial, stock: Tensor) -> tuple[float, float] | tuple[None, None]:

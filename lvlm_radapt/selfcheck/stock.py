@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -63,7 +64,10 @@ def keep_features(model: CLIPEncoder, trial: Trial, kept: Kept) -> None:
     kept.source, kept.layer, kept.prefix = trial.source, model.feature_layer, model.prefix_tokens
     if trial.source is None:
         return
-    kept.inputs = dict(pil_processor(trial)(images=[trial.image], return_tensors="pt"))
+    with contextlib.suppress(Skipped):  # the check of the pixels says why
+        kept.inputs = dict(pil_processor(trial)(images=[trial.image], return_tensors="pt"))
+    if kept.inputs is None:
+        return
     with model.undefended():
         kept.found["features"] = model.features(trial.batch).cpu()
         if model.embeds_images:
@@ -106,7 +110,10 @@ def _processor(model: LVLM, trial: Trial) -> Any:
     images = pil_processor(trial)
     kind = _WITH_VIDEO.get(model.hf.config.model_type)
     if kind is None or transformers.utils.is_torchvision_available():
-        processor = transformers.AutoProcessor.from_pretrained(trial.source)
+        try:
+            processor = transformers.AutoProcessor.from_pretrained(trial.source)
+        except ImportError as error:
+            raise Skipped("this transformers opens no processor without torchvision: install it") from error
         processor.image_processor = images
         return _completed(processor, model.hf.config)
     family = getattr(transformers, kind)
