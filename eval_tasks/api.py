@@ -25,7 +25,7 @@ from lvlm_radapt.models.base import PixelModel
 __all__ = ["EvalOptions", "Evaluation", "evaluate", "make_attack", "make_task", "run_evaluation"]
 
 Announce = Callable[[str, int], Advance]
-"""Called once with (title, number of samples) before work begins; what it returns is told of progress."""
+"""Called once with (title, number of samples) before work begins; what it returns is called with the progress."""
 
 
 @on_recorded_threads

@@ -45,7 +45,7 @@ def run_audit(
     """Audit the model of that name under an attack, to be written to the folder `out` by `write_audit`.
 
     The attack is adaptive, with its own or the given number of steps; of the selected samples, those of the most
-    frequent canvas shape are used. texts: the model whose text side is asked, for a bare vision tower.
+    frequent canvas shape are used. texts: the model that supplies text embeddings, for a bare vision tower.
     defence, eot_draws: as for `eval_tasks.api.run_evaluation`. `place`: keywords of `load_any`. Raises UserError for
     what does not fit together, and at once where `out` cannot be written.
     """

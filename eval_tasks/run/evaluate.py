@@ -61,7 +61,7 @@ def evaluate(
     selection: the samples, where `select_samples` has read them already.
     group: the processes that do it together, each calling this with the same arguments; the first merges what all
         have made, and audits it. Its run is what every one of them returns.
-    texts: an encoder whose text side is asked in the model's place, for vision towers that come without one.
+    texts: an encoder that supplies text embeddings, for vision towers that have none.
     images_from: a finished run whose attacked images are scored instead of crafting new ones; refused unless
         attack, budget, samples and canvas are this run's. Only for threat model transfer.
 

@@ -42,7 +42,7 @@ class Trial:
 
     @property
     def attack(self) -> Attack:
-        """The attack that is asked for. There always is one."""
+        """The attack. There always is one."""
         assert self.asked.attack is not None
         return self.asked.attack
 
