@@ -40,7 +40,7 @@ def defended(run: Run) -> bool:
 
 
 def base_of(run: Run) -> str | None:
-    """The base model: the one that the weights were fine-tuned from, or the one named as baseline. None for neither."""
+    """The model that the weights were fine-tuned from, or that is named as baseline; None for neither."""
     base = setting(run, "model").get("tuned_from")
     return None if base is None else str(base)
 

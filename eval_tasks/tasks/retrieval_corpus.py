@@ -62,7 +62,7 @@ class RetrievalCorpus:
 class CaptionSpace:
     """An encoder and the embeddings of a gallery's texts, computed once over the whole gallery.
 
-    texts: the encoder that supplies text embeddings, for a bare vision tower. UserError for one that does not fit, and for
+    texts: supplies text embeddings for a bare vision tower. UserError for one that does not fit, and for
     an encoder without texts.
     """
 

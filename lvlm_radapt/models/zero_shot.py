@@ -22,7 +22,7 @@ class ZeroShot:
 
     A class's embedding is the mean over the templates of the texts' unit embeddings, scaled to unit length again.
 
-    encoder: a whole CLIP or SigLIP checkpoint. texts: the encoder that supplies text embeddings in its place, for a vision
+    encoder: a whole CLIP or SigLIP checkpoint. texts: the encoder that supplies text embeddings for a vision
         tower that comes without one (FARE, TeCoA) and goes on with the texts of the CLIP it was tuned from.
     class_names: K >= 2 distinct names, in the order of the logits. templates: each with the place {} for the name.
     spelled: what stands in that place, a text a class; the names themselves if left out.
