@@ -72,7 +72,7 @@ def check_data(
 ) -> DataCheck:
     """Read the annotations and open every image that a run with these settings would use (samples None: all).
 
-    announce: called with a title and the number of images; what it returns is called after each. UserError for an unknown
+    announce: called with a title and the number of images; what it returns is called for each. UserError for an unknown
     task and for settings that select nothing; whatever is wrong with the data stands in what is returned.
     """
     folder = Path(data_dir)
