@@ -13,7 +13,7 @@ from attacks.losses import LossFn
 from attacks.suite import SuiteSettings
 from eval_tasks.audit.target import AuditTarget
 from eval_tasks.crafting.attack import Attack
-from eval_tasks.crafting.batches import ClassBatch, SampleBatch
+from eval_tasks.crafting.batches import ClassBatch, ScoredBatch
 from eval_tasks.crafting.crafted import sample_seed
 from eval_tasks.crafting.source_model import Draws, SourceModel
 from eval_tasks.data import Sample, chunks, image_key, open_image
@@ -37,7 +37,7 @@ def on_one_canvas(model: PixelModel, samples: Sequence[Sample], seed: int) -> tu
 def build_target(
     model: PixelModel,
     pixels: PixelBatch,
-    task: SampleBatch,
+    task: ScoredBatch,
     attack: Attack,
     craft: Callable[[Attack], Tensor],
     *,

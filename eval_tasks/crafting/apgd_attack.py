@@ -15,7 +15,7 @@ from attacks.apgd import SuccessFn
 from attacks.eight_bit import from_8bit
 from attacks.losses import LossFn
 from eval_tasks.crafting.attack import Attack
-from eval_tasks.crafting.batches import SampleBatch
+from eval_tasks.crafting.batches import ScoredBatch
 from eval_tasks.crafting.crafted import Crafted
 from eval_tasks.crafting.source_model import SourceModel
 from lvlm_radapt.models.base import PixelBatch
@@ -55,7 +55,7 @@ class APGDAttack(Attack):
         names = ("eps", "norm", "steps", "random_start", "step_scale", "restarts")
         return {name: getattr(self, name) for name in names}
 
-    def score_is_zero(self, view: SourceModel, batch: PixelBatch, task: SampleBatch) -> SuccessFn:
+    def score_is_zero(self, view: SourceModel, batch: PixelBatch, task: ScoredBatch) -> SuccessFn:
         """Whether the answer to the 8-bit image scores 0: no attack can do better."""
 
         def ask(x_adv: Tensor, rows: list[int]) -> Tensor:

@@ -16,7 +16,7 @@ from attacks.eight_bit import to_8bit
 from attacks.eps import eps_8bit
 from attacks.losses import LossFn
 from attacks.norms import Norm
-from eval_tasks.crafting.batches import SampleBatch
+from eval_tasks.crafting.batches import SampleBatch, ScoredBatch
 from eval_tasks.crafting.crafted import Crafted
 from eval_tasks.crafting.source_model import SourceModel
 from lvlm_radapt.models.base import PixelBatch, PixelModel
@@ -77,11 +77,11 @@ class Attack(ABC):
         """Whether it tells an audit what it raises."""
         return type(self).loss is not Attack.loss
 
-    def rival_losses(self, view: SourceModel, task: SampleBatch) -> dict[str, LossFn]:
+    def rival_losses(self, view: SourceModel, task: ScoredBatch) -> dict[str, LossFn]:
         """Other losses by name whose success would lower the score too, for an audit."""
         return {}
 
-    def graded(self, task: SampleBatch, answers: Sequence[str], index: Sequence[int]) -> list[float]:
+    def graded(self, task: ScoredBatch, answers: Sequence[str], index: Sequence[int]) -> list[float]:
         """The score of each answer as this attack sees it; lower is better for the attacker."""
         return task.grade(answers, index)
 

@@ -6,6 +6,7 @@ attack names the one it needs. `index` in all methods are rows of the batch.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
@@ -63,13 +64,18 @@ class SampleBatch:
     tell: Tell = _quiet
     broken_means: ClassVar[str] = "fell under the ensemble's threshold"
 
+
+@dataclass(frozen=True, kw_only=True)
+class ScoredBatch(SampleBatch, ABC):
+    """Samples with questions and scores, as every task makes them."""
+
+    @abstractmethod
     def answers(self, view: SourceModel, x: Tensor, index: Sequence[int]) -> list[str]:
         """What the source model answers to images `x` [len(index),3,H,W] of the victim's canvas."""
-        raise NotImplementedError
 
+    @abstractmethod
     def grade(self, answers: Sequence[str], index: Sequence[int]) -> list[float]:
         """The score of each answer in the task's metric."""
-        raise NotImplementedError
 
     def rival_losses(self, view: SourceModel) -> dict[str, LossFn]:
         """Other losses by name whose success would lower the score too, for the audit."""
@@ -77,7 +83,7 @@ class SampleBatch:
 
 
 @dataclass(frozen=True, kw_only=True)
-class PromptBatch(SampleBatch):
+class PromptBatch(ScoredBatch):
     """Samples that are asked in words. max_new_tokens: the longest answer. threshold: when an ensemble leaves an image
     alone; None where the preset has none. kind: the task's kind, by which an ensemble chooses its target texts."""
 
@@ -119,7 +125,7 @@ class PromptBatch(SampleBatch):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ClassBatch(SampleBatch):
+class ClassBatch(ScoredBatch):
     """Samples among the classes of the source model's classifier."""
 
     classifier: ZeroShot
@@ -161,14 +167,36 @@ class ClassBatch(SampleBatch):
         return {"the likeliest wrong class": towards(0), "the next": towards(1)}
 
 
-@dataclass(frozen=True, kw_only=True)
-class CaptionBatch(SampleBatch):
-    """Samples among the captions of a gallery of U texts. own: bool [B, U], a sample's own captions; count: [U], how
-    often each text stands in the gallery."""
+class CaptionIndex(Interface):
+    """A gallery of U captions in the embedding space of one encoder."""
 
+    def logits(self, batch: PixelBatch) -> Tensor:
+        """[B, U], differentiable in `batch.x`."""
+        ...
+
+    def nearest(self, batch: PixelBatch, ids: Sequence[str]) -> list[str]:
+        """The caption retrieved first for each image; ids: of the images' samples."""
+        ...
+
+    def belongs(self, text: str, sample_id: str) -> bool:
+        """Whether the caption is one of the sample's."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class CaptionBatch(ScoredBatch):
+    """Samples among the captions of a gallery of U texts. space: the source encoder's. own: bool [B, U], a sample's own
+    captions; count: [U], how often each text stands in the gallery."""
+
+    space: CaptionIndex
     own: Tensor
     count: Tensor
 
-    def logits(self, batch: PixelBatch) -> Tensor:
-        """[B, U] of the source model, differentiable in `batch.x`."""
-        raise NotImplementedError
+    def answers(self, view: SourceModel, x: Tensor, index: Sequence[int]) -> list[str]:
+        ids, pixels = [self.samples[i].id for i in index], view.seen(x, index)
+        pieces = chunks(range(len(index)), self.batch_size)
+        return [text for some in pieces for text in self.space.nearest(pixels[some], [ids[i] for i in some])]
+
+    def grade(self, answers: Sequence[str], index: Sequence[int]) -> list[float]:
+        own = zip(answers, index, strict=True)
+        return [100.0 * self.space.belongs(said, self.samples[i].id) for said, i in own]

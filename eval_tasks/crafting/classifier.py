@@ -17,7 +17,7 @@ from attacks.losses import LossFn
 from attacks.suite import LIBRARY, Member, SuiteResult, SuiteSettings, check_members, run_suite
 from eval_tasks.crafting.apgd_attack import Count, workers
 from eval_tasks.crafting.attack import Attack
-from eval_tasks.crafting.batches import ClassBatch, SampleBatch
+from eval_tasks.crafting.batches import ClassBatch, SampleBatch, ScoredBatch
 from eval_tasks.crafting.crafted import Crafted
 from eval_tasks.crafting.source_model import SourceModel
 from lvlm_radapt.models.base import PixelBatch
@@ -120,7 +120,7 @@ class Classifier(Attack):
         assert isinstance(task, ClassBatch)
         return ce_loss(task.logits(view), task.labels)
 
-    def rival_losses(self, view: SourceModel, task: SampleBatch) -> dict[str, LossFn]:
+    def rival_losses(self, view: SourceModel, task: ScoredBatch) -> dict[str, LossFn]:
         return {} if _AIMED & set(self.line) else task.rival_losses(view)
 
     def craft(self, view: SourceModel, batch: PixelBatch, task: SampleBatch, seeds: Sequence[int]) -> Crafted:

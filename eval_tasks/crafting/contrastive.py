@@ -25,7 +25,7 @@ class Contrastive(APGDAttack):
 
     def loss(self, view: SourceModel, batch: PixelBatch, task: SampleBatch) -> LossFn:
         assert isinstance(task, CaptionBatch)
-        logits, own, count = task.logits, task.own, task.count
+        logits, own, count = task.space.logits, task.own, task.count
 
         def loss_of(draw: int) -> LossFn:
             return contrastive_loss(lambda x, index: logits(view.seen(x, index, draw)), own, count)

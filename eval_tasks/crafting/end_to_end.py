@@ -9,7 +9,7 @@ from typing import ClassVar
 from attacks.losses import LossFn
 from attacks.success import check_on, geometric_schedule
 from eval_tasks.crafting.apgd_attack import APGDAttack
-from eval_tasks.crafting.batches import PromptBatch, SampleBatch
+from eval_tasks.crafting.batches import PromptBatch, SampleBatch, ScoredBatch
 from eval_tasks.crafting.crafted import Crafted
 from eval_tasks.crafting.source_model import SourceModel
 from lvlm_radapt.models.base import PixelBatch
@@ -37,10 +37,11 @@ class EndToEnd(APGDAttack):
         assert isinstance(task, PromptBatch)
         return view.nll(task.prompts, task.first_references())
 
-    def rival_losses(self, view: SourceModel, task: SampleBatch) -> dict[str, LossFn]:
+    def rival_losses(self, view: SourceModel, task: ScoredBatch) -> dict[str, LossFn]:
         return task.rival_losses(view)
 
     def craft(self, view: SourceModel, batch: PixelBatch, task: SampleBatch, seeds: Sequence[int]) -> Crafted:
+        assert isinstance(task, PromptBatch)
         success = None
         if self.stops_early:
             beaten = self.score_is_zero(view, batch, task)

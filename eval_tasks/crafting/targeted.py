@@ -14,7 +14,7 @@ from attacks.eight_bit import from_8bit
 from attacks.losses import LossFn
 from attacks.success import check_on
 from eval_tasks.crafting.apgd_attack import APGDAttack
-from eval_tasks.crafting.batches import PromptBatch, SampleBatch
+from eval_tasks.crafting.batches import PromptBatch, SampleBatch, ScoredBatch
 from eval_tasks.crafting.crafted import Crafted
 from eval_tasks.crafting.source_model import SourceModel
 from lvlm_radapt.models.base import PixelBatch
@@ -45,14 +45,15 @@ class Targeted(APGDAttack):
         assert isinstance(task, PromptBatch)
         return view.nll(task.prompts, [self.target] * len(task.samples), sign=-1)
 
-    def graded(self, task: SampleBatch, answers: Sequence[str], index: Sequence[int]) -> list[float]:
+    def graded(self, task: ScoredBatch, answers: Sequence[str], index: Sequence[int]) -> list[float]:
         return [0.0 if contains_target(answer, self.target) else 100.0 for answer in answers]
 
     def craft(self, view: SourceModel, batch: PixelBatch, task: SampleBatch, seeds: Sequence[int]) -> Crafted:
+        assert isinstance(task, PromptBatch)
         success = self._target_reached(view, batch, task)
         return self.climb(self.loss(view, batch, task), batch, seeds, task.batch_size, success)
 
-    def _target_reached(self, view: SourceModel, batch: PixelBatch, task: SampleBatch) -> SuccessFn:
+    def _target_reached(self, view: SourceModel, batch: PixelBatch, task: ScoredBatch) -> SuccessFn:
         """Whether the answer to the 8-bit image contains the target; checked now and then, as an answer is costly."""
         every = max(10, self.steps // 50)
 

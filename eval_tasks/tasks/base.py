@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 from eval_tasks.crafting.attack import Attack, attacked_view
-from eval_tasks.crafting.batches import SampleBatch, Tell
+from eval_tasks.crafting.batches import SampleBatch, ScoredBatch, Tell
 from eval_tasks.crafting.crafted import Crafted
 from eval_tasks.crafting.source_model import SourceModel
 from eval_tasks.data import Sample, load_task, sort_samples
@@ -111,7 +111,7 @@ class TaskRun(ABC):
         return []
 
     @abstractmethod
-    def batch(self, samples: Sequence[Sample], *, source: PixelModel | None = None) -> SampleBatch:
+    def batch(self, samples: Sequence[Sample], *, source: PixelModel | None = None) -> ScoredBatch:
         """The samples as an attack on `source` sees them; None: on the model itself."""
 
     def answers(self, pixels: PixelBatch, samples: Sequence[Sample]) -> list[str]:

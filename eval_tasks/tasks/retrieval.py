@@ -17,13 +17,12 @@ from attacks.eight_bit import from_8bit
 from eval_tasks.crafting.attack import Attack
 from eval_tasks.crafting.batches import CaptionBatch, SampleBatch
 from eval_tasks.crafting.crafted import sample_seed
-from eval_tasks.crafting.source_model import SourceModel
 from eval_tasks.data import Sample, chunks, image_key, open_image
 from eval_tasks.data.selection import ids_digest
 from eval_tasks.tasks.base import Task, TaskRun
 from eval_tasks.tasks.retrieval_corpus import CUTS, CaptionSpace, RetrievalCorpus, recalls
 from eval_tasks.tasks.text_side import encoder_of, surrogate_with_texts, text_side
-from lvlm_radapt.models.base import PixelBatch, PixelModel
+from lvlm_radapt.models.base import PixelModel
 from lvlm_radapt.models.clip import CLIPEncoder
 
 DIRECTIONS = {"image_to_text": "image to text", "text_to_image": "text to image"}
@@ -54,25 +53,6 @@ class Retrieval(Task):
         )  # fmt: skip
         _ = run.space  # texts that do not fit are told now
         return run
-
-
-@dataclass(frozen=True, kw_only=True)
-class CorpusBatch(CaptionBatch):
-    """The samples among the captions of a corpus, in one encoder's space."""
-
-    space: CaptionSpace
-
-    def logits(self, batch: PixelBatch) -> Tensor:
-        return self.space.logits(batch)
-
-    def answers(self, view: SourceModel, x: Tensor, index: Sequence[int]) -> list[str]:
-        ids, pixels = [self.samples[i].id for i in index], view.seen(x, index)
-        pieces = chunks(range(len(index)), self.batch_size)
-        return [text for some in pieces for text in self.space.nearest(pixels[some], [ids[i] for i in some])]
-
-    def grade(self, answers: Sequence[str], index: Sequence[int]) -> list[float]:
-        belongs = self.space.corpus.belongs
-        return [100.0 * belongs(said, self.samples[i].id) for said, i in zip(answers, index, strict=True)]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,8 +90,8 @@ class RetrievalRun(TaskRun):
             said.append(f"the texts are read by {self.texts.name}")
         return said
 
-    def batch(self, samples: Sequence[Sample], *, source: PixelModel | None = None) -> CorpusBatch:
-        return CorpusBatch(
+    def batch(self, samples: Sequence[Sample], *, source: PixelModel | None = None) -> CaptionBatch:
+        return CaptionBatch(
             samples=samples,
             batch_size=self.batch_size,
             own=self.corpus.own([s.id for s in samples]),

@@ -74,6 +74,10 @@ class CaptionSpace:
         if texts is not None:
             check_pair(encoder, texts, self.texts.shape[-1])
 
+    def belongs(self, text: str, sample_id: str) -> bool:
+        """Whether the text is one of the sample's captions."""
+        return self.corpus.belongs(text, sample_id)
+
     def cosines(self, batch: PixelBatch) -> Tensor:
         """float32 [B, U], differentiable in `batch.x`."""
         return normalize(self.encoder.image_features(batch).float(), dim=-1) @ self.texts.T
