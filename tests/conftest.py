@@ -6,6 +6,7 @@ import subprocess
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -43,6 +44,25 @@ def survived() -> Callable[[str, int], None]:
         _survived[what] += number
 
     return count
+
+
+@pytest.fixture
+def refused(
+    shared: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    survived: Callable[[str, int], None],
+) -> Callable[[Any], str]:
+    """refused(case): a command of a table of bad inputs ends in its one line, and nothing is lost. What it said."""
+    from tests.helpers.cases import Place, assert_refused
+
+    def check(case: Any) -> str:
+        said = assert_refused(case, Place.of(shared, tmp_path), monkeypatch, capsys)
+        survived("bad inputs refused", 1)
+        return said
+
+    return check
 
 
 @pytest.fixture

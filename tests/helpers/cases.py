@@ -247,8 +247,8 @@ def listing(folder: Path) -> dict[str, bytes | None]:
     }
 
 
-def assert_refused(case: Case, at: Place, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    """The command ends with exit code 2 and one line, the expected one, and every file is as it was."""
+def assert_refused(case: Case, at: Place, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> str:
+    """The command ends with exit code 2 and one line, the expected one, and every file is as it was. What it said."""
     arrange, expected = case
     words = arrange(at)
     before = listing(at.tmp)
@@ -257,9 +257,10 @@ def assert_refused(case: Case, at: Place, monkeypatch: pytest.MonkeyPatch, capsy
     capsys.readouterr()
     with pytest.raises(SystemExit) as stop:
         cli.main()
-    err = capsys.readouterr().err
+    out, err = capsys.readouterr()
     assert stop.value.code == 2, err
     assert len(err.strip().splitlines()) == 1, err
     assert len(err) < 2000
     assert re.search(expected, err), err
     assert listing(at.tmp) == before
+    return out + err

@@ -183,10 +183,9 @@ def qwen2_vl(*, seed: int = 0, patch_size: int = 14, layers: int = 2) -> Any:
     return randomise(transformers.Qwen2VLForConditionalGeneration(config), seed)
 
 
-def qwen2_5_vl(*, seed: int = 0, patch_size: int = 14, window_patches: int = 4, layers: int = 3) -> Any:
-    """Qwen2_5_VLForConditionalGeneration, width 32: windows of 4 x 4 patches (56 px), full attention in
-    the last vision block only, so that block 0 is windowed even on small grids."""
-    vision = {
+def _merged_vision(layers: int, patch_size: int) -> dict[str, Any]:
+    """What the vision towers of Qwen2.5-VL and Qwen3-VL share."""
+    return {
         "depth": layers,
         "hidden_size": WIDTH,
         "out_hidden_size": WIDTH,
@@ -195,6 +194,13 @@ def qwen2_5_vl(*, seed: int = 0, patch_size: int = 14, window_patches: int = 4, 
         "patch_size": patch_size,
         "spatial_merge_size": 2,
         "temporal_patch_size": 2,
+    }
+
+
+def qwen2_5_vl(*, seed: int = 0, patch_size: int = 14, window_patches: int = 4, layers: int = 3) -> Any:
+    """Qwen2_5_VLForConditionalGeneration, width 32: windows of 4 x 4 patches (56 px), full attention in
+    the last vision block only, so that block 0 is windowed even on small grids."""
+    vision = _merged_vision(layers, patch_size) | {
         "window_size": window_patches * patch_size,
         "fullatt_block_indexes": [layers - 1],
     }
@@ -205,15 +211,7 @@ def qwen2_5_vl(*, seed: int = 0, patch_size: int = 14, window_patches: int = 4, 
 def qwen3_vl(*, seed: int = 0, patch_size: int = 16, layers: int = 3) -> Any:
     """Qwen3VLForConditionalGeneration, width 32: 6 x 6 learned positions, and the outputs of the first two of
     three vision blocks added to those of the two language layers."""
-    vision = {
-        "depth": layers,
-        "hidden_size": WIDTH,
-        "out_hidden_size": WIDTH,
-        "intermediate_size": 2 * WIDTH,
-        "num_heads": 4,
-        "patch_size": patch_size,
-        "spatial_merge_size": 2,
-        "temporal_patch_size": 2,
+    vision = _merged_vision(layers, patch_size) | {
         "num_position_embeddings": 36,
         "deepstack_visual_indexes": [0, 1],
     }

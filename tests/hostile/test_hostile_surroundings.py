@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from lvlm_radapt.utils.leftovers import aside_of
-from tests.helpers.cases import Case, Place, assert_refused, evaluated, listing
+from tests.helpers.cases import Case, Place, evaluated, listing
 from tests.helpers.cli import call
 
 SCENES = ("data", "scenes", "--count", "2", "--per-class", "0", "--out")
@@ -129,19 +129,13 @@ DEVICES = ("mps", "meta", "xpu", "gpu", "cuda:99", "cuda:-1", "cpu:x", "cuda:", 
 
 @pytest.mark.parametrize("name", LAUNCHED)
 def test_a_launch_that_cannot_be_is_one_line(
-    name: str,
-    shared: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-    survived: Callable[[str, int], None],
+    name: str, refused: Callable[[Case], str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     changed, words = LAUNCHED[name]
     for key, value in (RIGHT | changed).items():
         monkeypatch.setenv(key, value)
     case: Case = (lambda at: [*SCENES, at.out], words)
-    assert_refused(case, Place.of(shared, tmp_path), monkeypatch, capsys)
-    survived("hostile cases refused", 1)
+    refused(case)
 
 
 SURROUNDED: dict[str, Case] = KILLED | {
@@ -150,13 +144,5 @@ SURROUNDED: dict[str, Case] = KILLED | {
 
 
 @pytest.mark.parametrize("name", SURROUNDED)
-def test_what_is_in_the_way_is_one_line(
-    name: str,
-    shared: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-    survived: Callable[[str, int], None],
-) -> None:
-    assert_refused(SURROUNDED[name], Place.of(shared, tmp_path), monkeypatch, capsys)
-    survived("hostile cases refused", 1)
+def test_what_is_in_the_way_is_one_line(name: str, refused: Callable[[Case], str]) -> None:
+    refused(SURROUNDED[name])
