@@ -21,6 +21,19 @@ from lvlm_radapt.utils.errors import UserError
 from lvlm_radapt.utils.plugins import Origin, origin
 
 
+@dataclass(frozen=True)
+class TaskInputs:
+    """everything: the whole data set, whose classes are the choices; samples: the selected ones. batch_size: images at
+    a time. surrogate: what transfer images are crafted on. texts: supplies text embeddings in the model's place."""
+
+    model: PixelModel
+    everything: Sequence[Sample]
+    samples: Sequence[Sample]
+    batch_size: int
+    surrogate: PixelModel | None = None
+    texts: PixelModel | None = None
+
+
 @dataclass(frozen=True, kw_only=True)
 class Task(ABC):
     """What is asked about images, and how the answers are scored. It holds no model and no data.
@@ -50,7 +63,6 @@ class Task(ABC):
     def check_samples(self, samples: Sequence[Sample]) -> None:  # noqa: B027 - most tasks score any number
         """UserError where so few samples have no score."""
 
-    @abstractmethod
     def bind(
         self,
         model: PixelModel,
@@ -61,9 +73,12 @@ class Task(ABC):
         surrogate: PixelModel | None = None,
         texts: PixelModel | None = None,
     ) -> TaskRun:
-        """The task on a model. everything: the whole data set, whose classes are the choices; samples: the selected
-        ones; surrogate: what transfer images are crafted on; texts: the encoder that supplies text embeddings in the
-        model's place. UserError for a model of the other kind."""
+        """The task on a model: `run_on` with these as `TaskInputs`. UserError for a model of the other kind."""
+        return self.run_on(TaskInputs(model, everything, samples, batch_size, surrogate, texts))
+
+    @abstractmethod
+    def run_on(self, given: TaskInputs) -> TaskRun:
+        """The task on a model and its samples. UserError for a model of the other kind."""
 
     def f1(self, answers: Mapping[str, tuple[str, str]]) -> float | None:
         """F1 of yes in percent, from (answer, label) by sample id; None for tasks that ask for no yes or no."""

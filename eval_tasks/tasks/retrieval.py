@@ -19,7 +19,7 @@ from eval_tasks.crafting.batches import CaptionBatch, SampleBatch
 from eval_tasks.crafting.crafted import sample_seed
 from eval_tasks.data import Sample, chunks, image_key, open_image
 from eval_tasks.data.selection import ids_digest
-from eval_tasks.tasks.base import Task, TaskRun
+from eval_tasks.tasks.base import Task, TaskInputs, TaskRun
 from eval_tasks.tasks.retrieval_corpus import CUTS, CaptionSpace, RetrievalCorpus, recalls
 from eval_tasks.tasks.text_side import encoder_of, surrogate_with_texts, text_side
 from lvlm_radapt.models.base import PixelModel
@@ -36,20 +36,11 @@ class Retrieval(Task):
     metric: ClassVar[str] = "recall@1"
     kind: ClassVar[str] = "retrieval"
 
-    def bind(
-        self,
-        model: PixelModel,
-        everything: Sequence[Sample],
-        samples: Sequence[Sample],
-        *,
-        batch_size: int,
-        surrogate: PixelModel | None = None,
-        texts: PixelModel | None = None,
-    ) -> RetrievalRun:
-        encoder, source = encoder_of(model, self.name, texts)
+    def run_on(self, given: TaskInputs) -> RetrievalRun:
+        encoder, source = encoder_of(given.model, self.name, given.texts)
         run = RetrievalRun(
-            task=self, model=encoder, surrogate=surrogate, batch_size=batch_size, corpus=RetrievalCorpus(samples),
-            samples=samples, texts=source,
+            task=self, model=encoder, surrogate=given.surrogate, batch_size=given.batch_size,
+            corpus=RetrievalCorpus(given.samples), samples=given.samples, texts=source,
         )  # fmt: skip
         _ = run.space  # texts that do not fit are told now
         return run

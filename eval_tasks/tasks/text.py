@@ -11,7 +11,7 @@ from eval_tasks.config.presets import PLACES, Threshold
 from eval_tasks.crafting.attack import Attack
 from eval_tasks.crafting.batches import PromptBatch, SampleBatch, TextScores
 from eval_tasks.data import Sample
-from eval_tasks.tasks.base import Task, TaskRun
+from eval_tasks.tasks.base import Task, TaskInputs, TaskRun
 from lvlm_radapt.models.base import LVLM, PixelModel
 from lvlm_radapt.utils.errors import UserError
 
@@ -41,24 +41,22 @@ class TextTask(Task):
                 return before + value + after
         raise UserError(f"preset {self.preset}: the prompt for {self.name} must contain {PLACES[0]}")
 
-    def bind(
-        self,
-        model: PixelModel,
-        everything: Sequence[Sample],
-        samples: Sequence[Sample],
-        *,
-        batch_size: int,
-        surrogate: PixelModel | None = None,
-        texts: PixelModel | None = None,
-    ) -> TextRun:
+    def run_on(self, given: TaskInputs) -> TextRun:
+        model = given.model
         if not isinstance(model, LVLM):
             raise UserError(
                 f"--task {self.name} needs answers in texts: {model.name} is an image encoder, for imagefolder"
             )
-        if texts is not None:
+        if given.texts is not None:
             raise UserError(f"--texts is for image encoders: {model.name} reads its texts itself")
-        self.prompt(samples[0])  # a template that does not fit is told now
-        return TextRun(task=self, model=model, surrogate=surrogate, batch_size=batch_size, scores=self.scorer(samples))
+        self.prompt(given.samples[0])  # a template that does not fit is told now
+        return TextRun(
+            task=self,
+            model=model,
+            surrogate=given.surrogate,
+            batch_size=given.batch_size,
+            scores=self.scorer(given.samples),
+        )
 
     def check_early_exit(self) -> None:
         """UserError where no score is the lowest there can be."""

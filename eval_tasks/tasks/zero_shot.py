@@ -15,7 +15,7 @@ from eval_tasks.data.imagefolder import class_names
 from eval_tasks.data.selection import ids_digest
 from eval_tasks.data.set_config import set_config
 from eval_tasks.data.zero_shot_sets import zero_shot_sets
-from eval_tasks.tasks.base import Task, TaskRun
+from eval_tasks.tasks.base import Task, TaskInputs, TaskRun
 from eval_tasks.tasks.text_side import encoder_of, surrogate_with_texts, text_side
 from lvlm_radapt.models.base import PixelModel
 from lvlm_radapt.models.clip import CLIPEncoder
@@ -34,26 +34,17 @@ class ZeroShotTask(Task):
     metric: ClassVar[str] = "accuracy"
     kind: ClassVar[str] = "classification"
 
-    def bind(
-        self,
-        model: PixelModel,
-        everything: Sequence[Sample],
-        samples: Sequence[Sample],
-        *,
-        batch_size: int,
-        surrogate: PixelModel | None = None,
-        texts: PixelModel | None = None,
-    ) -> ZeroShotRun:
-        encoder, source = encoder_of(model, self.name, texts)
-        names = class_names([*everything])
+    def run_on(self, given: TaskInputs) -> ZeroShotRun:
+        encoder, source = encoder_of(given.model, self.name, given.texts)
+        names = class_names([*given.everything])
         known = set_config(self.name) if self.name in zero_shot_sets() else None
         templates = self.templates
         if templates == "task":
             templates = tuple(known.templates) if known and known.templates else (TEMPLATE,)
         classifier = ZeroShot(encoder, names, templates, texts=source, spelled=[self._spelled(one) for one in names])
         return ZeroShotRun(
-            task=self, model=encoder, surrogate=surrogate, batch_size=batch_size, classifier=classifier, texts=source,
-            published=known.classes if known else None,
+            task=self, model=encoder, surrogate=given.surrogate, batch_size=given.batch_size,
+            classifier=classifier, texts=source, published=known.classes if known else None,
         )  # fmt: skip
 
     def _spelled(self, name: str) -> str:
