@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,7 @@ from lvlm_radapt.defences.base import defence_document
 from lvlm_radapt.loading.quantised import quantisation_of
 from lvlm_radapt.models.base import PixelModel
 from lvlm_radapt.utils.errors import UserError
+from lvlm_radapt.utils.printing import one_line
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,7 +69,7 @@ class Selection:
 def select_samples(task: Task, options: EvalOptions) -> Selection:
     """The task's data, read once. UserError as for `Task.load` and `eval_tasks.data.select`, for ids that are not in
     the data, for missing images, and for too few samples for the task's score."""
-    everything = task.load(Path(options.data))
+    everything = _loaded(task, Path(options.data))
     note = left_out = None
     if options.ids is None:
         samples, note = select(everything, options.samples, options.seed)
@@ -82,6 +84,24 @@ def select_samples(task: Task, options: EvalOptions) -> Selection:
     check_images(samples)
     task.check_samples(samples)
     return Selection(everything, samples, note, left_out)
+
+
+def _loaded(task: Task, data: Path) -> Sequence[Sample]:
+    """All samples of the task; UserError, too, where outside code that loads them fails or gives something else."""
+    if task.plugin() is None:
+        return task.load(data)
+    try:
+        samples = list(task.load(data))
+    except UserError:
+        raise
+    except Exception as error:  # outside code may raise anything
+        raise UserError(f"task {task.name}: {data} cannot be loaded: {one_line(repr(error))}") from error
+    if not samples or not all(isinstance(sample, Sample) for sample in samples):
+        raise UserError(f"task {task.name}: its loader must give a list of Sample, at least one, from {data}")
+    twice = [own for own, count in Counter(sample.id for sample in samples).items() if count > 1]
+    if twice:
+        raise UserError(f"task {task.name}: {data} has two samples with the id {twice[0]!r}: give each its own")
+    return samples
 
 
 def run_document(run: TaskRun, attack: Attack | None, options: EvalOptions, command: str) -> dict[str, Any]:

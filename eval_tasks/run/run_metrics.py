@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from attacks.ensemble import CLEAN
-from attacks.eps import budget_text, eps_8bit, eps_text
+from attacks.eps import budget_text, eps_8bit, eps_text, within
 from eval_tasks.crafting.attack import Attack
 from eval_tasks.crafting.targeted import contains_target
 from eval_tasks.metrics.bootstrap import Images, Interval
@@ -128,6 +128,9 @@ def _budget_notes(distance: dict[str, Any], attack: Attack) -> list[str]:
         )
     elif budget_text(attack.eps, attack.norm) != eps_text(attack.eps, attack.norm):
         notes.append(f"8-bit images change by whole levels: of eps {eps_text(attack.eps)} they have {eps_text(left)}")
+    if not within(distance["largest"], attack.eps):
+        far = f"{distance['largest']:.3g} ({attack.norm})"
+        notes.append(f"THE ATTACK LEFT ITS BUDGET, by up to {far}: its scores are not for eps {attack.eps:.3g}")
     if distance["unchanged"]:
         notes.append(f"{distance['unchanged']} attacked images are the clean ones, bit for bit")
     return notes

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor
 
 from eval_tasks.crafting.attack import Attack, attacked_view
@@ -152,7 +153,13 @@ class TaskRun(ABC):
             view = SourceModel(self.surrogate or self.model, pixels)
             source = None if attack.needs is SampleBatch else self.surrogate  # pixels alone ask no surrogate's texts
             known = replace(self.batch(samples, source=source), clean=clean, tell=tell)
-            return attack.craft(view, pixels, known, seeds)
+            crafted = attack.craft(view, pixels, known, seeds)
+        if crafted.pixels.dtype != torch.uint8 or crafted.pixels.shape != pixels.x.shape:
+            raise UserError(
+                f"--attack {attack.name} gave {crafted.pixels.dtype} {tuple(crafted.pixels.shape)}: its images must be "
+                f"uint8 {tuple(pixels.x.shape)}, as Attack.round_to_8bit gives them"
+            )
+        return crafted
 
     def closing(self, attacked: Callable[[str], Tensor] | None, seed: int) -> tuple[dict[str, Any], list[str]]:
         """What metrics.json and its notes say beyond the samples' scores, once all is done. attacked: the attacked

@@ -120,3 +120,49 @@ def test_a_plug_in_that_is_none_is_one_line(
     said = capsys.readouterr().err
     assert words in " ".join(said.split())
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("body", "words"),
+    [
+        ("return {}['images']", r"scenes cannot be loaded: KeyError\('images'\)"),
+        ("return []", "must give a list of Sample, at least one"),
+        ("return ['a picture']", "scenes cannot be loaded: AttributeError"),
+        ("return [Sample('1', data, 'a?', ('b',))] * 2", "two samples with the id '1'"),
+    ],
+)
+def test_a_loader_that_fails_is_one_line(
+    place: Path, body: str, words: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code = f"from eval_tasks.data import Sample\n\n\ndef load(data):\n    {body}\n"
+    (place / "counting_data.py").write_text(code)
+    sys.modules.pop("counting_data", None)
+    asked = ("eval", "tiny-llava", "--task", "counting.yaml", "--data", "scenes", "--out", str(tmp_path / "out"))
+    assert command(*asked) == 2
+    err = " ".join(capsys.readouterr().err.split())
+    assert re.search(words, err)
+    assert "Traceback" not in err
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("images", "code", "words"),
+    [
+        ("batch.x", 2, r"gave torch.float32 .*must be uint8"),
+        ("(batch.x[:, :, 1:] * 255).byte()", 2, r"gave torch.uint8 .*must be uint8"),
+        ("(batch.x * 0).byte()", 0, "THE ATTACK LEFT ITS BUDGET"),
+    ],
+)
+def test_an_outside_attack_cannot_go_wrong_in_silence(
+    place: Path, images: str, code: int, words: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (place / "wrong.py").write_text(
+        "from eval_tasks.crafting.attack import Attack\nfrom eval_tasks.crafting.crafted import Crafted\n\n\n"
+        "class Wrong(Attack):\n    def craft(self, view, batch, task, seeds):\n"
+        f"        return Crafted.plain({images})\n"
+    )
+    sys.modules.pop("wrong", None)
+    asked = ("eval", "tiny-llava", "--task", "vqav2", "--data", "scenes", "--samples", "2")
+    assert command(*asked, "--attack", "wrong:Wrong", "--out", str(tmp_path / "out")) == code
+    said = capsys.readouterr()
+    assert re.search(words, " ".join((said.out + said.err).split()))
