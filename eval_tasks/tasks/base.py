@@ -148,7 +148,8 @@ class TaskRun(ABC):
         clean: Sequence[float] | None = None,
         tell: Tell = lambda stage, count: None,
     ) -> Crafted:
-        """Attack every image of `pixels`, the model's canvas; samples and seeds belong to its rows."""
+        """Attack every image of `pixels`, the model's canvas; samples and seeds belong to its rows. UserError for an
+        attack that gives images of another type or shape."""
         with attacked_view(self.model, attack, self.surrogate):
             view = SourceModel(self.surrogate or self.model, pixels)
             source = None if attack.needs is SampleBatch else self.surrogate  # pixels alone ask no surrogate's texts
