@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -46,8 +47,8 @@ _QWEN_TEMPLATE = (
 )
 
 
-def _word_level(special: list[str], roles: list[str]) -> Tokenizer:
-    words = [w for w in [*roles, *scenes.vocabulary()] if w not in special]
+def _word_level(special: list[str], words: Iterable[str]) -> Tokenizer:
+    words = [w for w in words if w not in special]
     vocabulary = {word: i for i, word in enumerate(dict.fromkeys([*special, *words]))}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
     tokenizer.normalizer = normalizers.Lowercase()
@@ -63,7 +64,7 @@ def _word_level(special: list[str], roles: list[str]) -> Tokenizer:
 def llava_tokenizer() -> PreTrainedTokenizerFast:
     """Word-level, `<s>`/`</s>` around a turn as LLaVA-1.5's Llama tokenizer has them."""
     special = ["<pad>", "<s>", "</s>", "<unk>", "<image>"]
-    core = _word_level(special, ["user", "assistant", ":"])
+    core = _word_level(special, ["user", "assistant", ":", *scenes.vocabulary()])
     core.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=core, pad_token="<pad>", bos_token="<s>", eos_token="</s>", unk_token="<unk>",
@@ -79,7 +80,7 @@ def qwen_tokenizer() -> PreTrainedTokenizerFast:
         "<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>",
         "<|image_pad|>", "<|video_pad|>", "<unk>",
     ]  # fmt: skip
-    core = _word_level(special, ["user", "assistant", "system"])
+    core = _word_level(special, ["user", "assistant", "system", *scenes.vocabulary()])
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=core, pad_token="<|endoftext|>", eos_token="<|im_end|>", unk_token="<unk>",
         additional_special_tokens=special[1:7], padding_side="left", model_max_length=512,
@@ -88,18 +89,19 @@ def qwen_tokenizer() -> PreTrainedTokenizerFast:
     return tokenizer
 
 
-def clip_tokenizer() -> PreTrainedTokenizerFast:
-    """Word-level; the end token is the highest id, as CLIP's pooling by argmax expects."""
-    special = ["<pad>", "<s>", "<unk>"]
-    words = [w for w in scenes.vocabulary() if w not in special]
-    core = _word_level([*special, *words, "</s>"], [])
+def clip_tokenizer(words: Iterable[str] = (), length: int = 40) -> PreTrainedTokenizerFast:
+    """Word-level over `words`, else the scenes'; the end token is the highest id, as CLIP's pooling by argmax expects.
+
+    length: how many tokens a text may have.
+    """
+    core = _word_level(["<pad>", "<s>", "<unk>"], [*(words or scenes.vocabulary()), "</s>"])
     end = core.token_to_id("</s>")
     core.post_processor = processors.TemplateProcessing(
         single="<s> $A </s>", special_tokens=[("<s>", 1), ("</s>", end)]
     )
     return PreTrainedTokenizerFast(
         tokenizer_object=core, pad_token="<pad>", bos_token="<s>", eos_token="</s>", unk_token="<unk>",
-        model_max_length=40,
+        model_max_length=length,
     )  # fmt: skip
 
 
@@ -173,6 +175,18 @@ def qwen() -> Qwen2_5_VLForConditionalGeneration:
     return Qwen2_5_VLForConditionalGeneration(config)
 
 
+_PIXELS = {"image_mean": list(CLIP_MEAN), "image_std": list(CLIP_STD), "rescale_factor": 1 / 255, "resample": 3}
+
+
+def clip_processor(side: int) -> dict[str, Any]:
+    """The preprocessor_config.json of a CLIP of `side` px."""
+    return _PIXELS | {
+        "image_processor_type": "CLIPImageProcessor", "do_resize": True, "size": {"shortest_edge": side},
+        "do_center_crop": True, "crop_size": {"height": side, "width": side}, "do_normalize": True,
+        "do_rescale": True, "do_convert_rgb": True,
+    }  # fmt: skip
+
+
 BUILDERS = {
     "tiny-llava": (llava, llava_tokenizer),
     "tiny-clip": (clip, clip_tokenizer),
@@ -193,22 +207,11 @@ def save(name: str, model: torch.nn.Module, folder: Path) -> None:
     half.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     open_to_umask(folder)
-    side = scenes.SQUARE[0]
-    common = {
-        "image_mean": list(CLIP_MEAN),
-        "image_std": list(CLIP_STD),
-        "rescale_factor": 1 / 255,
-        "resample": 3,
-    }
     if name == "tiny-qwen":
-        processor = common | {
+        processor = _PIXELS | {
             "image_processor_type": "Qwen2VLImageProcessor", "patch_size": PATCH, "merge_size": 2,
             "temporal_patch_size": 2, "min_pixels": 56 * 56, "max_pixels": 224 * 224,
         }  # fmt: skip
     else:
-        processor = common | {
-            "image_processor_type": "CLIPImageProcessor", "do_resize": True, "size": {"shortest_edge": side},
-            "do_center_crop": True, "crop_size": {"height": side, "width": side}, "do_normalize": True,
-            "do_rescale": True, "do_convert_rgb": True,
-        }  # fmt: skip
+        processor = clip_processor(scenes.SQUARE[0])
     (folder / "preprocessor_config.json").write_text(json.dumps(processor, indent=1) + "\n")
