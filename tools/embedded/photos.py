@@ -1,8 +1,13 @@
-"""The photographs that photo-clip is trained on, as one array, and how they are varied."""
+"""The photographs that photo-clip is trained on, as one array, and how they are varied.
+
+`python -m tools.embedded.photos DIR` lays the unpacked archives in DIR out: train, choosing, val, cifar10-named.
+"""
 
 from __future__ import annotations
 
+import argparse
 import math
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,6 +22,8 @@ from tools.embedded.pool import normalise
 
 SIDE = 64
 CHOOSING = 20  # photos of a class, its last ones, that are never trained on: for every choice of a setting
+NAMED = ("automobile", "bird", "cat", "dog", "frog")
+"""CIFAR-10's classes that a training text names, as the general word for some class."""
 
 
 @dataclass
@@ -28,24 +35,40 @@ class Photos:
     names: list[str]
 
 
-def split(root: Path, *, choosing: bool) -> dict[str, list[Path]]:
-    """Class folder -> its photos for choosing, or those for training. `root`: class folders with classnames.json."""
-    found = {}
-    for folder, images in class_folders(root).items():
-        # numbers, not names: 9.jpg comes before 10.jpg
-        files = [path for _, path in sorted(images, key=lambda image: (len(image[1].stem), image[1].stem))]
-        cut = max(1, len(files) - CHOOSING)
-        found[folder] = files[cut:] if choosing else files[:cut]
-    return found
+def lay_out(root: Path) -> None:
+    """Move the last photos of every class from `root`/train to `root`/choosing; doing it again changes nothing.
+
+    `root`: what the archives hold, train, val and cifar10, and classnames.json, which goes to each part. The folder
+    cifar10-named gets links to the classes of NAMED.
+    """
+    parts = [root / name for name in ("train", "choosing", "val")]
+    for folder, images in class_folders(parts[0]).items():
+        target = parts[1] / folder
+        if not target.exists():
+            target.mkdir(parents=True)
+            for path in _by_number(images)[-CHOOSING:]:
+                path.rename(target / path.name)
+    for part in parts:
+        shutil.copyfile(root / "classnames.json", part / "classnames.json")
+    (root / "cifar10-named").mkdir(exist_ok=True)
+    for name in NAMED:
+        link = root / "cifar10-named" / name
+        if not link.exists():
+            link.symlink_to(Path("..") / "cifar10" / name)
 
 
-def read(root: Path, *, choosing: bool = False) -> Photos:
-    """The photos of one part. Raises UserError where `root` holds no class folders."""
-    parts = split(root, choosing=choosing)
-    names = named_classes(root, list(parts))
+def read(folder: Path) -> Photos:
+    """The photos of one part. Raises UserError where `folder` holds no class folders."""
+    parts = {key: _by_number(images) for key, images in class_folders(folder).items()}
+    names = named_classes(folder, list(parts))
     images = [_pixels(path) for files in parts.values() for path in files]
     classes = [number for number, files in enumerate(parts.values()) for _ in files]
-    return Photos(np.stack(images), np.array(classes), [names[folder] for folder in parts])
+    return Photos(np.stack(images), np.array(classes), [names[key] for key in parts])
+
+
+def _by_number(images: list[tuple[str, Path]]) -> list[Path]:
+    """9.jpg before 10.jpg."""
+    return [path for _, path in sorted(images, key=lambda image: (len(image[1].stem), image[1].stem))]
 
 
 def _pixels(path: Path) -> np.ndarray:
@@ -71,3 +94,9 @@ def vary(images: np.ndarray, side: int, generator: torch.Generator) -> Tensor:
     x = F.grid_sample(x, grid, padding_mode="reflection", align_corners=False)
     x = x * draw(0.8, 1.2, 3, 1, 1) + draw(-0.1, 0.1, 1, 1, 1)
     return normalise(x.clamp(0, 1))
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path, help="holds train, val, cifar10 and classnames.json")
+    lay_out(parser.parse_args().folder)

@@ -1,10 +1,10 @@
 """Train photo-clip, a small CLIP, on photographs: `python -m tools.embedded.train_photos --photos DIR --out DIR`.
 
-DIR holds class folders and classnames.json; the last photos of every class are kept for choosing. A photo has two texts,
-its class name and a general word for it (`photo_texts.GENERAL`), each in a template of CLIP's drawn anew at every step;
-it must choose its own among those of all classes, and so among the general words. Most steps see photos at 40 px, the
-last ones at 64 px. Steps decide the schedule; the run is seeded and goes on from its last checkpoint. After the steps
-follows the accuracy on the choosing part.
+The first DIR is one that `tools.embedded.photos` laid out. A photo has two texts, its class name and a general word for
+it (`photo_texts.GENERAL`), each in a template of CLIP's drawn anew at every step. It must choose its own among those of
+all classes, and so among the general words. Most steps see photos at 40 px, the last ones at 64 px. Steps decide the
+schedule; the run is seeded and goes on from its last checkpoint. After the steps follows the accuracy on the choosing
+part.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ from tools.embedded.training_run import Run
 
 LEARNING_RATE = 2e-3
 SMOOTHING = 0.1
+SAVED_EVERY = 20  # steps
 SMALL = 40  # px of the first steps: two fifths of the patches
 TEMPLATE = "a photo of a {}."
 
@@ -83,7 +84,7 @@ def train(args: argparse.Namespace, photos: Photos) -> Any:
     torch.manual_seed(args.seed)
     tokenizer = photo_tokenizer(photos.names)
     model: Any = photo_clip(len(tokenizer)).train()
-    run = Run(args, "clip", {"model": model}, args.small_steps + args.steps, LEARNING_RATE)
+    run = Run(args, "clip", {"model": model}, args.small_steps + args.steps, LEARNING_RATE, SAVED_EVERY)
     classes = torch.from_numpy(photos.classes)
     while run.step < run.steps:
         rows = _rows(len(classes), args.batch, args.seed, run.step)
@@ -128,7 +129,7 @@ def main() -> None:
     """The command line of the module."""
     about = (__doc__ or "").splitlines()[0]
     parser = argparse.ArgumentParser(prog="python -m tools.embedded.train_photos", description=about)
-    parser.add_argument("--photos", type=Path, required=True, help="class folders of photos, with classnames.json")
+    parser.add_argument("--photos", type=Path, required=True, help="holds train and choosing")
     parser.add_argument("--out", type=Path, required=True, help="folder the trained model is written to")
     parser.add_argument("--work", type=Path, default=Path(".train"), help="checkpoints")
     parser.add_argument("--seed", type=int, default=0)
@@ -139,8 +140,8 @@ def main() -> None:
     args.name = "photo-clip"
     args.work.mkdir(parents=True, exist_ok=True)
     transformers_logging.disable_progress_bar()  # the log has lines of its own
-    model = train(args, read(args.photos)).eval()
-    held = read(args.photos, choosing=True)
+    model = train(args, read(args.photos / "train")).eval()
+    held = read(args.photos / "choosing")
     print(f"choosing part, n = {len(held.classes)}: top-1 %.1f %%, top-5 %.1f %%" % accuracy(model, held), flush=True)
     save(model, held.names, args.out)
 

@@ -35,9 +35,15 @@ class Run:
     """What both stages share: data order, optimiser, checkpoint files, the log line."""
 
     def __init__(
-        self, args: argparse.Namespace, stage: str, modules: dict[str, nn.Module], steps: int, lr: float
+        self,
+        args: argparse.Namespace,
+        stage: str,
+        modules: dict[str, nn.Module],
+        steps: int,
+        lr: float,
+        saved_every: int = 200,
     ) -> None:
-        self.stage, self.modules, self.steps = stage, modules, steps
+        self.stage, self.modules, self.steps, self.saved_every = stage, modules, steps, saved_every
         self.path = args.work / f"{args.name}-{stage}.pt"
         matrices, rest = _split(modules)
         self.optimisers: list[torch.optim.Optimizer] = [
@@ -72,7 +78,7 @@ class Run:
             rate = (time.monotonic() - self.started) / 50
             self.started = time.monotonic()
             print(f"{self.stage} {self.step}/{self.steps} loss {self.ema:.4f} {rate:.2f} s/step", flush=True)
-        if self.step % 200 == 0 or self.step == self.steps:
+        if self.step % self.saved_every == 0 or self.step == self.steps:
             state: dict[str, Any] = {name: m.state_dict() for name, m in self.modules.items()}
             state |= {f"optimiser{i}": o.state_dict() for i, o in enumerate(self.optimisers)}
             state["step"] = self.step
