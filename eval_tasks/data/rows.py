@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 from pydantic import Field
 
 from eval_tasks.data.layout import Row, read_rows, safe_name
-from eval_tasks.data.parquet_size import check_unpacked
+from eval_tasks.data.unpacked_size import check_unpacked
 from lvlm_radapt.utils.errors import UserError
 
 STATE = "state.json"
@@ -81,16 +81,19 @@ def open_rows(files: tuple[str, ...]) -> Any:
     except ImportError as error:
         raise UserError("data sets in rows need the library datasets: pip install 'lvlm-radapt[hf]'") from error
     saved = not files[0].endswith(".parquet")
+    state = Path(files[0]) / STATE
+    parts: list[str] = []
     if saved:
-        state = Path(files[0]) / STATE
-        for one in read_rows(state, _State).files:
-            safe_name(state, one.filename)
+        parts = [str(state.parent / safe_name(state, one.filename)) for one in read_rows(state, _State).files]
     hidden = are_progress_bars_disabled()
     disable_progress_bars()
 
     def read() -> Any:
-        # a saved data set may ask for tensors in place of values
-        found = datasets.load_from_disk(files[0]).with_format(None) if saved else _from_parquet(files)
+        if saved:
+            check_unpacked(parts)
+            found = datasets.load_from_disk(files[0]).with_format(None)  # it may ask for tensors in place of values
+        else:
+            found = _from_parquet(files)
         other = next((name for name in _OTHER_NAMES if name in found.column_names), None)
         if "image" not in found.column_names and other is not None:
             found = found.rename_column(other, "image")

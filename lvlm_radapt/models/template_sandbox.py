@@ -1,5 +1,5 @@
-"""A checkpoint's chat template is a program of its author: it runs in a sandbox, for a limited time, and no single
-operation of it may take for ever."""
+"""A checkpoint's chat template is a program of its author: it runs in a sandbox, for a limited time and in
+limited memory, and no single operation of it may take for ever."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from jinja2.runtime import Context
 from jinja2.sandbox import ImmutableSandboxedEnvironment, SecurityError
 from transformers.utils import chat_template_utils
 
+from lvlm_radapt.utils.memory_limit import memory_limit
 from lvlm_radapt.utils.time_limit import within
 
 _MOST_BITS = 4096
@@ -20,6 +21,8 @@ _MOST_BITS = 4096
 _MOST_ITEMS = 1_000_000
 """Of a text or a list that a template repeats."""
 _MOST_PLACES = 100
+_MOST_MEMORY = 500_000_000
+"""Bytes that rendering may add; a known template needs less than a million."""
 _SWAPPING = threading.Lock()
 
 
@@ -51,9 +54,16 @@ def _bounded_round(value: Any, precision: int = 0, method: Any = "common") -> An
 
 
 def rendered(tokenizer: Any, chat_template: Any, messages: list[dict[str, Any]], seconds: float) -> str:
-    """The messages in that template, up to where the answer begins. Raises what the template makes Python raise, and
-    TookTooLong."""
-    with _bounded():
+    """The messages in that template, up to where the answer begins. Raises what the template makes Python raise,
+    TookTooLong, and MemoryError with a sentence."""
+    try:
+        return _rendered(tokenizer, chat_template, messages, seconds)
+    except MemoryError as error:
+        raise MemoryError(f"it takes more than {_MOST_MEMORY // 1_000_000} MB of memory") from error
+
+
+def _rendered(tokenizer: Any, chat_template: Any, messages: list[dict[str, Any]], seconds: float) -> str:
+    with _bounded(), memory_limit(_MOST_MEMORY):
         return within(
             seconds,
             lambda: tokenizer.apply_chat_template(

@@ -98,6 +98,25 @@ def unpacking(columns: Callable[[Any], dict[str, Any]], words: str) -> Case:
     return arrange, words
 
 
+def inflating(codec: str, rows: int, parts: int) -> Case:
+    """`data check` of a saved data set, its Arrow file compressed: so many parts of so many rows of a megabyte."""
+
+    def arrange(at: Place) -> Words:
+        arrow = pytest.importorskip("pyarrow", reason="the extra hf is not installed")
+        datasets = importlib.import_module("datasets")
+        folder = at.tmp / "set"
+        datasets.Dataset.from_dict({"question": ["why?"]}).save_to_disk(str(folder))
+        (path,) = folder.glob("*.arrow")
+        batch = arrow.record_batch({"question": arrow.array(["x" * 1_000_000] * rows)})
+        options = arrow.ipc.IpcWriteOptions(compression=codec)
+        with arrow.ipc.new_stream(path, batch.schema, options=options) as stream:
+            for _ in range(parts):
+                stream.write_batch(batch)
+        return ["data", "check", "textvqa", "--data", folder]
+
+    return arrange, r"\.arrow unpacks to more than \d+ MB"
+
+
 def flag(command: str, *more: str, words: str) -> Case:
     return lambda at: [command, *(one.format(at=at) for one in more), "--out", at.out], words
 
@@ -139,11 +158,13 @@ CASES: dict[str, Case] = {
     "a preset's samples without end": preset({"samples": 10**30}, "field samples: .*1000000"),
     "a preset's tokens without end": preset({"max_new_tokens": {"coco": 10**30}}, "field max_new_tokens.coco"),
     "rows of one image that unpack to gigabytes": unpacking(
-        lambda arrow: {"image": [{"bytes": bytes(1_000_000), "path": None}] * 2000}, "x.parquet unpacks to more than 1"
+        lambda arrow: {"image": [{"bytes": bytes(1_000_000), "path": None}] * 200}, "x.parquet unpacks to more than 1"
     ),
     "rows of one text that unpack to gigabytes": unpacking(
-        lambda arrow: {"question": arrow.array(["x" * 1_000_000] * 1500)}, "x.parquet unpacks to more than 1"
+        lambda arrow: {"question": arrow.array(["x" * 1_000_000] * 200)}, "x.parquet unpacks to more than 1"
     ),
+    "a saved part that unpacks to gigabytes": inflating("zstd", 1000, 1),
+    "saved parts that unpack to gigabytes together": inflating("zstd", 50, 20),
     "rows of nothing without end": unpacking(
         lambda arrow: {"question": arrow.nulls(2_000_000, arrow.string())}, "x.parquet has too many rows"
     ),
@@ -248,6 +269,17 @@ CASES: dict[str, Case] = {
     "a template that rounds without end": templated("{{ 1|round(-1000000000) }}", f"{TEMPLATE}.*at most 100"),
     "a template of a long list": templated("{{ [0] * 1000000000 }}", f"{TEMPLATE}.*more than 1000000 parts"),
     "a template of a terabyte": templated("{{ 'x' * (10 ** 12) }}"),
+    **{
+        f"a template that grows by {name}": templated(template, f"{TEMPLATE}.*more than 500 MB of memory")
+        for name, template in (
+            ("a filter", "{{ 'x'|center(10**11) }}"),
+            ("a method", "{{ 'x'.ljust(10**11) }}"),
+            ("a format", "{{ '%100000000000d' % 3 }}"),
+            ("joining", "{% set x = 'x' * 1000000 %}{{ ([x] * 1000000)|join }}"),
+            ("replacing", "{% set x = 'x' * 1000000 %}{{ x|replace('x', x) }}"),
+            ("doubling", "{% set n = namespace(x='x') %}{% for i in range(60) %}{% set n.x = n.x ~ n.x %}{% endfor %}"),
+        )
+    },
     "a template without an image": templated("{{ messages[0].content[1].text }}", "places 0 images"),
     "a template with two images": templated("<image><image>{{ messages[0].content[1].text }}", "places 2 images"),
 }
