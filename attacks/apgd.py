@@ -101,13 +101,9 @@ def apgd(
     workers = min(_count("workers", workers), len(x))
     if workers > 1:
 
-        def part(rows: list[int], check: Callable[[], None]) -> APGDResult:
-            def own(function: LossFn | SuccessFn, z: Tensor, index: list[int]) -> Tensor:
-                check()
-                return function(z, [rows[i] for i in index])
-
+        def part(rows: list[int], loss_fn: LossFn, success: SuccessFn | None) -> APGDResult:
             return apgd(
-                partial(own, loss_fn),
+                loss_fn,
                 x[rows],
                 eps=eps,
                 steps=steps,
@@ -117,11 +113,11 @@ def apgd(
                 step_scale=step_scale,
                 restarts=restarts,
                 seed=[seeds[i] for i in rows],
-                success=None if success is None else partial(own, success),
+                success=success,
                 batch_size=-(-batch_size // workers),
             )
 
-        return _joined(map_over_threads(part, len(x), workers))
+        return on_workers(part, loss_fn, success, len(x), workers)
 
     x = x.detach()
     auto_batch = AutoBatch()
@@ -159,7 +155,26 @@ def apgd(
     return best.result()
 
 
-def _joined(parts: Sequence[APGDResult]) -> APGDResult:
+def on_workers(
+    attack: Callable[[list[int], LossFn, SuccessFn | None], APGDResult],
+    loss_fn: LossFn,
+    success: SuccessFn | None,
+    count: int,
+    workers: int,
+) -> APGDResult:
+    """`attack(rows, loss_fn, success)` on stretches of range(count), side by side, as one result.
+
+    The functions that `attack` is given number the samples of its own stretch from 0.
+    """
+
+    def part(rows: list[int], check: Callable[[], None]) -> APGDResult:
+        def own(function: LossFn | SuccessFn, z: Tensor, index: list[int]) -> Tensor:
+            check()
+            return function(z, [rows[i] for i in index])
+
+        return attack(rows, partial(own, loss_fn), None if success is None else partial(own, success))
+
+    parts = map_over_threads(part, count, workers)
     tensors = ("x_adv", "loss", "steps", "zero_grad", "succeeded")
     return APGDResult(
         **{name: torch.cat([getattr(part, name) for part in parts]) for name in tensors},

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from attacks.apgd import APGDResult, SuccessFn, loss_and_gradient, not_finite
+from attacks.apgd import APGDResult, SuccessFn, loss_and_gradient, not_finite, on_workers
 from attacks.auto_batch import AutoBatch
 from attacks.losses import LossFn
 from attacks.noise import random_start as start_points
@@ -25,6 +25,7 @@ def pgd(
     random_start: bool = True,
     seed: int | Sequence[int] = 0,
     success: SuccessFn | None = None,
+    workers: int = 1,
 ) -> APGDResult:
     """Maximise `loss_fn` in the eps ball around each image of `x` [B, C, H, W], intersected with [0, 1].
 
@@ -41,6 +42,23 @@ def pgd(
     if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
         raise ValueError(f"steps must be an int >= 1, got {steps!r}")
     seeds = sample_seeds(seed, len(x))
+    if workers > 1:
+
+        def part(rows: list[int], loss_fn: LossFn, success: SuccessFn | None) -> APGDResult:
+            own_seeds = [seeds[i] for i in rows]
+            return pgd(
+                loss_fn,
+                x[rows],
+                eps=eps,
+                step_size=step_size,
+                steps=steps,
+                norm=norm,
+                random_start=random_start,
+                seed=own_seeds,
+                success=success,
+            )
+
+        return on_workers(part, loss_fn, success, len(x), min(workers, len(x)))
 
     x = x.detach()
     here = start_points(x, eps=eps, norm=norm, seeds=seeds) if random_start else x.clone()

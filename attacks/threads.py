@@ -21,6 +21,11 @@ def cpu_workers(count: int) -> int:
     return max(1, min(torch.get_num_threads(), count // _LEAST))
 
 
+def workers_of(x: torch.Tensor) -> int:
+    """How many threads to share the images `x` [B, ...] out to: one on a GPU."""
+    return cpu_workers(len(x)) if x.device.type == "cpu" else 1
+
+
 def map_over_threads(work: Callable[[list[int], Callable[[], None]], T], count: int, workers: int) -> list[T]:
     """`work(rows, check)` for each of `workers` stretches of range(count), side by side; their results in order.
 

@@ -14,6 +14,7 @@ from attacks import apgd, cpu_workers
 from attacks.apgd import SuccessFn
 from attacks.eight_bit import from_8bit
 from attacks.losses import LossFn
+from attacks.threads import workers_of
 from eval_tasks.crafting.attack import Attack
 from eval_tasks.crafting.batches import ScoredBatch
 from eval_tasks.crafting.crafted import Crafted
@@ -45,7 +46,7 @@ class APGDAttack(Attack):
         """What APGD on that loss makes of the batch."""
         found = apgd(
             loss, batch.x, **self.apgd_arguments(), seed=seeds, success=success, batch_size=batch_size,
-            workers=workers(batch)(len(batch)),
+            workers=workers_of(batch.x),
         )  # fmt: skip
         pixels = self.round_to_8bit(found.x_adv, batch.x)
         return Crafted.plain(pixels, found.loss.tolist(), found.steps.tolist(), found.zero_grad.tolist(), found.failed)

@@ -15,7 +15,8 @@ from attacks.classification import ce_loss, fooled
 from attacks.eight_bit import from_8bit
 from attacks.losses import LossFn
 from attacks.suite import LIBRARY, Member, SuiteResult, SuiteSettings, check_members, run_suite
-from eval_tasks.crafting.apgd_attack import Count, workers
+from attacks.threads import workers_of
+from eval_tasks.crafting.apgd_attack import Count
 from eval_tasks.crafting.attack import Attack
 from eval_tasks.crafting.batches import ClassBatch, SampleBatch, ScoredBatch
 from eval_tasks.crafting.crafted import Crafted
@@ -148,7 +149,7 @@ class Classifier(Attack):
                 judge=on_disk,
                 stop_early=self.threat == "adaptive",
                 batch_size=task.batch_size,
-                workers=workers(batch)(len(batch)),
+                workers=workers_of(batch.x),
             )
         except LibraryMissingError as error:
             raise UserError(str(error)) from error

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from attacks.pgd import pgd
+from attacks.threads import workers_of
 from lvlm_radapt.defences.base import refuse_attached
 from lvlm_radapt.defences.radapt.hooks import is_injected
 from lvlm_radapt.models.base import PixelBatch, PixelModel
@@ -318,7 +319,15 @@ class Work:
                 return self._objective.attacked(batch[index].replace(x), tuple(one[index] for one in targets))
 
         recipe = self._recipe
-        found = pgd(loss, batch.x, eps=recipe.eps, step_size=recipe.pgd_step, steps=recipe.pgd_steps, seed=seeds)
+        found = pgd(
+            loss,
+            batch.x,
+            eps=recipe.eps,
+            step_size=recipe.pgd_step,
+            steps=recipe.pgd_steps,
+            seed=seeds,
+            workers=workers_of(batch.x),
+        )
         return found.x_adv
 
     def _train(self, wanted: bool) -> None:

@@ -29,6 +29,7 @@ from torch import Tensor
 from attacks.auto_batch import AutoBatch
 from attacks.losses import LossFn, embedding_loss
 from attacks.pgd import pgd
+from attacks.threads import workers_of
 from lvlm_radapt.defences.base import refuse_attached
 from lvlm_radapt.defences.radapt.anchor import Anchor, white_anchor
 from lvlm_radapt.defences.radapt.config import RAdaptConfig
@@ -314,7 +315,15 @@ class _Learning:
     def _attack(self, distance: LossFn, batch: PixelBatch, steps: int, seeds: list[int]) -> tuple[Tensor, str]:
         """The attacked images, and what went wrong with one of them, if anything."""
         eps = self.settings.eps
-        found = pgd(distance, batch.x, eps=eps, step_size=2.5 * eps / steps, steps=steps, seed=seeds)
+        found = pgd(
+            distance,
+            batch.x,
+            eps=eps,
+            step_size=2.5 * eps / steps,
+            steps=steps,
+            seed=seeds,
+            workers=workers_of(batch.x),
+        )
         return found.x_adv, next(filter(None, found.failed), "") or ""
 
     def _attacked(self) -> float:

@@ -1,6 +1,7 @@
 """Losses on logits, PGD and suites of attacks on small analytic classifiers."""
 
 import math
+import threading
 from dataclasses import replace
 
 import pytest
@@ -156,6 +157,26 @@ def test_pgd_stays_in_the_ball_and_stops_where_it_succeeds(norm):
     )  # fmt: skip
     assert early.succeeded.tolist() == [i == 2 for i in range(5)]
     assert early.steps.tolist() == [9, 9, 0, 9, 9]
+
+
+def test_pgd_on_several_threads_gives_the_results_of_one():
+    x, loss_fn = images(5), ce_loss(classifier(), torch.arange(5))
+    seen = set()
+
+    def sometimes_broken(z, index):
+        seen.add(threading.get_ident())
+        return torch.where(torch.tensor([i == 3 for i in index]), torch.nan, loss_fn(z, index))
+
+    def attack(**more):
+        success = lambda z, index: torch.tensor([i == 2 for i in index])  # noqa: E731
+        return pgd(sometimes_broken, x, eps=0.1, step_size=0.02, steps=9, seed=3, success=success, **more)
+
+    whole, shared = attack(), attack(workers=3)
+    for name in ("x_adv", "loss", "steps", "zero_grad", "succeeded"):
+        torch.testing.assert_close(getattr(shared, name), getattr(whole, name), equal_nan=True)
+    assert shared.failed == whole.failed
+    assert whole.failed[3] is not None
+    assert len(seen) > 1
 
 
 def test_pgd_gives_up_a_sample_that_is_not_finite():

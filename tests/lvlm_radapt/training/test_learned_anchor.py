@@ -160,7 +160,7 @@ def test_one_step_by_hand(shelf: Path, monkeypatch: pytest.MonkeyPatch, learn_al
     found = learn_anchor(model, image_files(shelf / "images"), config, settings)
     # the undefended probe, the first one, the step, the last probe; 2 images are held back
     assert [len(x) for x in batches] == [2, 2, 4, 2]
-    assert asked[2] == {"eps": 8 / 255, "step_size": 10 / 255, "steps": 2, "seed": asked[2]["seed"]}
+    assert asked[2] == {"eps": 8 / 255, "step_size": 10 / 255, "steps": 2, "seed": asked[2]["seed"], "workers": 1}
     assert len(set(asked[2]["seed"])) == 4
 
     start = white_anchor(model.hf, model.image_mean, model.image_std).values.requires_grad_()
