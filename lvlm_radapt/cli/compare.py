@@ -29,8 +29,8 @@ def compare(
         typer.Argument(
             metavar="PRESET | MODEL ROW...",
             help="A comparison (lvlm-radapt list presets) or your own YAML file. Or an undefended model and the rows "
-            "to score against it: filter, anchor, radapt, learned, low-rank, shallow, fare, two of them as "
-            "low-rank+filter, or the folder of a robustified or fine-tuned model.",
+            "to score against it: filter, anchor, radapt, learned, jpeg, random-resize, a defence of your own as "
+            "pkg.module:Name, low-rank, shallow, fare, two as low-rank+filter, or a model's folder.",
         ),
     ],
     out: Annotated[Path, typer.Option(help="A new or empty folder for scenes, models, runs and the table.")],

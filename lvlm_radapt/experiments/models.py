@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from threading import get_ident
 from typing import Any
 
+from lvlm_radapt.defences.base import Defence
 from lvlm_radapt.defences.radapt.anchor import Anchor
 from lvlm_radapt.defences.radapt.config import RAdaptConfig
 from lvlm_radapt.defences.radapt.hooks import remove
@@ -44,3 +45,13 @@ def defended(model: PixelModel, config: RAdaptConfig, anchor: Anchor | None = No
         yield model
     finally:
         remove(model.hf)
+
+
+@contextmanager
+def attached(model: PixelModel, defence: Defence) -> Iterator[PixelModel]:
+    """Inside, the model has that defence around it; then it is as before. UserError as for `Defence.attach`."""
+    defence.attach(model)
+    try:
+        yield model
+    finally:
+        defence.detach(model)

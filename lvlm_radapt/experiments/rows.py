@@ -16,6 +16,7 @@ from pydantic import (
 )
 
 from lvlm_radapt.defences.radapt.config import RAdaptConfig
+from lvlm_radapt.defences.registry import find_defence
 from lvlm_radapt.training.scopes import WHOLE
 from lvlm_radapt.utils.bounds import MOST
 
@@ -68,7 +69,8 @@ class Finetune(Part):
 class RowSpec(Part):
     """How a row's model is made of a column's base model: another `tower` in its place (of an encoder: that encoder),
     fine-tuned weights, a `model` of its own, or nothing of these; then the defence `radapt`, its anchor guided or
-    learned where it says so. `model`: a folder or Hugging Face id of the base model's family, with any R-Adapt in it.
+    learned where it says so, or any `defence` that `find_defence` knows, with its default settings. `model`: a folder
+    or Hugging Face id of the base model's family, with any R-Adapt in it.
     """
 
     name: Name
@@ -78,6 +80,7 @@ class RowSpec(Part):
     tower: str | None = None
     finetune: Finetune | None = None
     model: str | None = None
+    defence: str | None = None
 
     @field_validator("radapt")
     @classmethod
@@ -85,6 +88,13 @@ class RowSpec(Part):
         if radapt is not None:
             RAdaptConfig.from_dict(radapt)
         return radapt
+
+    @field_validator("defence")
+    @classmethod
+    def _known(cls, defence: str | None) -> str | None:
+        if defence is not None:
+            find_defence(defence)
+        return defence
 
     @model_validator(mode="after")
     def _consistent(self) -> RowSpec:
@@ -96,12 +106,15 @@ class RowSpec(Part):
             raise ValueError(f"row {self.name} has two of tower, finetune and model: choose one")
         if self.model is not None and self.radapt is not None:
             raise ValueError(f"row {self.name} has a model of its own: robustify that folder, and name the new one")
+        if self.defence is not None and (self.radapt is not None or self.model is not None):
+            raise ValueError(f"row {self.name} has a defence beside radapt or a model of its own: choose one")
         return self
 
     @model_serializer(mode="wrap")
     def _as_before(self, whole: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Without `model` where there is none: folders of earlier versions do not have it in their plan."""
-        return {key: value for key, value in whole(self).items() if key != "model" or value is not None}
+        """Without `model` and `defence` where there is none: folders of earlier versions have neither in their plan."""
+        later = ("model", "defence")
+        return {key: value for key, value in whole(self).items() if key not in later or value is not None}
 
     @property
     def own_weights(self) -> bool:
@@ -111,4 +124,4 @@ class RowSpec(Part):
     @property
     def plain(self) -> bool:
         """Whether it is the undefended model itself."""
-        return self.radapt is None and not self.own_weights
+        return self.radapt is None and self.defence is None and not self.own_weights

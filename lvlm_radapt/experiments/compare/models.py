@@ -16,9 +16,10 @@ from eval_tasks.data import Sample, open_image
 from lvlm_radapt.defences.radapt.anchor import Anchor
 from lvlm_radapt.defences.radapt.config import RAdaptConfig
 from lvlm_radapt.defences.radapt.hooks import injected_anchor, injected_config
+from lvlm_radapt.defences.registry import find_defence
 from lvlm_radapt.embedded.dataset import CLASSES, IMAGES, write_scenes
 from lvlm_radapt.experiments.compare.preset import Comparison, OwnSet, SceneSet
-from lvlm_radapt.experiments.models import ModelFactory, defended
+from lvlm_radapt.experiments.models import ModelFactory, attached, defended
 from lvlm_radapt.experiments.rows import Finetune, Learn, RowSpec, slug
 from lvlm_radapt.loading.guides import guide_origin, guided_anchor, load_guide
 from lvlm_radapt.loading.load import is_encoder, load_any
@@ -67,11 +68,15 @@ class RowModels:
             _check_there(f"column {column.title}", column.model)
 
     def check_fit(self, asked: Mapping[str, Sequence[Sample]]) -> None:
-        """UserError, before hours of work, for a row's `model` that is no kin of a base model.
+        """UserError, before hours of work, for a row's `model` that is no kin of a base model, and for a `defence` that
+        does not go around one.
 
         Each is opened once. asked: by column title, samples whose images are to lie on one canvas in both.
         """
         for row in self._comparison.rows:
+            for base in self.bases if row.defence is not None else ():
+                with attached(self._factory.kept(base), find_defence(str(row.defence))):
+                    pass
             for column in self._comparison.columns if row.model is not None else ():
                 model, other = self._factory.kept(column.model), self._undefended(row, column.model)
                 if type(model) is not type(other):
@@ -117,7 +122,10 @@ class RowModels:
     @contextmanager
     def _defended(self, row: RowSpec, base: str) -> Iterator[PixelModel]:
         model = self._undefended(row, base) if row.own_weights else self._factory.kept(base)
-        if row.radapt is None:
+        if row.defence is not None:
+            with attached(model, find_defence(row.defence)):
+                yield model
+        elif row.radapt is None:
             yield model
         else:
             with defended(model, *self._defence(row, RAdaptConfig.from_dict(row.radapt), model, base)):

@@ -9,12 +9,14 @@ from typing import Any
 
 from eval_tasks.config.presets import load_protocol
 from eval_tasks.crafting.make_attack import make_attack
+from lvlm_radapt.defences import registry
 from lvlm_radapt.experiments.compare.preset import Comparison, named_attack
 from lvlm_radapt.experiments.rows import LONGEST_NAME, slug
 from lvlm_radapt.loading.load import is_encoder, is_robustified
 from lvlm_radapt.loading.locate import EMBEDDED
 from lvlm_radapt.utils.bounds import MOST
 from lvlm_radapt.utils.errors import UserError
+from lvlm_radapt.utils.plugins import is_plugin
 
 TEST, TRAIN = "test", "images"
 RATES = {"scenes": 8e-3, "published": 1e-4}
@@ -27,6 +29,8 @@ DEFENCES: dict[str, dict[str, Any]] = {
     "learned": {"radapt": {"cutoff": 40.0, "alpha": 1.0, "anchor": "learned"}, "learn": {}},
 }
 """Row words that put R-Adapt into the model: the filter, the white anchor, both, and the filter with a learned one."""
+OTHERS = tuple(name for name in registry.DEFENCES if name not in DEFENCES)
+"""Row words that put one of the other defences around it, as plug-ins do."""
 WEIGHTS: dict[str, dict[str, Any]] = {
     "low-rank": {"finetune": {"rank": 16}},
     "shallow": {"finetune": {"scope": "shallow"}},
@@ -34,7 +38,10 @@ WEIGHTS: dict[str, dict[str, Any]] = {
 }
 """Row words that fine-tune the vision tower (FARE): by changes of low rank, its first layers alone, or all of it."""
 TRAINED = ("learned", *WEIGHTS)
-_KNOWN = f"{', '.join((*DEFENCES, *WEIGHTS))}, low-rank+filter and the like, or a model's folder or Hugging Face id"
+_KNOWN = (
+    f"{', '.join((*DEFENCES, *OTHERS, *WEIGHTS))}, low-rank+filter and the like, a plug-in as pkg.module:Name, or a "
+    "model's folder or Hugging Face id"
+)
 
 
 def comparison_of(
@@ -54,9 +61,9 @@ def comparison_of(
 ) -> Comparison:
     """The first word's model, undefended, beside a row for each other word. All are scored on one task and data folder.
 
-    A row word is one of DEFENCES or WEIGHTS, one of each joined by +, or the folder or Hugging Face id of a model of
-    the same family. images: a folder to train on, for rows of TRAINED; image_count, train_steps: how much. What is
-    None is the preset's, the attack's or the method's own.
+    A row word is a defence (of DEFENCES, OTHERS, or a plug-in's name), one of WEIGHTS, one of each joined by +, or the
+    folder or Hugging Face id of a model of the same family. images: a folder to train on, for rows of TRAINED;
+    image_count, train_steps: how much. What is None is the preset's, the attack's or the method's own.
 
     UserError, one line, for too few words, a word that is no row, and rows that lack images.
     """
@@ -101,24 +108,30 @@ def comparison_of(
 def _row(word: str, training: dict[str, Any], finetuning: dict[str, Any]) -> dict[str, Any]:
     """The fields of a row but for its name."""
     parts = word.split("+")
-    unknown = next((part for part in parts if part not in DEFENCES and part not in WEIGHTS), None)
+    defences = [part for part in parts if part in DEFENCES or _is_other(part)]
+    unknown = next((part for part in parts if part not in defences and part not in WEIGHTS), None)
     if unknown is not None:
         if word in EMBEDDED or "/" in word or Path(word).expanduser().exists():
             return {"model": word}
-        near = difflib.get_close_matches(unknown.lower(), [*DEFENCES, *WEIGHTS, *EMBEDDED], n=1, cutoff=0.5)
+        near = difflib.get_close_matches(unknown.lower(), [*DEFENCES, *OTHERS, *WEIGHTS, *EMBEDDED], n=1, cutoff=0.5)
         raise UserError(f"row {word!r} is unknown: {f'did you mean {near[0]}? ' if near else ''}{_KNOWN}")
-    for kind, what in ((DEFENCES, "defences"), (WEIGHTS, "ways to fine-tune")):
-        if sum(part in kind for part in parts) > 1:
-            raise UserError(f"row {word} joins two {what}: join one of {', '.join(WEIGHTS)} and {', '.join(DEFENCES)}")
+    for found, what in ((len(defences), "defences"), (len(parts) - len(defences), "ways to fine-tune")):
+        if found > 1:
+            known = ", ".join((*DEFENCES, *OTHERS))
+            raise UserError(f"row {word} joins two {what}: join one of {', '.join(WEIGHTS)} and {known}")
     fields: dict[str, Any] = {}
     for part in parts:
-        fields |= DEFENCES.get(part) or WEIGHTS[part]
+        fields |= DEFENCES.get(part) or WEIGHTS.get(part) or {"defence": part}
     if "learn" in fields:
         fields["learn"] = training
     if "finetune" in fields:
         rate = {"lr": RATES[finetuning["recipe"]]} if "rank" in fields["finetune"] else {}
         fields["finetune"] = finetuning | rate | fields["finetune"]
     return fields
+
+
+def _is_other(part: str) -> bool:
+    return part in OTHERS or ("/" not in part and is_plugin("defence", part))
 
 
 def _names(words: Sequence[str]) -> list[str]:

@@ -9,6 +9,7 @@ import pytest
 from eval_tasks.run.records import read_run
 from lvlm_radapt.embedded.dataset import write_scenes
 from lvlm_radapt.experiments.compare.words import comparison_of
+from lvlm_radapt.experiments.rows import slug
 from tests.helpers.cli import call
 
 
@@ -82,6 +83,50 @@ def test_models_words_and_folders_are_scored_against_the_first(folders, tmp_path
     assert (out / "comparison.json").is_file()
 
 
+BLUR = """
+from dataclasses import dataclass
+from torch.nn.functional import avg_pool2d
+from lvlm_radapt.defences.base import Defence
+
+@dataclass(frozen=True)
+class Blur(Defence):
+    def pixels(self, x, seeds):
+        return avg_pool2d(x, 3, stride=1, padding=1, count_include_pad=False)
+"""
+
+
+def test_defences_around_the_model_are_rows_attacked_as_eval_attacks_them(folders, tmp_path, monkeypatch, capsys):
+    (tmp_path / "ownrow.py").write_text(BLUR)
+    monkeypatch.syspath_prepend(tmp_path)
+    out = tmp_path / "table"
+    words = words_of(folders, "tiny-llava", "jpeg", "random-resize", "ownrow:Blur")
+    code, _, err = call(monkeypatch, capsys, *words, "--out", out)
+    assert (code, err) == (0, "")
+    task = ["--task", "vqav2", "--data", folders / "test", "--samples", 2, "--seed", 42, "--device", "cpu"]
+    attack = ["--attack", "e2e", "--steps", 1, "--eps", "4/255", "--threat", "adaptive"]
+    for name in ("jpeg", "random-resize", "ownrow:Blur"):
+        alone = tmp_path / name
+        flags = [*task, *attack, "--defence", name, "--preset", "scenes", "--out", alone]
+        assert call(monkeypatch, capsys, "eval", "tiny-llava", *map(str, flags))[0] == 0
+        one, other = read_run(alone), read_run(out / "runs" / slug(name) / "vqav2-adaptive-4-255")
+        assert one.settings["model"]["defence"] == other.settings["model"]["defence"]
+        assert one.settings["model"]["defence"]["name"] == name.removeprefix("ownrow:")
+        assert [s.adversarial for s in one.samples] == [s.adversarial for s in other.samples]
+    stock = read_run(out / "runs" / "tiny-llava" / "vqav2-adaptive-4-255")
+    assert stock.settings["model"].get("defence") is None
+
+
+def test_a_defence_of_others_joins_fine_tuned_weights(folders):
+    made = comparison_of(
+        ["tiny-llava", "low-rank+jpeg"], task="vqav2", data=folders / "test", preset="scenes", images=folders / "train"
+    )
+    row = made.rows[1]
+    assert (row.defence, row.finetune.rank, row.radapt) == ("jpeg", 16, None)
+    # folders of earlier versions have no `defence` in their plan
+    assert "defence" in row.model_dump()
+    assert "defence" not in made.rows[0].model_dump()
+
+
 MISTAKES = {
     "an unknown row": (["tiny-llava", "radpt"], [], "row 'radpt' is unknown: did you mean radapt?"),
     "no row": (["tiny-llava"], [], "needs rows beside tiny-llava"),
@@ -89,6 +134,9 @@ MISTAKES = {
     "the first model again": (["tiny-llava", "tiny-llava"], [], "tiny-llava is named twice"),
     "two rows of one name": (["tiny-llava", "x/a_b", "x/a-b"], [], "two rows are called x/a_b"),
     "two defences": (["tiny-llava", "filter+radapt"], [], "joins two defences"),
+    "two defences, one of others": (["tiny-llava", "filter+jpeg"], [], "joins two defences"),
+    "a plug-in that is not there": (["tiny-llava", "nowhere:Name"], [], "nowhere"),
+    "nearly a defence of others": (["tiny-llava", "jpg"], [], "did you mean jpeg?"),
     "training without images": (["tiny-llava", "low-rank"], [], "--images"),
     "images for nothing": (["tiny-llava", "filter"], ["--images", "."], "leave it out"),
     "too few images": (["tiny-llava", "low-rank"], ["--images", "{}/train", "--image-count", "8"], "a batch takes 16"),
