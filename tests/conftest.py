@@ -37,6 +37,14 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
+def cli(capsys: pytest.CaptureFixture[str]) -> Any:
+    """`cli(*words)` is `lvlm-radapt WORDS` in this process; see `Cli` for its `done` and `refused`."""
+    from tests.helpers.cli import Cli
+
+    return Cli(capsys)
+
+
+@pytest.fixture
 def survived() -> Callable[[str, int], None]:
     """survived(what, how many): counted up over all tests and printed at the end."""
 

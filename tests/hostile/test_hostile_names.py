@@ -23,7 +23,7 @@ from tests.helpers.cases import (
     run_folder,
     simple,
 )
-from tests.helpers.cli import call
+from tests.helpers.cli import Cli
 
 EVIL = "\x1b]0;pwned\x07[/b]:x:\udcff"
 SHOWN = r"\\x1b\]0;pwned\\x07\[[/-]b\]:x:\\(xff|udcff)"  # the latter in quotes
@@ -145,12 +145,12 @@ ACCEPTED: dict[str, tuple[str, ...]] = {
 
 @pytest.mark.parametrize("command", ACCEPTED)
 def test_a_command_works_in_folders_of_any_name(
-    command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cli: Cli
 ) -> None:
     monkeypatch.chdir(tmp_path)
     write_scenes(Path("data" + ODD), count=8)
     Path(f"own{ODD}.yaml").write_text(yaml.safe_dump(COMPARISON))
-    code, out, err = call(monkeypatch, capsys, command, *ACCEPTED[command], "--out", "out" + ODD)
+    code, out, err = cli(command, *ACCEPTED[command], "--out", "out" + ODD)
     assert code == 0, err
     assert r"$_{\x1b[31m\xff" in out
     assert not set("\x1b\udcff") & set(out + err)

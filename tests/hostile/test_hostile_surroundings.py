@@ -9,7 +9,7 @@ import pytest
 
 from lvlm_radapt.utils.leftovers import aside_of
 from tests.helpers.cases import Case, Place, evaluated, listing
-from tests.helpers.cli import call
+from tests.helpers.cli import Cli
 
 SCENES = ("data", "scenes", "--count", "2", "--per-class", "0", "--out")
 
@@ -100,13 +100,11 @@ LEFT: dict[str, Callable[[Path], object]] = {
 
 
 @pytest.mark.parametrize("name", LEFT)
-def test_what_a_killed_command_left_is_no_hindrance(
-    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_what_a_killed_command_left_is_no_hindrance(name: str, tmp_path: Path, cli: Cli) -> None:
     out = tmp_path / "out"
     LEFT[name](out)
     linked_before = out.is_symlink()
-    code, _, err = call(monkeypatch, capsys, *SCENES, out)
+    code, _, err = cli(*SCENES, out)
     assert (code, err) == (0, "")
     assert out.is_symlink() == linked_before
     assert {path.name for path in out.iterdir()} >= {"annotations", "val2014"}

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import io
 import os
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,8 +13,8 @@ from conftest import Site
 from PIL import Image
 from playwright.sync_api import Browser, Page, expect
 
-from lvlm_radapt import cli
 from lvlm_radapt.embedded.dataset import write_scenes
+from tests.helpers.cli import exit_code
 
 pytestmark = pytest.mark.web
 
@@ -34,11 +33,7 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> str:
     write_scenes(folder / "scenes", count=8)
     words = ["eval", "tiny-llava", "--task", "vqav2", "--data", folder / "scenes", "--attack", "e2e", "--device", "cpu"]
     words += ["--eps", "4/255", "--steps", "5", "--samples", "8", "--out", folder / "out"]
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys, "argv", ["lvlm-radapt", *map(str, words)])
-        with pytest.raises(SystemExit) as stop:
-            cli.main()
-    assert stop.value.code == 0
+    assert exit_code(*words) == 0
     return (folder / "out" / "report.html").as_uri()
 
 

@@ -16,7 +16,6 @@ from eval_tasks.tasks.make_task import make_task
 from lvlm_radapt import RAdaptConfig, load_model, robustify
 from lvlm_radapt.embedded.dataset import write_scenes
 from lvlm_radapt.models.base import LVLM
-from tests.helpers.cli import call
 from tests.helpers.evaluations import evaluation, score
 from tests.helpers.slow import slow
 from tests.helpers.tiny_checkpoints import save_llava
@@ -103,13 +102,9 @@ def test_every_adaptive_run_carries_an_audit(tmp_path, data, checkpoint, monkeyp
     assert "audit" not in transfer.metrics
 
 
-def test_the_command_writes_a_document_and_a_page(tmp_path, data, checkpoint, monkeypatch, capsys):
+def test_the_command_writes_a_document_and_a_page(tmp_path, data, checkpoint, cli):
     out = tmp_path / "audit"
-    code, said, err = call(
-        monkeypatch, capsys,
-        "audit", checkpoint, "--task", "vqav2", "--data", data, "--samples", 2, "--steps", 1, "--out", out,
-    )  # fmt: skip
-    assert code == 0, err
+    said = cli.done("audit", checkpoint, "--task", "vqav2", "--data", data, "--samples", 2, "--steps", 1, "--out", out)
     document = json.loads((out / "audit.json").read_text())
     audit = Audit.from_dict(document["audit"])
     assert audit.form == "full"
@@ -121,12 +116,7 @@ def test_the_command_writes_a_document_and_a_page(tmp_path, data, checkpoint, mo
     assert "<script" not in page
     assert "http" not in page.split("<body>")[1].split("<pre>")[0]
     assert sorted(p.name for p in out.iterdir()) == ["audit.html", "audit.json"]
-    code, _, err = call(
-        monkeypatch, capsys,
-        "audit", checkpoint, "--task", "vqav2", "--data", data, "--samples", 2, "--steps", 1, "--out", out,
-    )  # fmt: skip
-    assert code == 2
-    assert len(err.strip().splitlines()) == 1
+    cli.refused("audit", checkpoint, "--task", "vqav2", "--data", data, "--samples", 2, "--steps", 1, "--out", out)
 
 
 MISTAKES = {
@@ -141,13 +131,10 @@ MISTAKES = {
 
 
 @pytest.mark.parametrize("mistake", MISTAKES)
-def test_a_mistake_is_one_line_and_writes_nothing(tmp_path, data, checkpoint, monkeypatch, capsys, mistake):
+def test_a_mistake_is_one_line_and_writes_nothing(tmp_path, data, checkpoint, cli, mistake):
     changes, words = MISTAKES[mistake]
     out = tmp_path / "audit"
     options = {"--task": "vqav2", "--data": str(data), "--out": str(out)} | changes
     flat = [text.format(tmp=tmp_path) for pair in options.items() for text in pair]
-    code, _, err = call(monkeypatch, capsys, "audit", checkpoint, *flat)
-    assert code == 2
-    assert words in err
-    assert len(err.strip().splitlines()) == 1
+    assert words in cli.refused("audit", checkpoint, *flat)
     assert not out.exists()

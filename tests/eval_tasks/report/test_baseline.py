@@ -11,7 +11,6 @@ from eval_tasks.report.build_table import comparison
 from eval_tasks.run.records import read_run
 from lvlm_radapt.embedded.dataset import write_scenes
 from lvlm_radapt.loading.load import load_any
-from tests.helpers.cli import call
 from tests.helpers.failures import one_line
 from tests.helpers.run_folders import RADAPT, Maker, attack, spread
 
@@ -56,13 +55,12 @@ def test_runs_of_earlier_versions_are_measured_against_new_ones(make):
 
 
 @pytest.mark.slow
-def test_fine_tuned_weights_are_measured_against_their_base_in_every_report(tmp_path, monkeypatch, capsys):
+def test_fine_tuned_weights_are_measured_against_their_base_in_every_report(tmp_path, monkeypatch, cli):
     data = tmp_path / "scenes"
     write_scenes(data, count=24, per_class=1)
 
     def run(*words):
-        code, told, err = call(monkeypatch, capsys, *words)
-        assert code == 0, err
+        told = cli.done(*words)
         return " ".join(told.split())
 
     # a copy of the model, as users have them: it is named by its path

@@ -24,7 +24,7 @@ from lvlm_radapt.loading.load import load_any, load_surrogate
 from lvlm_radapt.models.zero_shot import ZeroShot
 from lvlm_radapt.saving.adapter import save_adapter
 from lvlm_radapt.utils.errors import UserError
-from tests.helpers.cli import call
+from tests.helpers.cli import Cli
 from tests.helpers.evaluations import evaluation, score
 from tests.helpers.interruption import Killed
 
@@ -194,23 +194,16 @@ def _noise():
 
 
 @pytest.mark.slow
-def test_the_commands_of_the_readme(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path, folder: Path
-) -> None:
-    def do(*arguments: object) -> str:
-        code, out, err = call(monkeypatch, capsys, *arguments)
-        assert code == 0, err
-        return out
-
+def test_the_commands_of_the_readme(cli: Cli, tmp_path: Path, folder: Path) -> None:
     clip = tmp_path / "clip-r"
-    assert "--task imagefolder" in do("robustify", "tiny-clip", "--out", clip)
+    assert "--task imagefolder" in cli.done("robustify", "tiny-clip", "--out", clip)
     common = ["--task", "imagefolder", "--data", folder, "--eps", "2/255", "--steps", 2, "--samples", 6]
     runs = [tmp_path / name for name in ("stock", "adaptive", "transfer")]
     line = [*common, "--attack", "autoattack-fare"]
-    assert "accuracy, %" in do("eval", "tiny-clip", *line, "--out", runs[0])
-    do("eval", clip, *line, "--threat", "adaptive", "--out", runs[1])
-    do("eval", clip, *line, "--threat", "transfer", "--surrogate", "tiny-clip", "--out", runs[2])
-    said = do("report", *runs, "--out", tmp_path / "all.html", "--format", "markdown")
+    assert "accuracy, %" in cli.done("eval", "tiny-clip", *line, "--out", runs[0])
+    cli.done("eval", clip, *line, "--threat", "adaptive", "--out", runs[1])
+    cli.done("eval", clip, *line, "--threat", "transfer", "--surrogate", "tiny-clip", "--out", runs[2])
+    said = cli.done("report", *runs, "--out", tmp_path / "all.html", "--format", "markdown")
     rows = [line for line in said.splitlines() if line.startswith("| tiny-clip")]
     assert len(rows) == 2
     for run in runs:
@@ -221,7 +214,7 @@ def test_the_commands_of_the_readme(
     assert read_run(runs[0]).samples[0].references[0] in page
 
     audit = tmp_path / "audit"
-    do("audit", clip, *common, "--attack", "apgd-ce", "--samples", 2, "--out", audit)
+    cli.done("audit", clip, *common, "--attack", "apgd-ce", "--samples", 2, "--out", audit)
     names = {f["name"] for f in json.loads((audit / "audit.json").read_text())["audit"]["findings"]}
     assert {"random search", "square", "bpda", "transfer", "targeted loss"} <= names
 
@@ -259,24 +252,15 @@ MISTAKES = {
 
 
 @pytest.mark.parametrize("name", MISTAKES)
-def test_a_mistake_is_one_line(
-    name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path, folder: Path
-) -> None:
+def test_a_mistake_is_one_line(name: str, cli: Cli, tmp_path: Path, folder: Path) -> None:
     command, changed, words = MISTAKES[name]
     flags = {"--task": "imagefolder", "--data": str(folder), "--attack": "apgd-ce", "--out": str(tmp_path / "run")}
     given = [part.format(scenes=folder.parent) for pair in (flags | changed).items() for part in pair]
-    code, out, err = call(monkeypatch, capsys, *command, *given)
-    assert (code, out) == (2, ""), err
-    assert words in err
-    assert len(err.strip().splitlines()) == 1, err
+    assert words in cli.refused(*command, *given)
     assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize("flag", ["--export", "--fold"])
-def test_an_encoder_is_not_written_whole(
-    flag: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
-) -> None:
-    code, _, err = call(monkeypatch, capsys, "robustify", "tiny-clip", "--out", tmp_path / "x", flag)
-    assert (code, len(err.strip().splitlines())) == (2, 1)
-    assert "is an image encoder" in err
+def test_an_encoder_is_not_written_whole(flag: str, cli: Cli, tmp_path: Path) -> None:
+    assert "is an image encoder" in cli.refused("robustify", "tiny-clip", "--out", tmp_path / "x", flag)
     assert not (tmp_path / "x").exists()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import sys
 from pathlib import Path
 
 import pytest
@@ -14,22 +13,12 @@ from eval_tasks.crafting.make_attack import make_attack
 from eval_tasks.data import load_task
 from eval_tasks.run.records import Run, RunFolder, read_run
 from eval_tasks.run.reuse import image_source, taken_from
-from lvlm_radapt import RAdaptConfig, cli, load_model, robustify
+from lvlm_radapt import RAdaptConfig, load_model, robustify
 from lvlm_radapt.embedded.dataset import write_scenes
 from lvlm_radapt.saving.adapter import save_adapter
 from lvlm_radapt.utils.errors import UserError
+from tests.helpers.cli import Cli, exit_code
 from tests.helpers.tiny_checkpoints import save_llava
-
-
-def command(*arguments: object) -> int:
-    """The exit code of `lvlm-radapt ARGUMENTS`."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys, "argv", ["lvlm-radapt", *map(str, arguments)])
-        try:
-            cli.main()
-        except SystemExit as stop:
-            return stop.code if isinstance(stop.code, int) else 0
-    return 0
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +29,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     checkpoint = save_llava(root / "llava")
     save_adapter(robustify(load_model(checkpoint), RAdaptConfig()), root / "adapter")
     next(iter(sorted((root / "data" / "val2014").iterdir()))).unlink()
-    code = command(
+    code = exit_code(
         "eval", checkpoint, "--task", "coco", "--data", root / "data", "--attack", "e2e", "--eps", "8/255",
         "--steps", 2, "--samples", 4, "--seed", 5, "--preset", "scenes", "--skip-missing", "--out", root / "stock",
     )  # fmt: skip
@@ -53,15 +42,13 @@ def stock(place: Path) -> Run:
     return read_run(place / "stock")
 
 
-def again(place: Path, out: Path, *more: object) -> int:
-    return command(
-        "eval", place / "adapter", "--task", "coco", "--data", place / "data", "--images-from", place / "stock",
-        "--out", out, *more,
-    )  # fmt: skip
+def again(place: Path, out: Path, *more: object) -> list[object]:
+    task = ["--task", "coco", "--data", place / "data"]
+    return ["eval", place / "adapter", *task, "--images-from", place / "stock", "--out", out, *more]
 
 
 def test_samples_attack_seed_and_preset_are_those_of_the_run(place: Path, stock: Run, tmp_path: Path) -> None:
-    assert again(place, tmp_path / "again") == 0
+    assert exit_code(*again(place, tmp_path / "again")) == 0
     run = read_run(tmp_path / "again")
     assert [s.id for s in run.samples] == [s.id for s in stock.samples]
     assert len(run.samples) == 3  # the fourth has no image
@@ -91,12 +78,9 @@ def test_samples_attack_seed_and_preset_are_those_of_the_run(place: Path, stock:
     ],
 )
 def test_only_a_contradiction_is_refused_and_in_one_line(
-    flags: tuple[object, ...], said: str, place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    flags: tuple[object, ...], said: str, place: Path, tmp_path: Path, cli: Cli
 ) -> None:
-    assert again(place, tmp_path / "again", *flags) == 2
-    error = capsys.readouterr().err
-    assert said in error
-    assert len(error.strip().splitlines()) == 1
+    assert said in cli.refused(*again(place, tmp_path / "again", *flags))
     assert not (tmp_path / "again").exists()
 
 
@@ -112,7 +96,7 @@ def test_a_preset_of_the_user_s_own_must_be_named_again(place: Path, tmp_path: P
     (tmp_path / "mine.yaml").write_text(yaml.safe_dump(fields))
     asked = ("--task", "coco", "--data", place / "data", "--samples", 2, "--skip-missing")
     attack = ("--attack", "e2e", "--steps", 1, "--preset", tmp_path / "mine.yaml")
-    assert command("eval", place / "llava", *asked, *attack, "--out", tmp_path / "run") == 0
+    assert exit_code("eval", place / "llava", *asked, *attack, "--out", tmp_path / "run") == 0
     with pytest.raises(UserError, match="preset mine, a file of yours: name it"):
         taken_from(tmp_path / "run", {})
     assert taken_from(tmp_path / "run", {"preset": "mine.yaml"}).flags["preset"] == "mine.yaml"
@@ -120,7 +104,7 @@ def test_a_preset_of_the_user_s_own_must_be_named_again(place: Path, tmp_path: P
 
 def test_a_clean_run_has_no_images(place: Path, tmp_path: Path) -> None:
     asked = ("--task", "coco", "--data", place / "data", "--samples", 2, "--skip-missing", "--preset", "scenes")
-    assert command("eval", place / "llava", *asked, "--out", tmp_path / "clean") == 0
+    assert exit_code("eval", place / "llava", *asked, "--out", tmp_path / "clean") == 0
     with pytest.raises(UserError, match="it was clean"):
         taken_from(tmp_path / "clean", {})
 

@@ -6,7 +6,6 @@ import csv
 import itertools
 import json
 import re
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -33,18 +32,10 @@ from lvlm_radapt.saving.write_replaced import write_replaced
 from lvlm_radapt.towers import find_tower
 from lvlm_radapt.towers.parts import patch_embedding, tower_blocks, tower_parts
 from tests.helpers import tiny_checkpoints, tiny_random
-from tests.helpers.cli import call as call_with
+from tests.helpers.cli import Cli
 from tests.helpers.evaluations import evaluation, with_options
 from tests.helpers.failures import one_line
 from tests.helpers.families import FAMILIES
-
-Call = Callable[..., tuple[int, str, str]]
-
-
-@pytest.fixture
-def call(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Call:
-    """(exit code, stdout, stderr) of `lvlm-radapt ARGUMENTS`."""
-    return partial(call_with, monkeypatch, capsys)
 
 
 @pytest.fixture
@@ -345,15 +336,14 @@ def test_the_curve_ends_in_the_runs_of_the_two_pure_models(
 
 @pytest.mark.usefixtures("few_steps")
 def test_the_command_leaves_numbers_figures_and_one_page(
-    call: Call, twins: tuple[Path, Path], classes: Path, tmp_path: Path
+    cli: Cli, twins: tuple[Path, Path], classes: Path, tmp_path: Path
 ) -> None:
     words = [
         "analyze", str(twins[0]), "--guide", str(twins[1]), "--images", str(classes), "--out", str(tmp_path / "out"),
         "--task", "imagefolder", "--data", str(classes), "--data-shifted", str(classes), "--samples", "3",
         "--steps", "1", "--eps", "8/255", "--device", "cpu", "--image-count", "5",
     ]  # fmt: skip
-    code, out, _ = call(*words)
-    assert code == 0
+    out = cli.done(*words)
     assert "index.html" in out
     folder = tmp_path / "out"
     document = json.loads((folder / "analysis.json").read_text())
@@ -380,8 +370,8 @@ def test_the_command_leaves_numbers_figures_and_one_page(
     for words_of_it in ("Shifted data", "(transfer)", "(adaptive)", "apgd-ce", "Linf 8/255", "n = 3", "cycles"):
         assert words_of_it in page
     (folder / "runs" / "00-original-adaptive" / "report.html").unlink()
-    assert call(*words)[0] == 0  # gone on with, not begun again
-    assert call(*words[:-2], "--seed", "9")[0] == 2
+    cli.done(*words)  # gone on with, not begun again
+    cli.refused(*words[:-2], "--seed", "9")
 
 
 @pytest.mark.parametrize("name", ["llava", "qwen2.5", "qwen3", "onevision"])
@@ -427,7 +417,7 @@ def test_a_model_against_itself_shows_no_difference(twins: tuple[Path, Path], cl
 
 
 def test_mistakes_end_in_one_line(
-    call: Call, twins: tuple[Path, Path], classes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    cli: Cli, twins: tuple[Path, Path], classes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     mine, twin = map(str, twins)
     empty = tmp_path / "empty"
@@ -454,10 +444,7 @@ def test_mistakes_end_in_one_line(
         ([*base, "--guide", "nowhere"], "unknown"),
     ]
     for words, match in cases:
-        code, _, err = call(*words)
-        assert code == 2, words
-        assert match in err
-        assert len(err.splitlines()) == 1, err
+        assert match in cli.refused(*words)
     assert not (tmp_path / "o").exists()
 
 
@@ -493,16 +480,15 @@ def test_replaced_parts_are_written_as_plain_stock_weights(kind: str, tmp_path: 
         )
 
 
-def test_replacing_by_command_and_its_mistakes(call: Call, twins: tuple[Path, Path], tmp_path: Path) -> None:
+def test_replacing_by_command_and_its_mistakes(cli: Cli, twins: tuple[Path, Path], tmp_path: Path) -> None:
     mine, twin = map(str, twins)
     base = ["robustify", mine, "--device", "cpu", "--guide", twin, "--replace", "embedding, block1"]
-    code, out, _ = call(*base, "--out", str(tmp_path / "a"))
-    assert code == 0
+    out = cli.done(*base, "--out", tmp_path / "a")
     assert "with embedding, block1 of" in out
     assert "no filter and no anchor" in out
     told = json.loads((tmp_path / "a" / "replaced_parts.json").read_text())
     assert told == {"model": mine, "guide": twin, "parts": ["embedding", "block1"]}
-    assert call("robustify", str(tmp_path / "a"), "--device", "cpu", "--out", str(tmp_path / "b"))[0] == 0
+    cli.done("robustify", tmp_path / "a", "--device", "cpu", "--out", tmp_path / "b")
     cases = [
         ([*base, "--cutoff", "30", "--export"], "leave --cutoff and --export out"),
         ([*base, "--anchor", "guided"], "leave --anchor out"),
@@ -515,8 +501,5 @@ def test_replacing_by_command_and_its_mistakes(call: Call, twins: tuple[Path, Pa
         (["robustify", "tiny-qwen", "--guide", twin, "--replace", "embedding"], "is no guide for tiny-qwen"),
     ]
     for words, match in cases:
-        code, _, err = call(*words, "--out", str(tmp_path / "c"))
-        assert code == 2, words
-        assert match in err
-        assert len(err.splitlines()) == 1, err
+        assert match in cli.refused(*words, "--out", tmp_path / "c")
     assert not (tmp_path / "c").exists()

@@ -7,6 +7,7 @@ import io
 import json
 import re
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -17,13 +18,14 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from attacks.eight_bit import from_8bit
-from lvlm_radapt import cli, load_model, robustify
+from lvlm_radapt import load_model, robustify
 from lvlm_radapt.chat import commands
 from lvlm_radapt.chat.commands import Ask, Attack, Defend, Help, Quit, Reset, Save, ShowImage, Side, parse
 from lvlm_radapt.chat.session import Session, Step
 from lvlm_radapt.chat.terminal import Stream
 from lvlm_radapt.embedded.scenes import render, sample_scene
 from lvlm_radapt.utils.errors import UserError
+from tests.helpers.cli import Cli
 
 CAPTION = "Provide a short caption for this image."
 COLOUR = "what color is the background? Answer the question using a single word or phrase."
@@ -340,26 +342,28 @@ def test_no_answer_drives_the_terminal() -> None:
     assert Shown.file.getvalue() == "a\\x1b]0;x\\x07b\\x0d\\x9bc\nd\t\u4e2d"
 
 
-def piped(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], lines: list[str], *arguments: object
-) -> tuple[list[str], list[str]]:
-    monkeypatch.setattr(sys, "argv", ["lvlm-radapt", "chat", *map(str, arguments)])
-    monkeypatch.setattr(sys, "stdin", io.StringIO("".join(f"{line}\n" for line in lines)))
-    with pytest.raises(SystemExit) as stop:
-        cli.main()
-    assert stop.value.code == 0
-    out, err = capsys.readouterr()
-    return out.splitlines(), err.splitlines()
+Piped = Callable[..., tuple[list[str], list[str]]]
 
 
-def test_a_script_holds_a_whole_conversation(
-    picture: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+@pytest.fixture
+def piped(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> Piped:
+    """Lines of stdout and of stderr of a chat whose lines come from a pipe."""
+
+    def run(lines: list[str], *arguments: object) -> tuple[list[str], list[str]]:
+        monkeypatch.setattr(sys, "stdin", io.StringIO("".join(f"{line}\n" for line in lines)))
+        code, out, err = cli("chat", *arguments)
+        assert code == 0, err
+        return out.splitlines(), err.splitlines()
+
+    return run
+
+
+def test_a_script_holds_a_whole_conversation(picture: Path, tmp_path: Path, piped: Piped) -> None:
     lines = [
         CAPTION, "/attack eps=8/255 steps=3", "/nonsense", "/image nowhere.png", "", "/defend on", COLOUR,
         f"/save {tmp_path / 'saved'}", "/help", "/quit", "never said",
     ]  # fmt: skip
-    out, err = piped(monkeypatch, capsys, lines, "tiny-llava", "--image", picture, "--max-new-tokens", 12)
+    out, err = piped(lines, "tiny-llava", "--image", picture, "--max-new-tokens", 12)
     document = json.loads((tmp_path / "saved" / "transcript.json").read_text())
     said = [answer for event in document["events"] for answer in event.get("answers", {}).values()]
     assert out == said
@@ -374,10 +378,8 @@ def test_a_script_holds_a_whole_conversation(
     assert "\x1b" not in text
 
 
-def test_a_script_compares(picture: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    out, err = piped(
-        monkeypatch, capsys, [f"/image {picture}", CAPTION], "tiny-qwen", "--compare", "--max-new-tokens", 5
-    )
+def test_a_script_compares(picture: Path, piped: Piped) -> None:
+    out, err = piped([f"/image {picture}", CAPTION], "tiny-qwen", "--compare", "--max-new-tokens", 5)
     assert [line.partition(": ")[0] for line in out] == ["plain", "defended"]
     assert "tiny-qwen has no defence" in err[0]
 
@@ -390,15 +392,8 @@ def test_a_script_compares(picture: Path, monkeypatch: pytest.MonkeyPatch, capsy
         (["tiny-llava", "--image", "nowhere.png"], "cannot read image nowhere.png"),
     ],
 )
-def test_mistakes_on_the_command_line(
-    arguments: list[str], said: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setattr(sys, "argv", ["lvlm-radapt", "chat", *arguments])
-    with pytest.raises(SystemExit) as stop:
-        cli.main()
-    assert stop.value.code == 2
-    (line,) = capsys.readouterr().err.splitlines()
-    assert said in line
+def test_mistakes_on_the_command_line(arguments: list[str], said: str, cli: Cli) -> None:
+    assert said in cli.refused("chat", *arguments)
 
 
 def parsed(line: str) -> Attack:

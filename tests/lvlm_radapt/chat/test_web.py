@@ -6,7 +6,6 @@ import base64
 import io
 import json
 import socket
-import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -18,7 +17,7 @@ import torch
 from PIL import Image
 
 from attacks.eight_bit import from_8bit
-from lvlm_radapt import RAdaptConfig, cli, load_model, robustify
+from lvlm_radapt import RAdaptConfig, load_model, robustify
 from lvlm_radapt.chat import web, web_guard, web_html
 from lvlm_radapt.chat.commands import Attack
 from lvlm_radapt.chat.web_engine import Engine, Line
@@ -29,6 +28,7 @@ from lvlm_radapt.defences.radapt.hooks import inject, injected_anchor, remove
 from lvlm_radapt.embedded.scenes import render, sample_scene
 from lvlm_radapt.models.base import PixelBatch
 from lvlm_radapt.utils.errors import UserError
+from tests.helpers.cli import Cli
 
 CAPTION = "Provide a short caption for this image."
 
@@ -360,21 +360,9 @@ def test_large_images_are_decoded_one_at_a_time(
     assert most == [1]
 
 
-def call(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, str]:
-    monkeypatch.setattr(sys, "argv", ["lvlm-radapt", "chat", "tiny-llava", *words])
-    monkeypatch.setenv("COLUMNS", "200")
-    with pytest.raises(SystemExit) as stop:
-        cli.main()
-    out, err = capsys.readouterr()
-    assert out == ""
-    return int(str(stop.value.code)), err
-
-
-def test_bad_places_are_told_in_one_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_bad_places_are_told_in_one_line(monkeypatch: pytest.MonkeyPatch, cli: Cli) -> None:
     monkeypatch.setattr(web, "find_spec", lambda name: None)
-    code, err = call(monkeypatch, capsys, "--web")
-    assert (code, err.count("\n")) == (2, 1)
-    assert "pip install 'lvlm-radapt[web]'" in err
+    assert "pip install 'lvlm-radapt[web]'" in cli.refused("chat", "tiny-llava", "--web")
     monkeypatch.setattr(web, "find_spec", lambda name: name)
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
@@ -387,6 +375,4 @@ def test_bad_places_are_told_in_one_line(monkeypatch: pytest.MonkeyPatch, capsys
             (("--port", port), "are for --web"),
             (("--web", "--image", "nowhere.png"), "nowhere.png"),
         ]:
-            code, err = call(monkeypatch, capsys, *words)
-            assert (code, err.count("\n")) == (2, 1), err
-            assert said in err
+            assert said in cli.refused("chat", "tiny-llava", *words)

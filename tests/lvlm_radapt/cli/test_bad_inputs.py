@@ -21,7 +21,6 @@ from eval_tasks.data import load_task, open_image
 from eval_tasks.data.checking import check_data
 from eval_tasks.metrics.vqa import normalise_answer, vqa_accuracy
 from eval_tasks.run.records import read_run
-from lvlm_radapt import cli
 from lvlm_radapt.loading.adapter import load_adapter
 from lvlm_radapt.loading.load import load_model
 from lvlm_radapt.utils.errors import UserError
@@ -50,6 +49,7 @@ from tests.helpers.cases import (
     torch_bytes,
     tower,
 )
+from tests.helpers.cli import Cli
 from tests.helpers.data_sets import ANNOTATIONS, MAKERS, QUESTIONS, change, write
 from tests.helpers.evaluations import evaluation, score, with_options
 from tests.helpers.failures import perhaps_refused
@@ -476,12 +476,8 @@ def test_a_data_folder_is_checked_without_torch(shared: Path) -> None:
     assert done.stderr == ""
 
 
-def test_a_good_folder_can_run(shared: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
-    monkeypatch.setattr(sys, "argv", ["lvlm-radapt", "data", "check", "coco", "--data", str(shared / "data")])
-    with pytest.raises(SystemExit) as stop:
-        cli.main()
-    out = capsys.readouterr().out
-    assert not stop.value.code
+def test_a_good_folder_can_run(shared: Path, cli: Cli) -> None:
+    out = cli.done("data", "check", "coco", "--data", shared / "data")
     assert "holds: annotations/ (1 entries), val2014/ (2 entries)" in out
     assert "task coco: 2 samples on 2 images" in out
     assert "missing images: 0" in out

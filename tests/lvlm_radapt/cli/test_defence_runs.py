@@ -25,10 +25,11 @@ from eval_tasks.run.audit_of_run import target_of_run
 from eval_tasks.run.facts import model_label
 from eval_tasks.run.records import Run, read_run
 from eval_tasks.tasks.make_task import make_task
-from lvlm_radapt import cli, load_model, robustify
+from lvlm_radapt import load_model, robustify
 from lvlm_radapt.defences.random_resize import RandomResize
 from lvlm_radapt.embedded.dataset import write_scenes
 from lvlm_radapt.saving.adapter import save_adapter
+from tests.helpers.cli import Cli, exit_code
 from tests.helpers.commands import contents, launch
 
 EXTEND = Path(__file__).parents[3] / "docs" / "extend.md"
@@ -41,15 +42,6 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
-def call(*words: object) -> int:
-    """The exit code of `lvlm-radapt WORDS` in this process."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys, "argv", ["lvlm-radapt", *map(str, words)])
-        with pytest.raises(SystemExit) as stop:
-            cli.main()
-    return int(stop.value.code or 0)
-
-
 def words(data: Path, out: Path, *more: object, steps: int = 2) -> list[str]:
     sizes = ["--samples", "6", "--chunk-size", "3", "--batch-size", "2", "--device", "cpu"]
     given = ["eval", "tiny-llava", "--task", "vqav2", "--data", str(data), "--out", str(out), *sizes]
@@ -58,7 +50,7 @@ def words(data: Path, out: Path, *more: object, steps: int = 2) -> list[str]:
 
 
 def evaluated(data: Path, out: Path, *more: object) -> Run:
-    assert call(*words(data, out, *more)) == 0
+    assert exit_code(*words(data, out, *more)) == 0
     return read_run(out)
 
 
@@ -124,7 +116,7 @@ RANDOM = ("--defence", "random-resize", "--defence-set", "smallest=0.7", "--eot-
 
 @pytest.mark.slow
 def test_a_random_defence_gives_the_same_bits_whatever_shares_the_work(data: Path, tmp_path: Path) -> None:
-    assert call(*words(data, tmp_path / "one", *RANDOM)) == 0
+    assert exit_code(*words(data, tmp_path / "one", *RANDOM)) == 0
     two = launch(words(data, tmp_path / "two", *RANDOM), tmp_path / "logs", 2)
     assert [process.wait(300) for process in two] == [0, 0], [process.err for process in two]
     assert contents(tmp_path / "one") == contents(tmp_path / "two")
@@ -147,13 +139,13 @@ def test_classifiers_and_retrieval_take_a_random_defence(data: Path, tmp_path: P
     for task, folder, attack in (("imagefolder", "classes", "apgd-ce"), ("coco-retrieval", "", "contrastive")):
         given = words(data / folder, tmp_path / task, "--attack", attack, "--eps", "4/255", "--steps", 2, *RANDOM)
         given[given.index("tiny-llava")], given[given.index("vqav2")] = "tiny-clip", task
-        assert call(*given) == 0
+        assert exit_code(*given) == 0
         assert read_run(tmp_path / task).settings["model"]["defence"]["name"] == "random-resize"
 
 
 def audited(data: Path, out: Path, *more: object) -> dict[str, Finding]:
     given = ["audit", "tiny-llava", "--task", "vqav2", "--data", data, "--out", out, "--eps", "8/255", "--steps", "3"]
-    assert call(*given, "--samples", "4", "--device", "cpu", *more) == 0
+    assert exit_code(*given, "--samples", "4", "--device", "cpu", *more) == 0
     document = json.loads((out / "audit.json").read_text())
     audit = Audit.from_dict(document["audit"])
     found = {finding.name: finding for finding in audit.findings}
@@ -202,7 +194,7 @@ def test_the_audit_of_a_random_defence_holds_its_draws_and_finds_too_few_of_them
 
 
 def test_the_page_on_adding_a_defence_holds_word_for_word(
-    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cli: Cli
 ) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [path for path in sys.path if path != ""])
@@ -212,8 +204,8 @@ def test_the_page_on_adding_a_defence_holds_word_for_word(
     assert len(source.splitlines()) <= 60
     Path("blurring.py").write_text(source)
     Path("scenes").symlink_to(data)
-    assert call(*score) == 0
-    assert call(*audit) == 0
+    assert exit_code(*score) == 0
+    assert exit_code(*audit) == 0
     run = read_run(Path("blurred"))
     recorded = run.settings["model"]["defence"]
     assert recorded["name"] == "Blur"
@@ -229,9 +221,7 @@ def test_the_page_on_adding_a_defence_holds_word_for_word(
     # a run is not gone on with under another file of the same name
     Path("blurring.py").write_text(source + "\n# changed\n")
     Path("blurred/metrics.json").unlink()
-    capsys.readouterr()
-    assert call(*score, "--resume") == 2
-    assert "sha256" in capsys.readouterr().err
+    assert "sha256" in cli.refused(*score, "--resume")
 
 
 PLUGIN = """
@@ -282,35 +272,27 @@ WRONG: dict[str, tuple[list[str], str]] = {
 
 @pytest.mark.parametrize("case", WRONG)
 def test_what_is_wrong_is_one_line(
-    case: str, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    case: str, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cli: Cli
 ) -> None:
     (tmp_path / "wrong_defence.py").write_text(PLUGIN)
     monkeypatch.chdir(tmp_path)
     given, expected = WRONG[case]
-    assert call(*words(data, tmp_path / "out", *given)) == 2
-    said = capsys.readouterr().err
-    assert expected in said
-    assert len(said.strip().splitlines()) == 1
+    assert expected in cli.refused(*words(data, tmp_path / "out", *given))
     assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize("command", ["eval", "audit", "chat"])
-def test_a_model_that_has_a_defence_gets_no_second_one(
-    command: str, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_model_that_has_a_defence_gets_no_second_one(command: str, data: Path, tmp_path: Path, cli: Cli) -> None:
     save_adapter(robustify(load_model("tiny-llava")), tmp_path / "adapter")
     given: list[Any] = [command, tmp_path / "adapter", "--defence", "jpeg", "--device", "cpu"]
     if command != "chat":
         given += ["--task", "vqav2", "--data", data, "--out", tmp_path / "out", "--samples", "4", "--attack", "e2e"]
-    assert call(*given) == 2
-    said = capsys.readouterr().err
-    assert "has the defence radapt already" in said
+    assert "has the defence radapt already" in cli.refused(*given)
     assert not (tmp_path / "out").exists()
 
 
-def test_the_names_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
-    assert call("list", "defences") == 0
-    said = capsys.readouterr().out
+def test_the_names_are_listed(cli: Cli) -> None:
+    said = cli.done("list", "defences")
     assert all(name in said for name in ("jpeg", "radapt", "random-resize"))
     assert "tasks" not in said
 

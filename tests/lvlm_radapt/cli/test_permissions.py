@@ -5,7 +5,6 @@ from pathlib import Path
 import pytest
 
 from lvlm_radapt.embedded.dataset import write_scenes
-from tests.helpers.cli import call
 from tests.helpers.permissions import obeyed
 
 
@@ -49,7 +48,7 @@ COMMANDS = {
 
 
 @pytest.mark.parametrize("name", COMMANDS)
-def test_what_belongs_to_another_user_is_one_line(name, data, tmp_path, monkeypatch, capsys):
+def test_what_belongs_to_another_user_is_one_line(name, data, tmp_path, cli):
     locked, out = tmp_path / "locked", tmp_path / "out"
     locked.mkdir(mode=0)
     places = {"LOCKED": locked, "DATA": data, "OUT": out}
@@ -57,8 +56,7 @@ def test_what_belongs_to_another_user_is_one_line(name, data, tmp_path, monkeypa
     for place, path in places.items():
         words = words.replace(place, str(path))
     with obeyed():
-        code, _, err = call(monkeypatch, capsys, *words.split())
-    assert (code, err.count("\n")) == (2, 1), err
+        err = cli.refused(*words.split())
     assert str(locked) in err
     assert "Permission denied" in err
     assert not out.exists()

@@ -4,7 +4,6 @@ import io
 import json
 import os
 import signal
-import sys
 import threading
 
 import pytest
@@ -12,7 +11,6 @@ from rich.console import Console
 
 from eval_tasks.run.progress import Running, tally
 from eval_tasks.run.records import Attacked, SampleRecord, Scored
-from lvlm_radapt import cli
 from lvlm_radapt.utils import progress
 from lvlm_radapt.utils import signals as stopping
 from lvlm_radapt.utils.errors import Stopped, UserError
@@ -175,21 +173,16 @@ def test_a_second_signal_ends_at_once(monkeypatch):
     assert ended == [130]
 
 
-def test_a_stop_before_anything_was_begun_says_so(monkeypatch, capsys, tmp_path):
+def test_a_stop_before_anything_was_begun_says_so(monkeypatch, cli, tmp_path):
     import eval_tasks.api
 
     def stop(*_args, **_more):
         os.kill(os.getpid(), signal.SIGINT)
 
     monkeypatch.setattr(eval_tasks.api, "run_evaluation", stop)
-    words = ["eval", "tiny-llava", "--task", "coco", "--data", "d", "--out", str(tmp_path / "a run")]
-    monkeypatch.setattr(sys, "argv", ["lvlm-radapt", *words])
-    with pytest.raises(SystemExit) as ended:
-        cli.main()
-    assert ended.value.code == 130
-    out, err = capsys.readouterr()
-    assert out == ""
-    assert err == (
+    assert cli("eval", "tiny-llava", "--task", "coco", "--data", "d", "--out", tmp_path / "a run") == (
+        130,
+        "",
         "stopped; nothing was begun; go on with: lvlm-radapt eval tiny-llava --task coco --data d --out "
-        f"'{tmp_path}/a run' --resume\n"
+        f"'{tmp_path}/a run' --resume\n",
     )

@@ -15,7 +15,6 @@ from lvlm_radapt.defences.radapt.config import RAdaptConfig
 from lvlm_radapt.experiments.compare.models import RowModels
 from lvlm_radapt.experiments.compare.preset import load_comparison
 from lvlm_radapt.experiments.rows import slug
-from tests.helpers.cli import call
 
 SMALL = {
     "name": "small",
@@ -93,25 +92,21 @@ PRESETS = {
 
 
 @pytest.mark.parametrize("name", PRESETS)
-def test_mistakes_end_in_one_line_and_leave_nothing(name, tmp_path, monkeypatch, capsys):
+def test_mistakes_end_in_one_line_and_leave_nothing(name, tmp_path, cli):
     changes, what = PRESETS[name]
     out = tmp_path / "out"
-    code, _, err = call(monkeypatch, capsys, "compare", written(tmp_path, **changes), "--out", out, "--device", "cpu")
-    assert (code, err.count("\n")) == (2, 1)
-    assert what in err
+    assert what in cli.refused("compare", written(tmp_path, **changes), "--out", out, "--device", "cpu")
     assert not out.exists()
 
 
-def test_an_unknown_comparison_is_told_with_the_nearest_name(tmp_path, monkeypatch, capsys):
-    code, _, err = call(monkeypatch, capsys, "compare", "papre", "--out", tmp_path / "out")
-    assert (code, err.count("\n")) == (2, 1)
-    assert "did you mean 'paper'" in err
+def test_an_unknown_comparison_is_told_with_the_nearest_name(tmp_path, cli):
+    assert "did you mean 'paper'" in cli.refused("compare", "papre", "--out", tmp_path / "out")
 
 
-def test_transfer_images_are_made_to_last_where_adaptive_ones_leave_early(tmp_path, monkeypatch, capsys):
+def test_transfer_images_are_made_to_last_where_adaptive_ones_leave_early(tmp_path, cli):
     out = tmp_path / "table"
     own = written(tmp_path, columns=[{**SMALL["columns"][0], "early_exit": True}], rows=SMALL["rows"][:2], steps=2)
-    code, _, err = call(monkeypatch, capsys, "compare", own, "--out", out, "--device", "cpu")
+    code, _, err = cli("compare", own, "--out", out, "--device", "cpu")
     assert (code, err) == (0, "")
     stock, defended = (read_run(out / "runs" / row / "vqa-transfer-8-255") for row in ("none", "r-adapt"))
     assert [s.adversarial.steps for s in stock.samples] == [2] * 4
@@ -123,10 +118,10 @@ def test_transfer_images_are_made_to_last_where_adaptive_ones_leave_early(tmp_pa
     assert "early exit; n = 4" in (out / "comparison.html").read_text()
 
 
-def test_every_cell_is_a_run_and_every_number_comes_from_it(tmp_path, monkeypatch, capsys):
+def test_every_cell_is_a_run_and_every_number_comes_from_it(tmp_path, cli):
     out = tmp_path / "table"
     words = ["compare", written(tmp_path), "--out", out, "--device", "cpu"]
-    code, told, err = call(monkeypatch, capsys, *words)
+    code, told, err = cli(*words)
     assert (code, err) == (0, "")
     assert "R-Adapt" in told
     runs = {
@@ -182,19 +177,15 @@ def test_every_cell_is_a_run_and_every_number_comes_from_it(tmp_path, monkeypatc
     assert written_out.count(f"; n = {len(runs['none', 'VQA', 'adaptive'].samples)})") == 2
 
     before = {path: path.stat().st_mtime_ns for path in out.glob("runs/*/*/*")}
-    code, _, err = call(monkeypatch, capsys, *words)
-    assert (code, err.count("\n")) == (2, 1)
-    code, again, _ = call(monkeypatch, capsys, *words, "--resume", "--format", "csv")
-    assert code == 0
+    cli.refused(*words)
+    again = cli.done(*words, "--resume", "--format", "csv")
     assert again.startswith((out / "comparison.csv").read_text())
     assert {path: path.stat().st_mtime_ns for path in before} == before
-    code, _, err = call(monkeypatch, capsys, *words, "--resume", "--steps", "2")
-    assert (code, err.count("\n")) == (2, 1)
-    assert "other steps" in err
+    assert "other steps" in cli.refused(*words, "--resume", "--steps", "2")
 
 
 @pytest.mark.slow
-def test_what_a_row_needs_is_trained_once_on_images_of_its_own(tmp_path, monkeypatch, capsys):
+def test_what_a_row_needs_is_trained_once_on_images_of_its_own(tmp_path, cli):
     learn = {"set": "train", "images": 12, "steps": 1, "batch": 4}
     tuned = {"scope": "embedding+attention1", "recipe": "scenes", **learn}
     rows = [
@@ -208,8 +199,7 @@ def test_what_a_row_needs_is_trained_once_on_images_of_its_own(tmp_path, monkeyp
     own = written(tmp_path, rows=rows, columns=columns, samples=2)
     out = tmp_path / "table"
     words = ["compare", own, "--out", out, "--device", "cpu"]
-    code, _, err = call(monkeypatch, capsys, *words)
-    assert code == 0, err
+    cli.done(*words)
     assert sorted(p.name for p in (out / "models").iterdir()) == [
         "both-anchor-tiny-clip", "both-anchor-tiny-llava", "both-weights-tiny-clip", "both-weights-tiny-llava",
         "learned-anchor-tiny-clip", "shallow+-weights-tiny-clip", "shallow+-weights-tiny-llava",

@@ -10,7 +10,6 @@ from eval_tasks.run.records import read_run
 from lvlm_radapt.embedded.dataset import write_scenes
 from lvlm_radapt.experiments.compare.words import comparison_of
 from lvlm_radapt.experiments.rows import slug
-from tests.helpers.cli import call
 
 
 @pytest.fixture(scope="module")
@@ -51,13 +50,13 @@ def test_words_become_rows_in_the_order_given(folders):
 
 
 @pytest.mark.slow
-def test_models_words_and_folders_are_scored_against_the_first(folders, tmp_path, monkeypatch, capsys):
+def test_models_words_and_folders_are_scored_against_the_first(folders, tmp_path, cli):
     adapter = tmp_path / "mine"
-    assert call(monkeypatch, capsys, "robustify", "tiny-llava", "--alpha", "0", "--out", adapter)[0] == 0
+    cli.done("robustify", "tiny-llava", "--alpha", "0", "--out", adapter)
     out = tmp_path / "table"
     training = ["--images", folders / "train", "--train-steps", "1", "--out", out]
     words = words_of(folders, "tiny-llava", "filter", "low-rank", str(adapter))
-    code, told, err = call(monkeypatch, capsys, *words, *training)
+    code, told, err = cli(*words, *training)
     assert (code, err) == (0, "")
     told = " ".join(told.split())
     assert "Differences to tiny-llava, paired by sample" in told
@@ -79,7 +78,7 @@ def test_models_words_and_folders_are_scored_against_the_first(folders, tmp_path
     assert log["settings"]["rank"] == 16
     # as a preset's, it is gone on with
     (out / "comparison.json").unlink()
-    assert call(monkeypatch, capsys, *words, *training, "--resume")[0] == 0
+    cli.done(*words, *training, "--resume")
     assert (out / "comparison.json").is_file()
 
 
@@ -95,19 +94,19 @@ class Blur(Defence):
 """
 
 
-def test_defences_around_the_model_are_rows_attacked_as_eval_attacks_them(folders, tmp_path, monkeypatch, capsys):
+def test_defences_around_the_model_are_rows_attacked_as_eval_attacks_them(folders, tmp_path, monkeypatch, cli):
     (tmp_path / "ownrow.py").write_text(BLUR)
     monkeypatch.syspath_prepend(tmp_path)
     out = tmp_path / "table"
     words = words_of(folders, "tiny-llava", "jpeg", "random-resize", "ownrow:Blur")
-    code, _, err = call(monkeypatch, capsys, *words, "--out", out)
+    code, _, err = cli(*words, "--out", out)
     assert (code, err) == (0, "")
     task = ["--task", "vqav2", "--data", folders / "test", "--samples", 2, "--seed", 42, "--device", "cpu"]
     attack = ["--attack", "e2e", "--steps", 1, "--eps", "4/255", "--threat", "adaptive"]
     for name in ("jpeg", "random-resize", "ownrow:Blur"):
         alone = tmp_path / name
         flags = [*task, *attack, "--defence", name, "--preset", "scenes", "--out", alone]
-        assert call(monkeypatch, capsys, "eval", "tiny-llava", *map(str, flags))[0] == 0
+        cli.done("eval", "tiny-llava", *flags)
         one, other = read_run(alone), read_run(out / "runs" / slug(name) / "vqav2-adaptive-4-255")
         assert one.settings["model"]["defence"] == other.settings["model"]["defence"]
         assert one.settings["model"]["defence"]["name"] == name.removeprefix("ownrow:")
@@ -153,36 +152,28 @@ MISTAKES = {
 
 
 @pytest.mark.parametrize("name", MISTAKES)
-def test_mistakes_end_in_one_line_and_leave_nothing(name, folders, tmp_path, monkeypatch, capsys):
+def test_mistakes_end_in_one_line_and_leave_nothing(name, folders, tmp_path, cli):
     words, more, what = MISTAKES[name]
     out = tmp_path / "out"
     flags = [flag.format(folders) for flag in more]
-    code, _, err = call(monkeypatch, capsys, *words_of(folders, *words), *flags, "--out", out)
-    assert (code, err.count("\n")) == (2, 1), err
-    assert what in err
+    assert what in cli.refused(*words_of(folders, *words), *flags, "--out", out)
     assert not out.exists()
 
 
-def test_a_robustified_first_model_is_refused(folders, tmp_path, monkeypatch, capsys):
+def test_a_robustified_first_model_is_refused(folders, tmp_path, cli):
     adapter = tmp_path / "mine"
-    assert call(monkeypatch, capsys, "robustify", "tiny-llava", "--out", adapter)[0] == 0
-    code, _, err = call(monkeypatch, capsys, *words_of(folders, str(adapter), "filter"), "--out", tmp_path / "out")
-    assert (code, err.count("\n")) == (2, 1)
-    assert "name its base" in err
+    cli.done("robustify", "tiny-llava", "--out", adapter)
+    assert "name its base" in cli.refused(*words_of(folders, str(adapter), "filter"), "--out", tmp_path / "out")
 
 
 @pytest.mark.parametrize("words", [["tiny-llava", "filter"], ["paper"]])
-def test_own_data_need_task_and_folder(words, tmp_path, monkeypatch, capsys):
+def test_own_data_need_task_and_folder(words, tmp_path, cli):
     more = ["--attack", "e2e"] if len(words) == 1 else []
-    code, _, err = call(monkeypatch, capsys, "compare", *words, *more, "--out", tmp_path / "out")
-    assert (code, err.count("\n")) == (2, 1)
-    assert "give both --task and --data" in err
+    assert "give both --task and --data" in cli.refused("compare", *words, *more, "--out", tmp_path / "out")
 
 
-def test_missing_images_are_told_before_a_model_is_opened(folders, tmp_path, monkeypatch, capsys):
+def test_missing_images_are_told_before_a_model_is_opened(folders, tmp_path, cli):
     shutil.copytree(folders / "test", tmp_path / "test")
     for image in (tmp_path / "test" / "val2014").glob("*.png"):
         image.unlink()
-    code, _, err = call(monkeypatch, capsys, *words_of(tmp_path, "tiny-llava", "filter"), "--out", tmp_path / "out")
-    assert (code, err.count("\n")) == (2, 1)
-    assert "images are missing" in err
+    assert "images are missing" in cli.refused(*words_of(tmp_path, "tiny-llava", "filter"), "--out", tmp_path / "out")

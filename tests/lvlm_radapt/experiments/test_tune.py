@@ -21,7 +21,6 @@ from lvlm_radapt.experiments.tune.choose import best_pair, choose
 from lvlm_radapt.experiments.tune.knobs import DEFAULT, Knobs, knobs_of, numbers, point_name
 from lvlm_radapt.experiments.tune.measured import Measured
 from lvlm_radapt.plots.tuning import clean_robust_curves, tradeoff
-from tests.helpers.cli import call
 from tests.helpers.failures import one_line
 
 
@@ -203,34 +202,30 @@ def test_an_image_is_known_by_its_pixels_whatever_file_it_is_in(tmp_path):
     assert len(set(digests)) == 3
 
 
-def test_a_model_that_was_calibrated_on_the_samples_says_so(data, tmp_path, monkeypatch, capsys):
+def test_a_model_that_was_calibrated_on_the_samples_says_so(data, tmp_path, cli):
     other = tmp_path / "test"
     write_scenes(other, count=6)  # the same ids, other images
     chosen, _ = select(load_task("vqav2", data), 4, 42)
     model = tmp_path / "radapt"
-    assert call(monkeypatch, capsys, "robustify", "tiny-llava", "--out", model)[0] == 0
+    cli.done("robustify", "tiny-llava", "--out", model)
     (model / FILE).write_text(calibration_note(calibration_on(chosen, task="vqav2", data=data))[FILE])
     words = ["eval", model, "--task", "vqav2", "--samples", "4", "--device", "cpu"]
-    code, out, _ = call(monkeypatch, capsys, *words, "--data", data, "--out", tmp_path / "same")
-    assert code == 0
+    out = cli.done(*words, "--data", data, "--out", tmp_path / "same")
     assert "note: calibrated on these samples: 4 of 4" in out
     assert "no test of it" in read_run(tmp_path / "same").metrics["notes"][0]
-    code, out, _ = call(monkeypatch, capsys, *words, "--data", other, "--out", tmp_path / "apart")
-    assert code == 0
+    out = cli.done(*words, "--data", other, "--out", tmp_path / "apart")
     assert "calibrated" not in out
     (model / "calibration.json").write_text("{}")
-    code, _, err = call(monkeypatch, capsys, *words, "--data", data, "--out", tmp_path / "damaged")
-    assert (code, err.count("\n")) == (2, 1)
-    assert "calibration.json is damaged" in err
+    assert "calibration.json is damaged" in cli.refused(*words, "--data", data, "--out", tmp_path / "damaged")
 
 
 SWEEP = ["--cutoffs", "40", "--alphas", "1", "--mixes", "add", "--samples", "4", "--steps", "1", "--eps", "8/255"]
 
 
-def test_a_sweep_from_flags_to_figures_and_back_into_a_model(data, tmp_path, monkeypatch, capsys):
+def test_a_sweep_from_flags_to_figures_and_back_into_a_model(data, tmp_path, cli):
     out = tmp_path / "tune"
     words = ["tune", "tiny-llava", "--task", "vqav2", "--data", data, "--out", out, "--device", "cpu", *SWEEP]
-    code, told, err = call(monkeypatch, capsys, *words)
+    code, told, err = cli(*words)
     assert (code, err) == (0, "")
     document = json.loads((out / "tune.json").read_text())
     assert document["recommendation"]["said"] in told
@@ -262,22 +257,18 @@ def test_a_sweep_from_flags_to_figures_and_back_into_a_model(data, tmp_path, mon
         assert point["gain"]["value"] == pytest.approx(sum(gain) / 4)
 
     before = {path: path.stat().st_mtime_ns for path in out.glob("runs/*/*")}
-    code, _, err = call(monkeypatch, capsys, *words)
-    assert (code, err.count("\n")) == (2, 1)
-    assert "use --resume" in err
+    assert "use --resume" in cli.refused(*words)
     (out / "tune.json").unlink()
-    assert call(monkeypatch, capsys, *words, "--resume")[0] == 0
+    cli.done(*words, "--resume")
     assert {path: path.stat().st_mtime_ns for path in before} == before  # nothing is done again
     assert (out / "tune.json").is_file()
-    code, _, err = call(monkeypatch, capsys, *words, "--resume", "--eps", "4/255")
-    assert (code, err.count("\n")) == (2, 1)
-    assert "other settings" in err
+    assert "other settings" in cli.refused(*words, "--resume", "--eps", "4/255")
 
     # the same defence, opened by itself: the sweep left nothing behind in the model
     model = tmp_path / "alone"
-    assert call(monkeypatch, capsys, "robustify", "tiny-llava", "--out", model)[0] == 0
+    cli.done("robustify", "tiny-llava", "--out", model)
     words = ["eval", model, "--task", "vqav2", "--data", data, "--attack", "e2e", "--device", "cpu", *SWEEP[6:]]
-    assert call(monkeypatch, capsys, *words, "--out", tmp_path / "run")[0] == 0
+    cli.done(*words, "--out", tmp_path / "run")
     alone = read_run(tmp_path / "run")
     swept = read_run(out / "runs" / "cutoff-40-alpha-1-interpolate-adaptive")
     assert [(s.clean, s.adversarial) for s in alone.samples] == [(s.clean, s.adversarial) for s in swept.samples]
@@ -292,17 +283,16 @@ def _recommend(folder: Path, data: Path, settings: dict | None) -> None:
     (folder / "tune.json").write_text(json.dumps(document))
 
 
-def test_robustify_takes_what_a_tuning_recommends_and_what_it_was_calibrated_on(data, tmp_path, monkeypatch, capsys):
+def test_robustify_takes_what_a_tuning_recommends_and_what_it_was_calibrated_on(data, tmp_path, cli):
     _recommend(tmp_path / "tune", data, {"cutoff": 20.0, "alpha": 0.5, "mix": "add"})
     out = tmp_path / "radapt"
-    code, told, _ = call(monkeypatch, capsys, "robustify", "tiny-llava", "--tuned", tmp_path / "tune", "--out", out)
-    assert code == 0
+    told = cli.done("robustify", "tiny-llava", "--tuned", tmp_path / "tune", "--out", out)
     assert "cutoff 20" in told
     assert re.search(r"alpha 0\.5, add", told)
     assert read_calibration(out).n == 4
     assert read_calibration("tiny-llava") is None
     whole = tmp_path / "whole"
-    assert call(monkeypatch, capsys, "robustify", out, "--export", "--out", whole)[0] == 0
+    cli.done("robustify", out, "--export", "--out", whole)
     assert read_calibration(whole) == read_calibration(out)
 
 
@@ -314,13 +304,11 @@ def test_robustify_takes_what_a_tuning_recommends_and_what_it_was_calibrated_on(
         ({}, ["--alpha", "1"], "leave --alpha out"),
     ],
 )
-def test_tunings_that_cannot_be_followed(settings, more, what, data, tmp_path, monkeypatch, capsys):
+def test_tunings_that_cannot_be_followed(settings, more, what, data, tmp_path, cli):
     _recommend(tmp_path / "tune", data, settings)
     out = tmp_path / "out"
     words = ["robustify", "tiny-llava", "--tuned", tmp_path / "tune", "--out", out, *more]
-    code, _, err = call(monkeypatch, capsys, *words)
-    assert (code, err.count("\n")) == (2, 1)
-    assert what in err
+    assert what in cli.refused(*words)
     assert not out.exists()
 
 
@@ -334,41 +322,26 @@ MISTAKES = {
 
 
 @pytest.mark.parametrize("name", MISTAKES)
-def test_mistakes_end_in_one_line(name, data, tmp_path, monkeypatch, capsys):
+def test_mistakes_end_in_one_line(name, data, tmp_path, cli):
     more, what = MISTAKES[name]
     out = tmp_path / "tune"
     words = ["tune", "tiny-llava", "--task", "vqav2", "--data", data, "--out", out, "--device", "cpu", *more]
-    code, _, err = call(monkeypatch, capsys, *words)
-    assert (code, err.count("\n")) == (2, 1)
-    assert what in err
+    assert what in cli.refused(*words)
     assert not out.exists()
 
 
-def test_a_robustified_model_is_not_tuned(data, tmp_path, monkeypatch, capsys):
+def test_a_robustified_model_is_not_tuned(data, tmp_path, cli):
     model = tmp_path / "radapt"
-    assert call(monkeypatch, capsys, "robustify", "tiny-llava", "--out", model)[0] == 0
-    code, _, err = call(
-        monkeypatch,
-        capsys,
-        "tune",
-        model,
-        "--task",
-        "vqav2",
-        "--data",
-        data,
-        "--out",
-        tmp_path / "t",
-        "--device",
-        "cpu",
+    cli.done("robustify", "tiny-llava", "--out", model)
+    assert "has its settings already" in cli.refused(
+        "tune", model, "--task", "vqav2", "--data", data, "--out", tmp_path / "t", "--device", "cpu"
     )
-    assert (code, err.count("\n")) == (2, 1)
-    assert "has its settings already" in err
 
 
-def test_calibration_scenes_are_no_test_scenes(tmp_path, monkeypatch, capsys):
+def test_calibration_scenes_are_no_test_scenes(tmp_path, cli):
     for split in ("validation", "test"):
         words = ["data", "scenes", "--out", tmp_path / split, "--split", split, "--count", "3", "--per-class", "0"]
-        assert call(monkeypatch, capsys, *words)[0] == 0
+        cli.done(*words)
     both = [
         {image_digest(path) for path in (tmp_path / split).glob("val2014/*.png")} for split in ("validation", "test")
     ]

@@ -24,7 +24,7 @@ from lvlm_radapt.saving.export import export_model
 from lvlm_radapt.saving.fold import fold_model
 from lvlm_radapt.towers import find_tower
 from tests.helpers import tiny_checkpoints
-from tests.helpers.cli import call
+from tests.helpers.cli import Cli
 from tests.helpers.failures import one_line
 from tests.helpers.openclip_vit import VisionTransformer
 
@@ -219,15 +219,10 @@ NO_GUIDES = {
 
 
 @pytest.mark.parametrize("name", NO_GUIDES)
-def test_what_is_no_guide_is_told_in_one_line(
-    name: str, shelf: Path, monkeypatch: Any, capsys: Any, tmp_path: Path
-) -> None:
+def test_what_is_no_guide_is_told_in_one_line(name: str, shelf: Path, cli: Cli, tmp_path: Path) -> None:
     model, guide, expected = NO_GUIDES[name]
     words = ["robustify", shelf / model, "--anchor", "guided", "--guide", shelf / guide, "--out", tmp_path / "out"]
-    code, _, err = call(monkeypatch, capsys, *words)
-    assert code == 2, err
-    assert expected in err
-    assert len(err.strip().splitlines()) == 1
+    assert expected in cli.refused(*words)
     assert not (tmp_path / "out").exists()
 
 
@@ -252,19 +247,14 @@ def test_other_heads_are_no_guide(shelf: Path) -> None:
         (["--anchor", "taught"], "taught"),
     ],
 )
-def test_flags_that_do_not_go_together(
-    flags: list[str], expected: str, shelf: Path, monkeypatch: Any, capsys: Any, tmp_path: Path
-) -> None:
+def test_flags_that_do_not_go_together(flags: list[str], expected: str, shelf: Path, cli: Cli, tmp_path: Path) -> None:
     given = [word.format(twin=shelf / "twin") for word in flags]
-    code, _, err = call(monkeypatch, capsys, "robustify", shelf / "clip", *given, "--out", tmp_path / "out")
-    assert (code, len(err.strip().splitlines())) == (2, 1)
-    assert expected in err
+    assert expected in cli.refused("robustify", shelf / "clip", *given, "--out", tmp_path / "out")
 
 
-def test_the_command_names_the_guide(shelf: Path, monkeypatch: Any, capsys: Any, tmp_path: Path) -> None:
+def test_the_command_names_the_guide(shelf: Path, cli: Cli, tmp_path: Path) -> None:
     words = ["robustify", shelf / "clip", "--anchor", "guided", "--guide", shelf / "twin", "--out", tmp_path / "out"]
-    code, out, err = call(monkeypatch, capsys, *words)
-    assert code == 0, err
+    out = cli.done(*words)
     assert "the guided anchor from twin (" in out
     settings = json.loads((tmp_path / "out" / "radapt.json").read_text())["config"]
     assert settings["anchor"] == "guided"

@@ -37,7 +37,8 @@ from lvlm_radapt.saving.export import export_model
 from lvlm_radapt.saving.fold import fold_model
 from lvlm_radapt.towers.qwen import images_to_rows
 from lvlm_radapt.utils.errors import UserError
-from tests.helpers import cli, tiny_checkpoints
+from tests.helpers import tiny_checkpoints
+from tests.helpers.cli import Cli
 from tests.helpers.failures import one_line, quiet
 from tests.helpers.families import FAMILIES
 
@@ -626,65 +627,43 @@ def test_folding_keeps_the_anchor_of_a_saved_adapter(tmp_path: Path) -> None:
     assert torch.equal(load_file(tmp_path / "out" / "model.safetensors")[key], anchor.values[0])
 
 
-def test_on_the_command_line(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
-) -> None:
+def test_on_the_command_line(cli: Cli, tmp_path: Path) -> None:
     qwen, llava = tiny_checkpoints.save_qwen(tmp_path / "qwen"), tiny_checkpoints.save_llava(tmp_path / "llava")
-    call = cli.call
-    capsys.readouterr()
-    code, out, err = call(monkeypatch, capsys, "robustify", qwen, "--out", tmp_path / "x", "--export", "--fold")
-    assert (code, out) == (2, "")
-    assert "--export and --fold write different folders: choose one" in err
-    assert len(err.strip().splitlines()) == 1
-    code, out, err = call(monkeypatch, capsys, "robustify", qwen, "--out", tmp_path / "export", "--export")
-    assert code == 0, err
+    assert "--export and --fold write different folders: choose one" in cli.refused(
+        "robustify", qwen, "--out", tmp_path / "x", "--export", "--fold"
+    )
+    out = cli.done("robustify", qwen, "--out", tmp_path / "export", "--export")
     assert f"AutoModelForImageTextToText.from_pretrained('{tmp_path / 'export'}', trust_remote_code=True)" in out
     assert load_model(tmp_path / "export").radapt == RAdaptConfig()
-    code, out, err = call(monkeypatch, capsys, "robustify", qwen, "--out", tmp_path / "fold", "--fold")
-    assert code == 0, err
+    out = cli.done("robustify", qwen, "--out", tmp_path / "fold", "--fold")
     assert "NOT in the weights" in out
     assert str(tmp_path / "fold" / "radapt_filter.py") in out
-    code, out, err = call(monkeypatch, capsys, "robustify", llava, "--out", tmp_path / "x", "--fold")
-    assert (code, out) == (2, "")
-    assert "use --export" in err
+    assert "use --export" in cli.refused("robustify", llava, "--out", tmp_path / "x", "--fold")
     assert not (tmp_path / "x").exists()
 
 
-def test_an_adapter_s_own_defence_is_written(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
-) -> None:
+def test_an_adapter_s_own_defence_is_written(cli: Cli, tmp_path: Path) -> None:
     qwen, adapter = tiny_checkpoints.save_qwen(tmp_path / "qwen"), tmp_path / "adapter"
     config = RAdaptConfig(cutoff=25.0, alpha=0.4)
     model = robustify(load_model(qwen), config)
     save_adapter(model, adapter)
     fold_model(model, tmp_path / "folded")
 
-    def call(*words: object) -> tuple[int, str, str]:
-        capsys.readouterr()
-        return cli.call(monkeypatch, capsys, "robustify", *words)
-
-    code, out, err = call(adapter, "--out", tmp_path / "export", "--export")
-    assert code == 0, err
+    out = cli.done("robustify", adapter, "--out", tmp_path / "export", "--export")
     assert "(cutoff 25) and the white anchor (alpha 0.4, interpolate) inside" in out
     assert load_model(tmp_path / "export").radapt == config
     assert torch.equal(_loss(load_model(tmp_path / "export")), _loss(model))
     for source in (adapter, tmp_path / "export"):
         out_folder = tmp_path / f"fold-{source.name}"
-        code, out, err = call(source, "--out", out_folder, "--fold")
-        assert code == 0, err
+        out = cli.done("robustify", source, "--out", out_folder, "--fold")
         assert "The filter (cutoff 25) is NOT in the weights" in out
         assert (out_folder / "radapt_filter.py").read_bytes() == (tmp_path / "folded" / "radapt_filter.py").read_bytes()
         assert torch.equal(_loss(load_model(out_folder)), _loss(load_model(tmp_path / "folded")))
         for flags, said in (
-            (
-                ["--export", "--cutoff", "40"],
-                rf"has its settings already: leave --cutoff out, or robustify {qwen} anew",
-            ),
+            (["--export", "--cutoff", "40"], f"has its settings already: leave --cutoff out, or robustify {qwen} anew"),
             (["--fold", "--no-filter", "--alpha", "1"], "leave --alpha and --no-filter out"),
             (["--mix", "add"], "leave --mix out"),
             ([], "is robustified already: use it as it is, or write it whole with --export or --fold"),
         ):
-            code, out, err = call(source, "--out", tmp_path / "x", *flags)
-            assert (code, out, len(err.strip().splitlines())) == (2, "", 1), err
-            assert said in err
+            assert said in cli.refused("robustify", source, "--out", tmp_path / "x", *flags)
     assert not (tmp_path / "x").exists()

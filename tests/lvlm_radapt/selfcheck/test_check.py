@@ -21,7 +21,7 @@ from lvlm_radapt.saving.adapter import save_adapter
 from lvlm_radapt.selfcheck import defence
 from lvlm_radapt.selfcheck.run import self_check
 from tests.helpers import original_llava, released, tiny_checkpoints
-from tests.helpers.cli import call
+from tests.helpers.cli import Cli
 from tests.helpers.families import FAMILIES
 
 LANGUAGE = (
@@ -217,11 +217,9 @@ def test_a_batch_that_mixes_its_rows_fails(llava: Path, monkeypatch: pytest.Monk
 # --- the command
 
 
-def test_the_command_tells_each_check_and_writes_them_down(
-    llava: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_command_tells_each_check_and_writes_them_down(llava: Path, tmp_path: Path, cli: Cli) -> None:
     written = tmp_path / "check.json"
-    code, out, err = call(monkeypatch, capsys, "check", llava, "--device", "cpu", "--json", written)
+    code, out, err = cli("check", llava, "--device", "cpu", "--json", written)
     assert (code, err) == (0, "")
     *lines, last = out.splitlines()
     assert [line[:9].strip() in ("pass", "skipped") for line in lines] == [True] * len(LANGUAGE)
@@ -231,30 +229,25 @@ def test_the_command_tells_each_check_and_writes_them_down(
     assert [one["name"] for one in checks] == [*LANGUAGE]
     assert checks[10]["numbers"]["tflop"] > 0
     shutil.copy(llava / "config.json", tmp_path / "mine.json")
-    code, out, err = call(monkeypatch, capsys, "check", llava, "--json", tmp_path / "mine.json")
-    assert (code, out) == (2, "")
-    assert "is no check of this program" in err
+    assert "is no check of this program" in cli.refused("check", llava, "--json", tmp_path / "mine.json")
 
 
 @reads_processors
-def test_the_command_ends_with_2_where_a_check_fails(
-    llava: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_command_ends_with_2_where_a_check_fails(llava: Path, cli: Cli) -> None:
     edited(llava, "processor_config.json", num_additional_image_tokens=3)
-    code, out, err = call(monkeypatch, capsys, "check", llava)
+    code, out, err = cli("check", llava)
     assert code == 2
     assert "fail     prompt tokens: " in out
     assert err == f"error: 3 of 14 checks of {llava} failed: prompt tokens, logits, answers\n"
-    code, out, err = call(monkeypatch, capsys, "check", "no-such-model")
+    code, out, err = cli("check", "no-such-model")
     assert code == 2
     assert out.startswith("fail     files and layout: model 'no-such-model' is unknown")
 
 
 def test_what_robustify_writes_of_a_model_of_the_user_s_is_to_be_checked_first(
-    llava: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    llava: Path, tmp_path: Path, cli: Cli
 ) -> None:
     for model, told in ((llava, True), ("tiny-llava", False)):
         out = tmp_path / f"out-{told}"
-        code, said, _ = call(monkeypatch, capsys, "robustify", model, "--dtype", "bfloat16", "--out", out)
-        assert code == 0
+        said = cli.done("robustify", model, "--dtype", "bfloat16", "--out", out)
         assert (f"first: lvlm-radapt check {out} --dtype bfloat16\n" in said) == told

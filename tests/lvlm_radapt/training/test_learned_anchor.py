@@ -28,7 +28,7 @@ from lvlm_radapt.training.images import image_files
 from lvlm_radapt.training.learned_anchor import LearnedAnchor, LearnSettings, learn_anchor, read_features
 from lvlm_radapt.utils.errors import UserError
 from tests.helpers import tiny_checkpoints
-from tests.helpers.cli import call
+from tests.helpers.cli import Cli
 from tests.helpers.failures import one_line
 
 SHORT = LearnSettings(steps=5, batch=4, attack_steps=2)
@@ -352,14 +352,13 @@ def test_memory_for_a_few_images_at_a_time_gives_the_same_anchor(shelf: Path, mo
 
 @pytest.mark.parametrize("flags", [[], ["--export"], ["--fold", "--no-filter"]])
 def test_the_command_keeps_the_anchor_and_where_it_comes_from(
-    flags: list[str], shelf: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any, tmp_path: Path
+    flags: list[str], shelf: Path, cli: Cli, tmp_path: Path
 ) -> None:
     name = "qwen2.5" if flags else "clip"
     out = tmp_path / "out"
     learning = ["--learn-steps", 2, "--learn-batch", 4, "--learn-eps", "8/255", "--learn-alpha", "--seed", 3]
     words = ["robustify", shelf / name, "--anchor", "learned", "--images", shelf / "images", "--learn-images", 12]
-    code, said, err = call(monkeypatch, capsys, *words, *learning, *flags, "--out", out)
-    assert code == 0, err
+    said = cli.done(*words, *learning, *flags, "--out", out)
     assert "held-back images" in said
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out"]  # and no state
     if "--fold" in flags:
@@ -406,24 +405,19 @@ MISTAKES = {
 
 
 @pytest.mark.parametrize("name", MISTAKES)
-def test_a_mistake_is_one_line(
-    name: str, shelf: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any, tmp_path: Path
-) -> None:
+def test_a_mistake_is_one_line(name: str, shelf: Path, cli: Cli, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     (tmp_path / "bad").mkdir()
     (tmp_path / "bad" / "a.png").write_bytes(b"no image")
     places = {"images": shelf / "images", "empty": tmp_path / "empty", "bad": tmp_path / "bad", "tmp": tmp_path}
     flags, expected = MISTAKES[name]
     given = [word.format(**places) for word in flags]
-    code, _, err = call(monkeypatch, capsys, "robustify", shelf / "clip", *given, "--out", tmp_path / "out")
-    assert code == 2, err
-    assert expected in err
-    assert len(err.strip().splitlines()) == 1
+    assert expected in cli.refused("robustify", shelf / "clip", *given, "--out", tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
 def test_a_stopped_command_says_how_to_go_on_and_does(
-    shelf: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any, tmp_path: Path
+    shelf: Path, monkeypatch: pytest.MonkeyPatch, cli: Cli, tmp_path: Path
 ) -> None:
     words = ["robustify", shelf / "clip", "--anchor", "learned", "--images", shelf / "images", "--device", "cpu"]
     words += ["--learn-steps", 3, "--learn-batch", 4]
@@ -435,22 +429,19 @@ def test_a_stopped_command_says_how_to_go_on_and_does(
             os.kill(os.getpid(), signal.SIGTERM)
         return attack(*given, **how)
 
-    code, _, err = call(monkeypatch, capsys, *words, "--out", tmp_path / "whole")
+    code, _, err = cli(*words, "--out", tmp_path / "whole")
     assert code == 0, err
     with monkeypatch.context() as patch:
         patch.setattr(learned_anchor, "pgd", killed)
-        code, _, err = call(monkeypatch, capsys, *words, "--out", tmp_path / "out")
+        code, _, err = cli(*words, "--out", tmp_path / "out")
     state = tmp_path / "out.learning"
     assert code == 143
     assert f"what is done is saved in {state}; go on with: lvlm-radapt robustify" in err
     assert err.strip().endswith("--resume")
     assert not (tmp_path / "out").exists()
     assert torch.load(state, weights_only=True)["state"]["step"] == 1
-    code, _, err = call(monkeypatch, capsys, *words, "--out", tmp_path / "out")
-    assert (code, len(err.strip().splitlines())) == (2, 1)
-    assert "go on with --resume" in err
-    code, _, err = call(monkeypatch, capsys, *words, "--out", tmp_path / "out", "--resume")
-    assert code == 0, err
+    assert "go on with --resume" in cli.refused(*words, "--out", tmp_path / "out")
+    cli.done(*words, "--out", tmp_path / "out", "--resume")
     for name in ("radapt.json", "adapter.safetensors", "learned.json"):
         assert (tmp_path / "out" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
     assert not state.exists()
