@@ -55,18 +55,12 @@ def survived() -> Callable[[str, int], None]:
 
 
 @pytest.fixture
-def refused(
-    shared: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-    survived: Callable[[str, int], None],
-) -> Callable[[Any], str]:
+def refused(shared: Path, tmp_path: Path, cli: Any, survived: Callable[[str, int], None]) -> Callable[[Any], str]:
     """refused(case): a command of a table of bad inputs ends in its one line, and nothing is lost. What it said."""
     from tests.helpers.cases import Place, assert_refused
 
     def check(case: Any) -> str:
-        said = assert_refused(case, Place.of(shared, tmp_path), monkeypatch, capsys)
+        said = assert_refused(case, Place.of(shared, tmp_path), cli)
         survived("bad inputs refused", 1)
         return said
 

@@ -7,21 +7,20 @@ import pickle
 import re
 import shutil
 import struct
-import sys
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import pytest
 import torch
 from PIL import Image
 
 from eval_tasks.config.presets import load_protocol
-from lvlm_radapt import RAdaptConfig, cli, robustify
+from lvlm_radapt import RAdaptConfig, robustify
 from lvlm_radapt.loading.load import load_model
 from lvlm_radapt.saving.adapter import save_adapter
+from tests.helpers.cli import Cli
 from tests.helpers.data_sets import MAKERS, change, write
 from tests.helpers.records import finished
 from tests.helpers.tiny_checkpoints import save_llava
@@ -176,33 +175,29 @@ def lines_of(folder: Path, edit: Callable[[list[bytes]], list[bytes]]) -> None:
     path.write_bytes(b"\n".join(edit(path.read_bytes().split(b"\n"))))
 
 
-def adapter(put: Callable[[Path], object], words: str) -> Case:
+def _changed(command: str, of: Callable[[Place], Path], put: Callable[[Path], object], words: str) -> Case:
     def arrange(at: Place) -> Words:
-        shutil.copytree(at.adapter, at.tmp / "changed")
+        shutil.copytree(of(at), at.tmp / "changed")
         put(at.tmp / "changed")
-        return ["eval", at.tmp / "changed", "--task", "coco", "--data", at.data, "--out", at.out]
+        data = ["--task", "coco", "--data", at.data] if command == "eval" else []
+        return [command, at.tmp / "changed", *data, "--out", at.out]
 
     return arrange, words
+
+
+def adapter(put: Callable[[Path], object], words: str) -> Case:
+    """`eval` of the small checkpoint's adapter in which `put` changed something."""
+    return _changed("eval", lambda at: at.adapter, put, words)
 
 
 def checkpoint(put: Callable[[Path], object], words: str) -> Case:
-    def arrange(at: Place) -> Words:
-        shutil.copytree(at.model, at.tmp / "changed")
-        put(at.tmp / "changed")
-        return ["robustify", at.tmp / "changed", "--out", at.out]
-
-    return arrange, words
+    """`robustify` of the small checkpoint in which `put` changed something."""
+    return _changed("robustify", lambda at: at.model, put, words)
 
 
 def evaluated_checkpoint(put: Callable[[Path], object], words: str) -> Case:
     """`eval` of the small checkpoint in which `put` changed something."""
-
-    def arrange(at: Place) -> Words:
-        shutil.copytree(at.model, at.tmp / "changed")
-        put(at.tmp / "changed")
-        return ["eval", at.tmp / "changed", "--task", "coco", "--data", at.data, "--out", at.out]
-
-    return arrange, words
+    return _changed("eval", lambda at: at.model, put, words)
 
 
 def tower(content: Callable[[Place], bytes], words: str) -> Case:
@@ -247,19 +242,13 @@ def listing(folder: Path) -> dict[str, bytes | None]:
     }
 
 
-def assert_refused(case: Case, at: Place, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> str:
+def assert_refused(case: Case, at: Place, cli: Cli) -> str:
     """The command ends with exit code 2 and one line, the expected one, and every file is as it was. What it said."""
     arrange, expected = case
     words = arrange(at)
     before = listing(at.tmp)
-    monkeypatch.setattr(sys, "argv", ["lvlm-radapt", *map(str, words)])
-    monkeypatch.setenv("COLUMNS", "200")
-    capsys.readouterr()
-    with pytest.raises(SystemExit) as stop:
-        cli.main()
-    out, err = capsys.readouterr()
-    assert stop.value.code == 2, err
-    assert len(err.strip().splitlines()) == 1, err
+    code, out, err = cli(*words)
+    assert (code, len(err.strip().splitlines())) == (2, 1), err
     assert len(err) < 2000
     assert re.search(expected, err), err
     assert listing(at.tmp) == before

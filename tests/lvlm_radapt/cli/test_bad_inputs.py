@@ -1,7 +1,6 @@
 """Every bad input ends in one line on stderr and exit code 2, and nothing is written or lost: one table of them."""
 
 import json
-import os
 import shutil
 import struct
 import subprocess
@@ -50,134 +49,72 @@ from tests.helpers.cases import (
     tower,
 )
 from tests.helpers.cli import Cli
-from tests.helpers.data_sets import ANNOTATIONS, MAKERS, QUESTIONS, change, write
+from tests.helpers.data_sets import ANNOTATIONS, MAKERS, QUESTIONS, write
 from tests.helpers.evaluations import evaluation, score, with_options
 from tests.helpers.failures import perhaps_refused
-from tests.helpers.records import finished, record, started
+from tests.helpers.records import finished
 from tests.helpers.tiny_checkpoints import save_qwen
 
 EMPTY = ["data", "check", "coco", "--data"]
 VQA_LINE = b'{"annotations": [' + b",".join([b'{"question_id": 1, "image_id": 2, "answers": []}'] * 5000) + b"]}"
 LAUGHS = b"a: &a [x, x]\n" + b"".join(b"%c: &%c [*%c, *%c]\n" % (k + 1, k + 1, k, k) for k in range(97, 121))
+SCORED = ["--task", "coco", "--data", "{at.data}", "--out", "{at.out}"]
+
+
+def eval_with(put: Callable[[Path], object]) -> Callable[[Place], list[Any]]:
+    """`eval` of a model that is not opened yet, where one of COCO's two images is what `put` puts there."""
+    return lambda at: ["eval", at.tmp / "no-model-yet", "--task", "coco", "--out", at.out, *image(put, "")[0](at)[3:]]
+
+
+def foreign(at: Place) -> list[Any]:
+    """`eval` of an architecture that nobody knows."""
+    write(at.tmp / "model" / "config.json", b'{"model_type": "idefics3"}')
+    return ["eval", at.tmp / "model", "--task", "coco", "--data", at.data, "--out", at.out]
+
+
+TARGETED = {"--attack": "targeted"}
 
 CASES: dict[str, Case] = {
     # data folders and annotation files
     "a data folder that is not there": simple(*EMPTY, "{at.tmp}/none", expected="does not exist; task coco wants DIR/"),
-    "a data folder that is a file": simple(*EMPTY, __file__, expected="is a file, not a data folder"),
-    "an empty data folder": (
-        lambda at: [(at.tmp / "e").mkdir(), *EMPTY, at.tmp / "e"][1:],
-        "data folder .* is empty; task coco wants",
-    ),
     "a folder of another data set": simple(*EMPTY, "{at.model}", expected="captions.json is not in"),
     "an unknown task": simple("data", "check", "cocoo", "--data", "{at.data}", expected="did you mean 'coco'"),
     "no samples to check": simple(*EMPTY, "{at.data}", "--samples", "0", expected="at least 1"),
     "a negative seed": simple(*EMPTY, "{at.data}", "--seed=-1", expected="seed must be between 0"),
-    "an empty file": data_check("coco", None, b"", "Invalid JSON"),
-    "a truncated file": data_check("coco", None, b'{"images": [{"id": 1', "Invalid JSON"),
-    "a list for an object": data_check("coco", None, b"[]", "captions_val2014.json: "),
-    "JSON nested without end": data_check("coco", None, DEEP, "captions_val2014.json: Invalid JSON"),
     "objects nested without end": data_check("vqav2", QUESTIONS, b'{"questions":' * 50_000, "Invalid JSON"),
-    "no UTF-8": data_check("coco", None, b'{"images": "\xff\xfe"}', "captions_val2014.json: "),
     "half a surrogate pair": data_check("coco", None, b'{"images": [{"id": 1, "file_name": "\\ud800"}]}', "Invalid"),
     "NaN for an id": data_check("coco", None, b'{"images": [{"id": NaN}], "annotations": []}', "field images.0.id"),
-    "an id that is no whole number": field("coco", ["images", 0, "id"], 1.5, "field images.0.id"),
-    "an id in quotes": field("coco", ["images", 0, "id"], "100", "field images.0.id"),
     "an id without end": data_check("coco", None, b'{"images": [{"id": ' + b"9" * 5000 + b"}]}", "images.0.id|JSON"),
-    "an id twice": field("coco", ["images", 1, "id"], 100, "image id 100 occurs more than once"),
-    "a caption of no image": field("coco", ["annotations", 0, "image_id"], 77, "captions without an entry"),
-    "an image without a caption": field("coco", ["annotations", 1, "caption"], " ", "has no caption"),
-    "a path that climbs out": field("coco", ["images", 0, "file_name"], "../../x.jpg", "stay inside the data folder"),
-    "a path from the root": field("coco", ["images", 0, "file_name"], "/etc/passwd", "stay inside the data folder"),
-    "a path on another drive": field("coco", ["images", 0, "file_name"], "C:\\x.jpg", "stay inside the data folder"),
-    "a path with a NUL": field("coco", ["images", 0, "file_name"], "x\0.jpg", "stay inside the data folder"),
-    "a path that colours terminals": field("coco", ["images", 0, "file_name"], "\x1b[31m.jpg", "control characters"),
-    "a path of two lines": field("coco", ["images", 0, "file_name"], "x\n.jpg", "control characters"),
-    "a path without end": field("coco", ["images", 0, "file_name"], "x" * 10_000, "it is too long"),
     "one very long line of answers": data_check("vqav2", ANNOTATIONS, VQA_LINE, r"field annotations.0.answers.* more"),
-    "nine answers": field("vqav2", ["annotations", 1, "answers", 0], ..., "field annotations.1.answers"),
-    "answers about another image": field("vqav2", ["annotations", 1, "image_id"], 43, "about image 43 here"),
-    "a question without answers": field("okvqa", ["annotations", 1], ..., "no answers for the question"),
-    "an image number without end": field("textvqa", ["data", 0, "image_id"], 10**30, "field data.0.image_id"),
-    "an object for a list": data_check("vizwiz", None, b"{}", "val.json: "),
-    "an answer that is none": field("vizwiz", [0, "answers", 0], {"answer": None}, "field 0.answers.0.answer"),
     "a line that is no JSON": data_check("pope", None, b'{"question_id": 1}\nx\n', "line 1: field image"),
-    "a label that is no label": data_check(
-        "pope", None, b'{"question_id": 1, "image": "a.jpg", "text": "?", "label": "maybe"}', "line 1: field label"
-    ),
-    "an option that is not there": field("scienceqa", ["12", "answer"], 26, "answer 26 is none of its 3 choices"),
     "more options than letters": field("scienceqa", ["12", "choices"], ["x"] * 27, "field 12.choices"),
-    "a split without a test part": field("flickr30k", ["images"], [], "no image has split 'test'"),
     # images
     "a missing image": image(lambda path: None, "of 2 images 1 missing are: put them there"),
-    "an image of no bytes": image(holding(b""), "1 damaged"),
-    "a web page": image(holding(b"<html>404</html>"), "1 damaged"),
-    "a drawing (SVG)": image(holding(b"<?xml version='1.0'?><svg xmlns='http://www.w3.org/2000/svg'/>"), "1 damaged"),
-    "a document (PDF)": image(holding(encoded(NOISE, "PDF")), "1 damaged"),
     "PostScript, which Pillow would run": image(holding(encoded(NOISE, "EPS")), "1 damaged"),
     "an icon": image(holding(encoded(NOISE, "ICO")), "1 damaged"),
     "half a JPEG": image(holding(encoded(NOISE, "JPEG")[:-300]), "1 damaged"),
-    "half a PNG": image(holding(encoded(NOISE, "PNG")[:100]), "1 damaged"),
     "a PNG without pixels": image(holding(png(4, 4)), "1 damaged"),
-    "a decompression bomb": image(holding(encoded(Image.new("1", (9600, 9600)), "PNG")), "1 damaged"),
     "a header of 3600 megapixels": image(holding(png(60_000, 60_000)), "1 damaged"),
     "a text chunk that bursts": image(
         holding(png(4, 4, (b"zTXt", b"x\0\0" + zlib.compress(bytes(80_000_000), 9)))), "1 damaged"
     ),
-    "a strip of 20000 x 20": image(holding(encoded(Image.new("1", (20_000, 20)), "PNG")), "1 damaged"),
-    "pixels of 32 bits": image(holding(encoded(Image.new("F", (4, 4)), "TIFF")), "1 damaged"),
-    "a folder for an image": image(lambda path: path.mkdir(), "1 missing"),
-    "a pipe that nobody writes to": image(lambda path: os.mkfifo(path), "1 missing"),
-    "a device": image(lambda path: path.symlink_to("/dev/zero"), "1 missing"),
     "a link to nothing": image(lambda path: path.symlink_to("nowhere.jpg"), "1 missing"),
-    "a link to itself": image(lambda path: path.symlink_to(path.name), "1 missing"),
     "a link to what is no image": image(lambda path: path.symlink_to(__file__), "1 damaged"),
     "eval with an image missing": (
-        lambda at: [
-            "eval",
-            at.tmp / "no-model-yet",
-            "--task",
-            "coco",
-            "--out",
-            at.out,
-            *image(lambda path: None, "")[0](at)[3:],
-        ],
+        eval_with(lambda path: None),
         "1 of 2 images are missing: .*000000000009.jpg; put them there .eval can leave them out: --skip-missing",
     ),
+    "eval with half an image": (eval_with(holding(encoded(NOISE, "JPEG")[:-300])), "COCO_val2014_000000000009"),
     # flags
-    **{
-        f"eps {text!r}": evaluated({"--eps": text}, "eps must be in")
-        for text in ("4", "0", "1.01", "nan", "inf", "-0", "4/0", "4/255/1", "", "٤/255", "1e999", "9" * 500)
-    },
+    "eps in levels": evaluated({"--eps": "4"}, "eps must be in .*4/255"),
+    "a negative eps": evaluated({"--eps": "-1/255"}, "eps must be in"),
+    "an L2 eps of 0": evaluated({"--norm": "L2", "--eps": "0"}, "write 2.0"),
     "eps of half a level": evaluated({"--eps": "0.5/255"}, "less than one level of an 8-bit image"),
-    "noise of half a level": simple(
-        "eval",
-        "tiny-llava",
-        "--task",
-        "coco",
-        "--data",
-        "{at.data}",
-        "--out",
-        "{at.out}",
-        "--attack",
-        "noise",
-        "--eps",
-        "1e-5",
-        expected="eps 1e-05 is less than one level",
-    ),
+    "noise of half a level": evaluated({"--attack": "noise", "--eps": "1e-5"}, "eps 1e-05 is less than one level"),
     "an L2 length under one level": evaluated({"--eps": "0.003", "--norm": "L2"}, "less than one level"),
     **{
         f"{command} with eps of half a level": simple(
-            command,
-            "tiny-llava",
-            "--task",
-            "coco",
-            "--data",
-            "{at.data}",
-            "--out",
-            "{at.out}",
-            "--eps",
-            "0.5/255",
-            expected="less than one level of an 8-bit image",
+            *(command, "tiny-llava", *SCORED, "--eps", "0.5/255"), expected="less than one level of an 8-bit image"
         )
         for command in ("audit", "tune")
     },
@@ -198,6 +135,36 @@ CASES: dict[str, Case] = {
     "a preset that is none": evaluated({"--preset": "fair"}, "did you mean 'fare'"),
     "a task that is none": evaluated({"--task": "VQA"}, "unknown task"),
     "a device that is none": evaluated({"--device": "gpu"}, "is no device"),
+    "an unknown embedded model": simple("eval", "tiny-lava", *SCORED, expected="did you mean tiny-llava"),
+    "a folder without a model": simple("eval", "{at.data}", *SCORED, expected="config.json"),
+    "an architecture nobody knows": (foreign, "'idefics3' is not supported, only llava"),
+    "transfer without a twin": evaluated({"--threat": "transfer"}, "no undefended model"),
+    "a surrogate for adaptive": evaluated({"--surrogate": "tiny-llava"}, "--surrogate is for --threat transfer"),
+    "a threat without an attack": evaluated({"--attack": "none", "--threat": "adaptive"}, "--attack"),
+    "noise with a threat": evaluated({"--attack": "noise", "--threat": "adaptive"}, "no threat model"),
+    "a norm without an attack": evaluated({"--attack": "none", "--norm": "L2"}, "--norm needs an attack"),
+    "targeted without a text": evaluated(TARGETED, "--target TEXT"),
+    "an empty target": evaluated(TARGETED | {"--target": " "}, "--target TEXT"),
+    "a target nobody asks for": evaluated({"--target": "maybe"}, "--target is for --attack targeted"),
+    "a target longer than answers": evaluated(
+        TARGETED | {"--target": "no " * 50}, "tokens long, but answers end after"
+    ),
+    "a target that poses as an image": evaluated(TARGETED | {"--target": "<image>"}, "reserved token"),
+    "half of no ensemble": evaluated({"--half": "float16"}, "--half is for"),
+    "half of a half model": evaluated(
+        {"--attack": "ensemble", "--half": "float16", "--dtype": "bfloat16"}, "is for models in float32"
+    ),
+    "an early exit of no answer": evaluated({"--attack": "embedding"}, "ends by a rule of its own", "--early-exit"),
+    "an early exit of nothing": evaluated({"--attack": "none"}, "--early-exit needs an attack", "--early-exit"),
+    "an early exit of captions": evaluated({}, "--early-exit is for questions", "--early-exit"),
+    "an encoder that cannot speak": evaluated(
+        {"--attack": "ensemble", "--threat": "transfer", "--surrogate": "tiny-clip"}, "use --attack embedding"
+    ),
+    "an unknown surrogate": evaluated({"--threat": "transfer", "--surrogate": "tiny-lava"}, "tiny-llava"),
+    "a device and a map": evaluated({"--device": "cpu", "--device-map": "auto"}, "exclude each other"),
+    "no such tower": evaluated({"--tower": Path("nowhere.pt")}, "nowhere.pt"),
+    "a tower of another shape": evaluated({"--tower": "tiny-clip"}, "wide"),
+    "images of no run": evaluated({"--threat": "transfer", "--images-from": Path("nowhere")}, "is not a run folder"),
     "a surrogate without an attack": evaluated(
         {"--attack": "none", "--surrogate": "tiny-clip"}, "--surrogate needs an attack"
     ),
@@ -209,32 +176,11 @@ CASES: dict[str, Case] = {
     # presets
     "a preset that is not there": evaluated({"--preset": "nowhere.yaml"}, "cannot read nowhere.yaml"),
     "a preset that is a folder": (
-        lambda at: [
-            (at.tmp / "p.yaml").mkdir(),
-            "eval",
-            at.model,
-            "--task",
-            "coco",
-            "--data",
-            at.data,
-            "--out",
-            at.out,
-            "--preset",
-            at.tmp / "p.yaml",
-        ][1:],
+        lambda at: [(at.tmp / "p.yaml").mkdir(), *evaluated({"--preset": Path("p.yaml")}, "")[0](at)][1:],
         "cannot read",
     ),
-    "a preset that is no YAML": preset(b"a: [1\nb: 2", "is not valid YAML"),
-    "a preset that is a list": preset(b"- 1", "it must be a YAML mapping"),
-    "a preset that would run code": preset(b"a: !!python/object/apply:os.system ['true']", "is not valid YAML"),
     "a preset of a billion laughs": preset(LAUGHS, "field name: Field required"),
     "a preset nested without end": preset(b"a: " + b"[" * 1500, "is not valid YAML"),
-    "a preset with a slip of the pen": preset({"sampels": 3}, "field sampels"),
-    "a preset with NaN for a limit": preset(
-        {"thresholds": {"coco": {"kind": "absolute", "value": float("nan")}}}, "field thresholds.coco.value"
-    ),
-    "a preset under a shipped name": preset({"name": "fare"}, "shipped preset's name"),
-    "a preset without the task": preset({"max_new_tokens": {"vqav2": 5}}, "has no max_new_tokens for task coco"),
     "a preset without the task's prompt": (
         lambda at: [
             *preset({"prompts": {"caption": "c", "vqa": "{question}"}}, "")[0](at),
@@ -244,76 +190,29 @@ CASES: dict[str, Case] = {
     ),
     # run folders
     "no run folder": simple("report", "{at.data}", "--out", "{at.out}", expected="it has no run.json"),
-    "run.json that is no JSON": run_folder(file("run.json", b"{"), "run.json is damaged: it is no JSON file"),
-    "run.json nested without end": run_folder(file("run.json", DEEP), "run.json is damaged: it is no JSON file"),
-    "run.json that is a list": run_folder(file("run.json", b"[]"), "run.json is damaged: it is no JSON object"),
-    "a run of another schema": run_folder(json_file("run.json", lambda d: d | {"schema": 99}), "has schema 99"),
-    "a run without ids": run_folder(json_file("run.json", lambda d: d | {"ids": None}), "field ids"),
-    "a run with another setting": run_folder(
-        json_file("run.json", lambda d: d | {"seed": 5}), "record of sample 9 in .* changed after the run, or run.json"
-    ),
-    "a run of other samples": run_folder(
-        json_file("run.json", lambda d: d | {"schema": 1, "ids": {"n": 3, "sha256": "0"}}), "does not hold the samples"
-    ),
-    "a run that is not finished": (
-        lambda at: [started(at.tmp / "run").append(record("9")), "report", at.tmp / "run", "--out", at.out][1:],
-        r"is not finished \(1 of 3 samples\)",
-    ),
-    "a run without samples": run_folder(lambda f: (f / "samples.jsonl").unlink(), "cannot read .*samples.jsonl"),
-    "a run that is cut off": run_folder(lambda f: lines_of(f, lambda lines: lines[:-1]), "last line is cut off"),
-    "a run with a line of nonsense": run_folder(
-        lambda f: lines_of(f, lambda lines: [b"nonsense", *lines[1:]]), "line 1: Invalid JSON"
-    ),
     "a run with a score of NaN": run_folder(
         lambda f: lines_of(f, lambda lines: [lines[0].replace(b"81.5", b"NaN"), *lines[1:]]), "line 1: field clean"
     ),
     "a run with a record twice": run_folder(
         lambda f: lines_of(f, lambda lines: [lines[0], *lines]), "does not hold the samples"
     ),
-    "metrics.json that is a list": run_folder(
-        file("metrics.json", b"[]"), "metrics.json is damaged: it is no JSON object"
-    ),
-    "an --out that is another run": (
-        lambda at: [finished(at.out).close(), *evaluated({}, "")[0](at)][1:],
-        "already holds a run",
-    ),
-    "an --out that is a file": (
-        lambda at: [at.out.write_text("mine"), *evaluated({}, "")[0](at)][1:],
-        "is a file: choose another --out",
-    ),
     "an --out with other things": (
         lambda at: [write(at.out / "my.txt", b"x"), *evaluated({}, "")[0](at)][1:],
         "my.txt",
     ),
     # adapters
-    "an adapter of a later version": adapter(json_file("radapt.json", lambda d: d | {"version": 2}), "version 2"),
-    "an adapter that is no adapter": adapter(file("radapt.json", b"{}"), "does not say that it is"),
     "an adapter nested without end": adapter(file("radapt.json", DEEP), "it is no JSON file"),
-    "an adapter with unknown settings": adapter(json_file("radapt.json", lambda d: d | {"x": 1}), "field x"),
     "an adapter with a cutoff of NaN": adapter(
         json_file("radapt.json", lambda d: d | {"config": d["config"] | {"cutoff": float("nan")}}), "NaN is no number"
     ),
-    "an adapter with other tensors": adapter(file("adapter.safetensors", b"x" * 99), "checksum"),
-    "an adapter without tensors": adapter(lambda f: (f / "adapter.safetensors").unlink(), "cannot read"),
-    "an adapter whose base is gone": adapter(
-        json_file("radapt.json", lambda d: change(d, ["base", "name"], "/nowhere/at/all")), "cannot open the base model"
-    ),
-    "an adapter of another tower": adapter(
-        json_file("radapt.json", lambda d: change(d, ["base", "tower", "float32"], "0")), "other weights"
-    ),
     # checkpoints
-    "a checkpoint without a config": checkpoint(lambda f: (f / "config.json").unlink(), "config.json"),
-    "a config that is no JSON": checkpoint(file("config.json", b"{"), "config.json"),
     "a config nested without end": checkpoint(file("config.json", DEEP), "config.json"),
-    "an architecture nobody knows": checkpoint(file("config.json", b'{"model_type": "idefics3"}'), "not supported"),
     "a model with code of its own": checkpoint(
         file("config.json", b'{"model_type": "mine", "auto_map": {"AutoConfig": "mine.Config"}}'), "not supported"
     ),
-    "weights cut short": checkpoint(lambda f: os.truncate(f / "model.safetensors", 1000), "changed"),
     "weights with a header of a terabyte": checkpoint(
         file("model.safetensors", struct.pack("<Q", 10**12) + b"{}"), "changed"
     ),
-    "a checkpoint without weights": checkpoint(lambda f: (f / "model.safetensors").unlink(), "changed"),
     "a pickle that runs code": tower(malicious, "tower.pt"),
     "a tower of no bytes": tower(lambda at: b"", "tower.pt"),
     "a tower that is no state dict": tower(lambda at: torch_bytes([1, 2]), "tower.pt"),
@@ -328,13 +227,8 @@ def test_a_bad_input_is_one_line_and_nothing_is_lost(name: str, refused: Callabl
 
 def test_the_images_of_the_table_are_named_with_their_reason(shared: Path, tmp_path: Path) -> None:
     reasons = {
-        "an image of no bytes": "is empty",
-        "a document (PDF)": "is not an image this program reads",
         "PostScript, which Pillow would run": "is not an image this program reads",
-        "a decompression bomb": "too large to be opened safely",
         "a header of 3600 megapixels": "too large to be opened safely",
-        "a strip of 20000 x 20": "20000x20 pixels",
-        "pixels of 32 bits": "32-bit pixels",
         "half a JPEG": "is damaged",
     }
     for number, (name, reason) in enumerate(reasons.items()):
