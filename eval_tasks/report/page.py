@@ -57,7 +57,7 @@ class Picture:
 
 
 @dataclass(frozen=True)
-class Gallery:
+class SampleGallery:
     """Samples of one run: `broken` lost more than half of their clean score, `held` did not."""
 
     model: str
@@ -92,7 +92,7 @@ def write_report(runs: Sequence[Run], out_html: Path) -> Path:
             created=max(str(run.settings.get("created", "")) for run in runs),
             runs=[_described(run) for run in runs],
             tables=list(made.values()),
-            findings={preset: reading(table) for preset, table in made.items()},
+            findings={preset: findings_of(table) for preset, table in made.items()},
             bars={preset: _bars(table) for preset, table in made.items()},
             panels=[panel for table in made.values() for panel in eps_panels(table)],
             losses=[panel for table in made.values() for panel in loss_panels(table)],
@@ -117,7 +117,7 @@ def check_report(out_html: Path) -> None:
     check_file(out_html, what="report", own=lambda head: _MARK in head)
 
 
-def reading(table: Table) -> list[Finding]:
+def findings_of(table: Table) -> list[Finding]:
     """What the rows of a table say, in plain words, negative results included."""
     return [_finding(row) for row in table.rows]
 
@@ -283,7 +283,7 @@ def _flat(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
     return lines
 
 
-def _gallery(runs: Sequence[Run]) -> Gallery | None:
+def _gallery(runs: Sequence[Run]) -> SampleGallery | None:
     """Of the run that tells most: with images, attacked rather than noisy, defended, adaptive, and with
     samples of both kinds."""
     threats = {"adaptive": 0, "transfer": 1, "noise": 2}
@@ -302,7 +302,7 @@ def _gallery(runs: Sequence[Run]) -> Gallery | None:
     attack = setting(run, "attack")
     steps = f", {attack['steps']} steps" if attack.get("steps") else ""
     target = f' "{attack["target"]}"' if attack.get("target") else ""
-    return Gallery(
+    return SampleGallery(
         model=model_label(run),
         threat=threat_of(run),
         attack=f"{attack['name']}{target}, {_budget(attack)}{steps}",

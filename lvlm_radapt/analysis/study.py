@@ -45,7 +45,7 @@ OURS = frozenset(
 
 
 @dataclass(frozen=True)
-class Asked:
+class AnalysisSettings:
     """What is analysed. perturb: the attack on image tokens behind perturbations and attention maps; scored: the runs
     of the replacement, None to leave it out; shifted: the same on another data set."""
 
@@ -61,7 +61,13 @@ class Asked:
 
 @on_recorded_threads
 def analyse(
-    model: PixelModel, guide: PixelModel, asked: Asked, out: Path, *, announce: Announce, tell: Callable[[str], None]
+    model: PixelModel,
+    guide: PixelModel,
+    asked: AnalysisSettings,
+    out: Path,
+    *,
+    announce: Announce,
+    tell: Callable[[str], None],
 ) -> dict[str, Any]:
     """Write the analysis of `model` against `guide` to `out`, and return what analysis.json holds.
 
@@ -112,7 +118,7 @@ def analyse(
     return document
 
 
-def _curves(mixed: Mixed, asked: Asked, out: Path, announce: Announce) -> dict[str, Curve]:
+def _curves(mixed: Mixed, asked: AnalysisSettings, out: Path, announce: Announce) -> dict[str, Curve]:
     """By folder of their runs."""
     wanted = {"runs": asked.scored, "runs-shifted": asked.shifted}
     curves = {}
@@ -122,7 +128,7 @@ def _curves(mixed: Mixed, asked: Asked, out: Path, announce: Announce) -> dict[s
     return curves
 
 
-def _described(asked: Asked, curves: Mapping[str, Curve]) -> dict[str, Any] | None:
+def _described(asked: AnalysisSettings, curves: Mapping[str, Curve]) -> dict[str, Any] | None:
     if not curves or asked.scored is None or asked.scored.attack is None:
         return None
     plan = asked.scored.attack

@@ -10,7 +10,7 @@ import typer
 
 from lvlm_radapt.cli.app import app, console
 from lvlm_radapt.cli.asking import attack_of, evaluation_of, protocol_of
-from lvlm_radapt.cli.group import leave_it_to_the_first
+from lvlm_radapt.cli.group import exit_unless_rank0
 from lvlm_radapt.cli.options import (
     DeviceOption,
     DtypeOption,
@@ -71,9 +71,9 @@ def analyze(
     With --task and --data the model is scored, clean and under both threat models, after each part that is taken from
     the twin: original, embedding, block 1's attention, block 1, block 2, ... all of it.
     """
-    leave_it_to_the_first()
+    exit_unless_rank0()
     from eval_tasks.crafting.embedding import Embedding
-    from lvlm_radapt.analysis.study import OURS, Asked, analyse
+    from lvlm_radapt.analysis.study import OURS, AnalysisSettings, analyse
     from lvlm_radapt.experiments.mixing import open_guide
     from lvlm_radapt.loading.load import is_encoder, is_robustified, load_any
     from lvlm_radapt.utils.atomic_folder import check_own_folder
@@ -96,7 +96,7 @@ def analyze(
         if plan is None or plan.threat is None:
             raise UserError(f"--attack {name} attacks no model: choose one that does, lvlm-radapt list attacks")
         scored = evaluation_of(task, data, protocol, plan, samples=samples, seed=seed, batch_size=batch_size)
-    asked = Asked(
+    asked = AnalysisSettings(
         images=images,
         image_count=image_count,
         perturb=perturb,

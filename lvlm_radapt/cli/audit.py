@@ -10,7 +10,7 @@ import typer
 from lvlm_radapt.cli.app import app, console
 from lvlm_radapt.cli.asking import attack_of, evaluation_of, protocol_of
 from lvlm_radapt.cli.defending import defence_of
-from lvlm_radapt.cli.group import leave_it_to_the_first
+from lvlm_radapt.cli.group import exit_unless_rank0
 from lvlm_radapt.cli.options import (
     DefenceOption,
     DefenceSetOption,
@@ -71,7 +71,7 @@ def audit(
     Among them: gradients against finite differences, black-box and transfer attacks against the white-box one,
     larger eps, more steps, restarts, half precision, a low-frequency attack, one through the undefended model.
     """
-    leave_it_to_the_first()
+    exit_unless_rank0()
     from eval_tasks.report.audit_page import audit_table, write_audit
     from eval_tasks.run.audit_model import run_audit
 

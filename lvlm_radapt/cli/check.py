@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from lvlm_radapt.cli.app import app, console
-from lvlm_radapt.cli.group import leave_it_to_the_first
+from lvlm_radapt.cli.group import exit_unless_rank0
 from lvlm_radapt.cli.options import (
     ConversationOption,
     DeviceMapOption,
@@ -47,7 +47,7 @@ def check(
     Pixels, prompt tokens, logits and answers against transformers' own; gradients against finite differences; filter
     and anchor against plain forms; a batch against single images; the cost of a step. Exit code 2 if a check fails.
     """
-    leave_it_to_the_first()
+    exit_unless_rank0()
     from lvlm_radapt.selfcheck.run import self_check
     from lvlm_radapt.utils.images import open_image
     from lvlm_radapt.utils.writing import check_file, write_whole

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from lvlm_radapt.cli.app import app, console
-from lvlm_radapt.cli.group import leave_it_to_the_first
+from lvlm_radapt.cli.group import exit_unless_rank0
 from lvlm_radapt.cli.options import DeviceOption, DtypeOption, LogJsonOption, TableFormat
 from lvlm_radapt.cli.placing import default_preset, place_of
 from lvlm_radapt.cli.resuming import command_line, progress, resumable
@@ -76,7 +76,7 @@ def compare(
     What a row needs is trained once (learned anchors, fine-tuned weights). Transfer images are crafted once, on the
     undefended model; adaptive ones on each row's own. Every cell is a run folder with its report.
     """
-    leave_it_to_the_first()
+    exit_unless_rank0()
     from lvlm_radapt.experiments.compare.results import write_results
     from lvlm_radapt.experiments.compare.runs import run_comparison
 

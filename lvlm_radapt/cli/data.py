@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from lvlm_radapt.cli.app import console, data_app, progress_console
-from lvlm_radapt.cli.group import leave_it_to_the_first
+from lvlm_radapt.cli.group import exit_unless_rank0
 from lvlm_radapt.cli.options import Split
 from lvlm_radapt.cli.resuming import progress
 from lvlm_radapt.utils.bounds import MOST
@@ -36,7 +36,7 @@ def scenes(
     ] = False,
 ) -> None:
     """Write procedural scenes as COCO captions, VQAv2 and TextVQA files, and a folder of classes."""
-    leave_it_to_the_first()
+    exit_unless_rank0()
     from lvlm_radapt.embedded.dataset import write_scenes
 
     with progress() as announce:

@@ -90,11 +90,11 @@ def finetune(
     from eval_tasks.run.processes import Group
     from lvlm_radapt.loading.load import is_encoder, is_robustified, load_any
     from lvlm_radapt.saving.plain_weights import weight_bytes
+    from lvlm_radapt.training.data_parallel import DataParallel, SingleProcess
     from lvlm_radapt.training.finetune import FinetuneSettings
     from lvlm_radapt.training.finetune import finetune as train
     from lvlm_radapt.training.labelled import TrainingImages
     from lvlm_radapt.training.robust_twin import LOG, save_twin
-    from lvlm_radapt.training.together import Alone, Together
     from lvlm_radapt.utils.atomic_folder import check_new_folder, made_before
     from lvlm_radapt.utils.budget import parse_eps
     from lvlm_radapt.utils.leftovers import state_of
@@ -138,10 +138,10 @@ def finetune(
         rank=rank,
     )
     work.lead("room", lambda: check_new_folder(out, room=weight_bytes(model)) and None)
-    together = Alone() if Processes.group is None else Together(place)
+    processes = SingleProcess() if Processes.group is None else DataParallel(place)
     with resumable(command_line("--resume"), lambda: _saved(state)), progress() as announce:
-        log = train(model, found, settings, state=state, resume=resume, announce=announce, together=together)
-        together.leave()
+        log = train(model, found, settings, state=state, resume=resume, announce=announce, processes=processes)
+        processes.leave()
         if not is_first():
             return
         model.hf.to(written)

@@ -42,7 +42,7 @@ def of_the_first_only(*consoles: Console) -> None:
         one.quiet = not is_first()
 
 
-def leave_it_to_the_first() -> None:
+def exit_unless_rank0() -> None:
     """End this command in all launched processes but one: there is nothing in it to share."""
     if not is_first():
         raise typer.Exit

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from lvlm_radapt.cli.app import app, console
-from lvlm_radapt.cli.group import leave_it_to_the_first
+from lvlm_radapt.cli.group import exit_unless_rank0
 from lvlm_radapt.cli.options import DeviceOption, DtypeOption, EpsOption, LogJsonOption, PresetOption
 from lvlm_radapt.cli.placing import default_preset, place_of
 from lvlm_radapt.cli.resuming import command_line, progress, resumable
@@ -62,7 +62,7 @@ def harden(
     Tried are the model as it is, the filter, R-Adapt (training-free and learned), low-rank adversarial fine-tuning, and
     that with the filter. The exit code is 0 where the best one helps, 3 where nothing does, 4 where the audit fails.
     """
-    leave_it_to_the_first()
+    exit_unless_rank0()
     from lvlm_radapt.experiments.harden.results import PAGE, headline, settings_of, text_tables, write_results
     from lvlm_radapt.experiments.harden.run import Search, prepare, run_search
     from lvlm_radapt.experiments.harden.verdict import judge

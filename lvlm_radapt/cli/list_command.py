@@ -9,7 +9,7 @@ import typer
 from rich.table import Table
 
 from lvlm_radapt.cli.app import app, console
-from lvlm_radapt.cli.group import leave_it_to_the_first
+from lvlm_radapt.cli.group import exit_unless_rank0
 
 if TYPE_CHECKING:
     from lvlm_radapt.models.family import Family
@@ -23,7 +23,7 @@ def list_(
     what: Annotated[Listing | None, typer.Argument(help="What to list; everything when left out.")] = None,
 ) -> None:
     """List the embedded models, defences, tasks, attacks and presets."""
-    leave_it_to_the_first()
+    exit_unless_rank0()
     from eval_tasks.config import presets
     from lvlm_radapt.defences.registry import DEFENCES
     from lvlm_radapt.experiments.compare.preset import load_comparison

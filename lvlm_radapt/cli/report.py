@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from lvlm_radapt.cli.app import app, progress_console
-from lvlm_radapt.cli.group import leave_it_to_the_first
+from lvlm_radapt.cli.group import exit_unless_rank0
 from lvlm_radapt.cli.options import TableFormat
 from lvlm_radapt.cli.tables import print_tables
 
@@ -27,7 +27,7 @@ def report(
     A gain is measured against the undefended model: the same weights without the defence, or the model that the weights
     were fine-tuned from, which `finetune` writes into its folder. --baseline names it where nothing else does.
     """
-    leave_it_to_the_first()
+    exit_unless_rank0()
     from eval_tasks.report.baseline import credited
     from eval_tasks.report.page import write_report
     from eval_tasks.run.records import read_run

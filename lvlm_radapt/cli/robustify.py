@@ -9,7 +9,7 @@ import typer
 
 from lvlm_radapt.cli.anchors import LEARNED, AnchorChoice, made_anchor
 from lvlm_radapt.cli.app import app, console
-from lvlm_radapt.cli.group import leave_it_to_the_first
+from lvlm_radapt.cli.group import exit_unless_rank0
 from lvlm_radapt.cli.options import (
     Anchor,
     ConversationOption,
@@ -123,7 +123,7 @@ def robustify(
     With --replace no adapter is written but the whole model, in which the parts named are the robust twin's.
     """
     flags = dict(locals())
-    leave_it_to_the_first()
+    exit_unless_rank0()
     import lvlm_radapt as package
     from eval_tasks.run.calibration import calibration_note, read_calibration
     from lvlm_radapt.loading.load import is_encoder, is_robustified, load_any

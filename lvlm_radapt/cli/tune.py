@@ -9,7 +9,7 @@ import typer
 
 from lvlm_radapt.cli.app import app, console
 from lvlm_radapt.cli.asking import attack_of, evaluation_of, protocol_of
-from lvlm_radapt.cli.group import leave_it_to_the_first
+from lvlm_radapt.cli.group import exit_unless_rank0
 from lvlm_radapt.cli.options import (
     DeviceMapOption,
     DeviceOption,
@@ -62,7 +62,7 @@ def tune(
     One knob at a time around the default, then the best of each together; every setting clean, under transfer and under
     adaptive attack. `lvlm-radapt data scenes --split validation` draws calibration scenes that no test scene repeats.
     """
-    leave_it_to_the_first()
+    exit_unless_rank0()
     from lvlm_radapt.experiments.tune.knobs import knobs_of
     from lvlm_radapt.experiments.tune.results import kept_apart, table, write_results
     from lvlm_radapt.experiments.tune.run import run_tune

@@ -22,6 +22,7 @@ from lvlm_radapt.models.base import PixelBatch, PixelModel
 from lvlm_radapt.models.clip import CLIPEncoder
 from lvlm_radapt.towers import find_tower
 from lvlm_radapt.towers.fingerprint import tower_fingerprints
+from lvlm_radapt.training.data_parallel import SingleProcess
 from lvlm_radapt.training.images import batches_of, canvas_batches, load_pixels
 from lvlm_radapt.training.labelled import TrainingImages, batches_from
 from lvlm_radapt.training.low_rank import low_rank_changes
@@ -29,7 +30,6 @@ from lvlm_radapt.training.objectives import Features, Method, Objective, Targets
 from lvlm_radapt.training.recipe import FinetuneRecipe
 from lvlm_radapt.training.scopes import WHOLE, scope_parameters
 from lvlm_radapt.training.state import StateFile
-from lvlm_radapt.training.together import Alone
 from lvlm_radapt.utils.errors import UserError
 from lvlm_radapt.utils.progress import Announce
 
@@ -97,7 +97,7 @@ def finetune(
     state: Path | None = None,
     resume: bool = False,
     announce: Announce | None = None,
-    together: Alone | None = None,
+    processes: SingleProcess | None = None,
 ) -> TrainingLog:
     """Trains the vision tower of `model` in place; every weight outside the scope stays as it is, to the bit.
 
@@ -110,30 +110,30 @@ def finetune(
     state: a file that what is done is saved to every `SAVED_EVERY` steps (but not more often than every few seconds),
         and left there. With `resume` training goes on from it, where it is there, and ends at the same weights to the
         bit as if it had not been stopped (on one CPU thread). One begun with another number of threads is refused.
-    together: the processes that share each batch; the weights they end at are the same up to rounding.
+    processes: those that share each batch; the weights they end at are the same up to rounding.
 
     Raises:
         UserError: a model that the method or the scope is not made for, or with R-Adapt in it; too few images for
             a batch; a batch that the processes cannot share evenly; a state that is there and not to be resumed, of
             other settings, or damaged; a loss that grows without bounds or is not finite (the state is removed then).
     """
-    together = Alone() if together is None else together
+    processes = SingleProcess() if processes is None else processes
     recipe = settings.recipe
     refuse_attached(model, "fine-tuning it")
     if is_injected(model.hf):
         raise UserError(f"{model.name} has R-Adapt in it: fine-tune its base model, then robustify that")
-    if recipe.batch_size % together.size:
-        raise UserError(f"a batch of {recipe.batch_size} does not divide among {together.size} processes: change it")
+    if recipe.batch_size % processes.size:
+        raise UserError(f"a batch of {recipe.batch_size} does not divide among {processes.size} processes: change it")
     objective = objective_of(
         settings.method, model, features=settings.features, class_names=images.names, templates=recipe.templates
     )
     batches_of(model, images.files, recipe.batch_size, seed=settings.seed, epoch=0)  # too few images are told now
     precision = find_tower(model.hf).dtype
     (model.hf if isinstance(model, CLIPEncoder) else model.tower).float()
-    file = StateFile(state, settings.plain() | _origin(model, images), writes=together.rank == 0)
+    file = StateFile(state, settings.plain() | _origin(model, images), writes=processes.rank == 0)
     try:
         with _trained(model, settings) as weights, file:
-            work = Work(model, objective, images, settings, together, weights)
+            work = Work(model, objective, images, settings, processes, weights)
             file.resume(work.restore, resume=resume)
             log = work.log
             advance = announce("fine-tuning", recipe.steps) if announce else lambda done, what: None
@@ -146,7 +146,7 @@ def finetune(
                 done = len(log.losses)
                 if done % recipe.probe_every == 0 or done == recipe.steps:
                     log.probes.append(work.probe())
-                if together.rank == 0 and (done % SAVED_EVERY == 0 or done == recipe.steps):
+                if processes.rank == 0 and (done % SAVED_EVERY == 0 or done == recipe.steps):
                     file.note(work.saved())
                 last = log.probes[-1]
                 advance(1, f"loss {log.losses[-1]:.4g}, held back: clean {last.clean:.3f} attacked {last.robust:.3f}")
@@ -199,10 +199,10 @@ class Work:
         objective: Objective,
         images: TrainingImages,
         settings: FinetuneSettings,
-        together: Alone,
+        processes: SingleProcess,
         weights: _Weights,
     ) -> None:
-        self._model, self._objective, self._images, self._together = model, objective, images, together
+        self._model, self._objective, self._images, self._processes = model, objective, images, processes
         self._settings, self._recipe = settings, settings.recipe
         self._trained = weights.trained
         self._original = {name: weight.detach().clone() for name, weight in self._trained.items()}
@@ -216,7 +216,7 @@ class Work:
     def loaded(self, batches: Iterator[list[Path]]) -> Iterator[tuple[list[Path], PixelBatch]]:
         """Of batch after batch this process's share: its files and their pixels, read while the one before is
         trained on."""
-        rank, size = self._together.rank, self._together.size
+        rank, size = self._processes.rank, self._processes.size
         with ThreadPoolExecutor(1, "images") as reader:
             waiting: tuple[list[Path], Future[PixelBatch]] | None = None
             for whole in batches:
@@ -238,14 +238,14 @@ class Work:
         targets = self._targets(clean, files)
         # a seed of its own for every image of every step, whatever process it falls to
         first = (self._settings.seed * self._recipe.steps + number) * self._recipe.batch_size
-        mine = range(self._together.rank, self._recipe.batch_size, self._together.size)
+        mine = range(self._processes.rank, self._recipe.batch_size, self._processes.size)
         adversarial = clean.replace(self._attacked(clean, targets, [first + i for i in mine]))
         self._train(True)
         with self._precision():
             loss = self._objective.loss(adversarial, clean, targets).mean()
         loss.backward()
         weights = list(self._trained.values())
-        value = self._together.mean(loss, weights)
+        value = self._processes.mean(loss, weights)
         self._check(value, number)
         if not self.log.trained:
             self.log.trained = sum(weight.numel() for weight in weights if weight.grad is not None)

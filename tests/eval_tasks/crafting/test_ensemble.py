@@ -18,7 +18,7 @@ def images(count: int, level: float = 0.5) -> torch.Tensor:
     return torch.full((count, 1, 2, 2), level)
 
 
-class Climb:
+class Ascent:
     """A loss that raises (sign 1) or lowers (-1) the pixel in one corner, and remembers who came and from where."""
 
     def __init__(self, corner: int, sign: int = 1) -> None:
@@ -56,7 +56,7 @@ def test_stages_run_in_order_on_those_that_stand_and_the_lowest_score_is_kept():
     def score(x, index):
         return height[index] - (weight[index] * x.flatten(1)).sum(dim=1)
 
-    first, second, third = Climb(0), Climb(1), Climb(1, -1)
+    first, second, third = Ascent(0), Ascent(1), Ascent(1, -1)
     parts = [Stage("first", lambda so_far: first), Stage("second", lambda so_far: second),
              Stage("third", lambda so_far: third)]  # fmt: skip
     told = []
@@ -88,7 +88,7 @@ def test_nothing_is_attacked_where_the_clean_score_is_under_the_threshold():
 
 
 def test_a_stage_begins_at_the_clean_image_or_at_the_kept_one_and_knows_the_scores_before():
-    first, again, apart = Climb(0), Climb(1), Climb(2)
+    first, again, apart = Ascent(0), Ascent(1), Ascent(2)
     given_scores = {}
 
     def best(so_far):
@@ -116,7 +116,7 @@ def test_the_finished_image_is_what_is_scored_and_kept_and_the_first_among_equal
         return torch.ones(len(index))
 
     rounded = lambda x_adv, index: (x_adv * 4).round() / 4  # noqa: E731
-    parts = [Stage("a", lambda so_far: Climb(0)), Stage("b", lambda so_far: Climb(1))]
+    parts = [Stage("a", lambda so_far: Ascent(0)), Stage("b", lambda so_far: Ascent(1))]
     found, _ = run(parts, images(2), score, 0.0, finish=rounded, clean_score=torch.tensor([2.0, 1.0]))
     assert all(bool((x * 4 == (x * 4).round()).all()) for x in seen[1:])
     assert found.stage == ["a", "clean"]
@@ -131,7 +131,7 @@ def test_a_beaten_sample_leaves_its_stage_at_the_point_that_beat_it():
         asked.append(index)
         return x_adv.flatten(1)[:, 0] > bars[index]
 
-    parts = [Stage("one", lambda so_far: Climb(0)), Stage("two", lambda so_far: Climb(0))]
+    parts = [Stage("one", lambda so_far: Ascent(0)), Stage("two", lambda so_far: Ascent(0))]
     found, _ = run(parts, x, lambda x, index: bars[index] - x.flatten(1)[:, 0], 0.0, beaten=beaten)
     plain, _ = run(parts, x, lambda x, index: bars[index] - x.flatten(1)[:, 0], 0.0)
     # a step of eps reaches both bars; three steps a stage, and the last sample that stands goes through both
@@ -149,7 +149,7 @@ def test_a_beaten_sample_leaves_its_stage_at_the_point_that_beat_it():
 
 
 def test_a_stage_may_be_for_some_samples_only():
-    first = Climb(0)
+    first = Ascent(0)
     found, asked = run([Stage("a", lambda so_far: first, rows=[1])], images(3), lambda x, i: 1 - x.amax((1, 2, 3)), 0.0)
     assert asked[-1] == [1]
     assert first.seen[0] == [1]
@@ -161,7 +161,7 @@ def test_a_stage_that_fails_on_a_sample_is_told_where_the_sample_stands_and_cost
     def holes(x, index):
         return torch.where(torch.tensor([i < 2 for i in index]), torch.nan, 1.0) * x.flatten(1)[:, 0]
 
-    parts = [Stage("holes", lambda so_far: holes), Stage("whole", lambda so_far: Climb(1))]
+    parts = [Stage("holes", lambda so_far: holes), Stage("whole", lambda so_far: Ascent(1))]
     limit = torch.tensor([0.45, 0.0, 0.0])
     found = ensemble(
         parts, images(3), score=lambda x, index: 1 - x.amax((1, 2, 3)), clean_score=torch.full((3,), 0.5),
@@ -174,7 +174,7 @@ def test_a_stage_that_fails_on_a_sample_is_told_where_the_sample_stands_and_cost
 
 def test_dead_gradients_are_told_only_where_every_stage_was_dead():
     dead = lambda x, index: 0 * x.flatten(1).sum(dim=1)  # noqa: E731
-    parts = [Stage("dead", lambda so_far: dead), Stage("alive", lambda so_far: Climb(0), rows=[0])]
+    parts = [Stage("dead", lambda so_far: dead), Stage("alive", lambda so_far: Ascent(0), rows=[0])]
     found, _ = run(parts, images(2), lambda x, index: torch.ones(len(index)), 0.0)
     assert found.zero_grad.tolist() == [False, True]
 
@@ -206,8 +206,8 @@ def test_no_score_is_above_any_stages_own_nor_the_clean_one(seed, count):
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"stages": [Stage("a", lambda s: Climb(0)), Stage("a", lambda s: Climb(0))]}, "names of their own"),
-        ({"stages": [Stage("clean", lambda s: Climb(0))]}, "names of their own"),
+        ({"stages": [Stage("a", lambda s: Ascent(0)), Stage("a", lambda s: Ascent(0))]}, "names of their own"),
+        ({"stages": [Stage("clean", lambda s: Ascent(0))]}, "names of their own"),
         ({"clean_score": torch.ones(3)}, "clean_score must be one number"),
         ({"clean_score": torch.tensor([1.0, torch.nan])}, "clean_score must be one number"),
         ({"score": lambda x, index: torch.ones(9)}, "score after a must be one number"),
@@ -217,7 +217,7 @@ def test_no_score_is_above_any_stages_own_nor_the_clean_one(seed, count):
 )
 def test_what_cannot_be_run_is_refused(changes, words):
     arguments = {
-        "stages": [Stage("a", lambda s: Climb(0))], "x": images(2), "score": lambda x, index: torch.ones(len(index)),
+        "stages": [Stage("a", lambda s: Ascent(0))], "x": images(2), "score": lambda x, index: torch.ones(len(index)),
         "broken": lambda scores, index: scores < 0, "clean_score": torch.ones(2), "eps": EPS, "steps": 2,
     }  # fmt: skip
     with pytest.raises(ValueError, match=words):

@@ -391,7 +391,8 @@ def test_a_wrong_folder_is_told_in_one_line(
     with pytest.raises(UserError, match=words) as caught:
         load_task(task, tmp_path / "set")
     assert "\n" not in str(caught.value)
-    cli.refused("data", "check", task, "--data", tmp_path / "set")
+    code, _, err = cli("data", "check", task, "--data", tmp_path / "set")  # stdout tells the layout
+    assert (code, len(err.strip().splitlines())) == (2, 1), err
 
 
 # --- parquet

@@ -26,7 +26,7 @@ from eval_tasks.metrics.wilson import wilson_ci
 from eval_tasks.report import figures
 from eval_tasks.report.build_table import NO_BASE, ONLY_TRANSFER, comparison, tables
 from eval_tasks.report.figures import eps_panels, loss_panels, png_uri
-from eval_tasks.report.page import reading, write_report
+from eval_tasks.report.page import findings_of, write_report
 from eval_tasks.report.table_formats import COLUMNS, LEGEND, Cell
 from eval_tasks.run.records import Run, RunFolder, image_name, read_run
 from lvlm_radapt.plots.curves import Curve, draw_curves
@@ -380,7 +380,7 @@ def test_rich_shows_every_cell_and_reads_no_markup(make: Maker) -> None:
 
 
 def verdicts(runs: list[Run]) -> list[str]:
-    return [finding.verdict for finding in reading(comparison(runs))]
+    return [finding.verdict for finding in findings_of(comparison(runs))]
 
 
 def test_reading_follows_the_numbers(make: Maker) -> None:
@@ -398,10 +398,10 @@ def test_reading_follows_the_numbers(make: Maker) -> None:
 def test_reading_states_the_cost_on_clean_images(make: Maker) -> None:
     stock = make(spread(40, 1), None, attack())
     worse = make(spread(70, 2), RADAPT, attack(), clean=[score - 5 for score in CLEAN])
-    text = " ".join(reading(comparison([stock, worse]))[1].sentences)
+    text = " ".join(findings_of(comparison([stock, worse]))[1].sentences)
     assert "-5.0 [-5.0, -5.0]: a cost." in text
     same = make(spread(70, 2), RADAPT, attack("transfer"))
-    text = " ".join(reading(comparison([stock, same]))[1].sentences)
+    text = " ".join(findings_of(comparison([stock, same]))[1].sentences)
     assert "0.0 [0.0, 0.0]: no difference that 24 samples can show." in text
 
 
@@ -415,7 +415,7 @@ def test_a_gain_over_too_few_images_is_not_judged(make: Maker) -> None:
     gain = table.rows[1].gain
     assert (gain.value, gain.images, gain.too_few, gain.sign) == (40.0, 19, True, 0)
     assert str(gain) == "+40.0 [+40.0, +40.0] (too few samples to tell)"
-    finding = reading(table)[1]
+    finding = findings_of(table)[1]
     assert finding.verdict == "Too few samples to tell"
     assert "19 images are too few to tell a gain from chance, 20 are the least." in " ".join(finding.sentences)
     assert "0.0 [0.0, 0.0]: too few samples to tell." in " ".join(finding.sentences)
@@ -483,12 +483,12 @@ def test_over_a_model_that_does_not_do_the_task_no_gain_and_no_cost_is_claimed(
     shown = make([2 * base] * N, RADAPT, attack("transfer"), clean=[0.0] * N)
     table = comparison([stock, better, shown])
     text = write_report([stock, better, shown], tmp_path / "report.html").read_text()
-    for row, finding in zip(table.rows, reading(table), strict=True):
+    for row, finding in zip(table.rows, findings_of(table), strict=True):
         said = " ".join(finding.sentences)
         assert (NO_BASE in row.notes) is not means
         assert ("gains mean nothing here" in said) is not means
         assert ("a cost" in said) is (means and row.defended)
-    assert reading(table)[1].verdict == ("Gains under the adaptive attack" if means else "Gains mean nothing here")
+    assert findings_of(table)[1].verdict == ("Gains under the adaptive attack" if means else "Gains mean nothing here")
     assert ("Gains mean nothing here" in text) is not means
 
 

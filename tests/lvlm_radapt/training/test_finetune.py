@@ -27,6 +27,7 @@ from lvlm_radapt.loading.load import load_any
 from lvlm_radapt.models.zero_shot import ZeroShot
 from lvlm_radapt.towers import find_tower
 from lvlm_radapt.training import finetune as module
+from lvlm_radapt.training.data_parallel import SingleProcess
 from lvlm_radapt.training.finetune import FinetuneSettings, TrainingLog, finetune, rate_at
 from lvlm_radapt.training.labelled import TrainingImages
 from lvlm_radapt.training.losses import fare_loss, tecoa_loss, text_guided_attention, tga_loss
@@ -35,7 +36,6 @@ from lvlm_radapt.training.objectives import Fare, Tga, objective_of
 from lvlm_radapt.training.recipe import FinetuneRecipe
 from lvlm_radapt.training.scopes import scope_parameters
 from lvlm_radapt.training.state import StateFile
-from lvlm_radapt.training.together import Alone
 from tests.helpers import tiny_checkpoints
 from tests.helpers.cli import Cli
 from tests.helpers.commands import Command, launch
@@ -558,10 +558,10 @@ def test_a_diverging_loss_stops_with_advice_and_leaves_nothing_to_go_on_from(
 
 
 def test_processes_must_share_a_batch_evenly(clip: Path, folder: Path) -> None:
-    three = Alone()
+    three = SingleProcess()
     three.size = 3
     with one_line("a batch of 4 does not divide among 3 processes"):
-        finetune(load_encoder(clip), images_of(folder), FinetuneSettings("fare", RECIPE), together=three)
+        finetune(load_encoder(clip), images_of(folder), FinetuneSettings("fare", RECIPE), processes=three)
 
 
 def _empty(root: Path) -> Path:

@@ -11,7 +11,7 @@ from lvlm_radapt.utils.errors import Unfinished
 from lvlm_radapt.utils.signals import check_stopped
 
 
-class Alone:
+class SingleProcess:
     """This process is the only one."""
 
     rank = 0
@@ -25,7 +25,7 @@ class Alone:
         """To be called when training is over."""
 
 
-class Together(Alone):
+class DataParallel(SingleProcess):
     """The processes that `accelerate launch` or torchrun started; gradients are averaged by accelerate."""
 
     def __init__(self, device: torch.device) -> None:
