@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import io
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
@@ -15,6 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from attacks.eps import eps_text
+from eval_tasks.report.html_templates import data_uri
 from eval_tasks.report.table_formats import Cell, Row, Table
 from lvlm_radapt.plots.curves import Curve, draw_curves, finish_eps
 from lvlm_radapt.plots.images import DIFFERENCE_GAIN, difference_image
@@ -54,7 +54,7 @@ def png_uri(pixels: NDArray[np.uint8]) -> str:
         image.thumbnail((LARGEST_SIDE, LARGEST_SIDE), Image.Resampling.BOX)
     out = io.BytesIO()
     image.save(out, format="PNG")
-    return _uri("image/png", out.getvalue())
+    return data_uri("image/png", out.getvalue())
 
 
 def eps_panels(table: Table) -> list[Panel]:
@@ -142,7 +142,7 @@ def _draw(
         axes.legend(frameon=False, labelcolor=text, fontsize=8.5, ncols=3, handlelength=2.4, **above)
         out = io.BytesIO()
         figure.savefig(out, format="svg", transparent=True, metadata={"Date": None})
-    return _uri("image/svg+xml", out.getvalue())
+    return data_uri("image/svg+xml", out.getvalue())
 
 
 def points(rows: Sequence[Row], column: str, *, from_clean: bool) -> list[tuple[float, float, float, float]]:
@@ -150,11 +150,11 @@ def points(rows: Sequence[Row], column: str, *, from_clean: bool) -> list[tuple[
     found: list[tuple[float, float, float, float]] = []
     for row in rows:
         cell: Cell | None = getattr(row, column)
-        if cell is not None and cell.value is not None and row.eps is not None:
-            found.append((row.eps, cell.value, *(cell.interval or (cell.value, cell.value))))
-    clean = next((row.clean for row in rows if row.clean.value is not None), None)
-    if found and from_clean and clean is not None and clean.value is not None:
-        found.append((0.0, clean.value, *(clean.interval or (clean.value, clean.value))))
+        if cell is not None and cell.numbers is not None and row.eps is not None:
+            found.append((row.eps, *cell.numbers))
+    clean = next((row.clean.numbers for row in rows if row.clean.numbers is not None), None)
+    if found and from_clean and clean is not None:
+        found.append((0.0, *clean))
     return sorted(found)
 
 
@@ -166,8 +166,4 @@ def _high(cell: Cell) -> float:
 
 def text_uri(kind: str, text: str) -> str:
     """A text as a data URI; kind: text/csv or text/markdown."""
-    return _uri(f"{kind};charset=utf-8", readable(text).encode())
-
-
-def _uri(kind: str, content: bytes) -> str:
-    return f"data:{kind};base64,{base64.b64encode(content).decode()}"
+    return data_uri(f"{kind};charset=utf-8", readable(text).encode())

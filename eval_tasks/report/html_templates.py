@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import json
 import re
 from collections.abc import Callable
 from functools import cache
@@ -35,6 +37,16 @@ def templates(package: str = "eval_tasks.report", **filters: Callable[[Any], str
 def _minus(text: object) -> str:
     """Hyphens before numbers as minus signs."""
     return re.sub(r"(?<![\w-])-(?=\d)", "\u2212", str(text))
+
+
+def write_json(out: Path, document: Any) -> Path:
+    """The document as a JSON file, whole or not at all. UserError when it cannot be written."""
+    return write_text(out, json.dumps(document, indent=1, allow_nan=False) + "\n")
+
+
+def data_uri(kind: str, content: bytes) -> str:
+    """The content as part of a page. kind: its media type, such as image/png."""
+    return f"data:{kind};base64,{base64.b64encode(content).decode()}"
 
 
 def write_text(out: Path, text: str) -> Path:

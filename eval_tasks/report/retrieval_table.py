@@ -5,9 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-import rich.box
 import rich.table
-from rich.text import Text
 
 from attacks.eps import budget_text
 from eval_tasks.run.facts import metric_of, model_label, setting, threat_of
@@ -16,7 +14,7 @@ from eval_tasks.run.run_metrics import mean_score
 from eval_tasks.tasks.retrieval import DIRECTIONS
 from eval_tasks.tasks.retrieval_corpus import CUTS
 from lvlm_radapt.utils.errors import UserError
-from lvlm_radapt.utils.markdown import as_text
+from lvlm_radapt.utils.text_table import TextTable
 
 FROM_METRICS = (
     "Of the recalls, samples.jsonl holds recall@1 of image to text alone: the others are those that metrics.json says."
@@ -76,21 +74,16 @@ def _cells(run: Run, part: str) -> tuple[tuple[float, tuple[float, float]], ...]
 
 def recall_table(rows: Sequence[RecallRow]) -> rich.table.Table:
     """For the terminal: a line a direction, readable at 80 columns."""
-    table = rich.table.Table(box=rich.box.SIMPLE, pad_edge=False, collapse_padding=True, show_edge=False)
-    table.add_column("Model, images")
-    table.add_column("Retrieved")
-    for k in CUTS:
-        table.add_column(f"R@{k}, %", justify="right", no_wrap=True)
+    lines = []
     for row in rows:
         for at, words in enumerate(DIRECTIONS.values()):
             label = f"{row.model}, {row.images}\n{row.task}" if at == 0 else ""
             numbers = row.texts()[3 + at * len(CUTS) : 3 + (at + 1) * len(CUTS)]
-            # texts of users are never read as markup
-            table.add_row(Text(label), words, *(Text(number.replace(" ", "\n", 1)) for number in numbers))
-    return table
+            lines.append((label, words, *(number.replace(" ", "\n", 1) for number in numbers)))
+    head = ("Model, images", "Retrieved", *(f"R@{k}, %" for k in CUTS))
+    return TextTable(head, lines, range(2, len(head))).to_rich()
 
 
 def recall_markdown(rows: Sequence[RecallRow]) -> str:
     """A pipe table."""
-    lines = [COLUMNS, ("---",) * 3 + ("---:",) * 6, *(row.texts() for row in rows)]
-    return "\n".join("| " + " | ".join(as_text(text) for text in line) + " |" for line in lines) + "\n"
+    return TextTable(COLUMNS, [row.texts() for row in rows], range(3, len(COLUMNS))).to_markdown()

@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import rich.box
 import rich.console
-import rich.table
 from rich.text import Text
 
 from attacks.eps import budget_text
 from eval_tasks.metrics.bootstrap import Images, Interval, paired_difference_ci
-from eval_tasks.metrics.intervals import LEAST, count_images
-from lvlm_radapt.utils.markdown import as_text
+from eval_tasks.metrics.intervals import LEAST, count_images, score_ci
+from lvlm_radapt.utils.text_table import TextTable, as_text
 
 UNDEFENDED = "n/a (undefended)"
 NO_SCORE = "n/a (no score)"
@@ -89,6 +85,19 @@ class Cell:
             return ""
         return f"[{self._format(self.interval.low)}, {self._format(self.interval.high)}]"
 
+    @property
+    def numbers(self) -> tuple[float, float, float] | None:
+        """(value, low, high), the value itself for ends that are not known; None for words."""
+        if self.value is None:
+            return None
+        low, high = self.interval or (self.value, self.value)
+        return self.value, low, high
+
+    def lines(self) -> str:
+        """One part a line, for a narrow terminal. Why a cell has no number is said by the legend."""
+        parts = (self.number.split(" (")[0], self.bounds, self.detail, self.success.replace(" [", "\n["))
+        return "\n".join(part for part in parts if part)
+
     def __str__(self) -> str:
         detail = f"({self.detail})" if self.detail else ""
         success = f"({self.success})" if self.success else ""
@@ -109,6 +118,11 @@ def difference_cell(first: Sequence[float], second: Sequence[float], images: Ima
     mean = sum(a - b for a, b in zip(first, second, strict=True)) / len(first)
     detail = TOO_FEW if count < LEAST else ""
     return Cell(value=mean, interval=interval, signed=True, images=count, detail=detail)
+
+
+def score_cell(scores: Sequence[float], metric: str, images: Images | None) -> Cell:
+    """Mean of the scores with its interval, as in `score_ci`."""
+    return Cell(value=sum(scores) / len(scores), interval=score_ci(scores, metric, images))
 
 
 @dataclass(frozen=True)
@@ -182,10 +196,9 @@ class Table:
 
     def to_markdown(self) -> str:
         """A pipe table, followed by what its columns mean."""
-        lines = [COLUMNS, ("---",) * 3 + ("---:",) * 5 + ("---",), *(row.texts() for row in self.rows)]
-        body = "\n".join("| " + " | ".join(map(as_text, line)) + " |" for line in lines)
+        body = TextTable(COLUMNS, [row.texts() for row in self.rows], range(3, 8)).to_markdown()
         remarks = " ".join([f"Preset {as_text(self.preset)}. {LEGEND}", *map(as_text, self.notes)])
-        return f"{body}\n\n{remarks}\n"
+        return f"{body}\n{remarks}\n"
 
     def to_csv(self) -> str:
         """Numbers at full precision; a missing score is its words in all three of its columns."""
@@ -193,9 +206,8 @@ class Table:
         header = ["preset", "model", "task", "metric", "attack", "norm", "eps", "steps", "variant", "n"]
         for name in names:
             header += [name, f"{name}_low", f"{name}_high"]
-        out = io.StringIO()
-        writer = csv.writer(out, lineterminator="\n")
-        writer.writerow([*header, "surrogate", "note", "target", "transfer_success", "adaptive_success"])
+        header += ["surrogate", "note", "target", "transfer_success", "adaptive_success"]
+        lines = []
         for row in self.rows:
             line: list[Any] = [self.preset, row.model, row.task, row.metric, row.attack, row.norm, row.eps]
             line += [row.steps, row.variant, row.n]
@@ -206,8 +218,8 @@ class Table:
                 else:
                     line += [cell.value, *(cell.interval or (NO_SCORE, NO_SCORE))]
             successes = [cell.success_rate for cell in (row.transfer, row.adaptive)]
-            writer.writerow([*line, row.hidden.get("surrogate", ""), "; ".join(row.notes), row.target, *successes])
-        return out.getvalue()
+            lines.append([*line, row.hidden.get("surrogate", ""), "; ".join(row.notes), row.target, *successes])
+        return TextTable(header, lines).to_csv()
 
     def to_rich(self) -> rich.console.Group:
         """For the terminal, readable at 80 columns: a block a task and attack; texts are never read as markup."""
@@ -217,27 +229,14 @@ class Table:
         parts: list[rich.console.RenderableType] = [Text(f"Preset {self.preset}", style="bold")]
         for (task, attack, n), rows in blocks.items():
             heading = f"{task} ({rows[0].metric_text}) · {attack or 'no attack'} · n = {n}"
-            parts += [Text(), Text(heading, style="bold"), _block(rows)]
+            made = TextTable(("Model", "Clean", "Transfer", "Adaptive", "Gain"), list(map(_block, rows)))
+            parts += [Text(), Text(heading, style="bold"), made.to_rich(min_width=13)]
         remarks = " ".join([LEGEND, "In brackets: 95% CI.", *self.notes])
         return rich.console.Group(*parts, Text(), Text(remarks, style="dim"))
 
 
-def _block(rows: Sequence[Row]) -> rich.table.Table:
-    table = rich.table.Table(box=rich.box.SIMPLE, pad_edge=False, collapse_padding=True, show_edge=False)
-    table.add_column("Model", min_width=13)
-    for name in ("Clean", "Transfer", "Adaptive", "Gain"):
-        table.add_column(name, justify="right", no_wrap=True)
-    for row in rows:
-        label = Text(row.model)
-        for note in row.notes:
-            label.append(f"\n{note}", style="yellow")
-        cells = (row.clean, row.transfer, row.adaptive, row.gain)
-        # why a cell has no number is said by the legend
-        lines = (
-            "\n".join(
-                part for part in (c.number.split(" (")[0], c.bounds, c.detail, c.success.replace(" [", "\n[")) if part
-            )
-            for c in cells
-        )
-        table.add_row(label, *map(Text, lines))
-    return table
+def _block(row: Row) -> tuple[Text | str, ...]:
+    label = Text(row.model)
+    for note in row.notes:
+        label.append(f"\n{note}", style="yellow")
+    return (label, *(cell.lines() for cell in (row.clean, row.transfer, row.adaptive, row.gain)))

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-import base64
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from eval_tasks.report.html_templates import templates
+from eval_tasks.report.html_templates import data_uri, templates
 from lvlm_radapt.plots.analysis import DOTS_PER_INCH
 
 
 def analysis_page(document: Mapping[str, Any], figures: Mapping[str, tuple[bytes, bytes]]) -> str:
     """HTML of what analysis.json holds, with its figures (PNG for light and dark) inside."""
-    pictures = {name: (*map(_uri, both), _width(both[0])) for name, both in figures.items()}
+    pictures = {
+        name: (*(data_uri("image/png", one) for one in both), _width(both[0])) for name, both in figures.items()
+    }
     pages = templates("lvlm_radapt.analysis", basename=_basename, short=_short)
     return pages.get_template("analysis.html.j2").render(
         document=document, figures=pictures, findings=_findings(document)
@@ -69,7 +70,3 @@ def _findings(document: Mapping[str, Any]) -> dict[str, str]:
 def _width(png: bytes) -> int:
     """How wide the figure is shown at most, in CSS pixels: a little over its size in print."""
     return round(int.from_bytes(png[16:20], "big") / DOTS_PER_INCH * 100)
-
-
-def _uri(png: bytes) -> str:
-    return f"data:image/png;base64,{base64.b64encode(png).decode()}"

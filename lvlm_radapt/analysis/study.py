@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -21,7 +20,7 @@ from matplotlib.figure import Figure
 
 from attacks.eps import budget_text
 from eval_tasks.crafting.embedding import Embedding
-from eval_tasks.report.html_templates import write_text
+from eval_tasks.report.html_templates import write_json, write_text
 from eval_tasks.run.environment import environment
 from eval_tasks.run.options import Evaluation
 from eval_tasks.run.threads import on_recorded_threads
@@ -113,7 +112,7 @@ def analyse(
             write_whole(out / "figures" / f"{name}-dark.png", dark)
         for name, rows in _tables(document).items():
             write_text(out / f"{name}.csv", _csv(rows))
-        write_whole(out / "analysis.json", (json.dumps(document, indent=1, allow_nan=False) + "\n").encode())
+        write_json(out / "analysis.json", document)
         write_text(out / "index.html", analysis_page(document, figures))
     return document
 

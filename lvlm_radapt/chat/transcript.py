@@ -12,7 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from lvlm_radapt.utils.atomic_folder import new_folder
-from lvlm_radapt.utils.markdown import as_text
+from lvlm_radapt.utils.text_table import as_text
 
 FORMAT, VERSION = "lvlm-radapt-chat", 1
 

@@ -3,7 +3,6 @@ no file needs to be served."""
 
 from __future__ import annotations
 
-import base64
 import difflib
 import io
 from collections.abc import Mapping, Sequence
@@ -16,6 +15,7 @@ from torch import Tensor
 
 from attacks.eps import eps_text
 from eval_tasks.report.figures import DIFFERENCE_GAIN, difference_image, png_uri
+from eval_tasks.report.html_templates import data_uri
 from lvlm_radapt.chat.commands import Attack, Side
 from lvlm_radapt.chat.session import Attacked, Exchange
 from lvlm_radapt.chat.web_engine import WebSession
@@ -234,7 +234,7 @@ def _exact(pixels: Tensor) -> str:
     """The PNG of all pixels, as `eval` writes it into a run folder."""
     out = io.BytesIO()
     Image.fromarray(_rows(pixels)).save(out, format="PNG")
-    return f"data:image/png;base64,{base64.b64encode(out.getvalue()).decode()}"
+    return data_uri("image/png", out.getvalue())
 
 
 def _rows(pixels: Tensor) -> NDArray[np.uint8]:

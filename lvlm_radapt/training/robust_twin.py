@@ -15,7 +15,7 @@ from lvlm_radapt.training.finetune import FinetuneSettings, TrainingLog
 from lvlm_radapt.training.labelled import TrainingImages
 from lvlm_radapt.training.scopes import scope_words
 from lvlm_radapt.utils.atomic_folder import new_folder
-from lvlm_radapt.utils.markdown import as_text
+from lvlm_radapt.utils.text_table import as_text
 
 LOG = TRAINING_LOG
 CARD = "README.md"

@@ -7,8 +7,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from eval_tasks.report.html_templates import write_page, write_text
-from eval_tasks.report.table_formats import Cell
+from eval_tasks.report.html_templates import write_json, write_page, write_text
 from eval_tasks.run.environment import environment
 from lvlm_radapt.experiments.compare.runs import ComparisonRuns
 from lvlm_radapt.experiments.compare.table import BETTER, LEGEND, ComparisonTable, table_of
@@ -44,9 +43,9 @@ def write_results(compared: ComparisonRuns, out: Path, *, command: str) -> Compa
             "column": title,
             "heading": heading,
             "run": None if entry.run is None else str(entry.run.path.relative_to(out)),
-            "score": _numbers(entry.score),
-            "kept": _numbers(entry.kept),
-            "change": _numbers(entry.change or Cell()),
+            "score": entry.score.numbers,
+            "kept": entry.kept.numbers,
+            "change": entry.change and entry.change.numbers,
         }
         for (name, title, heading), entry in entries.items()
     ]
@@ -60,7 +59,7 @@ def write_results(compared: ComparisonRuns, out: Path, *, command: str) -> Compa
         "findings": table.findings(),
         "cells": cells,
     }
-    write_text(out / "comparison.json", json.dumps(document, indent=1, allow_nan=False) + "\n")
+    write_json(out / "comparison.json", document)
     return table
 
 
@@ -76,10 +75,3 @@ def _words(value: Any) -> str:
     if isinstance(value, dict):
         return ", ".join(f"{key} {_words(one)}" for key, one in value.items())
     return "none" if value is None else str(value)
-
-
-def _numbers(cell: Cell) -> list[float] | None:
-    """value, low, high."""
-    if cell.value is None:
-        return None
-    return [cell.value, *(cell.interval or (cell.value, cell.value))]

@@ -13,7 +13,7 @@ import torch
 from eval_tasks.config.presets import load_protocol
 from eval_tasks.crafting.make_attack import make_attack
 from eval_tasks.data import Sample
-from eval_tasks.report.html_templates import write_text
+from eval_tasks.report.html_templates import write_json
 from eval_tasks.run.options import EvalOptions, Evaluation, select_samples
 from eval_tasks.run.records import Run
 from eval_tasks.run.threads import on_recorded_threads
@@ -145,7 +145,7 @@ def _keep_plan(comparison: Comparison, out: Path) -> None:
     """Write plan.json, or find the same one there: rows made by two plans are no comparison."""
     wanted = json.loads(comparison.model_dump_json())
     if not (out / PLAN).is_file():
-        write_text(out / PLAN, json.dumps(wanted, indent=1) + "\n")
+        write_json(out / PLAN, wanted)
         return
     there = read_json(out / PLAN)
     changed = [key for key in wanted if there.get(key) != wanted[key]]

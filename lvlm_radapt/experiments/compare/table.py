@@ -2,26 +2,21 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import rich.box
 import rich.console
-import rich.table
 from rich.text import Text
 
 from eval_tasks.crafting.attack import Threat
-from eval_tasks.metrics.bootstrap import Images
-from eval_tasks.metrics.intervals import LEAST, score_ci
+from eval_tasks.metrics.intervals import LEAST
 from eval_tasks.report.answer_retention import retained_of
-from eval_tasks.report.table_formats import METRICS, UNDEFENDED, Cell, difference_cell
+from eval_tasks.report.table_formats import METRICS, UNDEFENDED, Cell, difference_cell, score_cell
 from eval_tasks.run.records import Run, SampleRecord, images_of
 from lvlm_radapt.experiments.compare.runs import ComparisonRuns
-from lvlm_radapt.utils.markdown import as_text
+from lvlm_radapt.utils.text_table import TextTable, as_text
 
 BETTER, WORSE = "\N{BLACK UP-POINTING TRIANGLE}", "\N{BLACK DOWN-POINTING TRIANGLE}"
 THREATS: tuple[Threat, ...] = ("transfer", "adaptive")
@@ -73,47 +68,34 @@ class ComparisonTable:
         """A pipe table a task, and what the columns mean."""
         parts = []
         for title, about in self.columns:
-            head = ["defence", *self.headings]
-            rows = [head, ["---", *["---:"] * len(self.headings)]]
-            rows += [[line.name, *(_text(line.entries[title, h]) for h in self.headings)] for line in self.lines]
-            body = "\n".join("| " + " | ".join(as_text(cell) for cell in row) + " |" for row in rows)
-            parts.append(f"**{as_text(title)}** ({as_text(about)})\n\n{body}\n")
+            rows = [[line.name, *(_text(line.entries[title, h]) for h in self.headings)] for line in self.lines]
+            body = TextTable(["defence", *self.headings], rows).to_markdown()
+            parts.append(f"**{as_text(title)}** ({as_text(about)})\n\n{body}")
         return "\n".join([*parts, f"{self.settings}. {LEGEND}", *self.findings(), ""])
 
     def to_csv(self) -> str:
         """A line a score, numbers at full precision; what has no number is empty."""
-        out = io.StringIO()
-        writer = csv.writer(out, lineterminator="\n")
         names = ("score", "kept", "change")
-        writer.writerow(
-            ["defence", "column", "threat", "eps", "n", *(n + e for n in names for e in ("", "_low", "_high"))]
-        )
+        head = ["defence", "column", "threat", "eps", "n", *(n + e for n in names for e in ("", "_low", "_high"))]
+        rows = []
         for line in self.lines:
             for (title, heading), entry in line.entries.items():
                 threat, _, eps = heading.partition(" ")
-                cells = [entry.score, entry.kept, entry.change or Cell()]
-                numbers = [
-                    x
-                    for c in cells
-                    for x in (c.value, *(c.interval or ((None, None) if c.value is None else (c.value,) * 2)))
-                ]
+                cells = (entry.score, entry.kept, entry.change or Cell())
+                numbers = [x for cell in cells for x in cell.numbers or (None, None, None)]
                 n = "" if entry.run is None else len(entry.run.samples)
-                writer.writerow([line.name, title, threat, eps, n, *numbers])
-        return out.getvalue()
+                rows.append([line.name, title, threat, eps, n, *numbers])
+        return TextTable(head, rows).to_csv()
 
     def to_rich(self) -> rich.console.Group:
         """For the terminal, readable at 80 columns: a block a task and budget."""
         parts: list[rich.console.RenderableType] = [Text(self.title, style="bold")]
         budgets = list(dict.fromkeys(heading.partition(" ")[2] for heading in self.headings[1:]))
         for (title, about), eps in itertools.product(self.columns, budgets):
-            made = rich.table.Table(box=rich.box.SIMPLE, pad_edge=False, collapse_padding=True, show_edge=False)
-            made.add_column("Defence")
             headings = ["clean", *(f"{threat} {eps}" for threat in THREATS)]
-            for heading in headings:
-                made.add_column(heading, justify="right", no_wrap=True)
-            for line in self.lines:
-                made.add_row(Text(line.name), *(_block(line.entries[title, heading]) for heading in headings))
-            parts += [Text(), Text(f"{title}, {eps} ({about})", style="bold"), made]
+            rows = [[line.name, *(_block(line.entries[title, heading]) for heading in headings)] for line in self.lines]
+            made = TextTable(["Defence", *headings], rows)
+            parts += [Text(), Text(f"{title}, {eps} ({about})", style="bold"), made.to_rich()]
         parts += [Text(), *map(Text, self.findings()), Text(f"{self.settings}. {LEGEND}", style="dim")]
         return rich.console.Group(*parts)
 
@@ -213,16 +195,12 @@ def _entry(run: Run, stock: Run, against: Run, own: bool, *, attacked: bool) -> 
         change = difference_cell(scores, _scores(against.samples, attacked), images)
     # what the undefended model keeps of its own clean answers is 100 % by definition, and no estimate
     share = "accuracy" if metric != "cider" and (attacked or not own) else ""
-    return Entry(_mean(scores, metric, images), _mean(kept, share, images), change, run)
+    return Entry(score_cell(scores, metric, images), score_cell(kept, share, images), change, run)
 
 
 def _scores(samples: Sequence[SampleRecord], attacked: bool) -> list[float]:
     answers: list[Any] = [sample.adversarial if attacked else sample.clean for sample in samples]
     return [float(answer.score) for answer in answers]
-
-
-def _mean(values: Sequence[float], metric: str, images: Images | None) -> Cell:
-    return Cell(value=sum(values) / len(values), interval=score_ci(values, metric, images))
 
 
 def _text(entry: Entry) -> str:
@@ -231,10 +209,10 @@ def _text(entry: Entry) -> str:
     return f"{_marked(entry)} {entry.score.bounds}; kept {entry.kept.number} {entry.kept.bounds}"
 
 
-def _block(entry: Entry) -> Text:
+def _block(entry: Entry) -> str:
     if entry.score.value is None:
-        return Text("\N{EN DASH}")
-    return Text(f"{_marked(entry)}\n{entry.score.bounds}\nkept {entry.kept.number}")
+        return "\N{EN DASH}"
+    return f"{_marked(entry)}\n{entry.score.bounds}\nkept {entry.kept.number}"
 
 
 def _marked(entry: Entry) -> str:

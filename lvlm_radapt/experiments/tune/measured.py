@@ -72,8 +72,7 @@ def undefended_row(run: Run) -> Row:
 
 def numbers_of(cell: Cell) -> Mapping[str, float | None]:
     """value, low, high; None where there is no number."""
-    low, high = cell.interval or (cell.value, cell.value)
-    return {"value": cell.value, "low": low, "high": high}
+    return dict(zip(("value", "low", "high"), cell.numbers or (None, None, None), strict=True))
 
 
 def _attacked(run: Run) -> dict[str, float]:

@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import base64
-import csv
 import io
-import json
 import shlex
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import matplotlib
-import rich.box
 import rich.table
 from matplotlib.figure import Figure
 from pydantic import BaseModel, ConfigDict
@@ -20,8 +16,8 @@ from rich.text import Text
 
 from attacks.eps import budget_text
 from eval_tasks.metrics import Interval
-from eval_tasks.report.html_templates import write_page, write_text
-from eval_tasks.report.table_formats import METRICS, Cell
+from eval_tasks.report.html_templates import data_uri, write_json, write_page, write_text
+from eval_tasks.report.table_formats import METRICS
 from eval_tasks.run.calibration import Calibration
 from eval_tasks.run.environment import environment
 from lvlm_radapt.defences.radapt.config import RAdaptConfig
@@ -31,6 +27,7 @@ from lvlm_radapt.experiments.tune.run import Tuning
 from lvlm_radapt.plots.tuning import clean_robust_curves, tradeoff
 from lvlm_radapt.utils.errors import UserError
 from lvlm_radapt.utils.json_files import read_json, validated
+from lvlm_radapt.utils.text_table import TextTable
 from lvlm_radapt.utils.writing import write_whole
 
 FORMAT, VERSION = "lvlm-radapt tuning", 1
@@ -52,8 +49,8 @@ def write_results(tuning: Tuning, out: Path, *, model: str, command: str) -> dic
         beats=tuning.choice.beats,
         apart=kept_apart(tuning),
         recommended=document["recommendation"]["command"],
-        curves=_png_uri(out / "curves.png"),
-        tradeoff=_png_uri(out / "tradeoff.png"),
+        curves=data_uri("image/png", (out / "curves.png").read_bytes()),
+        tradeoff=data_uri("image/png", (out / "tradeoff.png").read_bytes()),
         undefended=tuning.undefended,
         rows=[
             (point_text(one.point), one.row, tuning.choice.best is not None and one.point == tuning.choice.best.point)
@@ -62,7 +59,7 @@ def write_results(tuning: Tuning, out: Path, *, model: str, command: str) -> dic
         metric=METRICS.get(tuning.undefended.metric, tuning.undefended.metric),
         command=command,
     )
-    write_text(out / "tune.json", json.dumps(document, indent=1, allow_nan=False) + "\n")
+    write_json(out / "tune.json", document)
     return document
 
 
@@ -89,21 +86,15 @@ def kept_apart(tuning: Tuning) -> str:
 
 def table(tuning: Tuning) -> rich.table.Table:
     """For the terminal: a line a setting, the best within the clean loss marked."""
-    made = rich.table.Table(box=rich.box.SIMPLE, pad_edge=False, collapse_padding=True, show_edge=False)
-    made.add_column("Setting", min_width=14)
-    for name in ("Clean", "Transfer", "Adaptive", "Gain"):
-        made.add_column(name, justify="right", no_wrap=True)
-    own = tuning.undefended
-    made.add_row(Text("undefended"), *map(_lines, (own.clean, Cell("n/a"), own.adaptive, Cell("n/a"))))
-    best = tuning.choice.best
+    own, best = tuning.undefended, tuning.choice.best
+    rows: list[tuple[Text | str, ...]] = [("undefended", own.clean.lines(), "n/a", own.adaptive.lines(), "n/a")]
     for one in tuning.measured:
         chosen = best is not None and one.point == best.point
         label = Text(point_text(one.point), style="bold" if chosen else "")
         if chosen:
             label.append("\nbest within the clean loss", style="yellow")
-        row = one.row
-        made.add_row(label, *map(_lines, (row.clean, row.transfer, row.adaptive, row.gain)))
-    return made
+        rows.append((label, *(one.cell(name).lines() for name in ("clean", "transfer", "adaptive", "gain"))))
+    return TextTable(("Setting", "Clean", "Transfer", "Adaptive", "Gain"), rows).to_rich(min_width=14)
 
 
 class _Recommendation(BaseModel):
@@ -185,18 +176,15 @@ def _interval(interval: Interval | None) -> list[float] | None:
 
 def _csv(document: dict[str, Any]) -> str:
     """Numbers at full precision, a line a setting, the undefended model first; what has no number is empty."""
-    out = io.StringIO()
-    writer = csv.writer(out, lineterminator="\n")
-    writer.writerow(
-        ["setting", "cutoff", "alpha", "mix", *(f"{name}{end}" for name in CELLS for end in ("", "_low", "_high"))]
-    )
+    head = ["setting", "cutoff", "alpha", "mix", *(f"{name}{end}" for name in CELLS for end in ("", "_low", "_high"))]
+    rows = []
     undefended = {"name": "undefended", "cutoff": "", "alpha": "", "mix": "", **document["undefended"]}
     for point in (undefended, *document["points"]):
         cells = [point.get(name, {"value": None, "low": None, "high": None}) for name in CELLS]
         numbers = [cell[key] for cell in cells for key in ("value", "low", "high")]
         cutoff = "none" if point["cutoff"] is None else point["cutoff"]
-        writer.writerow([point["name"], cutoff, point["alpha"], point["mix"], *numbers])
-    return out.getvalue()
+        rows.append([point["name"], cutoff, point["alpha"], point["mix"], *numbers])
+    return TextTable(head, rows).to_csv()
 
 
 def _draw(document: dict[str, Any], tuning: Tuning, out: Path, best: str | None) -> None:
@@ -232,11 +220,3 @@ def _save(figure: Figure, path: Path) -> None:
     drawn = io.BytesIO()
     figure.savefig(drawn, format="png", dpi=160)
     write_whole(path, drawn.getvalue())
-
-
-def _png_uri(path: Path) -> str:
-    return f"data:image/png;base64,{base64.b64encode(path.read_bytes()).decode()}"
-
-
-def _lines(cell: Cell) -> Text:
-    return Text("\n".join(part for part in (cell.number.split(" (")[0], cell.bounds) if part))
