@@ -5,7 +5,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
 from PIL import Image
+
+from lvlm_radapt.embedded.dataset import write_scenes
 
 ANSWERS = ["red"] * 7 + ["dark red", "Red", "maroon"]
 
@@ -18,6 +21,18 @@ TEXTVQA = "TextVQA_0.5.1_val.json"
 OKVQA_QUESTIONS = "OpenEnded_mscoco_val2014_questions.json"
 
 OKVQA_ANNOTATIONS = "mscoco_val2014_annotations.json"
+
+
+def scenes_folder(**how: Any) -> Any:
+    """A module's fixture: a folder of scenes, drawn once. how: keywords of `write_scenes`."""
+
+    @pytest.fixture(scope="module")
+    def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+        out = tmp_path_factory.mktemp("data") / "scenes"
+        write_scenes(out, **how)
+        return out
+
+    return folder
 
 
 def write(path: Path, content: Any) -> None:

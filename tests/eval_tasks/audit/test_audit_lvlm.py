@@ -14,18 +14,13 @@ from eval_tasks.run.audit_of_run import target_of_run
 from eval_tasks.run.records import read_run
 from eval_tasks.tasks.make_task import make_task
 from lvlm_radapt import RAdaptConfig, load_model, robustify
-from lvlm_radapt.embedded.dataset import write_scenes
 from lvlm_radapt.models.base import LVLM
+from tests.helpers.data_sets import scenes_folder
 from tests.helpers.evaluations import evaluation, score
 from tests.helpers.slow import slow
 from tests.helpers.tiny_checkpoints import save_llava
 
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory) -> Path:
-    out = tmp_path_factory.mktemp("data") / "scenes"
-    write_scenes(out, count=8)
-    return out
+data = scenes_folder(count=8)
 
 
 @pytest.fixture(scope="module")

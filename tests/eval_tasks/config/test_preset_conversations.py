@@ -13,8 +13,8 @@ from eval_tasks.config.presets import load_protocol
 from eval_tasks.report.build_table import comparison
 from eval_tasks.run.records import Run
 from lvlm_radapt import load_model
-from lvlm_radapt.embedded.dataset import write_scenes
 from lvlm_radapt.models.text import PromptEncoder
+from tests.helpers.data_sets import scenes_folder
 from tests.helpers.evaluations import evaluation
 
 VICUNA = (
@@ -23,11 +23,7 @@ VICUNA = (
 )
 
 
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    out = tmp_path_factory.mktemp("data") / "scenes"
-    write_scenes(out, count=2)
-    return out
+data = scenes_folder(count=2)
 
 
 def own(folder: Path, **conversation: str) -> str:

@@ -21,20 +21,16 @@ from eval_tasks.run.processes import Group
 from eval_tasks.run.records import RunFolder, read_run
 from eval_tasks.tasks.make_task import make_task
 from lvlm_radapt import RAdaptConfig, load_model, robustify
-from lvlm_radapt.embedded.dataset import ANNOTATIONS, QUESTIONS, write_scenes
+from lvlm_radapt.embedded.dataset import ANNOTATIONS, QUESTIONS
 from lvlm_radapt.utils.errors import UserError
+from tests.helpers.data_sets import scenes_folder
 from tests.helpers.evaluations import evaluation, score
 from tests.helpers.failures import one_line
 from tests.helpers.interruption import Killed
 from tests.helpers.run_folders import without_checksums
 from tests.helpers.tiny_checkpoints import save_llava, save_qwen
 
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory) -> Path:
-    out = tmp_path_factory.mktemp("data") / "scenes"
-    write_scenes(out, count=6)
-    return out
+data = scenes_folder(count=6)
 
 
 @pytest.fixture(scope="module")

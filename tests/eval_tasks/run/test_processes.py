@@ -16,9 +16,9 @@ from torch.distributed import HashStore
 from eval_tasks.run import processes
 from eval_tasks.run.processes import Group, join
 from eval_tasks.run.records import RunFolder
-from lvlm_radapt.embedded.dataset import write_scenes
 from lvlm_radapt.utils.errors import Unfinished, UserError
 from tests.helpers.commands import Command, contents, evaluation, free_port, launch
+from tests.helpers.data_sets import scenes_folder
 from tests.helpers.failures import one_line
 
 
@@ -141,11 +141,7 @@ def test_places_in_a_launch_that_are_no_numbers_are_refused(monkeypatch):
         processes.restarted()
 
 
-@pytest.fixture(scope="module")
-def data(tmp_path_factory) -> Path:
-    out = tmp_path_factory.mktemp("processes") / "scenes"
-    write_scenes(out, count=8)
-    return out
+data = scenes_folder(count=8)
 
 
 @pytest.fixture(scope="module")

@@ -12,16 +12,12 @@ from eval_tasks.tasks.caption import CaptionScores
 from lvlm_radapt import RAdaptConfig, load_model, robustify
 from lvlm_radapt.embedded.dataset import write_scenes
 from lvlm_radapt.utils.errors import UserError
+from tests.helpers.data_sets import scenes_folder
 from tests.helpers.evaluations import evaluation, score
 from tests.helpers.slow import slow
 from tests.helpers.tiny_checkpoints import save_llava
 
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    out = tmp_path_factory.mktemp("data") / "scenes"
-    write_scenes(out, count=5)
-    return out
+data = scenes_folder(count=5)
 
 
 @pytest.fixture(scope="module")

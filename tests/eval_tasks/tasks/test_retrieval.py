@@ -26,12 +26,13 @@ from eval_tasks.report.retrieval_table import recall_markdown, recall_rows
 from eval_tasks.run.records import Run, RunFolder, read_run
 from eval_tasks.tasks.retrieval_corpus import CaptionSpace, RetrievalCorpus, caption_ranks, image_ranks, recalls
 from lvlm_radapt import RAdaptConfig, load_encoder, robustify
-from lvlm_radapt.embedded.dataset import CLASSES, write_scenes
+from lvlm_radapt.embedded.dataset import CLASSES
 from lvlm_radapt.loading.locate import embedded_models
 from lvlm_radapt.saving.adapter import save_adapter
 from lvlm_radapt.utils.errors import UserError
 from tests.helpers import tiny_checkpoints
 from tests.helpers.cli import Cli
+from tests.helpers.data_sets import scenes_folder
 from tests.helpers.evaluations import evaluation, score
 
 
@@ -169,11 +170,7 @@ def test_wrong_galleries(own: Tensor, count: Tensor, words: str) -> None:
 # --- runs
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    out = tmp_path_factory.mktemp("data") / "scenes"
-    write_scenes(out, count=10, per_class=1)
-    return out
+folder = scenes_folder(count=10, per_class=1)
 
 
 def settings(folder: Path, attack: str = "contrastive", threat: str | None = None, **more: Any) -> Evaluation:

@@ -6,15 +6,10 @@ from pathlib import Path
 import pytest
 
 from eval_tasks.run.records import read_run
-from lvlm_radapt.embedded.dataset import write_scenes
+from tests.helpers.data_sets import scenes_folder
 from tests.helpers.tiny_checkpoints import save_llava
 
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory) -> Path:
-    out = tmp_path_factory.mktemp("data") / "scenes"
-    write_scenes(out, count=4)
-    return out
+data = scenes_folder(count=4)
 
 
 @pytest.fixture(scope="module")

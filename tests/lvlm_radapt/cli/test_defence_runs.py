@@ -27,19 +27,15 @@ from eval_tasks.run.records import Run, read_run
 from eval_tasks.tasks.make_task import make_task
 from lvlm_radapt import load_model, robustify
 from lvlm_radapt.defences.random_resize import RandomResize
-from lvlm_radapt.embedded.dataset import write_scenes
 from lvlm_radapt.saving.adapter import save_adapter
 from tests.helpers.cli import Cli, exit_code
 from tests.helpers.commands import contents, launch
+from tests.helpers.data_sets import scenes_folder
 
 EXTEND = Path(__file__).parents[3] / "docs" / "extend.md"
 
 
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    out = tmp_path_factory.mktemp("data") / "scenes"
-    write_scenes(out, count=8, per_class=1)
-    return out
+data = scenes_folder(count=8, per_class=1)
 
 
 def words(data: Path, out: Path, *more: object, steps: int = 2) -> list[str]:

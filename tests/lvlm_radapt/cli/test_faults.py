@@ -12,18 +12,14 @@ from pathlib import Path
 import pytest
 
 from eval_tasks.run.records import RunFolder, image_name, read_run
-from lvlm_radapt.embedded.dataset import write_scenes
 from tests.helpers.commands import Command, contents, evaluation
+from tests.helpers.data_sets import scenes_folder
 from tests.helpers.slow import slow
 
 FLUSHES = 47  # of an undisturbed run: where it can be killed
 
 
-@pytest.fixture(scope="module")
-def data(tmp_path_factory) -> Path:
-    out = tmp_path_factory.mktemp("faults") / "scenes"
-    write_scenes(out, count=8)
-    return out
+data = scenes_folder(count=8)
 
 
 @pytest.fixture(scope="module")

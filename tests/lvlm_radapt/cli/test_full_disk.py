@@ -6,15 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from lvlm_radapt.embedded.dataset import write_scenes
 from tests.helpers.commands import Command
+from tests.helpers.data_sets import scenes_folder
 
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory) -> Path:
-    out = tmp_path_factory.mktemp("full") / "scenes"
-    write_scenes(out, count=6)
-    return out
+data = scenes_folder(count=6)
 
 
 def _resize(point: Path, size: str) -> None:

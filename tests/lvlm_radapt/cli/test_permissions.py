@@ -1,18 +1,11 @@
 """Files and folders of another user: each is told in one line, wherever a command meets it."""
 
-from pathlib import Path
-
 import pytest
 
-from lvlm_radapt.embedded.dataset import write_scenes
+from tests.helpers.data_sets import scenes_folder
 from tests.helpers.permissions import obeyed
 
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory) -> Path:
-    out = tmp_path_factory.mktemp("data") / "scenes"
-    write_scenes(out, count=2)
-    return out
+data = scenes_folder(count=2)
 
 
 SCORED = "--task vqav2 --samples 2 --device cpu"

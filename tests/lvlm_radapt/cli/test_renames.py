@@ -14,9 +14,9 @@ from typing import Any
 import pytest
 import yaml
 
-from lvlm_radapt.embedded.dataset import write_scenes
 from lvlm_radapt.utils.leftovers import is_own
 from tests.helpers.commands import Command, Fault
+from tests.helpers.data_sets import scenes_folder
 from tests.helpers.slow import slow
 
 ROWS = [
@@ -77,11 +77,7 @@ LONG = SHORT | {
 }  # fmt: skip
 
 
-@pytest.fixture(scope="module")
-def data(tmp_path_factory) -> Path:
-    out = tmp_path_factory.mktemp("renames") / "scenes"
-    write_scenes(out, count=6, per_class=1, split="validation")
-    return out
+data = scenes_folder(count=6, per_class=1, split="validation")
 
 
 def made(out: Path) -> dict[str, Any]:

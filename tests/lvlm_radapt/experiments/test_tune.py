@@ -21,14 +21,10 @@ from lvlm_radapt.experiments.tune.choose import best_pair, choose
 from lvlm_radapt.experiments.tune.knobs import DEFAULT, Knobs, knobs_of, numbers, point_name
 from lvlm_radapt.experiments.tune.measured import Measured
 from lvlm_radapt.plots.tuning import clean_robust_curves, tradeoff
+from tests.helpers.data_sets import scenes_folder
 from tests.helpers.failures import one_line
 
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory) -> Path:
-    out = tmp_path_factory.mktemp("data") / "validation"
-    write_scenes(out, count=6, split="validation")
-    return out
+data = scenes_folder(count=6, split="validation")
 
 
 @pytest.mark.parametrize(
