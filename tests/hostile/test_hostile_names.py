@@ -135,9 +135,9 @@ ODD = "$_{\x1b[31m\udcff"
 SCORED = ("--task", "vqav2", "--data", "data" + ODD, "--samples", "2", "--steps", "1", "--eps", "8/255")
 IMAGES = ("--images", f"data{ODD}/val2014")
 ACCEPTED: dict[str, tuple[str, ...]] = {
-    "tune": ("tiny-llava", *SCORED, "--cutoffs", "40", "--alphas", "1", "--mixes", "add"),
+    "tune": ("tiny-llava", *SCORED, "--cutoffs", "40", "--alphas", "1", "--mixes", "interpolate"),
     "compare": (f"own{ODD}.yaml", "--device", "cpu"),
-    "analyze": ("tiny-llava", "--guide", "tiny-clip-fare", *IMAGES, "--image-count", "2", *SCORED),
+    "analyze": ("tiny-llava", "--guide", "tiny-clip-fare", *IMAGES, "--image-count", "2", "--steps", "1"),
     "finetune": ("tiny-clip", "--method", "fare", *IMAGES, "--steps", "1", "--batch-size", "2", "--limit", "4"),
     "robustify": ("tiny-llava", "--no-filter"),
 }
