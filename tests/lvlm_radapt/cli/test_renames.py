@@ -145,7 +145,7 @@ class Trial:
         shutil.rmtree(self.out)
 
 
-@pytest.mark.parametrize("name", [name if name in ("compare", "finetune") else slow(name) for name in SHORT])
+@pytest.mark.parametrize("name", [name if name == "finetune" else slow(name) for name in SHORT])
 def test_a_command_killed_at_a_rename_goes_on_to_the_same_bits(name, data, tmp_path, survived):
     trial = Trial(SHORT[name], data, tmp_path)
     # of what is written whole at the end, the last rename makes it so

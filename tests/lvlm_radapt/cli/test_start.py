@@ -45,13 +45,15 @@ def test_the_installed_command_begins_before_anything_is_imported():
     assert not {"typer", "rich", "pydantic", "torch", "lvlm_radapt.cli"} & set(done.stdout.split())
 
 
-@pytest.mark.parametrize("unbuffered", ["", slow("1")])
-def test_a_stdout_without_room_is_one_line(unbuffered):
+@pytest.mark.parametrize(
+    ("words", "unbuffered"), [(["--version"], ""), slow(["list", "models"], ""), slow(["list", "models"], "1")]
+)
+def test_a_stdout_without_room_is_one_line(words, unbuffered):
     if not os.path.exists("/dev/full"):
         pytest.skip("the system has no device that is always full")
     with open("/dev/full", "w") as full:
         done = subprocess.run(
-            [*COMMAND, "list", "models"], stdout=full, stderr=subprocess.PIPE, text=True,
+            [*COMMAND, *words], stdout=full, stderr=subprocess.PIPE, text=True,
             env={**os.environ, "PYTHONUNBUFFERED": unbuffered},
         )  # fmt: skip
     assert done.returncode == 2

@@ -83,14 +83,14 @@ def test_it_answers_and_an_attack_breaks_it_where_noise_does_not(name, tmp_path,
 @pytest.mark.parametrize("name", LVLMS)
 def test_it_describes_and_the_defence_changes_it_until_it_is_taken_out(name, data, tmp_path):
     model = load_model(name)
-    stock = _run(model, data[name], tmp_path / "stock", "none", task="coco", samples=32)
+    stock = _run(model, data[name], tmp_path / "stock", "none", task="coco", samples=16)
     assert stock.metrics["clean"]["cider"] > 200  # a templated caption of another scene scores about half of it
     protected = robustify(load_model(name), RAdaptConfig(cutoff=15, alpha=0.5))
-    changed = _run(protected, data[name], tmp_path / "radapt", "none", task="coco", samples=32)
+    changed = _run(protected, data[name], tmp_path / "radapt", "none", task="coco", samples=16)
     outputs = [[r.clean.output for r in run.samples] for run in (stock, changed)]
     assert outputs[0] != outputs[1]
     with protected.undefended():
-        again = _run(protected, data[name], tmp_path / "twin", "none", task="coco", samples=32)
+        again = _run(protected, data[name], tmp_path / "twin", "none", task="coco", samples=16)
     assert [r.clean.output for r in again.samples] == outputs[0]
 
 

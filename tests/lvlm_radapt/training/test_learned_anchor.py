@@ -337,7 +337,8 @@ def test_bfloat16_learns_in_float32(shelf: Path) -> None:
 
 
 def test_memory_for_a_few_images_at_a_time_gives_the_same_anchor(shelf: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    whole = _learn(shelf)
+    settings = dataclasses.replace(SHORT, steps=2)
+    whole = _learn(shelf, settings=settings)
     read = read_features
 
     def small(model: PixelModel, batch: Any) -> Tensor:
@@ -346,7 +347,7 @@ def test_memory_for_a_few_images_at_a_time_gives_the_same_anchor(shelf: Path, mo
         return read(model, batch)
 
     monkeypatch.setattr(learned_anchor, "read_features", small)
-    pieces = _learn(shelf)
+    pieces = _learn(shelf, settings=settings)
     torch.testing.assert_close(pieces.anchor.values, whole.anchor.values, rtol=1e-3, atol=1e-3)
 
 
