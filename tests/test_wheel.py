@@ -26,5 +26,6 @@ def test_the_wheel_holds_what_runs_and_nothing_else(tmp_path: Path) -> None:
     for path in (ROOT / "configs").rglob("*.yaml"):
         assert f"lvlm_radapt/configs/{path.relative_to(ROOT / 'configs').as_posix()}" in held
     for package in ("attacks", "eval_tasks", "lvlm_radapt"):
-        for path in (ROOT / package).rglob("*.py"):
-            assert path.relative_to(ROOT).as_posix() in held
+        for path in (ROOT / package).rglob("*.*"):
+            if path.suffix in (".py", ".j2", ".css"):
+                assert path.relative_to(ROOT).as_posix() in held

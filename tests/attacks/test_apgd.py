@@ -87,17 +87,6 @@ def test_linf_sequence_computed_by_hand():
     assert result.steps.tolist() == [10]
 
 
-def test_first_checkpoint_by_hand():
-    # As above with f(z) = 1 - (z - 0.51)^2. After 0.6 (d = 0.09) and 0.475 (d = 0.035) the best point is
-    # still the start (d = 0.01), yet nothing is halved: two rises in two steps, as the first loss is compared
-    # with 0, and condition 2 waits for the second checkpoint.
-    # Next: 0.475 + 0.75 * 0.125 - 0.25 * 0.125.
-    spy = Spy(lambda z, index: 1 - ((z - 0.51) ** 2).flatten(1).sum(1))
-    x = torch.full((1, 1, 1, 1), 0.5, dtype=torch.float64)
-    apgd(spy, x, eps=0.1, steps=10, random_start=False)
-    assert [p.item() for p in spy.points[:4]] == pytest.approx([0.5, 0.6, 0.475, 0.5375], abs=1e-12)
-
-
 def test_the_first_of_equally_good_points_is_kept():
     # Flat from 0.55 on: a step of 0.06 arrives at 0.56, momentum drifts on to 0.575, 0.57875, ...
     spy = Spy(lambda z, index: z.clamp(max=0.55).flatten(1).sum(1))
@@ -105,20 +94,6 @@ def test_the_first_of_equally_good_points_is_kept():
     result = apgd(spy, x, eps=0.1, steps=4, random_start=False, step_scale=0.6)
     assert spy.points[2].item() == pytest.approx(0.575, abs=1e-12)
     assert result.x_adv.item() == pytest.approx(0.56, abs=1e-12)
-
-
-def test_l2_sequence_computed_by_hand():
-    # f = 3 a + 4 b: direction (0.6, 0.8). eps = 0.1, step 0.2: each step overshoots and is pulled back on the
-    # sphere at x + (0.06, 0.08); the second sample's first pixel meets the box at 1 (0.95 + 0.06).
-    weights = torch.tensor([3.0, 4.0], dtype=torch.float64).view(1, 1, 1, 2)
-    spy = Spy(lambda z, index: (weights * z).flatten(1).sum(1))
-    x = torch.tensor([[0.5, 0.5], [0.95, 0.5]], dtype=torch.float64).view(2, 1, 1, 2)
-    apgd(spy, x, eps=0.1, steps=1, norm="L2", random_start=False)
-    first = spy.points[1].flatten(1).tolist()
-    assert first[0] == pytest.approx([0.56, 0.58], abs=1e-10)
-    assert first[1] == pytest.approx([1.0, 0.58], abs=1e-10)
-    result = apgd(spy, x[:1], eps=0.1, steps=4, norm="L2", random_start=False)
-    assert result.x_adv.flatten().tolist() == pytest.approx([0.56, 0.58], abs=1e-10)
 
 
 def naive_apgd(points, losses, slopes, x, *, eps, steps, norm, scale):

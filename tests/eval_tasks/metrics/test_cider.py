@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pycocoevalcap.cider.cider import Cider
 
-from eval_tasks.metrics import CiderScorer, bootstrap_ci, cider, ptb
+from eval_tasks.metrics import CiderScorer, cider, ptb
 from lvlm_radapt.utils.errors import UserError
 
 REFERENCES = {
@@ -121,21 +121,10 @@ def test_any_text_scores_between_zero_and_a_thousand(candidate: str, reference: 
     assert 0 <= corpus <= 1000 + 1e-6
 
 
-def test_perfect_caption_with_four_words_scores_a_thousand() -> None:
-    references = {"1": ["green apple pie cools"], "2": ["a dog runs"]}
-    assert cider({"1": "Green apple pie cools."}, references)[0] == pytest.approx(1000.0)
-
-
 def test_line_breaks_in_a_caption_stay_in_it() -> None:
     broken = {image: caption.replace(" ", "\u2028", 1) for image, caption in CANDIDATES.items()}
     assert cider(broken, REFERENCES) == cider(CANDIDATES, REFERENCES)
     assert cider(broken, REFERENCES, tokenizer="java") == cider(CANDIDATES, REFERENCES)
-
-
-def test_corpus_is_the_mean_that_the_bootstrap_resamples() -> None:
-    corpus, per_image = cider(CANDIDATES, REFERENCES)
-    low, high = bootstrap_ci(list(per_image.values()))
-    assert low < corpus < high
 
 
 def test_user_errors() -> None:

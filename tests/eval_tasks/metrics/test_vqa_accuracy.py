@@ -93,58 +93,6 @@ def test_accuracy_is_between_zero_and_one(prediction: str, answers: list[str]) -
         assert 0 <= vqa_accuracy(prediction, answers, style) <= 1
 
 
-def test_vqav2_identical_answers_are_compared_as_they_are() -> None:
-    assert vqa_accuracy("yes", ["yes"] * 10) == 1
-    assert vqa_accuracy("Yes", ["yes"] * 10) == 0
-    assert vqa_accuracy("the dog.", ["dog"] * 10) == 0
-    assert vqa_accuracy("ten", ["10"] * 10) == 0
-    assert vqa_accuracy("Yes!", ["Yes!"] * 10) == 1
-
-
-def test_vqav2_other_answers_normalise_the_prediction() -> None:
-    answers = ["yes"] * 9 + ["no"]
-    for prediction in ("Yes", "yes.", "the yes", "Yes!"):
-        assert vqa_accuracy(prediction, answers) == 1
-
-
-def test_vqav2_answers_that_differ_are_normalised_on_both_sides() -> None:
-    assert vqa_accuracy("two", ["two"] * 9 + ["2"]) == 1
-    assert vqa_accuracy("2", ["two"] * 9 + ["2"]) == 1
-    assert vqa_accuracy("Red", ["Red"] * 9 + ["red"]) == 1
-    assert vqa_accuracy("a dog", ["a dog"] * 9 + ["dog"]) == 1
-    assert vqa_accuracy("dog", ["dog!"] * 9 + ["cat"]) == 1
-    assert vqa_accuracy("st", ["st."] * 9 + ["no"]) == 1
-
-
-def test_openflamingo_normalises_answers_that_all_agree_too() -> None:
-    for prediction, answer in [("Yes", "yes"), ("the dog.", "dog"), ("ten", "10"), ("two", "two"), ("Yes!", "Yes!")]:
-        assert vqa_accuracy(prediction, [answer] * 10, "openflamingo") == 1
-        assert vqa_accuracy(answer, [prediction] * 10, "openflamingo") == 1
-    assert vqa_accuracy("dog's", ["dog 's"] * 10, "openflamingo") == 0  # only textvqa splits it off
-    assert vqa_accuracy("red,blue", ["redblue"] * 10, "openflamingo") == 0  # only textvqa drops every comma
-
-
-def test_vqav2_blanks_go_before_answers_are_compared() -> None:
-    assert vqa_accuracy("\tyes\n", [" yes", "yes\n", "\tyes "]) == 1
-    assert vqa_accuracy("Yes", [" yes", "yes\n", "\tyes "]) == 0
-    assert vqa_accuracy("hot\ndog", ["hot dog"] * 10) == 1
-
-
-def test_textvqa_normalises_both_sides() -> None:
-    for prediction, answer in [
-        ("Yes", "yes"),
-        ("two", "2"),
-        ("The Stop", "stop"),
-        ("1,000", "1000"),
-        ("mcdonald's", "McDonald 's"),
-        ("what?", "what"),
-        ("dont", "don't"),
-        ("u.s", "us"),
-    ]:
-        assert vqa_accuracy(prediction, [answer] * 10, "textvqa") == 1
-        assert vqa_accuracy(answer, [prediction] * 10, "textvqa") == 1
-
-
 @pytest.mark.parametrize(
     ("text", "vqav2", "textvqa"),
     [

@@ -9,7 +9,6 @@ import re
 import shutil
 from collections.abc import Sequence
 from html.parser import HTMLParser
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -780,10 +779,6 @@ def test_a_clean_run_has_no_gallery(make: Maker, tmp_path: Path) -> None:
 def test_a_report_that_cannot_be_written_is_one_line(make: Maker, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="cannot write"):
         write_report([make()], tmp_path / "absent" / "report.html")
-
-
-def test_the_template_ships_beside_the_code() -> None:
-    assert (resources.files("eval_tasks.report") / "templates" / "report.html.j2").is_file()
 
 
 def test_settings_are_listed_whole(make: Maker, tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from PIL import Image
 
 from eval_tasks.data import load_task, open_image
 from eval_tasks.data.checking import check_data
-from eval_tasks.metrics.vqa import normalise_answer, vqa_accuracy
+from eval_tasks.metrics.vqa import normalise_answer
 from eval_tasks.run.records import read_run
 from lvlm_radapt.loading.adapter import load_adapter
 from lvlm_radapt.loading.load import load_model
@@ -303,14 +303,6 @@ def test_adapter_settings_with_any_value_anywhere_open_or_are_refused(
     write(folder / "radapt.json", mutated(content, draw.draw))
     with perhaps_refused():
         load_adapter(folder)
-
-
-@given(st.text(), st.sampled_from(["vqav2", "openflamingo", "textvqa"]))
-def test_answers_are_normalised_whatever_they_are(text: str, style: str) -> None:
-    once = normalise_answer(text, style)
-    assert "\n" not in once
-    assert once == once.strip()
-    assert 0 <= vqa_accuracy(text, [text, once, "yes"], style) <= 1
 
 
 @given(st.lists(st.sampled_from(["red", "a", "two", "dont", "maam", "Cat", "7"]), max_size=6).map(" ".join))

@@ -24,7 +24,6 @@ from lvlm_radapt.defences.radapt.hooks import inject, injected_anchor
 from lvlm_radapt.loading import locate
 from lvlm_radapt.loading.locate import embedded_models
 from lvlm_radapt.models.families import lvlm_families
-from lvlm_radapt.models.language import left_pad, right_pad, target_nll, target_positions
 from lvlm_radapt.models.speedups import last_layer
 from lvlm_radapt.utils.errors import UserError
 from tests.helpers import tiny_checkpoints
@@ -272,32 +271,6 @@ def test_the_last_mlp_sees_the_answer_alone(case: Case) -> None:
     torch.testing.assert_close(model(**inputs).last_hidden_state, whole)  # the model itself stays whole
 
 
-@torch.no_grad()
-def test_target_likelihood_against_a_naive_loop() -> None:
-    hidden = torch.randn(3, 9, 8)
-    head = torch.nn.Linear(8, 20, bias=False)
-    starts, targets = [2, 5, 4], [[3, 4, 5, 6], [7], [1, 2]]
-    positions, labels = target_positions(starts, targets)
-    states = hidden.gather(1, positions.unsqueeze(-1).expand(-1, -1, 8))
-    for row, (start, target) in enumerate(zip(starts, targets, strict=True)):
-        total = 0.0
-        for offset, token in enumerate(target):
-            total -= float(torch.log_softmax(head(hidden[row, start + offset - 1]), -1)[token])
-        value = target_nll(states, head, labels)[row]
-        assert float(value) == pytest.approx(total / len(target), rel=1e-5)
-    halves = target_nll(states.bfloat16(), head.bfloat16(), labels)
-    assert halves.dtype == torch.float32
-
-
-def test_padding_sides() -> None:
-    ids, mask = right_pad([[1, 2, 3], [4]], 9)
-    assert ids.tolist() == [[1, 2, 3], [4, 9, 9]]
-    assert mask.tolist() == [[1, 1, 1], [1, 0, 0]]
-    ids, mask = left_pad([[1, 2, 3], [4]], 9)
-    assert ids.tolist() == [[1, 2, 3], [9, 9, 4]]
-    assert mask.tolist() == [[1, 1, 1], [0, 0, 1]]
-
-
 def test_counts_must_agree(case: Case) -> None:
     batch = case.ours.pixels([noise(56, 56), noise(56, 56, 1)])
     with pytest.raises(UserError, match="2 images need 2 prompts, got 1"):
@@ -352,20 +325,6 @@ def test_named_conversations(cases: dict[str, Case], tmp_path: Path) -> None:
     assert qwen3.text.prompt("What?", 1) == qwen.tokenizer(chatml.split("\n", 2)[2])["input_ids"]
     with pytest.raises(UserError, match="'alpaca' is unknown"):
         load_model(cases["llava"].folder, conversation="alpaca")
-
-
-def test_a_template_in_the_processor_s_file_is_used(tmp_path: Path) -> None:
-    folder = tiny_checkpoints.save_llava(tmp_path, chat_template=None)
-    template = tiny_checkpoints.LLAVA_TEMPLATE.replace("ASSISTANT", "pig")
-    (folder / "chat_template.json").write_text(json.dumps({"chat_template": template}))
-    model = load_model(folder)
-    assert model.text.prompt("What?", 1) == model.tokenizer("USER: <image>\nWhat? pig:")["input_ids"]
-
-
-def test_a_template_without_an_image_is_refused(tmp_path: Path) -> None:
-    folder = tiny_checkpoints.save_llava(tmp_path, chat_template="USER: ASSISTANT:")
-    with pytest.raises(UserError, match="places 0 images"):
-        load_model(folder)
 
 
 def test_a_template_that_writes_the_opening_token_gets_no_second_one(tmp_path: Path) -> None:
