@@ -1,8 +1,7 @@
-"""APGD against a hand computation, an independent rewrite for one sample, and its docstring's promises."""
+"""APGD against a hand computation (the official code: test_autoattack), and its docstring's promises."""
 
 import math
 import threading
-from itertools import pairwise
 
 import pytest
 import torch
@@ -10,9 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from attacks import apgd, cpu_workers
-from attacks.apgd import loss_and_gradient
 from attacks.apgd_state import checkpoints
-from attacks.noise import random_start
 from attacks.norms import length
 from attacks.success import check_on, geometric_schedule
 
@@ -94,114 +91,6 @@ def test_the_first_of_equally_good_points_is_kept():
     result = apgd(spy, x, eps=0.1, steps=4, random_start=False, step_scale=0.6)
     assert spy.points[2].item() == pytest.approx(0.575, abs=1e-12)
     assert result.x_adv.item() == pytest.approx(0.56, abs=1e-12)
-
-
-def naive_apgd(points, losses, slopes, x, *, eps, steps, norm, scale):
-    """One sample in plain floats, after the paper's pseudo code: (points, place of the best one, halvings).
-
-    points, losses, slopes: what was visited and found there. Each point of the answer follows from those before it, so
-    that rounding, which differs between versions of torch, cannot grow over the steps or turn a later decision.
-    """
-
-    def closest(point):
-        move = [p - q for p, q in zip(point, x, strict=True)]
-        if norm == "Linf":
-            move = [max(-eps, min(eps, m)) for m in move]
-        else:
-            size = math.sqrt(sum(m * m for m in move))
-            move = [m * min(1.0, eps / size) if size > 0 else 0.0 for m in move]
-        return [max(0.0, min(1.0, q + m)) for q, m in zip(x, move, strict=True)]
-
-    def direction(g):
-        if norm == "Linf":
-            return [(v > 0) - (v < 0) for v in g]
-        size = math.sqrt(sum(v * v for v in g))
-        return [v / size for v in g]
-
-    size, shrink, least = (max(int(steps * p / 100 + 1e-9), 1) for p in (22, 3, 6))
-    upcoming = size
-    eta = scale * eps
-    here, before = 0, 0
-    history = [0.0, *losses[1:]]  # the official code's history is zero before the first step
-    champion = 0
-    record_then, halved_then = losses[0], True
-    expected = [points[0]]
-    halvings = [0, 0]
-    for n in range(1, steps + 1):
-        at, came_from = points[here], points[before]
-        target = closest([p + eta * d for p, d in zip(at, direction(slopes[here]), strict=True)])
-        weight = 1.0 if n == 1 else 0.75
-        expected.append(
-            closest(
-                [h + weight * (t - h) + (1 - weight) * (h - b) for h, t, b in zip(at, target, came_from, strict=True)]
-            )
-        )
-        before, here = here, n
-        if losses[n] > losses[champion]:
-            champion = n
-        if n == upcoming:
-            recent = history[n - size : n + 1]
-            grown = sum(later > earlier for earlier, later in pairwise(recent))
-            first = grown <= 0.75 * size
-            second = not halved_then and record_then >= losses[champion]
-            halvings[0] += first
-            halvings[1] += second and not first
-            if first or second:
-                eta /= 2
-                here = champion
-            halved_then, record_then = first or second, losses[champion]
-            size = max(size - shrink, least)
-            upcoming += size
-    return expected, champion, halvings
-
-
-@pytest.mark.parametrize(
-    ("norm", "random", "scale", "steps", "eps", "frequency"),
-    [
-        ("Linf", True, 2.0, 100, 0.1, 25),
-        ("Linf", True, 2.0, 20, 0.1, 2),
-        ("Linf", False, 1.0, 50, 0.05, 25),
-        ("Linf", False, 0.3, 33, 0.2, 25),
-        ("L2", True, 2.0, 100, 0.9, 8),
-        ("L2", True, 2.0, 20, 0.9, 25),
-        ("L2", False, 1.0, 50, 0.15, 25),
-        ("L2", False, 0.3, 33, 0.6, 25),
-    ],
-)
-def test_equals_an_independent_single_sample_rewrite(norm, random, scale, steps, eps, frequency):
-    count = 5
-    x = images(count)
-    loss_fn = waves(count, frequency=frequency)
-    seeds = [3, 1, 4, 1, 5]
-    spy = Spy(loss_fn)
-    result = apgd(spy, x, eps=eps, steps=steps, norm=norm, random_start=random, step_scale=scale, seed=seeds)
-    points = spy.points[1:] if random else spy.points  # the first one of a random start is the clean image
-    assert len(points) == steps + 1
-    start = random_start(x, eps=eps, norm=norm, seeds=seeds) if random else x
-    assert torch.equal(points[0], start)
-    losses, slopes = zip(*(loss_and_gradient(loss_fn, point, list(range(count))) for point in points), strict=True)
-    clean = loss_fn(x, list(range(count)))
-    conditions = torch.zeros(2)
-    for i in range(count):
-        mine = torch.stack([point[i].flatten() for point in points])
-        expected, champion, halvings = naive_apgd(
-            mine.tolist(),
-            [loss[i].item() for loss in losses],
-            [slope[i].flatten().tolist() for slope in slopes],
-            x[i].flatten().tolist(),
-            eps=eps,
-            steps=steps,
-            norm=norm,
-            scale=scale,
-        )
-        conditions += torch.tensor(halvings)
-        torch.testing.assert_close(mine, torch.tensor(expected, dtype=torch.float64), rtol=0, atol=1e-11)
-        best = (mine[champion], losses[champion][i]) if losses[champion][i] > clean[i] else (x[i].flatten(), clean[i])
-        assert torch.equal(result.x_adv[i].flatten(), best[0])
-        assert torch.equal(result.loss[i], best[1])
-    assert conditions[0] > 0
-    if frequency < 25:  # the smoother losses are there for condition 2
-        assert conditions[1] > 0
 
 
 def test_checkpoints():

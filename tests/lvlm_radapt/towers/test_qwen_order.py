@@ -9,8 +9,6 @@ from typing import Any
 import accelerate.hooks
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from torch import Tensor
 
 from lvlm_radapt.towers import find_tower
@@ -20,18 +18,12 @@ from lvlm_radapt.towers.qwen import (
     images_to_rows,
     rows_to_frames,
     rows_to_images,
-    token_order,
 )
 from lvlm_radapt.utils.errors import UserError
 from tests.helpers import tiny_random
 
 QWENS = [tiny_random.qwen2_vl, tiny_random.qwen2_5_vl, tiny_random.qwen3_vl]
 GRIDS = [(1, 4, 6), (1, 10, 4), (1, 2, 2), (1, 8, 8), (2, 6, 10)]
-grids = st.lists(
-    st.tuples(st.integers(1, 2), st.integers(1, 7).map(lambda n: 2 * n), st.integers(1, 7).map(lambda n: 2 * n)),
-    min_size=1,
-    max_size=3,
-)
 
 
 def rows_by_loops(frames: Tensor, patch: int, merge: int, temporal: int) -> Tensor:
@@ -53,25 +45,6 @@ def rows_by_loops(frames: Tensor, patch: int, merge: int, temporal: int) -> Tens
     return torch.stack(rows)
 
 
-def order_by_loops(grid_thw: list[tuple[int, int, int]], merge: int, window: int | None) -> list[int]:
-    """Every patch sorted by frame, window, block in the window, patch in the block."""
-    result = []
-    start = 0
-    for frames, high, wide in grid_thw:
-        for _ in range(frames):
-            keyed = []
-            for y in range(high):
-                for x in range(wide):
-                    by, bx = y // merge, x // merge
-                    key: tuple[int, ...] = (by, bx, y % merge, x % merge)
-                    if window is not None:
-                        key = (by // window, bx // window, *key)
-                    keyed.append((key, start + y * wide + x))
-            result += [place for _, place in sorted(keyed)]
-            start += high * wide
-    return result
-
-
 @pytest.mark.parametrize(("patch", "merge", "temporal"), [(3, 2, 2), (2, 1, 1), (2, 3, 2)])
 def test_rows_against_loops(patch: int, merge: int, temporal: int) -> None:
     frames = torch.rand(2, 2 * temporal, 3, 2 * patch * merge, 3 * patch * merge)
@@ -90,26 +63,9 @@ def test_still_images_repeat_their_frame_and_come_back() -> None:
         assert torch.equal(frames, image.expand(2, -1, -1, -1))
 
 
-def test_rows_carry_gradients() -> None:
-    image = torch.rand(1, 3, 8, 8, requires_grad=True)
-    weight = torch.rand(16, 3 * 2 * 4)
-    (images_to_rows(image, 2, 2) * weight).sum().backward()
-    expected = rows_to_images(weight, [[1, 4, 4]], 2, 2)[0].sum(0)
-    assert image.grad is not None
-    assert torch.allclose(image.grad[0], expected)
-
-
 def test_sizes_that_do_not_divide_are_refused() -> None:
     with pytest.raises(ValueError, match="multiples of 2 frames and of 6 px"):
         images_to_rows(torch.rand(1, 3, 12, 15), 3, 2)
-
-
-@settings(max_examples=60, deadline=None)
-@given(grid_thw=grids, window=st.none() | st.integers(1, 4))
-def test_order_against_loops(grid_thw: list[tuple[int, int, int]], window: int | None) -> None:
-    order = token_order(grid_thw, 2, window)
-    assert order.tolist() == order_by_loops(grid_thw, 2, window)
-    assert torch.equal(order.sort().values, torch.arange(len(order)))
 
 
 @pytest.mark.parametrize("factory", QWENS)
