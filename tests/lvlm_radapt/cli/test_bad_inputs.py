@@ -61,9 +61,14 @@ LAUGHS = b"a: &a [x, x]\n" + b"".join(b"%c: &%c [*%c, *%c]\n" % (k + 1, k + 1, k
 SCORED = ["--task", "coco", "--data", "{at.data}", "--out", "{at.out}"]
 
 
-def eval_with(put: Callable[[Path], object]) -> Callable[[Place], list[Any]]:
-    """`eval` of a model that is not opened yet, where one of COCO's two images is what `put` puts there."""
-    return lambda at: ["eval", at.tmp / "no-model-yet", "--task", "coco", "--out", at.out, *image(put, "")[0](at)[3:]]
+def eval_with(put: Callable[[Path], object], *, opened: bool) -> Callable[[Place], list[Any]]:
+    """`eval` where one of COCO's two images is what `put` puts there. opened: False where no model must be needed."""
+
+    def arrange(at: Place) -> list[Any]:
+        model = at.model if opened else at.tmp / "no-model-yet"
+        return ["eval", model, "--task", "coco", "--preset", "scenes", "--out", at.out, *image(put, "")[0](at)[3:]]
+
+    return arrange
 
 
 def foreign(at: Place) -> list[Any]:
@@ -101,16 +106,22 @@ CASES: dict[str, Case] = {
     "a link to nothing": image(lambda path: path.symlink_to("nowhere.jpg"), "1 missing"),
     "a link to what is no image": image(lambda path: path.symlink_to(__file__), "1 damaged"),
     "eval with an image missing": (
-        eval_with(lambda path: None),
+        eval_with(lambda path: None, opened=False),
         "1 of 2 images are missing: .*000000000009.jpg; put them there .eval can leave them out: --skip-missing",
     ),
-    "eval with half an image": (eval_with(holding(encoded(NOISE, "JPEG")[:-300])), "COCO_val2014_000000000009"),
+    "eval with half an image": (
+        eval_with(holding(encoded(NOISE, "JPEG")[:-300]), opened=True),
+        "COCO_val2014_000000000009",
+    ),
     # flags
     "eps in levels": evaluated({"--eps": "4"}, "eps must be in .*4/255"),
     "a negative eps": evaluated({"--eps": "-1/255"}, "eps must be in"),
     "an L2 eps of 0": evaluated({"--norm": "L2", "--eps": "0"}, "write 2.0"),
     "eps of half a level": evaluated({"--eps": "0.5/255"}, "less than one level of an 8-bit image"),
-    "noise of half a level": evaluated({"--attack": "noise", "--eps": "1e-5"}, "eps 1e-05 is less than one level"),
+    "noise of half a level": simple(
+        *("eval", "tiny-llava", *SCORED, "--attack", "noise", "--eps", "1e-5"),
+        expected="eps 1e-05 is less than one level",
+    ),
     "an L2 length under one level": evaluated({"--eps": "0.003", "--norm": "L2"}, "less than one level"),
     **{
         f"{command} with eps of half a level": simple(
