@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 from collections.abc import Iterator, Mapping
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -87,6 +88,7 @@ def _layer(module: str) -> int:
     return next((n for n, name in enumerate(LAYERS) if f"{module}.".startswith(f"{name}.")), LEAVES)
 
 
+@cache
 def _graph(root: Path) -> dict[str, set[str]]:
     modules = _modules(root)
     return {name: _imports(path, modules) for name, path in modules.items()}
