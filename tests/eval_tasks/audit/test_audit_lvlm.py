@@ -39,7 +39,7 @@ def target(model, data, *, samples=4, steps=3, attack="e2e", target=None):
 
 
 def test_a_protected_model_passes_the_whole_audit(data):
-    audit = full_audit(target(robustify(load_model("tiny-llava"), RAdaptConfig()), data, samples=2))
+    audit = full_audit(target(robustify(load_model("tiny-llava"), RAdaptConfig()), data, samples=3))
     assert audit.verdict == "pass", [f for f in audit.findings if f.verdict != "pass"]
     assert [f.name for f in audit.findings] == [c.name for c in CHECKS if c.name not in ("square", "draws")]
     assert audit.skipped == {"square": "the model is no classifier", "draws": "no defence that draws at random"}

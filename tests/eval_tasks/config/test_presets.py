@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from attacks.losses import Distance
@@ -297,6 +297,7 @@ def test_an_installed_copy_comes_before_the_clone(tmp_path: Path, monkeypatch: p
     assert load_attack("only").type == "none"
 
 
+@settings(max_examples=20)
 @given(st.text(max_size=60))
 def test_questions_enter_prompts_as_they_are(question: str) -> None:
     asked = prompt("scenes", "vqav2", question)
