@@ -166,8 +166,8 @@ def _listening(model: LVLM) -> Iterator[list[str]]:
     encoder = model.text
     encode = encoder.prompt
 
-    def listened(prompt: Prompt, image_tokens: int) -> list[int]:
-        ids = encode(prompt, image_tokens)
+    def listened(prompt: Prompt, image_tokens: int, image_text: str | None = None) -> list[int]:
+        ids = encode(prompt, image_tokens, image_text)
         heard.append(str(ids))
         return ids
 

@@ -52,10 +52,9 @@ class LoadOptions:
 
     def arguments(self, kept: Sequence[str] = ()) -> dict[str, Any]:
         """Keywords of `from_pretrained`. kept: modules that are not quantised, by their path."""
-        given: dict[str, Any] = {
-            "dtype": self.dtype,
-            "attn_implementation": "sdpa" if self.attn == "auto" else self.attn,
-        }
+        given: dict[str, Any] = {"dtype": self.dtype}
+        if self.attn != "auto":  # else transformers takes sdpa, and eager where a language model has no sdpa (Gemma 2)
+            given["attn_implementation"] = self.attn
         if self.quantize is not None:
             given["quantization_config"] = quantisation_config(self.quantize, self.dtype, kept)
         if self.quantize is not None or torch.device(self.device).type != "cpu":

@@ -54,8 +54,8 @@ def load_stock(name_or_path: str | os.PathLike[str], *, geometry: Geometry | Non
     image_processor = ours.limited(image_processor, options.max_pixels, name)
     if ours.unpadded is None and getattr(image_processor, "do_pad", False):
         geometry = "pad"  # such a processor pads by itself, as that of a saved original LLaVA does
-    image_token = tokenizer.convert_ids_to_tokens(hf.config.image_token_id)
-    tokenizer.chat_template = chat_template_of(source, name, tokenizer, image_token)  # which is what will be saved
+    mark = ours.image_mark(hf.config, tokenizer)
+    tokenizer.chat_template = chat_template_of(source, name, tokenizer, mark)  # which is what will be saved
     model = family.build(
         hf,
         tokenizer,

@@ -7,7 +7,7 @@ images the network's input is bit-equal to what transformers' PIL image processo
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from dataclasses import replace as dataclass_replace
@@ -22,7 +22,7 @@ from attacks.auto_batch import out_of_memory
 from lvlm_radapt.defences.base import derived_seed
 from lvlm_radapt.models.checks import check_finite, check_normalisation
 from lvlm_radapt.models.conversations import CONVERSATIONS, Conversation, Prompt
-from lvlm_radapt.models.language import greedy, left_pad, right_pad, target_nll, target_positions
+from lvlm_radapt.models.language import greedy, left_pad, output_head, right_pad, target_nll, target_positions
 from lvlm_radapt.models.speedups import last_layer, patch_gradient
 from lvlm_radapt.models.text import PromptEncoder, renderer
 from lvlm_radapt.utils.errors import UserError
@@ -298,6 +298,8 @@ class LVLM(PixelModel):
 
     default_conversation: ClassVar[str]
     """The conversation of a checkpoint without a chat template."""
+    prompt_end: ClassVar[str] = ""
+    """What the family's processor adds to every rendered prompt."""
     grows: ClassVar[bool] = False
     """Whether the canvas grows with the image, so that `max_pixels` limits it. Image processors are then sized by
     numbers of pixels, in place of sides."""
@@ -336,19 +338,36 @@ class LVLM(PixelModel):
         super().__init__(hf, tokenizer, image_processor, name=name, geometry=geometry)
         if conversation is None and chat_template is None:
             conversation = CONVERSATIONS[self.default_conversation]
-        image_id = int(hf.config.image_token_id)
-        image_token = tokenizer.convert_ids_to_tokens(image_id)
-        render = renderer(tokenizer, conversation, image_token=image_token, chat_template=chat_template, model=name)
-        reserved = map(tokenizer.convert_ids_to_tokens, (image_id, *self._reserved_ids()))
+        image_id, mark = int(hf.config.image_token_id), self.image_mark(hf.config, tokenizer)
+        render = renderer(tokenizer, conversation, image_token=mark, chat_template=chat_template, model=name)
+        reserved = [mark, *map(tokenizer.convert_ids_to_tokens, (image_id, *self._reserved_ids()))]
         self.text = PromptEncoder(
             tokenizer,
             render,
             image_id=image_id,
+            mark=mark,
+            image_text=self.image_text({}),
+            prompt_end=self.prompt_end,
             end_id=self._end_id(),
-            target_prefix=self._target_prefix(render("")),
+            target_prefix=self._target_prefix(render("") + self.prompt_end),
             placeholders=[token for token in reserved if token],
             conversation=conversation,
         )
+
+    @property
+    def language_model(self) -> Any:
+        """The language model without its head: embeddings in, hidden states out."""
+        return self.hf.model.language_model
+
+    @classmethod
+    def image_mark(cls, config: Any, tokenizer: Any) -> str:
+        """What a chat template of this family writes for an image; text that no user may write."""
+        return tokenizer.convert_ids_to_tokens(config.image_token_id)
+
+    def image_text(self, meta: Mapping[str, Any]) -> str:
+        """What takes the place of `image_mark`, for an image with that entry of `PixelBatch.meta` (which is empty where
+        there is no image yet): an image token for each run of them, and what stands around."""
+        return self.image_mark(self.hf.config, self.tokenizer)
 
     def _reserved_ids(self) -> list[int]:
         """Tokens, besides the image's, that no user's text may spell."""
@@ -387,24 +406,24 @@ class LVLM(PixelModel):
         depend on what else is in the batch beyond rounding.
         """
         self._check_count(batch, prompts=prompts, targets=targets)
-        questions = self._questions(batch, prompts)
+        questions = self.prompt_ids(batch, prompts)
         answers = [self.text.target(p, t) for p, t in zip(prompts, targets, strict=True)]
         ids, mask = right_pad([q + a for q, a in zip(questions, answers, strict=True)], self.text.pad_id)
-        ids, mask, embeds, positions, extra = self._inputs(batch, ids, mask)
+        prompt = torch.arange(ids.shape[1]) < torch.tensor([len(q) for q in questions])[:, None]
+        ids, mask, embeds, positions, extra = self._inputs(batch, ids, mask, prompt)
         if positions.ndim == 2:  # those of padding repeat, which without a mask would look like several packed texts
-            positions = torch.arange(ids.shape[1], device=ids.device).expand_as(ids)
-        # No mask: padding comes last, where causal attention never looks, and kernels that take none can be used.
+            positions = positions[:, :1] + torch.arange(ids.shape[1], device=ids.device)
         read, labels = target_positions([len(q) for q in questions], answers)
         states = last_layer.final_states(
-            self.hf.model.language_model,
+            self.language_model,
             read,
             inputs_embeds=embeds,
-            attention_mask=None,
+            # No mask: padding comes last, where causal attention never looks, and kernels that take none can be used.
+            **{"attention_mask": None, **extra},
             position_ids=positions,
             use_cache=False,
-            **extra,
         )
-        return target_nll(states, self.hf.get_output_embeddings(), labels)
+        return target_nll(states, output_head(self.hf), labels)
 
     @torch.no_grad()
     def generate(
@@ -427,6 +446,7 @@ class LVLM(PixelModel):
         ids, mask, embeds, positions, extra = self.embed_prompts(batch, prompts)
         answers = greedy(
             self.hf,
+            self.language_model,
             ids=ids,
             mask=mask,
             embeds=embeds,
@@ -442,36 +462,44 @@ class LVLM(PixelModel):
         self, batch: PixelBatch, prompts: Sequence[Prompt]
     ) -> tuple[Tensor, Tensor, Tensor, Tensor, dict[str, Any]]:
         """What the language model takes: ids and mask, both long [B, L], padded on the left; embeddings [B, L, D], the
-        images in place; position ids; keywords of the pass over the prompt. UserError unless there is a prompt an
-        image."""
+        images in place; position ids; keywords of the pass over the prompt, an attention mask in place of that one
+        where the family needs it. UserError unless there is a prompt an image."""
         self._check_count(batch, prompts=prompts)
-        ids, mask = left_pad(self._questions(batch, prompts), self.text.pad_id)
-        return self._inputs(batch, ids, mask)
+        ids, mask = left_pad(self.prompt_ids(batch, prompts), self.text.pad_id)
+        return self._inputs(batch, ids, mask, mask.bool())
 
     def _texts(self, answers: Sequence[Sequence[int]]) -> list[str]:
         return [t.strip() for t in self.tokenizer.batch_decode(answers, skip_special_tokens=True)]
 
-    def _questions(self, batch: PixelBatch, prompts: Sequence[Prompt]) -> list[list[int]]:
-        counts = self.image_tokens(batch)
-        return [self.text.prompt(prompt, count) for prompt, count in zip(prompts, counts, strict=True)]
+    def prompt_ids(self, batch: PixelBatch, prompts: Sequence[Prompt]) -> list[list[int]]:
+        """The tokens of each prompt, those of its image in place."""
+        texts, counts = map(self.image_text, batch.meta), self.image_tokens(batch)
+        return [self.text.prompt(*one) for one in zip(prompts, counts, texts, strict=True)]
 
     def _visual_inputs(self, batch: PixelBatch, is_image: Tensor) -> tuple[Tensor, dict[str, Any]]:
         """`image_embeds`, and what else of the images the language model takes by keyword, on the pass over the
         prompt alone. is_image: bool [B, L], where the image tokens are."""
         return self.image_embeds(batch), {}
 
+    def _attention(
+        self, ids: Tensor, mask: Tensor, prompt: Tensor, embeds: Tensor, positions: Tensor
+    ) -> dict[str, Any]:
+        """The keyword `attention_mask` of a pass over whole texts, where causal attention is not what the family does.
+        prompt: bool [B, L], which tokens are no answer's. mask: 1 for each that is no padding."""
+        return {}
+
     def _inputs(
-        self, batch: PixelBatch, ids: Tensor, mask: Tensor
+        self, batch: PixelBatch, ids: Tensor, mask: Tensor, prompt: Tensor
     ) -> tuple[Tensor, Tensor, Tensor, Tensor, dict[str, Any]]:
         """ids, mask, embeddings with the images in place, positions, all on the model's device; extra keywords."""
         positions = self._positions(ids, mask, batch).to(self.device)
-        ids, mask = ids.to(self.device), mask.to(self.device)
+        ids, mask, prompt = ids.to(self.device), mask.to(self.device), prompt.to(self.device)
         embeds = self.hf.get_input_embeddings()(ids)
         is_image = ids == self.text.image_id
         image, extra = self._visual_inputs(batch, is_image)
         is_image = is_image.to(embeds.device)
         embeds = embeds.masked_scatter(is_image.unsqueeze(-1), image.to(embeds.device, embeds.dtype))
-        return ids, mask, embeds, positions, extra
+        return ids, mask, embeds, positions, extra | self._attention(ids, mask, prompt, embeds, positions)
 
     @staticmethod
     def _check_count(batch: PixelBatch, **texts: Sequence[Prompt]) -> None:

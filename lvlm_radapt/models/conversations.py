@@ -118,6 +118,8 @@ def _filled(template: str, values: dict[str, str]) -> str:
 _HELPFUL = "You are a helpful assistant."
 _CHATML_TURN = "{answer}<|im_end|>\n<|im_start|>user\n{text}<|im_end|>\n<|im_start|>assistant\n"
 _QWEN_QUESTION = "<|im_start|>user\n<|vision_start|><image><|vision_end|>{text}<|im_end|>\n<|im_start|>assistant\n"
+_GEMMA_TURN = "{text}<end_of_turn>\n<start_of_turn>model\n"
+_GEMMA_NEXT = f"<end_of_turn>\n<start_of_turn>user\n{_GEMMA_TURN}"
 
 CONVERSATIONS: dict[str, Conversation] = {
     conversation.name: conversation
@@ -145,6 +147,8 @@ CONVERSATIONS: dict[str, Conversation] = {
             "<|im_start|>system\n{system}<|im_end|><|im_start|>user\n<image>\n{text}<|im_end|><|im_start|>assistant\n",
             "{answer}<|im_end|><|im_start|>user\n{text}<|im_end|><|im_start|>assistant\n",
         ),
+        Conversation("gemma", None, f"<start_of_turn>user\n<image>{_GEMMA_TURN}", f"{{answer}}{_GEMMA_NEXT}"),
+        Conversation("paligemma", None, "<image>{text}"),
     )
 }
 """The built-in ones, by name."""

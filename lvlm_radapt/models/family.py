@@ -73,7 +73,7 @@ class Family:
         model: Any = self.lvlm or self.encoder
         model = model(hf, tokenizer, image_processor, name=name, **settings)
         if self.lvlm is not None:
-            last_layer.prepare(hf.model.language_model, self.plain_layers)
+            last_layer.prepare(model.language_model, self.plain_layers)
         return model
 
 

@@ -11,7 +11,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 from transformers import DynamicCache, RepetitionPenaltyLogitsProcessor
 
@@ -54,7 +54,7 @@ def target_positions(prompt_lengths: Sequence[int], targets: Sequence[Sequence[i
     return positions, labels
 
 
-def target_nll(states: Tensor, head: nn.Module, labels: Tensor) -> Tensor:
+def target_nll(states: Tensor, head: Callable[[Tensor], Tensor], labels: Tensor) -> Tensor:
     """[B] mean over each target's tokens of -log p(token | everything before), at least float32.
 
     states: [B, T, D] final states at `target_positions` (a 7B model's logits for whole sequences would dominate the
@@ -65,6 +65,12 @@ def target_nll(states: Tensor, head: nn.Module, labels: Tensor) -> Tensor:
     labels = labels.to(logits.device)
     nll = functional.cross_entropy(logits.transpose(1, 2), labels, ignore_index=-100, reduction="none")
     return nll.sum(1) / (labels != -100).sum(1)
+
+
+def output_head(hf: Any) -> Callable[[Tensor], Tensor]:
+    """Final states -> logits, with the bound on logits that some language models have (softcapping)."""
+    head, cap = hf.get_output_embeddings(), getattr(hf.config.get_text_config(), "final_logit_softcapping", None)
+    return head if cap is None else lambda states: torch.tanh(head(states) / cap) * cap
 
 
 def key_value_cache(language_model: Any) -> dict[str, DynamicCache]:
@@ -80,6 +86,7 @@ def key_value_cache(language_model: Any) -> dict[str, DynamicCache]:
 
 def greedy(
     hf: Any,
+    language_model: Any,
     *,
     ids: Tensor,
     mask: Tensor,
@@ -93,15 +100,11 @@ def greedy(
     """The most likely token again and again, with a key-value cache; end tokens are cut off.
 
     ids, mask: [B, L] left-padded; embeds: [B, L, D]; positions: [B, L] or [3, B, L]; first: further keywords
-    of the language model for the pass over the prompt, empty for most; on_tokens: gets the answers as far as they go,
-    after every token. It differs from
-    `hf.generate` in that the vision tower has already run, on unrounded pixels, as it does for the loss.
+    of the language model for the pass over the prompt, `attention_mask` among them where it is not `mask`; on_tokens:
+    gets the answers as far as they go, after every token. It differs from `hf.generate` in that the vision tower has
+    already run, on unrounded pixels, as it does for the loss.
     """
-    language_model, head, embed = (
-        hf.model.language_model,
-        hf.get_output_embeddings(),
-        hf.get_input_embeddings(),
-    )
+    head, embed = output_head(hf), hf.get_input_embeddings()
     penalty = hf.generation_config.repetition_penalty
     penalise = RepetitionPenaltyLogitsProcessor(float(penalty)) if penalty and penalty != 1.0 else None
     ends = torch.tensor(sorted(end_ids), dtype=torch.long, device=ids.device)
@@ -118,11 +121,10 @@ def greedy(
     for _ in range(max_new_tokens):
         out = language_model(
             inputs_embeds=embeds,
-            attention_mask=mask,
             position_ids=positions,
             use_cache=True,
             **cached,
-            **extra,
+            **{"attention_mask": mask, **extra},
         )
         extra = {}
         logits = head(out.last_hidden_state[:, -1]).float().to(ids.device)

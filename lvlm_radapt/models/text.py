@@ -61,7 +61,9 @@ def renderer(
 class PromptEncoder:
     """Token ids of prompts and targets.
 
-    image_id: id of the placeholder that stands for one image position; end_id: the token that ends an
+    image_id: id of the placeholder that stands for one image position; mark: what `render` writes for the image;
+    image_text: what is put in its place, with one image token for each run of them; prompt_end: what follows the
+    rendered prompt; end_id: the token that ends an
     answer; target_prefix: what stands between prompt and answer (a space, or nothing after a line's end);
     placeholders: the strings that users' texts must not contain. conversation: the one that `render` writes; None
     for the checkpoint's own chat template.
@@ -73,6 +75,9 @@ class PromptEncoder:
         render: Callable[[Prompt], str],
         *,
         image_id: int,
+        mark: str,
+        image_text: str,
+        prompt_end: str,
         end_id: int,
         target_prefix: str,
         placeholders: Collection[str],
@@ -80,21 +85,28 @@ class PromptEncoder:
     ) -> None:
         self.conversation = conversation
         self.image_id = image_id
+        self.mark = mark
+        self._image_token = tokenizer.convert_ids_to_tokens(image_id)
+        self._image_text = image_text
+        self._prompt_end = prompt_end
         self.end_id = end_id
         self.pad_id: int = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else end_id
         self._tokenizer = tokenizer
         self._render = render
+        bos = tokenizer.bos_token
+        self._opened = bos is not None and bos in self._written("", image_text)  # no tokenizer's work then
         self._prefix = target_prefix
         self._placeholders = tuple(placeholders)
         # an attack asks for the same texts at every step
         self._prompt_ids = lru_cache(maxsize=4096)(self._encode_prompt)
         self._target_ids = lru_cache(maxsize=4096)(self._encode_target)
 
-    def prompt(self, prompt: Prompt, image_tokens: int) -> list[int]:
-        """The whole prompt, the image placeholder repeated `image_tokens` times."""
-        ids = self._prompt_ids(prompt)
-        at = ids.index(self.image_id)
-        return [*ids[:at], *[self.image_id] * image_tokens, *ids[at + 1 :]]
+    def prompt(self, prompt: Prompt, image_tokens: int, image_text: str | None = None) -> list[int]:
+        """The whole prompt with `image_tokens` image placeholders, shared out evenly among those of `image_text`, the
+        text that stands for the image: the encoder's own, unless one is given."""
+        ids = self._prompt_ids(prompt, self._image_text if image_text is None else image_text)
+        run = [self.image_id] * (image_tokens // ids.count(self.image_id))
+        return [token for one in ids for token in (run if one == self.image_id else [one])]
 
     def target(self, prompt: Prompt, text: str) -> list[int]:
         """The answer's tokens after that prompt, end token last; outer whitespace of `text` is dropped."""
@@ -106,22 +118,25 @@ class PromptEncoder:
         extra = [] if extra is None else extra if isinstance(extra, list) else [extra]
         return {self.end_id, *(int(i) for i in extra)}
 
-    def _encode_prompt(self, prompt: Prompt) -> tuple[int, ...]:
+    def _encode_prompt(self, prompt: Prompt, image_text: str) -> tuple[int, ...]:
         for text in turns(prompt):
             self._refuse_placeholders(text)
-        ids = self._tokens(self._render(prompt))
-        if ids.count(self.image_id) != 1:
+        ids = self._tokens(self._written(prompt, image_text))
+        placed, runs = ids.count(self.image_id), image_text.count(self._image_token)
+        if placed != runs:
             raise UserError(
-                f"the conversation template places {ids.count(self.image_id)} images in a prompt with one: "
-                f"{_CHOOSE_ANOTHER}"
+                f"the conversation template places {placed // runs} images in a prompt with one: {_CHOOSE_ANOTHER}"
             )
         return ids
 
+    def _written(self, prompt: Prompt, image_text: str) -> str:
+        return self._render(prompt).replace(self.mark, image_text) + self._prompt_end
+
     def _encode_target(self, prompt: Prompt, text: str) -> tuple[int, ...]:
         self._refuse_placeholders(text)
-        before = self._prompt_ids(prompt)
+        before = self._prompt_ids(prompt, self._image_text)
         answer = self._prefix + text.strip()
-        whole = self._tokens(self._render(prompt) + answer)
+        whole = self._tokens(self._written(prompt, self._image_text) + answer)
         if whole[: len(before)] == before:
             ids = whole[len(before) :]
         else:  # a token would straddle the border; the prompt must stay what generation sees
@@ -129,9 +144,7 @@ class PromptEncoder:
         return (*ids, self.end_id)
 
     def _tokens(self, text: str) -> tuple[int, ...]:
-        bos = self._tokenizer.bos_token
-        has_bos = bos is not None and text.startswith(bos)
-        return tuple(self._tokenizer(text, add_special_tokens=not has_bos)["input_ids"])
+        return tuple(self._tokenizer(text, add_special_tokens=not self._opened)["input_ids"])
 
     def _refuse_placeholders(self, text: str) -> None:
         for placeholder in self._placeholders:

@@ -56,8 +56,7 @@ def save_companions(model: LVLM, folder: Path) -> None:
     would else tell from a model_type it knows.
     """
     if model.text.conversation is not None:
-        image_token = model.tokenizer.convert_ids_to_tokens(model.text.image_id)
-        model.tokenizer.chat_template = model.text.conversation.chat_template(image_token)
+        model.tokenizer.chat_template = model.text.conversation.chat_template(model.text.mark)
     _save_tokenizer(model.tokenizer, folder)
     _padding(model).save_pretrained(folder)
     source = str(embedded_models().get(model.name, Path(model.name).expanduser()))
@@ -107,5 +106,6 @@ def _processor_values(model: LVLM) -> dict[str, Any]:
         "num_additional_image_tokens": find_tower(model.hf).prefix_tokens,
         "num_image_tokens": (vision.image_size // patch_size) ** 2 if hasattr(vision, "image_size") else None,
         "vision_aspect_ratio": getattr(config, "vision_aspect_ratio", None),
+        "image_seq_length": getattr(config, "mm_tokens_per_image", None),
     }
     return {"processor_class": name} | {key: value for key, value in known.items() if key in takes}

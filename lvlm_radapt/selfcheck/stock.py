@@ -15,6 +15,7 @@ from lvlm_radapt.loading.load_options import LoadOptions, quiet_loading
 from lvlm_radapt.models.base import LVLM
 from lvlm_radapt.models.clip import CLIPEncoder
 from lvlm_radapt.models.families import encoder_families, lvlm_families
+from lvlm_radapt.models.language import output_head
 from lvlm_radapt.selfcheck.pixels import pil_processor
 from lvlm_radapt.selfcheck.result import Check, Skipped, apart, checked, tolerance
 from lvlm_radapt.selfcheck.trial import MOST_TOKENS, QUESTION, Trial
@@ -51,10 +52,10 @@ class Kept:
 def _answer(model: LVLM, trial: Trial, kept: Kept) -> None:
     with model.undefended():
         _, mask, embeds, positions, extra = model.embed_prompts(trial.batch, [QUESTION])
-        states = model.hf.model.language_model(
-            inputs_embeds=embeds, attention_mask=mask, position_ids=positions, use_cache=False, **extra
+        states = model.language_model(
+            inputs_embeds=embeds, position_ids=positions, use_cache=False, **{"attention_mask": mask, **extra}
         ).last_hidden_state
-        kept.found["logits"] = model.hf.get_output_embeddings()(states[:, -1])[0].float().cpu()
+        kept.found["logits"] = output_head(model.hf)(states[:, -1])[0].float().cpu()
         kept.answer = model.generate(trial.batch, [QUESTION], MOST_TOKENS)[0]
 
 
@@ -79,7 +80,7 @@ def check_prompt(model: LVLM, trial: Trial, kept: Kept) -> Iterator[Check]:
     kept.unquantised = lvlm_families()[model.hf.config.model_type].unquantised
     _answer(model, trial, kept)
     ids = kept.inputs["input_ids"][0].tolist()
-    ours = model.text.prompt(QUESTION, model.image_tokens(trial.batch)[0])
+    (ours,) = model.prompt_ids(trial.batch, [QUESTION])
     said = f"ours and AutoProcessor's are equal, {len(ours)} of them"
     if ours != ids:
         first = next((i for i, pair in enumerate(zip(ours, ids, strict=False)) if pair[0] != pair[1]), len(ours))

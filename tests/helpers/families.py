@@ -3,6 +3,7 @@ through it, for one image and one question. A new family is one entry of FAMILIE
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,7 +26,9 @@ class Family:
     """save: writes a tiny random checkpoint; stock: the transformers class; inputs: what the stock processor
     gives for one image and one question (Qwen's needs torchvision: by hand); end: what closes an answer; processor: its
     processor's class, if AutoProcessor needs torchvision for it; release: the family in `released` whose small files it
-    shares, if it has none of its own there."""
+    shares, if it has none of its own there; prefix: whether token types tell the
+    answer from what stands before it, in place of the image from the text; question: what its processor is
+    given for one."""
 
     name: str
     save: Callable[[Path], Path]
@@ -35,6 +38,8 @@ class Family:
     end: str
     processor: str = ""
     release: str = ""
+    prefix: bool = False
+    question: str = "USER: <image>\n{} ASSISTANT:"
 
     def open_stock(self, folder: Path) -> Any:
         """The checkpoint as transformers alone opens it."""
@@ -62,9 +67,15 @@ class Case:
         labels = torch.cat([torch.full_like(before, -100), answer], 1)
         inputs["input_ids"] = torch.cat([before, answer], 1)
         inputs["attention_mask"] = torch.ones_like(labels)
-        if "mm_token_type_ids" in inputs:
-            inputs["mm_token_type_ids"] = (inputs["input_ids"] == tiny_random.IMAGE_TOKEN).int()
-        return self.stock(**inputs, labels=labels).loss
+        return self.stock(**self.typed(inputs, answer), labels=labels).loss
+
+    def typed(self, inputs: Inputs, answer: Tensor) -> Inputs:
+        """`inputs` with the token types of their ids, if they have any, the last of which are those of `answer`."""
+        ids = inputs["input_ids"]
+        types = ids == tiny_random.IMAGE_TOKEN
+        if self.family.prefix:
+            types = torch.arange(ids.shape[1]).expand_as(ids) >= ids.shape[1] - answer.shape[1]
+        return inputs | {key: types.int() for key in inputs if key.endswith("token_type_ids")}
 
     def stock_answer(self, image: Image.Image, prompt: str, tokens: int, **kwargs: Any) -> str:
         inputs = self.inputs(image, prompt)
@@ -83,7 +94,7 @@ def _processed_by(kind: str) -> Callable[[LVLM, Image.Image, str], Inputs]:
             vision_feature_select_strategy="default",
             num_additional_image_tokens=1,
         )
-        return dict(processor(images=[image], text=[f"USER: <image>\n{prompt} ASSISTANT:"], return_tensors="pt"))
+        return dict(processor(images=[image], text=[Family.question.format(prompt)], return_tensors="pt"))
 
     return inputs
 
@@ -115,6 +126,22 @@ def qwen_inputs(model: LVLM, image: Image.Image, prompt: str) -> Inputs:
         "attention_mask": tokens["attention_mask"],
         "mm_token_type_ids": (tokens["input_ids"] == tiny_random.IMAGE_TOKEN).int(),
     }
+
+
+_GEMMA = "<start_of_turn>user\n<start_of_image>{}<end_of_turn>\n<start_of_turn>model\n"
+
+
+def gemma3_inputs(model: LVLM, image: Image.Image, prompt: str) -> Inputs:
+    processor = transformers.Gemma3Processor(model.image_processor, model.tokenizer, image_seq_length=4)
+    return dict(processor(images=[image], text=[_GEMMA.format(prompt)], return_tensors="pt"))
+
+
+def paligemma_inputs(model: LVLM, image: Image.Image, prompt: str) -> Inputs:
+    # of a copy: the processor adds tokens to the tokenizer
+    processor = transformers.PaliGemmaProcessor(model.image_processor, copy.deepcopy(model.tokenizer))
+    inputs = dict(processor(images=[image], text=[f"<image>{prompt}"], return_tensors="pt"))
+    del inputs["labels"]
+    return inputs
 
 
 def _qwen(name: str, version: str, stock: str, processor: str) -> Family:
@@ -160,6 +187,27 @@ _TABLE = [
         "<|image_pad|>",
         "<|im_end|>",
         "Qwen3VLProcessor",
+    ),
+]
+_TABLE += [
+    Family(
+        "gemma3",
+        tiny_checkpoints.save_gemma3,
+        "Gemma3ForConditionalGeneration",
+        gemma3_inputs,
+        "<start_of_image>",
+        "<end_of_turn>",
+        question=_GEMMA,
+    ),
+    Family(
+        "paligemma",
+        tiny_checkpoints.save_paligemma,
+        "PaliGemmaForConditionalGeneration",
+        paligemma_inputs,
+        "<image>",
+        "</s>",
+        prefix=True,
+        question="<image>{}",
     ),
 ]
 FAMILIES = {family.name: family for family in _TABLE}

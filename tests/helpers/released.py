@@ -2,7 +2,8 @@
 
 Templates are cut down to what decides: which file holds them, whether they read a message's content as one string
 or as a list of parts, where they put the image, and what opens the answer. The forms are those of llava-hf's
-llava-1.5, llava-v1.6-mistral and llava-onevision-qwen2, and of Qwen's Qwen2-VL, Qwen2.5-VL and Qwen3-VL.
+llava-1.5, llava-v1.6-mistral and llava-onevision-qwen2, of Qwen's Qwen2-VL, Qwen2.5-VL and Qwen3-VL, and of Google's
+gemma-3. PaliGemma is released without any: its template here writes image and question, as its processor asks for.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from typing import Any, Literal
 import transformers
 from PIL import Image
 
-from tests.helpers import tiny_random
+from tests.helpers import tiny_checkpoints, tiny_random
 from tests.helpers.families import FAMILIES
 
 Place = Literal["chat_template.json", "chat_template.jinja", "processor_config.json"]
@@ -80,6 +81,15 @@ _QWEN = (
     "{% elif 'text' in content %}{{ content['text'] }}{% endif %}{% endfor %}<|im_end|>\n{% endif %}{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
+_GEMMA = (
+    "{{ bos_token }}{%- for message in messages -%}{%- if (message['role'] == 'user') != (loop.index0 % 2 == 0) -%}"
+    "{{ raise_exception('Conversation roles must alternate user/assistant/user/assistant/...') }}{%- endif -%}"
+    "{%- set role = 'model' if message['role'] == 'assistant' else message['role'] -%}"
+    "{{ '<start_of_turn>' + role + '\n' }}{%- if message['content'] is string -%}{{ message['content'] | trim }}"
+    "{%- else -%}{%- for item in message['content'] -%}{%- if item['type'] == 'image' -%}{{ '<start_of_image>' }}"
+    "{%- elif item['type'] == 'text' -%}{{ item['text'] | trim }}{%- endif -%}{%- endfor -%}{%- endif -%}"
+    "{{ '<end_of_turn>\n' }}{%- endfor -%}{%- if add_generation_prompt -%}{{ '<start_of_turn>model\n' }}{%- endif -%}"
+)
 _QWEN3 = (
     "{%- set image_count = namespace(value=0) %}\n{%- for message in messages %}\n"
     "    {{- '<|im_start|>' + message.role + '\\n' }}\n    {%- if message.content is string %}\n"
@@ -107,6 +117,8 @@ TEMPLATES = {
     "qwen2": Templates(_QWEN, _QWEN),
     "qwen2.5": Templates(_QWEN, _QWEN),
     "qwen3": Templates(_QWEN3, _QWEN3.replace("<|vision_start|>", "")),
+    "gemma3": Templates(_GEMMA, _GEMMA.replace("<start_of_image>", "")),
+    "paligemma": Templates(tiny_checkpoints.PALIGEMMA_TEMPLATE, ""),
 }
 """Family -> its two templates; Qwen2's and 2.5's are one text in two files."""
 
@@ -128,8 +140,13 @@ def put_templates(folder: Path, templates: Templates, place: Place = "chat_templ
 
 _CLIP = {"patch_size": 14, "num_additional_image_tokens": 1, "vision_feature_select_strategy": "default"}
 _SIGLIP = {"num_image_tokens": 16, "vision_feature_select_strategy": "full", "vision_aspect_ratio": "anyres_max_2"}
-NUMBERS: dict[str, dict[str, Any]] = {"llava": _CLIP, "llava-next": _CLIP, "onevision": _SIGLIP}
-"""What a release's processor_config.json says of the model; Qwen has none."""
+NUMBERS: dict[str, dict[str, Any]] = {
+    "llava": _CLIP,
+    "llava-next": _CLIP,
+    "onevision": _SIGLIP,
+    "gemma3": {"image_seq_length": 4},
+}
+"""What a release's processor_config.json says of the model; the others have none."""
 
 
 def write(name: str, folder: Path, templates: Templates | None = None, place: Place = "chat_template.json") -> Path:

@@ -11,6 +11,7 @@ from tokenizers.models import WordLevel
 from tokenizers.processors import TemplateProcessing
 from transformers import (
     CLIPImageProcessorPil,
+    Gemma3ImageProcessorPil,
     GenerationConfig,
     LlavaNextImageProcessorPil,
     LlavaOnevisionImageProcessorPil,
@@ -45,10 +46,24 @@ ONEVISION_TEMPLATE = (
 )
 
 
-def word_tokenizer(special: dict[int, str], *, bos: bool, eos: str, eos_after: bool = False) -> Any:
+GEMMA_TEMPLATE = (
+    "{% for m in messages %}<start_of_turn>{{ 'model' if m['role'] == 'assistant' else m['role'] }}\n"
+    "{% for c in m['content'] %}{% if c['type'] == 'image' %}<start_of_image>{% else %}{{ c['text'] }}{% endif %}"
+    "{% endfor %}<end_of_turn>\n{% endfor %}<start_of_turn>model\n"
+)
+PALIGEMMA_TEMPLATE = (
+    "{% for m in messages %}{% for c in m['content'] %}{% if c['type'] == 'image' %}<image>{% else %}{{ c['text'] }}"
+    "{% endif %}{% endfor %}{% if not loop.last %} {% endif %}{% endfor %}"
+)
+
+
+def word_tokenizer(
+    special: dict[int, str], *, bos: bool, eos: str, eos_after: bool = False, names: dict[str, str] | None = None
+) -> Any:
     """A word-level tokenizer over WORDS that lower-cases everything but its special tokens.
 
-    special: id -> token; bos: whether `<s>` opens every text; eos_after: whether `eos` closes it (CLIP).
+    special: id -> token; bos: whether `<s>` opens every text; eos_after: whether `eos` closes it (CLIP);
+    names: role -> token, of tokenizers whose processor asks for tokens by their role.
     """
     specials = {0: "<pad>", 1: "<s>", 2: "</s>", 3: "<unk>", **special}
     vocab = {token: index for index, token in specials.items()}
@@ -64,13 +79,14 @@ def word_tokenizer(special: dict[int, str], *, bos: bool, eos: str, eos_after: b
             single=" ".join(parts), special_tokens=[("<s>", 1), (eos, vocab[eos])]
         )
     extra = [AddedToken(t, special=True, normalized=False) for t in specials.values() if t != eos]
+    tokenizer.add_special_tokens(extra)
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         pad_token="<pad>",
         bos_token="<s>" if bos else None,
         eos_token=eos,
         unk_token="<unk>",
-        additional_special_tokens=extra,
+        **({"additional_special_tokens": extra} if names is None else {"extra_special_tokens": names}),
         clean_up_tokenization_spaces=False,
     )
 
@@ -135,6 +151,29 @@ def save_onevision(
     )
     special = {tiny_random.IMAGE_TOKEN: "<image>", tiny_random.VIDEO_TOKEN: "<video>"}
     return _save_chatml(folder, tiny_random.llava_onevision(seed=seed, **config), processor, chat_template, special)
+
+
+def save_gemma3(folder: Path, *, chat_template: str | None = GEMMA_TEMPLATE, seed: int = 0) -> Path:
+    """tiny_random.gemma3 with a 56 px canvas; as released, its processor's file leaves two settings open."""
+    model = tiny_random.gemma3(seed=seed)
+    model.generation_config = GenerationConfig(eos_token_id=[2, IM_END], pad_token_id=0)
+    names = {"image_token": "<image_soft_token>", "boi_token": "<start_of_image>", "eoi_token": "<end_of_image>"}
+    special = dict(
+        zip((tiny_random.IMAGE_TOKEN, tiny_random.VISION_START, tiny_random.VISION_END), names.values(), strict=True)
+    )
+    special |= {IM_START: "<start_of_turn>", IM_END: "<end_of_turn>"}
+    tokenizer = word_tokenizer(special, bos=True, eos="</s>", names=names)
+    processor = Gemma3ImageProcessorPil(size={"height": 56, "width": 56}, do_convert_rgb=None)
+    return _save(folder, model, tokenizer, processor, chat_template)
+
+
+def save_paligemma(folder: Path, *, chat_template: str | None = PALIGEMMA_TEMPLATE, **config: Any) -> Path:
+    """tiny_random.paligemma with a 56 px canvas; a chat template is what released ones do not have."""
+    model = tiny_random.paligemma(**config)
+    model.generation_config = GenerationConfig(bos_token_id=1, eos_token_id=2, pad_token_id=0)
+    tokenizer = word_tokenizer({tiny_random.IMAGE_TOKEN: "<image>"}, bos=True, eos="</s>")
+    processor = SiglipImageProcessorPil(size={"height": 56, "width": 56}, image_seq_length=16)
+    return _save(folder, model, tokenizer, processor, chat_template)
 
 
 def save_qwen(folder: Path, *, version: str = "2.5", chat_template: str | None = QWEN_TEMPLATE, seed: int = 0) -> Path:

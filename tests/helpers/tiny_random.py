@@ -6,6 +6,7 @@ nonlinearities do something that a test can see. Nothing is downloaded.
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import torch
@@ -25,13 +26,17 @@ PINPOINTS = [[56, 112], [112, 56], [112, 112]]  # what views of 56 px an any-res
 
 
 def randomise(model: nn.Module, seed: int) -> Any:
-    """Draws every parameter from `seed` (norm weights around 1, the rest N(0, 0.2^2)); eval mode, frozen."""
+    """Draws every parameter from `seed` (norm weights around 1, to which Gemma's add 1 themselves, the rest
+    N(0, 0.2^2)); eval mode, frozen."""
     generator = torch.Generator().manual_seed(seed)
+    kinds = {place: type(module).__name__ for place, module in model.named_modules()}
+    from_zero = {f"{place}.weight" for place, kind in kinds.items() if re.fullmatch(r"Gemma\d?RMSNorm", kind)}
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             noise = torch.randn(parameter.shape, generator=generator, dtype=torch.float32)
             is_norm = "norm" in name or "ln_q" in name or "layrnorm" in name
-            value = 1 + 0.1 * noise if is_norm and name.endswith("weight") else 0.2 * noise
+            one = 0 if name in from_zero else 1
+            value = one + 0.1 * noise if is_norm and name.endswith("weight") else 0.2 * noise
             parameter.copy_(value.to(parameter.dtype))
     return model.eval().requires_grad_(False)
 
@@ -155,6 +160,54 @@ def _qwen_text() -> dict[str, Any]:
         # sections of the rotary half (head size 8, half 4): time, height, width
         "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [2, 1, 1]},
     }
+
+
+def gemma3(*, seed: int = 0) -> Any:
+    """Gemma3ForConditionalGeneration: the SigLIP tower above without its head, four patches averaged into a token, a
+    language model of one layer with windows of 8 tokens and one that sees everything."""
+    text = transformers.Gemma3TextConfig(
+        **_TEXT,
+        num_key_value_heads=2,
+        head_dim=8,
+        query_pre_attn_scalar=8,
+        max_position_embeddings=512,
+        sliding_window=8,
+        layer_types=["sliding_attention", "full_attention"],
+    )
+    full = transformers.Gemma3Config(
+        vision_config=siglip_vision_config(vision_use_head=False),
+        text_config=text,
+        mm_tokens_per_image=4,
+        boi_token_index=VISION_START,
+        eoi_token_index=VISION_END,
+        image_token_index=IMAGE_TOKEN,
+        bos_token_id=BOS_TOKEN,
+        eos_token_id=EOS_TOKEN,
+        pad_token_id=PAD_TOKEN,
+    )
+    return randomise(transformers.Gemma3ForConditionalGeneration(full), seed)
+
+
+def paligemma(*, seed: int = 0, version: int = 1) -> Any:
+    """PaliGemmaForConditionalGeneration: the SigLIP tower above without its head under a two-layer Gemma; version 2: a
+    Gemma 2, whose first layer has windows of 8 tokens, with bounds on its attention and its logits."""
+    sizes: dict[str, Any] = {**_TEXT, "num_key_value_heads": 1, "head_dim": 8, "max_position_embeddings": 512}
+    second = {"query_pre_attn_scalar": 8, "sliding_window": 8, "final_logit_softcapping": 3.0}
+    text = transformers.GemmaConfig(**sizes) if version == 1 else transformers.Gemma2Config(**sizes, **second)
+    full = transformers.PaliGemmaConfig(
+        vision_config=siglip_vision_config(vision_use_head=False),
+        text_config=text,
+        image_token_index=IMAGE_TOKEN,
+        vocab_size=VOCAB,
+        projection_dim=WIDTH,
+        hidden_size=WIDTH,
+        bos_token_id=BOS_TOKEN,
+        eos_token_id=EOS_TOKEN,
+        pad_token_id=PAD_TOKEN,
+    )
+    model = randomise(transformers.PaliGemmaForConditionalGeneration(full), seed)
+    model.get_input_embeddings().weight.mul_(0.2)  # tied to the head: larger ones repeat the last word
+    return model
 
 
 def _qwen_tokens() -> dict[str, Any]:

@@ -65,6 +65,7 @@ def test_answers_with_a_cache_are_those_of_whole_passes(signature: type[Wrapped]
     with torch.no_grad():
         answers = greedy(
             hf,
+            wrapped,
             ids=ids,
             mask=torch.ones_like(ids),
             embeds=hf.get_input_embeddings()(ids),

@@ -34,6 +34,8 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
         "qwen3": load_model(tiny_checkpoints.save_qwen3(root / "qwen3")),
         "llava-next": load_model(tiny_checkpoints.save_llava_next(root / "llava-next")),
         "onevision": load_model(tiny_checkpoints.save_onevision(root / "onevision")),
+        "gemma3": load_model(tiny_checkpoints.save_gemma3(root / "gemma3")),
+        "paligemma": load_model(tiny_checkpoints.save_paligemma(root / "paligemma")),
         "clip": load_encoder(tiny_checkpoints.save_clip(root / "clip")),
         "siglip": load_encoder(tiny_checkpoints.save_siglip(root / "siglip")),
     }
@@ -47,10 +49,15 @@ def noise(height: int, width: int, seed: int = 0, mode: str = "RGB") -> Image.Im
 
 
 def stock(model: Any, images: list[Image.Image]) -> torch.Tensor:
-    return model.image_processor(images=images, return_tensors="pt")["pixel_values"]
+    # released files of Gemma 3 leave open what its processor fills in
+    filled = {"do_convert_rgb": True} if model.image_processor.do_convert_rgb is None else {}
+    return model.image_processor(images=images, return_tensors="pt", **filled)["pixel_values"]
 
 
-@pytest.mark.parametrize("name", ["llava", "llava-next", "onevision", "qwen2", "qwen2.5", "qwen3", "clip", "siglip"])
+EACH = ["llava", "llava-next", "onevision", "qwen2", "qwen2.5", "qwen3", "clip", "siglip", "gemma3", "paligemma"]
+
+
+@pytest.mark.parametrize("name", EACH)
 @pytest.mark.parametrize(("height", "width"), SIZES)
 def test_bit_equal_to_the_stock_processor(models: dict[str, Any], name: str, height: int, width: int) -> None:
     model = models[name]
@@ -62,7 +69,7 @@ def test_bit_equal_to_the_stock_processor(models: dict[str, Any], name: str, hei
     assert [m["size"] for m in batch.meta] == [(height, width)] * 2
 
 
-@pytest.mark.parametrize("name", ["llava", "llava-next", "onevision", "qwen2.5", "qwen3", "siglip"])
+@pytest.mark.parametrize("name", ["llava", "llava-next", "onevision", "qwen2.5", "qwen3", "siglip", "gemma3"])
 @pytest.mark.parametrize("mode", MODES)
 def test_bit_equal_in_every_colour_mode(models: dict[str, Any], name: str, mode: str) -> None:
     image = noise(70, 90, 3, mode)

@@ -33,7 +33,7 @@ def test_prompts_and_pixels_are_the_processor_s_own(name: str, place: released.P
         asked(image, QUESTION), add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt"
     )
     batch = model.pixels([image])
-    assert model.text.prompt(QUESTION, model.image_tokens(batch)[0]) == theirs["input_ids"][0].tolist()
+    assert model.prompt_ids(batch, [QUESTION])[0] == theirs["input_ids"][0].tolist()
     assert torch.equal(model.pixel_values(batch).reshape(theirs["pixel_values"].shape), theirs["pixel_values"])
     assert model.tokenizer.chat_template == processor.chat_template == TEMPLATES[name].processor
 

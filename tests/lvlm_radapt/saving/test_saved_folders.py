@@ -65,7 +65,7 @@ def check_alike(name: str, model: LVLM, folder: Path) -> None:
     )  # fmt: skip
     batch = model.pixels([image])
     assert torch.equal(model.pixel_values(batch).reshape(inputs["pixel_values"].shape), inputs["pixel_values"])
-    assert model.text.prompt(QUESTION, model.image_tokens(batch)[0]) == inputs["input_ids"][0].tolist()
+    assert model.prompt_ids(batch, [QUESTION])[0] == inputs["input_ids"][0].tolist()
     hf = transformers.AutoModelForImageTextToText.from_pretrained(folder, trust_remote_code=True).eval()
     out = hf.generate(**inputs, max_new_tokens=6, do_sample=False)
     answer = processor.tokenizer.decode(out[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True).strip()

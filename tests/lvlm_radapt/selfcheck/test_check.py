@@ -205,10 +205,10 @@ def test_a_batch_that_mixes_its_rows_fails(llava: Path, monkeypatch: pytest.Monk
     whole = PromptEncoder.prompt
     calls = 0
 
-    def shifting(self: PromptEncoder, prompt: Any, image_tokens: int) -> list[int]:
+    def shifting(self: PromptEncoder, prompt: Any, *image: Any) -> list[int]:
         nonlocal calls
         calls += 1
-        return whole(self, prompt if calls % 2 else "no", image_tokens)
+        return whole(self, prompt if calls % 2 else "no", *image)
 
     monkeypatch.setattr(PromptEncoder, "prompt", shifting)
     assert failed(llava) >= {"batch", "answers in a batch"}

@@ -1,0 +1,51 @@
+"""PaliGemma: a SigLIP tower, every patch a token; image and question attend to each other in both directions."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+from torch import Tensor
+
+from lvlm_radapt.models.base import PixelBatch
+from lvlm_radapt.models.family import Family
+from lvlm_radapt.models.gemma3 import UNQUANTISED, SiglipLVLM
+from lvlm_radapt.towers.siglip import SiglipTower
+
+
+class PaliGemmaLVLM(SiglipLVLM):
+    """`PaliGemmaForConditionalGeneration` behind the uniform interface.
+
+    Image, opening token, question and a line's end are the prefix, of which every token sees every other; the answer is
+    the suffix, which looks back alone. Released checkpoints have no chat template.
+    """
+
+    default_conversation: ClassVar[str] = "paligemma"
+    prompt_end: ClassVar[str] = "\n"
+
+    def image_text(self, meta: Mapping[str, Any]) -> str:
+        return self.image_mark(self.hf.config, self.tokenizer) + self.tokenizer.bos_token
+
+    def image_tokens(self, batch: PixelBatch) -> list[int]:
+        vision = self.hf.config.vision_config
+        return [(vision.image_size // vision.patch_size) ** 2] * len(batch)
+
+    def _positions(self, ids: Tensor, mask: Tensor, batch: PixelBatch) -> Tensor:
+        return super()._positions(ids, mask, batch) + 1  # this family counts from 1
+
+    def _attention(
+        self, ids: Tensor, mask: Tensor, prompt: Tensor, embeds: Tensor, positions: Tensor
+    ) -> dict[str, Any]:
+        types = (~prompt).int()
+        make = self.hf.create_masks_for_generate
+        return {"attention_mask": make(self.hf.config, embeds, mask, None, positions, token_type_ids=types)}
+
+
+FAMILY = Family(
+    checkpoints={"paligemma": ("PaliGemmaForConditionalGeneration",)},
+    lvlm=PaliGemmaLVLM,
+    towers=(SiglipTower,),
+    image_processors=("SiglipImageProcessor",),
+    plain_layers=("GemmaDecoderLayer",),
+    unquantised=UNQUANTISED,
+)
