@@ -163,6 +163,10 @@ class PixelModel(ABC):
     def features(self, batch: PixelBatch, at: FeaturePoint = "tower") -> Tensor:
         """[B, T, D] patch features in raster order, without CLS, differentiable in `batch.x`."""
 
+    def embedding(self, batch: PixelBatch) -> Tensor:
+        """[B, D] one vector an image, differentiable in `batch.x`: the mean of the tower's patch tokens."""
+        return self.features(batch).mean(1)
+
     @abstractmethod
     def _canvas_bytes(self, image: Image.Image) -> np.ndarray:
         """uint8 [3, H, W]: the image on the canvas."""
@@ -266,6 +270,11 @@ class PixelModel(ABC):
         scaled = (values.astype(np.float64) * self.image_processor.rescale_factor).astype(np.float32)
         meta = tuple(self._meta(i, c) for i, c in zip(images, canvases, strict=True))
         return PixelBatch(torch.from_numpy(scaled).to(self.device), meta)
+
+    def on_canvas(self, x: Tensor) -> PixelBatch:
+        """x float32 [B, 3, H, W] in [0, 1] as images of just that size. Not for models with `views_apart`."""
+        high, wide = x.shape[-2:]
+        return PixelBatch(x, (self._meta(Image.new("L", (wide, high)), (high, wide)),) * len(x))
 
     def adopted(self, batch: PixelBatch) -> PixelBatch | None:
         """Another model's batch as one of this model's, with the same pixels; None unless this model lays images

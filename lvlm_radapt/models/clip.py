@@ -77,6 +77,10 @@ class CLIPEncoder(PixelModel):
             raise UserError(f"{self.name} is a bare vision tower without a projection: give a whole CLIP checkpoint")
         return self.hf.visual_projection(self.tower(self.pixel_values(batch)).pooler_output)
 
+    def embedding(self, batch: PixelBatch) -> Tensor:
+        """[B, P] `image_features`; a bare vision tower's mean patch token."""
+        return self.image_features(batch) if self.embeds_images else super().embedding(batch)
+
     @torch.no_grad()
     def text_features(self, texts: Sequence[str]) -> Tensor:
         """[N, P] projected text embeddings, not scaled to unit length; UserError for a bare vision tower."""

@@ -254,7 +254,10 @@ WRONG: dict[str, tuple[list[str], str]] = {
     "a module that is not there": (["--defence", "no_module:X"], "defence no_module:X does not import: ModuleNotFound"),
     "no defence": (["--defence", "wrong_defence:Other"], "defence wrong_defence:Other is no Defence"),
     "a constructor that fails": (["--defence", "wrong_defence:Fails"], "cannot be made: ValueError: no such size"),
-    "an unknown name": (["--defence", "jpg"], "defence 'jpg' is unknown: choose one of jpeg, radapt, random-resize"),
+    "an unknown name": (
+        ["--defence", "jpg"],
+        "defence 'jpg' is unknown: choose one of csr, jpeg, radapt, random-resize, ttc",
+    ),
     "an unknown setting": (["--defence", "jpeg", "--defence-set", "q=1"], "defence jpeg has no setting q: known are"),
     "a setting out of range": (["--defence", "jpeg", "--defence-set", "quality=0"], "give a whole number from 1 to 95"),
     "a setting that is none": (["--defence", "jpeg", "--defence-set", "quality"], "'quality' is not KEY=VALUE"),
