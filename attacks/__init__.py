@@ -4,6 +4,7 @@ from attacks.apgd import APGDResult, apgd
 from attacks.ensemble import EnsembleResult, Stage, ensemble
 from attacks.losses import contrastive_loss, embedding_loss
 from attacks.noise import random_noise
+from attacks.pgd import pgd
 from attacks.threads import cpu_workers
 
 __all__ = [
@@ -15,5 +16,6 @@ __all__ = [
     "cpu_workers",
     "embedding_loss",
     "ensemble",
+    "pgd",
     "random_noise",
 ]
