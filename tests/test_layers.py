@@ -35,7 +35,7 @@ LEAVES = len(LAYERS)
 """What remains of `lvlm_radapt` may know all of these: experiments, analysis, chat, cli, embedded models."""
 
 LOADING = (
-    {"first_input", "load_options", "quantised", "weights", "adapter_files", "export_files"},
+    {"api", "first_input", "load_options", "quantised", "weights", "adapter_files", "export_files"},
     {"locate", "hf", "tokenizer", "image_processor"},
     {"from_state_dict"},
     {"open_clip", "llava_original"},

@@ -6,6 +6,8 @@ from importlib import resources
 from importlib.resources.abc import Traversable
 from pathlib import Path
 
+import yaml
+
 from lvlm_radapt.utils.errors import UserError
 
 
@@ -18,3 +20,10 @@ def shipped_configs() -> Traversable:
     if not clone.is_dir():
         raise UserError(f"the shipped presets are neither in {installed} nor in {clone}: install lvlm-radapt again")
     return clone
+
+
+def known_as(kind: str, name: str) -> list[str]:
+    """The shipped presets of a kind that other programs call `name`, sorted."""
+    entries = sorted((shipped_configs() / kind).iterdir(), key=lambda entry: entry.name)
+    read = {entry.name.removesuffix(".yaml"): yaml.safe_load(entry.read_bytes()) for entry in entries}
+    return [own for own, fields in read.items() if name.lower() in fields.get("known_as", ())]

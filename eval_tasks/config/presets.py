@@ -16,7 +16,7 @@ from pydantic import (
     model_validator,
 )
 
-from eval_tasks.config.config_paths import shipped_configs
+from eval_tasks.config.config_paths import known_as, shipped_configs
 from eval_tasks.config.validation import first_problem, read_bytes, unknown_name
 from eval_tasks.config.vqa_style import Style
 from lvlm_radapt.models.conversations import Conversation, conversation_of
@@ -36,6 +36,10 @@ class TaskConfig(Named):
     type: Literal["caption", "vqa", "yes_no", "letter", "zero_shot", "retrieval"]
     loader: Annotated[str, Field(pattern=r"^[\w.]+:\w+$")] | None = None
     """`package.module:function` that reads the data folder; None for the sets of `configs/zero_shot`."""
+    known_as: tuple[str, ...] = Field(default=(), strict=False)
+    """What other programs call it, for hints."""
+    licence: str | None = None
+    """Of its images, as far as it is known here; for packs."""
 
 
 class AttackConfig(Strict):
@@ -46,6 +50,8 @@ class AttackConfig(Strict):
     name: Annotated[str, Field(min_length=1)]
     description: str
     type: Literal["none", "noise", "embedding", "nll", "targeted", "ensemble", "classifier", "contrastive"]
+    known_as: tuple[str, ...] = Field(default=(), strict=False)
+    """What other programs and papers call it, for hints."""
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -233,9 +239,8 @@ def load_preset(kind: Kind, what: str, name: str, model: type[ModelT]) -> ModelT
 def _shipped(kind: Kind, what: str, name: str, model: type[ModelT]) -> ModelT:
     known = names(kind)
     if name not in known:
-        raise unknown_name(what, name, known)
-    entry = shipped_configs() / kind / f"{name}.yaml"
-    return _parse(entry.read_bytes(), f"{kind}/{name}.yaml", model)
+        raise unknown_name(what, name, known, known_as(kind, name))
+    return _parse((shipped_configs() / kind / f"{name}.yaml").read_bytes(), f"{kind}/{name}.yaml", model)
 
 
 def _parse(content: bytes, where: str, model: type[ModelT]) -> ModelT:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import yaml
 
-from eval_tasks.config.config_paths import shipped_configs
+from eval_tasks.config.config_paths import known_as, shipped_configs
 from eval_tasks.config.validation import unknown_name
 
 
@@ -17,5 +17,5 @@ def task_names() -> list[str]:
 def task_loader(name: str) -> str:
     """A shipped task's loader as `package.module:function`. UserError with the nearest name for an unknown task."""
     if name not in task_names():
-        raise unknown_name("task", name, task_names())
+        raise unknown_name("task", name, task_names(), known_as("tasks", name))
     return str(yaml.safe_load((shipped_configs() / "tasks" / f"{name}.yaml").read_bytes())["loader"])

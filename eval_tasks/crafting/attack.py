@@ -87,6 +87,11 @@ class Attack(ABC):
 
     def check(self, model: PixelModel, surrogate: PixelModel | None) -> None:
         """UserError where what the attack is crafted on does not fit its threat model."""
+        if self.threat == "adaptive" and model.answers_only:
+            raise UserError(
+                f"{model.name} gives answers alone, no gradients, so no adaptive attack can be made on it: use "
+                "--threat transfer with --surrogate MODEL"
+            )
         if self.threat == "transfer" and surrogate is None and model.defence is None:
             raise UserError(
                 f"{model.name} has no defence, so it has no undefended model to craft transfer images on: "

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from eval_tasks.data import layout, load_task, open_image, select
+from eval_tasks.data.hub import is_hub
 from eval_tasks.data.rows import RowImage
 from eval_tasks.data.selection import first_names, missing_images
 from eval_tasks.data.stored import stored_layout
@@ -77,7 +78,7 @@ def check_data(
     """
     folder = Path(data_dir)
     wanted = "; or ".join(filter(None, (layout(task), stored_layout(task.removesuffix("-retrieval")))))
-    holds = _holds(folder)
+    holds = ["a data set of the hub"] if is_hub(folder) else _holds(folder)
     try:
         everything = load_task(task, folder)
     except UserError as error:

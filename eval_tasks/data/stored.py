@@ -14,6 +14,7 @@ from pydantic import Field, ValidationError
 from typing_extensions import TypedDict
 
 from eval_tasks.config.validation import first_problem
+from eval_tasks.data.hub import fetched
 from eval_tasks.data.layout import Row, read_rows, refuse_duplicates, safe_name
 from eval_tasks.data.rows import STATE, RowImage, column_names, read_columns
 from eval_tasks.data.sample import Sample
@@ -173,6 +174,16 @@ def load_stored(task: str, stored: StoredRows) -> list[Sample]:
         raise UserError(f"{stored.kind} in {folder}: no row of the split {split}")
     refuse_duplicates(folder, "id", (sample.id for sample in samples))
     return samples
+
+
+def load_hub(task: str, data: str) -> list[Sample]:
+    """The task's samples from a data set of the hub: the split that is evaluated is fetched, and nothing else. Errors
+    as for `load_stored`, and for what cannot be fetched."""
+    if task not in _TASKS:
+        raise UserError(f"{data} is of the hub, from which task {task} does not read: give it a folder of images")
+    stored = stored_rows(fetched(data, _TASKS[task][1], _PLACES))
+    assert stored is not None  # `fetched` found parquet files
+    return load_stored(task, stored)
 
 
 def _checked(model: type[_Row], row: dict[str, Any], where: str) -> _Row:

@@ -18,6 +18,7 @@ from eval_tasks.crafting.attack import Attack
 from eval_tasks.crafting.source_model import view_of
 from eval_tasks.data import Sample, chunks, open_image
 from eval_tasks.data.rows import RowImage
+from eval_tasks.run.answers import AnswerFile, usage_notes
 from eval_tasks.run.audit_of_run import audit_of_run
 from eval_tasks.run.options import EvalOptions, Selection, run_document, select_samples
 from eval_tasks.run.processes import Group, Work
@@ -79,12 +80,14 @@ def evaluate(
     out = Path(out)
     selection = selection or select_samples(task, options)
     samples = selection.samples
+    if group.size > 1 and model.answers_only:
+        raise UserError(f"{model.name} runs elsewhere: start one process, --parallel says how many requests it makes")
     for image in dict.fromkeys(s.image for s in samples):
         _check_image(model, image)
     run = task.bind(
         model, selection.everything, samples, batch_size=options.batch_size, surrogate=surrogate, texts=texts
     )
-    more = [*run.remarks(), *defence_remarks(model)]
+    more = [*model.remarks(), *run.remarks(), *defence_remarks(model)]
     run.check(attack, samples)
     if attack is not None:
         more += _remarks(model, surrogate, attack, samples[0])
@@ -97,6 +100,8 @@ def evaluate(
         more.append(f"of {images_from}: {source.remark}")
     remarks = [*remarks, *(said for said in (selection.note, document["left_out"]) if said), *more]
     folder = RunFolder(out, group.rank)
+    answers = AnswerFile(folder)
+    model.keep_answers(answers)
     pieces = chunks(samples, options.chunk_size)
     running = Running(len(samples), len(pieces), advance, log)
     work = group.work(str(out))
@@ -111,12 +116,13 @@ def evaluate(
             if model.device.type == "cpu":
                 _check_threads(before["threads"], group)
             lock.share()
+        answers.open()
         done = {int(number): one for number, one in before["done"].items()}
         running.begin(done)
         if before["finished"]:
             return read_run(out)
         remarks += before["remarks"]
-        shown = {s.id for s in samples[:CLEAN_IMAGES_KEPT]}
+        shown = {s.id for s in (samples if model.answers_only else samples[:CLEAN_IMAGES_KEPT])}
         clean = {} if clean is None else clean
         started = time.monotonic()
 
@@ -148,6 +154,7 @@ def evaluate(
             raise
         finally:
             folder.close()
+            answers.close()
 
         def end() -> None:
             _wait(work, todo, running, folder)
@@ -158,6 +165,10 @@ def evaluate(
                 return folder.load_image(one, sums[one])
 
             more, said = run.closing(attacked if attack is not None else None, options.seed)
+            usage = model.usage()
+            if usage:
+                folder.tell(usage=usage)
+                said += usage_notes(usage)
             found = metrics(records, task, attack, [*remarks, *said], time.monotonic() - started) | more
             if attack is not None and attack.threat == "adaptive":
                 running.stage("audit")

@@ -126,10 +126,11 @@ def run_document(run: TaskRun, attack: Attack | None, options: EvalOptions, comm
             "dtype": str(model.dtype).removeprefix("torch."),
             "quantize": quantisation_of(model.hf),
             "device": model.device.type,
-            "attn": model.hf.config._attn_implementation,
+            "attn": getattr(getattr(model.hf, "config", None), "_attn_implementation", None),
             "geometry": model.geometry,
             "views_apart": model.views_apart,
             "image_backend": model.image_backend,
+            **model.facts(),
         },
         "task": task.name,
         "data": str(options.data),
@@ -146,6 +147,8 @@ def run_document(run: TaskRun, attack: Attack | None, options: EvalOptions, comm
 
 def _determinism(model: PixelModel) -> str:
     """What another run with these settings gives, and what nobody promises."""
+    if model.answers_only:
+        return "samples, seeds and images are the same for equal settings; texts and scores are what the endpoint gives"
     if model.device.type == "cpu" and model.dtype == torch.float32:
         return (
             "equal settings, versions and CPU threads of each process (threads; set by OMP_NUM_THREADS) on one machine "

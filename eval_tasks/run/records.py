@@ -2,6 +2,7 @@
 
 run.json        schema version, settings, environment, hash of the selected ids
 parts/          while running: one append-only file a process
+answers.jsonl   of a model behind an API: what it answered, as it came (`answers`)
 samples.jsonl   when finished: a line a sample, in the order of the selected ids
 metrics.json    written last; a run is finished when it is there
 images/ID.png   the attacked images, the ones that were scored
@@ -15,7 +16,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import io
 import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
@@ -38,7 +38,7 @@ from eval_tasks.run.documents import SCHEMA, own_file, read_metrics, read_settin
 from eval_tasks.run.environment import environment
 from lvlm_radapt.utils.atomic_folder import check_writable
 from lvlm_radapt.utils.errors import UserError
-from lvlm_radapt.utils.images import open_image
+from lvlm_radapt.utils.images import open_image, png_bytes
 from lvlm_radapt.utils.leftovers import is_own, sweep
 from lvlm_radapt.utils.writing import RUN, sync_folder, write_whole, writing
 
@@ -50,7 +50,7 @@ NO_CHECKSUMS = (
 # so that a run that was begun before it was written down can be resumed; so are threads: a resumed run takes them over.
 INFORMATIONAL = frozenset(
     {"attack.eps_8bit", "command", "created", "data", "determinism", "environment", "left_out", "processes", "resumed"}
-    | {"schema", "threads"}
+    | {"schema", "threads", "usage"}
 )
 
 
@@ -290,7 +290,7 @@ class RunFolder:
         self.close()
         write_whole(self.path / SAMPLES, b"".join(map(self.line, records)))
         whole = json.loads(json.dumps(metrics, allow_nan=False))
-        write_whole(self.path / "metrics.json", _pretty(whole | {"checksum": document_sum(whole, self._key)}))
+        write_whole(self.path / "metrics.json", _pretty(whole | {"checksum": document_sum(whole, self.key)}))
         self.clear()
 
     def clear(self) -> None:
@@ -305,16 +305,17 @@ class RunFolder:
     def save_image(self, sample_id: str, x: torch.Tensor | np.ndarray, *, under: str = "images") -> str:
         """Write a uint8 [3, H, W] image as images/ID.png (or in the folder `under`), whole or not at all; the SHA-256
         of the file."""
-        array = x.detach().cpu().numpy() if isinstance(x, torch.Tensor) else x
-        if array.dtype != np.uint8 or array.ndim != 3 or array.shape[0] != 3:
-            raise ValueError(f"an image is uint8 [3, H, W], got {array.dtype} {list(array.shape)}")
-        encoded = io.BytesIO()
-        image = Image.fromarray(np.ascontiguousarray(array.transpose(1, 2, 0)))
-        image.save(encoded, format="PNG", compress_level=1)  # more makes attacked images hardly smaller
+        content = png_bytes(x.detach().cpu().numpy() if isinstance(x, torch.Tensor) else x)
         with writing(self.path):
             (self.path / under).mkdir(exist_ok=True)
-        write_whole(self.path / under / image_name(sample_id), encoded.getvalue())
-        return bytes_sum(encoded.getvalue())
+        write_whole(self.path / under / image_name(sample_id), content)
+        return bytes_sum(content)
+
+    def tell(self, **entries: Any) -> None:
+        """Put entries into run.json that are no part of the run's identity. ValueError for others."""
+        if not entries.keys() <= INFORMATIONAL:
+            raise ValueError(f"{sorted(entries)} are not all informational")
+        write_whole(self.path / RUN, _pretty({**read_settings(self.path), **entries}))
 
     def load_image(self, sample_id: str, sha256: str | None = None) -> torch.Tensor:
         """The saved image, uint8 [3, H, W]; UserError when it is missing or damaged, or has another SHA-256."""
@@ -330,12 +331,13 @@ class RunFolder:
         return bool(read_settings(self.path)["schema"] == 1)
 
     @cached_property
-    def _key(self) -> bytes:
+    def key(self) -> bytes:
+        """What seals the lines of this run alone."""
         return settings_key(_identity(read_settings(self.path)))
 
     def line(self, record: SampleRecord) -> bytes:
         """The record as it stands in a part file and in samples.jsonl: JSON, sealed by its checksum."""
-        return sealed(record.model_dump_json().encode(), self._key) + b"\n"
+        return sealed(record.model_dump_json().encode(), self.key) + b"\n"
 
     def _rejoin(self, document: dict[str, Any]) -> None:
         old = read_settings(self.path)

@@ -15,7 +15,7 @@ from eval_tasks.crafting.attack import Attack
 from eval_tasks.crafting.crafted import Crafted, sample_seed
 from eval_tasks.crafting.targeted import contains_target
 from eval_tasks.data import Sample, image_key, open_image
-from eval_tasks.run.records import Attacked, Run, RunFolder, SampleRecord, Scored
+from eval_tasks.run.records import Attacked, Run, RunFolder, SampleRecord, Scored, image_path
 from eval_tasks.tasks.base import TaskRun
 from lvlm_radapt.models.base import PixelBatch, PixelModel
 from lvlm_radapt.utils.errors import UserError
@@ -61,9 +61,16 @@ def score_batch(
             said = run.answers(of, samples)
         return [Scored(output=o, score=v) for o, v in zip(said, run.grade(said, samples), strict=True)]
 
+    canvas = (batch.x * 255).round().to("cpu").byte()
+    shown = {
+        s.id: folder.save_image(s.id, pixels, under="clean")
+        for s, pixels in zip(samples, canvas, strict=True)
+        if s.id in gallery
+    }
     if any(s.id not in known for s in samples):
         tell("clean answers")
-        known.update(zip((s.id for s in samples), answer(batch), strict=True))
+        files = [image_path(folder.path, "clean", s.id) if s.id in shown else None for s in samples]
+        known.update(zip((s.id for s in samples), answer(batch.with_files(files)), strict=True))
     clean = [known[s.id] for s in samples]
     attacked: list[Attacked | None] = [None] * len(samples)
     if attack is not None:
@@ -75,7 +82,8 @@ def score_batch(
         sums = [folder.save_image(s.id, pixels) for s, pixels in zip(samples, crafted.pixels, strict=True)]
         # what is scored is what lies on the disk
         on_disk = torch.stack([folder.load_image(s.id, one) for s, one in zip(samples, sums, strict=True)])
-        scored_batch = batch.replace(from_8bit(on_disk).to(batch.x.device))
+        files = [image_path(folder.path, "images", s.id) for s in samples]
+        scored_batch = batch.replace(from_8bit(on_disk).to(batch.x.device)).with_files(files)
         tell("answers to attacked images")
         far = distances(on_disk, batch.x)
         attacked = [
@@ -97,12 +105,6 @@ def score_batch(
             )
             for i, a in enumerate(answer(scored_batch))
         ]
-    canvas = (batch.x * 255).round().to("cpu").byte()
-    shown = {
-        s.id: folder.save_image(s.id, pixels, under="clean")
-        for s, pixels in zip(samples, canvas, strict=True)
-        if s.id in gallery
-    }
     seconds = (time.monotonic() - started) / len(samples)
     return [
         SampleRecord(

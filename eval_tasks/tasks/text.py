@@ -91,9 +91,7 @@ class TextRun(TaskRun):
 
     def settings(self) -> dict[str, Any]:
         # a preset of the user's own is known by more than its name
-        conversation = self.model.text.conversation
-        how = None if conversation is None else conversation.settings()  # None: the checkpoint's own chat template
-        return {"asked": self.task.asked() | {"conversation": how}} | self.task.rule()
+        return {"asked": self.task.asked() | {"conversation": self.model.conversation_settings()}} | self.task.rule()
 
     def attack_settings(self, attack: Attack) -> dict[str, Any]:
         stages, threshold = attack.stage_names(self.task.kind), self.task.threshold
@@ -127,8 +125,8 @@ class TextRun(TaskRun):
             )
         most = self.task.max_new_tokens
         if attack.target is not None:
-            needed = len(self.model.text.target(self.task.prompt(sample), attack.target)) - 1  # no end token is needed
-            if needed > most:
+            needed = self.model.count_tokens(self.task.prompt(sample), attack.target)
+            if needed is not None and needed > most:
                 raise UserError(
                     f"--target {attack.target!r} is {needed} tokens long, but answers end after {most}: choose a "
                     "shorter one, or a preset with longer answers"
@@ -140,9 +138,7 @@ class TextRun(TaskRun):
         """UserError naming the sample whose prompt, or one of its first references, `model` cannot be given."""
         for sample in samples:
             try:
-                prompt = self.task.prompt(sample)
-                model.text.prompt(prompt, 1)
-                for text in self.scores.references(sample, references) if references else ():
-                    model.text.target(prompt, text)
+                texts = self.scores.references(sample, references) if references else ()
+                model.check_texts(self.task.prompt(sample), texts)
             except UserError as error:
                 raise UserError(f"sample {sample.id}: {error}") from error

@@ -15,6 +15,7 @@ from lvlm_radapt.cli import (  # noqa: F401  # noqa: F401
     finetune,
     harden,
     list_command,
+    pack,
     report,
     robustify,
     tune,

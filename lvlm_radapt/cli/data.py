@@ -58,7 +58,7 @@ def scenes(
 @data_app.command("check")
 def check(
     task: Annotated[str, typer.Argument(metavar="TASK", help="lvlm-radapt list tasks names them.")],
-    data: Annotated[Path, typer.Option(help="The task's data folder.")],
+    data: Annotated[Path, typer.Option(help="The task's data folder, or hf:OWNER/NAME of the Hugging Face hub.")],
     samples: Annotated[int | None, typer.Option(max=MOST, help="Only what eval with that many would draw.")] = None,
     seed: Annotated[int, typer.Option(help="Draws the samples.")] = 42,
 ) -> None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -40,6 +41,16 @@ from lvlm_radapt.utils.bounds import MOST
 from lvlm_radapt.utils.errors import UserError
 from lvlm_radapt.utils.progress import JsonLines
 
+if TYPE_CHECKING:
+    from eval_tasks.run.options import Evaluation
+    from eval_tasks.run.records import Run, Scored
+    from lvlm_radapt.defences.base import Defence
+    from lvlm_radapt.loading.api import Service
+    from lvlm_radapt.models.base import PixelModel
+
+
+_API = "A model behind an API"
+
 
 @app.command("eval")
 def eval_(
@@ -47,8 +58,8 @@ def eval_(
     task: Annotated[
         str, typer.Option(help="coco, vqav2, textvqa, imagenet, flickr30k-retrieval ... (lvlm-radapt list tasks).")
     ],
-    data: Annotated[Path, typer.Option(help="The task's data folder.")],
-    out: Annotated[Path, typer.Option(help="The run folder.")],
+    data: Annotated[Path, typer.Option(help="The task's data folder, or hf:OWNER/NAME of the Hugging Face hub.")],
+    out: Annotated[Path, typer.Option("--out", "--output_path", help="The run folder.")],
     attack: Annotated[
         str | None,
         typer.Option(
@@ -63,18 +74,24 @@ def eval_(
     images_from: Annotated[
         Path | None,
         typer.Option(
-            help="Score the attacked images of this finished run: its attack, samples, seed, preset; transfer."
+            metavar="RUN",
+            help="Score the attacked images of this finished run or pack: its attack, samples, seed, preset; transfer.",
         ),
     ] = None,
     target: TargetOption = None,
     eps: Annotated[
         str | None,
-        typer.Option(help="Budget in [0, 1] pixel units: 4/255, 0.0157; under L2 a length: 2.0.", show_default="4/255"),
+        typer.Option(
+            help="Budget in [0, 1] pixel units: 4/255, 0.0157; under L2 a length: 2.0. "
+            "Several (2/255,4/255) are a run each, in folders under --out.",
+            show_default="4/255",
+        ),
     ] = None,
     norm: NormOption = None,
     steps: StepsOption = None,
     samples: Annotated[
-        int | None, typer.Option(max=MOST, help="How many samples; the preset's number if left out.")
+        int | None,
+        typer.Option("--samples", "--limit", max=MOST, help="How many samples; the preset's number if left out."),
     ] = None,
     seed: SeedOption = None,
     preset: PresetOption = None,
@@ -99,6 +116,25 @@ def eval_(
     ] = False,
     quantize: QuantizeOption = None,
     max_pixels: MaxPixelsOption = None,
+    base_url: Annotated[
+        str | None,
+        typer.Option(
+            metavar="URL",
+            help="Where MODEL openai:NAME answers, as http://127.0.0.1:8000/v1. The key is OPENAI_API_KEY.",
+            show_default="OpenAI's",
+            rich_help_panel=_API,
+        ),
+    ] = None,
+    parallel: Annotated[
+        int | None,
+        typer.Option(min=1, max=256, help="Requests at a time.", show_default="8", rich_help_panel=_API),
+    ] = None,
+    price: Annotated[
+        str | None,
+        typer.Option(
+            metavar="IN,OUT", help="Dollars for a million tokens; the run then tells its cost.", rich_help_panel=_API
+        ),
+    ] = None,
     skip_missing: Annotated[
         bool, typer.Option("--skip-missing", help="Leave samples without an image out; the run says how many.")
     ] = False,
@@ -107,88 +143,153 @@ def eval_(
 ) -> None:
     """Score MODEL on a task, clean and under attack, into a run folder with a report.
 
+    openai:NAME is a model behind an OpenAI-compatible endpoint. It gets the run's PNG files, on --surrogate's canvas.
+
     The attacked images lie in the run folder as PNG files and can be scored again on another model: --images-from.
     Under `accelerate launch` or torchrun, all processes share the work. Ctrl-C keeps what is done: --resume goes on.
     """
-    from eval_tasks.api import run_evaluation
-    from eval_tasks.run.processes import restarted
-    from eval_tasks.run.reuse import taken_from
+    flags = dict(locals())
+    from eval_tasks.run.pack import unpacked
 
-    given = {
-        "attack": attack,
-        "eps": eps,
-        "norm": norm,
-        "steps": steps,
-        "target": target,
-        "half": None if half == "auto" else half,
-        "early_exit": early_exit or None,
-        "samples": samples,
-        "seed": seed,
-        "preset": preset,
-    }
-    flags: dict[str, Any] = given | {"half": half, "early_exit": early_exit}
-    ids = None
-    if images_from is not None:
-        taken = taken_from(images_from, given | {"task": task})
-        flags, ids, threat = taken.flags, taken.ids, threat or "transfer"
-    protocol = protocol_of(flags["preset"], model)
-    chosen_defence = defence_of(defence, defence_set, eot_draws)
-    place = place_of(device, dtype, quantize, device_map, model=model, max_pixels=max_pixels)
-    chosen = attack_of(
-        flags["attack"] or "none",
-        protocol,
-        place,
-        eps="4/255" if flags["eps"] is None else flags["eps"],
-        threat=threat,
-        norm=flags["norm"],
-        **{name: flags[name] for name in ("steps", "target", "half", "early_exit")},
+    with unpacked(images_from) as folder:
+        _score(SimpleNamespace(**flags | {"images_from": folder}))
+
+
+def _score(flags: SimpleNamespace) -> None:
+    """Run the evaluation that these flags of the command ask for, once for each eps, and show what was found."""
+    from eval_tasks.api import run_evaluation
+    from eval_tasks.report.page import write_report
+    from eval_tasks.run.processes import restarted
+
+    defence = defence_of(flags.defence, flags.defence_set, flags.eot_draws)
+    service = _service(flags.model, {name: getattr(flags, name) for name in ("base_url", "parallel", "price")})
+    opened = flags.model if service is None else flags.surrogate  # whose weights are opened here
+    place = place_of(
+        flags.device, flags.dtype, flags.quantize, flags.device_map, model=opened, max_pixels=flags.max_pixels
     )
-    if chosen is None and surrogate is not None:
+    asked = {out: _asked(flags, eps, place) for out, eps in _budgets(flags.out, flags.eps).items()}
+    if flags.surrogate is not None and service is None and any(one.attack is None for one in asked.values()):
         raise UserError("--surrogate needs an attack: choose one with --attack")
-    asked = evaluation_of(
-        task,
-        data,
-        protocol,
-        chosen,
-        samples=flags["samples"],
-        seed=flags["seed"],
-        ids=ids,
-        chunk_size=chunk_size,
-        batch_size=batch_size,
-        tokenizer=tokenizer,
-        skip_missing=skip_missing,
-    )
-    with (
-        JsonLines.to(log_json if is_first() else None) as log,
-        resumable(command_line("--resume"), saved_in(out)),
-        log.ended(),
-        progress() as announce,
-    ):
-        run = run_evaluation(
-            model,
-            asked,
-            out,
-            announce=announce,
-            tower=tower,
-            texts=texts,
-            defence=chosen_defence,
-            eot_draws=eot_draws,
-            surrogate=surrogate,
-            images_from=images_from,
-            resume=resume or restarted(),
-            command=command_line(),
-            log=log.write,
-            group=Processes.group,
-            **place,
-        )
-    if log_json == "-":
+    if len(asked) > 1 and any(one.attack is None for one in asked.values()):
+        raise UserError("--eps needs an attack: choose one with --attack")
+    open_once = _KeptOpen(defence)
+    clean: dict[str, Scored] = {}
+    runs: list[Run] = []
+    with JsonLines.to(flags.log_json if is_first() else None) as log, log.ended(), progress() as announce:
+        for out, one in asked.items():
+            with resumable(command_line("--resume"), saved_in(out)):
+                run = run_evaluation(
+                    flags.model,
+                    one,
+                    out,
+                    announce=announce,
+                    tower=flags.tower,
+                    texts=flags.texts,
+                    defence=open_once.defence,
+                    eot_draws=flags.eot_draws,
+                    surrogate=flags.surrogate,
+                    images_from=flags.images_from,
+                    resume=flags.resume or restarted(),
+                    command=command_line(),
+                    log=log.write,
+                    group=Processes.group,
+                    service=service,
+                    open_model=open_once,
+                    clean=clean,
+                    **place,
+                )
+            runs.append(run)
+    if is_first() and len(runs) > 1:
+        write_report(runs, flags.out / "report.html")
+    if flags.log_json == "-":
         return
-    print_tables([run])
+    print_tables(runs)
+    for run in runs:
+        _tell(run, f"eps {run.metrics['eps']:.3g}: " if len(runs) > 1 else "")
+    console.tell(f"report: {flags.out / 'report.html'}")
+
+
+def _tell(run: Run, which: str) -> None:
+    """The run's notes and what its audit found."""
     for note in run.metrics["notes"]:
-        console.tell(f"note: {note}")
+        console.tell(f"{which}note: {note}")
     if "audit" in run.metrics:
         from eval_tasks.audit import Audit
 
-        found = Audit.from_dict(run.metrics["audit"])
-        console.tell(f"audit, short form: {found.line()}")
-    console.tell(f"report: {out / 'report.html'}")
+        console.tell(f"{which}audit, short form: {Audit.from_dict(run.metrics['audit']).line()}")
+
+
+class _KeptOpen:
+    """Opens the model once for all budgets. defence: what is still to be put into it."""
+
+    def __init__(self, defence: Defence | None) -> None:
+        self.defence = defence
+        self._model: PixelModel | None = None
+
+    def __call__(self, name: str, **how: Any) -> PixelModel:
+        from lvlm_radapt.loading.load import load_any
+
+        if self._model is None:
+            self._model = load_any(name, **how)
+        self.defence = None  # `run_evaluation` puts it in now
+        return self._model
+
+
+def _budgets(out: Path, eps: str | None) -> dict[Path, str | None]:
+    """The run folder of each eps: OUT itself where there is one alone. UserError for one that comes twice."""
+    if eps is None or "," not in eps:
+        return {out: eps}
+    texts = [text.strip() for text in eps.split(",")]
+    folders: dict[Path, str | None] = {out / f"eps-{text.replace('/', '-')}": text for text in texts}
+    if len(folders) < len(texts):
+        raise UserError(f"--eps {eps!r} names a budget twice: keep one")
+    return folders
+
+
+def _asked(flags: SimpleNamespace, eps: str | None, place: dict[str, Any]) -> Evaluation:
+    """The evaluation under one budget."""
+    from eval_tasks.run.reuse import taken_from
+
+    names = ("attack", "norm", "steps", "target", "samples", "seed", "preset")
+    given: dict[str, Any] = {name: getattr(flags, name) for name in names} | {"eps": eps}
+    given |= {"half": None if flags.half == "auto" else flags.half, "early_exit": flags.early_exit or None}
+    chosen: dict[str, Any] = given | {"half": flags.half, "early_exit": flags.early_exit}
+    ids, threat = None, flags.threat
+    if flags.images_from is not None:
+        taken = taken_from(flags.images_from, given | {"task": flags.task})
+        chosen, ids, threat = taken.flags, taken.ids, threat or "transfer"
+    protocol = protocol_of(chosen["preset"], flags.model)
+    attack = attack_of(
+        chosen["attack"] or "none",
+        protocol,
+        place,
+        eps="4/255" if chosen["eps"] is None else chosen["eps"],
+        threat=threat,
+        norm=chosen["norm"],
+        **{name: chosen[name] for name in ("steps", "target", "half", "early_exit")},
+    )
+    return evaluation_of(
+        flags.task,
+        flags.data,
+        protocol,
+        attack,
+        samples=chosen["samples"],
+        seed=chosen["seed"],
+        ids=ids,
+        chunk_size=flags.chunk_size,
+        batch_size=flags.batch_size,
+        tokenizer=flags.tokenizer,
+        skip_missing=flags.skip_missing,
+    )
+
+
+def _service(model: str, flags: dict[str, Any]) -> Service | None:
+    """How the model behind an API is asked; None where MODEL is opened here. UserError for flags of the other kind."""
+    from lvlm_radapt.loading.api import Service, is_api
+
+    given = {name: value for name, value in flags.items() if value is not None}
+    if is_api(model):
+        return Service(**given)
+    if given:
+        raise UserError(f"--{next(iter(given)).replace('_', '-')} is for MODEL openai:NAME, which an endpoint answers")
+    return None

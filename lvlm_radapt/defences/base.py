@@ -116,7 +116,9 @@ class Defence:
         return cls(**settings)
 
     def check_free(self, model: PixelModel) -> None:
-        """UserError where `model` has a defence already."""
+        """UserError where `model` has a defence already, or runs elsewhere."""
+        if model.answers_only:
+            raise UserError(f"{model.name} runs elsewhere: serve it with the defence {self.name} inside")
         if model.defence is not None:
             raise UserError(
                 f"{model.name} has the defence {model.defence.name} already: take that out first, or evaluate it alone"

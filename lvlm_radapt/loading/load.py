@@ -183,9 +183,11 @@ def load_surrogate(
     *,
     device: str | torch.device = "cpu",
     dtype: torch.dtype = torch.float32,
+    geometry: Geometry | None = None,
+    conversation: Conversation | None = None,
 ) -> PixelModel:
     """A model to craft transfer images on: an LVLM, or an image encoder. UserError for a robustified folder: what
     transfers from an undefended model is asked."""
     if is_robustified(name_or_path):
         raise UserError(f"{os.fspath(name_or_path)} is robustified: a surrogate is an undefended model, name its base")
-    return load_any(name_or_path, device=device, dtype=dtype)
+    return load_any(name_or_path, device=device, dtype=dtype, geometry=geometry, conversation=conversation)

@@ -51,6 +51,8 @@ def locate(name_or_path: str | os.PathLike[str]) -> tuple[str, str]:
     """(what from_pretrained takes, the name to show). UserError for a name that stands for nothing here."""
     text = os.fspath(name_or_path)
     embedded = embedded_models()
+    if text.startswith("openai:"):
+        raise UserError(f"{text} is behind an API and gives answers alone: `lvlm-radapt eval` is what asks it")
     if text in embedded:
         return str(embedded[text]), text
     path = Path(text).expanduser()

@@ -7,7 +7,7 @@ images the network's input is bit-equal to what transformers' PIL image processo
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from dataclasses import replace as dataclass_replace
@@ -28,8 +28,11 @@ from lvlm_radapt.models.text import PromptEncoder, renderer
 from lvlm_radapt.utils.errors import UserError
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from lvlm_radapt.defences.base import Defence
     from lvlm_radapt.defences.radapt.config import RAdaptConfig
+    from lvlm_radapt.models.endpoint import AnswerStore
 
 Geometry = Literal["stock", "pad"]
 FeaturePoint = Literal["tower", "projector"]
@@ -45,7 +48,7 @@ class PixelBatch:
     meta: one dict an image: `size` (height, width of the original), `canvas` (H, W); for Qwen `grid`
         (1, patches high, patches wide); for LLaVA-NeXT and OneVision, whose canvas is a stack of views, `crops`
         (how many high, how many wide) and `tokens` (image tokens in the text); where one was given, the `seed` of
-        what a random defence draws for the image.
+        what a random defence draws for the image, and the PNG `file` that holds just these pixels.
     """
 
     x: Tensor
@@ -66,10 +69,21 @@ class PixelBatch:
         return PixelBatch(self.x[rows], tuple(self.meta[i] for i in rows))
 
     def replace(self, x: Tensor) -> PixelBatch:
-        """The same images with other pixels, x [B, 3, H, W] in [0, 1]; ValueError if the shape differs."""
+        """The same images with other pixels, x [B, 3, H, W] in [0, 1], which are in no file; ValueError if the shape
+        differs."""
         if x.shape != self.x.shape:
             raise ValueError(f"x must keep its shape {tuple(self.x.shape)}, got {tuple(x.shape)}")
+        if any("file" in meta for meta in self.meta):
+            return self.with_files([None] * len(self)).replace(x)
         return dataclass_replace(self, x=x)
+
+    def with_files(self, files: Sequence[Path | None]) -> PixelBatch:
+        """The same images, each with the PNG file that holds these pixels; None for none."""
+        bare = [{key: value for key, value in meta.items() if key != "file"} for meta in self.meta]
+        pairs = zip(bare, files, strict=True)
+        return dataclass_replace(
+            self, meta=tuple(meta if file is None else {**meta, "file": file} for meta, file in pairs)
+        )
 
     @property
     def seeds(self) -> list[int]:
@@ -99,6 +113,9 @@ class PixelModel(ABC):
     views_apart: ClassVar[bool] = False
     """Whether the canvas is a stack of views of one image, so that an attack changes each on its own: a superset of
     what a real image can do, which runs say."""
+    answers_only: ClassVar[bool] = False
+    """Whether there is nothing to be had but answers: no loss, no gradient, no features. Its images are sent as files,
+    and its answers are kept as they come, since each may cost money."""
 
     def __init__(
         self, hf: Any, tokenizer: Any, image_processor: Any, *, name: str, geometry: Geometry = "stock"
@@ -170,6 +187,22 @@ class PixelModel(ABC):
     @abstractmethod
     def _canvas_bytes(self, image: Image.Image) -> np.ndarray:
         """uint8 [3, H, W]: the image on the canvas."""
+
+    def facts(self) -> dict[str, Any]:
+        """What run.json's entry `model` says in place of what all models tell there."""
+        return {}
+
+    def remarks(self) -> list[str]:
+        """What a reader of the model's scores has to know."""
+        return []
+
+    def keep_answers(self, store: AnswerStore) -> None:  # noqa: B027 - answers that are computed here cost nothing
+        """Called before a run's first question: `store` keeps answers that must not be lost. UserError where the model
+        turns out to answer nothing of use."""
+
+    def usage(self) -> dict[str, Any]:
+        """What the run's answers cost; {} where they are computed here."""
+        return {}
 
     @contextmanager
     def naming_size(self, batch: PixelBatch) -> Iterator[None]:
@@ -404,6 +437,21 @@ class LVLM(PixelModel):
     @abstractmethod
     def _positions(self, ids: Tensor, mask: Tensor, batch: PixelBatch) -> Tensor:
         """Position ids of padded token ids [B, L]: [B, L], or [3, B, L] for multi-axis rotary embeddings."""
+
+    def conversation_settings(self) -> dict[str, Any] | None:
+        """The conversation as run.json has it; None for the checkpoint's own chat template."""
+        conversation = self.text.conversation
+        return None if conversation is None else conversation.settings()
+
+    def check_texts(self, prompt: Prompt, targets: Iterable[str]) -> None:
+        """UserError where the model cannot be given this prompt, or one of these as an answer to it."""
+        self.text.prompt(prompt, 1)
+        for target in targets:
+            self.text.target(prompt, target)
+
+    def count_tokens(self, prompt: Prompt, target: str) -> int | None:
+        """How many tokens an answer has, without its end; None where nobody knows."""
+        return len(self.text.target(prompt, target)) - 1
 
     def size_words(self, batch: PixelBatch) -> str:
         return f"{super().size_words(batch)}, {max(self.image_tokens(batch)):,} image tokens"

@@ -63,6 +63,16 @@ def open_image(path: Path | Held, formats: tuple[str, ...] = FORMATS, most_pixel
         raise UserError(f"image {path} is damaged: {' '.join(str(error).split())}") from error
 
 
+def png_bytes(pixels: np.ndarray) -> bytes:
+    """A uint8 [3, H, W] image as the bytes of its PNG file; equal pixels give equal bytes. ValueError for others."""
+    if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[0] != 3:
+        raise ValueError(f"an image is uint8 [3, H, W], got {pixels.dtype} {list(pixels.shape)}")
+    encoded = BytesIO()
+    image = Image.fromarray(np.ascontiguousarray(pixels.transpose(1, 2, 0)))
+    image.save(encoded, format="PNG", compress_level=1)  # more makes attacked images hardly smaller
+    return encoded.getvalue()
+
+
 def image_key(source: Path | Held) -> str:
     """An identity of the stored image, 32 hexadecimal digits of the SHA-256 of its bytes.
 

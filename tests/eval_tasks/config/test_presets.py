@@ -12,6 +12,7 @@ from attacks.losses import Distance
 from attacks.norms import Norm
 from eval_tasks.config import presets
 from eval_tasks.config.presets import load_attack, load_protocol, load_recipe, load_task_config, names
+from eval_tasks.config.task_files import task_loader
 from eval_tasks.crafting.make_attack import make_attack
 from eval_tasks.data import Sample, tasks
 from eval_tasks.tasks.make_task import make_task
@@ -136,6 +137,10 @@ def test_the_three_things_called_autoattack() -> None:
         (load_protocol, "fair", "did you mean 'fare'"),
         (load_protocol, "lmms_eval", "did you mean 'lmms-eval'"),
         (load_attack, "embeding", "did you mean 'embedding'"),
+        (load_attack, "autoattack", "did you mean 'autoattack-standard'"),
+        (load_attack, "VEAttack", "did you mean 'embedding'"),
+        (load_task_config, "coco2014_cap_val", "did you mean 'coco'"),
+        (task_loader, "vizwiz_vqa_val", "did you mean 'vizwiz'"),
         (load_attack, "../attacks/e2e", "known: "),
         (load_task_config, "VQAv2", "did you mean 'vqav2'"),
         (load_task_config, "", "known: caltech101"),

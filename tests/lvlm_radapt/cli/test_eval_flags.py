@@ -1,0 +1,66 @@
+"""What people who come from other tools type: several budgets at once, --limit and --output_path."""
+
+import pytest
+
+from eval_tasks.run.records import read_run
+from lvlm_radapt.embedded.dataset import write_scenes
+from tests.helpers.tiny_checkpoints import save_llava
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    root = tmp_path_factory.mktemp("place")
+    write_scenes(root / "data", count=3)
+    save_llava(root / "llava")
+    return root
+
+
+@pytest.fixture
+def score(cli, place):
+    def run(*more):
+        words = ["eval", place / "llava", "--task", "vqav2", "--data", place / "data", "--preset", "scenes"]
+        return cli(*words, *more)
+
+    return run
+
+
+def test_several_budgets_are_a_run_each_as_if_made_alone(score, tmp_path):
+    attack = ["--attack", "e2e", "--steps", 1, "--limit", 2]
+    code, out, err = score(*attack, "--eps", "8/255, 16/255", "--output_path", tmp_path / "all")
+    assert code == 0, err
+    assert score(*attack, "--eps", "16/255", "--out", tmp_path / "one")[0] == 0
+    both = [read_run(tmp_path / "all" / name) for name in ("eps-8-255", "eps-16-255")]
+    assert [run.metrics["eps"] for run in both] == [8 / 255, 16 / 255]
+    alone = read_run(tmp_path / "one")
+    assert len(alone.samples) == 2
+    plain = [[one.model_copy(update={"seconds": 0}) for one in run.samples] for run in (both[1], alone)]
+    assert plain[0] == plain[1]
+    assert "8/255" in out
+    assert "16/255" in out
+    assert "16/255" in (tmp_path / "all" / "report.html").read_text()
+    assert score(*attack, "--eps", "8/255, 16/255", "--out", tmp_path / "all", "--resume")[0] == 0
+
+
+def test_a_defence_is_put_in_once_for_all_budgets(score, tmp_path):
+    flags = ["--attack", "embedding", "--steps", 1, "--samples", 2, "--defence", "jpeg"]
+    code, _, err = score(*flags, "--eps", "8/255,16/255", "--out", tmp_path / "all")
+    assert code == 0, err
+    for name in ("eps-8-255", "eps-16-255"):
+        assert read_run(tmp_path / "all" / name).settings["model"]["defence"]["name"] == "jpeg"
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (("--attack", "e2e", "--eps", "8/255,8/255"), "names a budget twice"),
+        (("--attack", "e2e", "--eps", "8/255,"), "eps"),
+        (("--attack", "e2e", "--eps", "8/255,lots"), "lots"),
+        (("--eps", "8/255,16/255"), "--eps needs an attack"),
+    ],
+)
+def test_budgets_that_make_no_sense_are_refused_before_any_run(score, tmp_path, flags, said):
+    code, _, err = score(*flags, "--out", tmp_path / "all")
+    assert code == 2
+    assert said in err
+    assert len(err.strip().splitlines()) == 1
+    assert not (tmp_path / "all").exists()
