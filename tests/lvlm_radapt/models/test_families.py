@@ -22,6 +22,7 @@ from lvlm_radapt.models.families import encoder_families, lvlm_families
 from lvlm_radapt.models.family import Family
 from lvlm_radapt.models.llava import FAMILY, LlavaLVLM
 from tests.helpers import tiny_checkpoints
+from tests.helpers.cli import Cli
 from tests.helpers.failures import one_line
 from tests.helpers.families import FAMILIES as ROWS
 from tests.helpers.families import Case
@@ -120,14 +121,10 @@ def test_a_family_that_is_wrong_is_one_line(source: str, said: str, package: Pac
         lvlm_families()
 
 
-def test_the_command_line_says_it_too(package: Package) -> None:
-    folder = package(RECORD.replace("{checkpoints}", '{"llava": ("LlavaForConditionalGeneration",)}'))
-    run = f"import sys; sys.path.insert(0, {str(folder)!r}); from lvlm_radapt.__main__ import main; main()"
-    done = subprocess.run([sys.executable, "-c", run, "list", "models"], capture_output=True, text=True, check=False)
-    assert done.returncode == 2, done.stderr
-    assert "model_type 'llava' is claimed by two families, in lvlm_radapt.models.llava and in brings:FAMILY" in (
-        " ".join(done.stderr.split())
-    )
+def test_the_command_line_says_it_too(package: Package, cli: Cli) -> None:
+    package(RECORD.replace("{checkpoints}", '{"llava": ("LlavaForConditionalGeneration",)}'))
+    said = " ".join(cli.refused("list", "models").split())
+    assert "model_type 'llava' is claimed by two families, in lvlm_radapt.models.llava and in brings:FAMILY" in said
 
 
 @pytest.mark.parametrize("told", [None, 5, "CLIPVisionModelWithProjection", ["another"], [["list"]]])
