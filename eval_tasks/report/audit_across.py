@@ -25,13 +25,17 @@ def adaptive_against_transfer(runs: Sequence[Run]) -> list[Finding]:
     """
     groups: dict[str, list[Run]] = defaultdict(list)
     for run in runs:
-        if threat_of(run) in ("adaptive", "transfer") and _scores(run):
+        if threat_of(run) in ("adaptive", "transfer") and run.scores("adversarial"):
             groups[_victim(run)].append(run)
     found = []
     for group in groups.values():
         strongest = {}
         for threat in ("adaptive", "transfer"):
-            scored = [(mean(list(_scores(run).values())), i) for i, run in enumerate(group) if threat_of(run) == threat]
+            scored = [
+                (mean(list(run.scores("adversarial").values())), i)
+                for i, run in enumerate(group)
+                if threat_of(run) == threat
+            ]
             if scored:
                 strongest[threat] = group[min(scored)[1]]
         if len(strongest) == 2:
@@ -40,13 +44,13 @@ def adaptive_against_transfer(runs: Sequence[Run]) -> list[Finding]:
 
 
 def _finding(adaptive: Run, transfer: Run) -> Finding | None:
-    ours, theirs = _scores(adaptive), _scores(transfer)
+    ours, theirs = (run.scores("adversarial") for run in (adaptive, transfer))
     shared = [i for i in ours if i in theirs]
     if not shared:
         return None
     images = images_of(sample for sample in adaptive.samples if sample.id in shared)
     excess = difference([ours[i] for i in shared], [theirs[i] for i in shared], images)
-    clean = mean([s.clean.score for s in adaptive.samples if s.clean.score is not None] or [0.0])
+    clean = mean([*adaptive.scores("clean").values()] or [0.0])
     verdict: Verdict = "fail" if excess.low > 0 else "warn" if excess.mean > max(MARGIN * clean, 0) else "pass"
     attack = setting(adaptive, "attack")
     numbers = {
@@ -66,14 +70,6 @@ def _finding(adaptive: Run, transfer: Run) -> Finding | None:
         sure = "beyond the interval" if verdict == "fail" else "though within the interval"
         said = f"{what}: {scores}; the attack that knows the model is the weaker one, {sure}: its score is too high."
     return Finding(NAME, verdict, said, numbers)
-
-
-def _scores(run: Run) -> dict[str, float]:
-    return {
-        sample.id: sample.adversarial.score
-        for sample in run.samples
-        if sample.adversarial is not None and sample.adversarial.score is not None
-    }
 
 
 def _victim(run: Run) -> str:

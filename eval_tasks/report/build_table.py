@@ -7,7 +7,7 @@ import json
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Any
 
 from eval_tasks.metrics.bootstrap import bootstrap_ci
 from eval_tasks.report.disagreements import disagreements
@@ -26,11 +26,9 @@ from eval_tasks.run.facts import (
     threat_of,
     vqa_style_of,
 )
-from eval_tasks.run.records import Run, SampleRecord, Scored, images_of
+from eval_tasks.run.records import Part, Run, Scored, images_of
 from eval_tasks.run.run_metrics import mean_score, target_hits
 from lvlm_radapt.utils.errors import UserError
-
-Part = Literal["clean", "adversarial"]
 
 NOT_RUN = "not run"
 ABOUT_ZERO = 5.0
@@ -268,14 +266,13 @@ def _gain(adaptive: Run | None, stock: Run | None) -> Cell:
 
 def _difference(first: Run, second: Run, part: Part) -> Cell | None:
     """Paired difference over the shared ids; None when there is nothing to subtract."""
-    value = _clean_score if part == "clean" else _adversarial_score
-    others = {sample.id: sample for sample in second.samples if value(sample) is not None}
-    shared = [sample for sample in first.samples if value(sample) is not None and sample.id in others]
+    mine, theirs = first.scores(part), second.scores(part)
+    shared = [sample for sample in first.samples if sample.id in mine and sample.id in theirs]
     if not shared:
         return None
-    twins = [others[sample.id] for sample in shared]
-    mine, theirs = ([score for one in own if (score := value(one)) is not None] for own in (shared, twins))
-    return difference_cell(mine, theirs, images_of(shared) or images_of(twins))
+    others = {sample.id: sample for sample in second.samples}
+    images = images_of(shared) or images_of(others[sample.id] for sample in shared)
+    return difference_cell([mine[sample.id] for sample in shared], [theirs[sample.id] for sample in shared], images)
 
 
 def _loss(run: Run) -> Cell | None:
@@ -288,14 +285,6 @@ def _loss(run: Run) -> Cell | None:
     losses = [loss for loss, _ in known]
     interval = bootstrap_ci(losses, images=images_of(sample for _, sample in known))
     return Cell(value=sum(losses) / len(losses), interval=interval)
-
-
-def _clean_score(sample: SampleRecord) -> float | None:
-    return sample.clean.score
-
-
-def _adversarial_score(sample: SampleRecord) -> float | None:
-    return None if sample.adversarial is None else sample.adversarial.score
 
 
 def _score(run: Run, part: Part, detail: str = "") -> Cell:

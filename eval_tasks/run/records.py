@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 from urllib.parse import quote
 
 import numpy as np
@@ -114,6 +114,9 @@ class SampleRecord(_Model):
         return {under: one for under, one in sums.items() if one is not None}
 
 
+Part = Literal["clean", "adversarial"]
+
+
 @dataclass(frozen=True)
 class Run:
     """A finished run as read from its folder; `samples` are in the order of the selected ids."""
@@ -122,6 +125,11 @@ class Run:
     settings: dict[str, Any]
     metrics: dict[str, Any]
     samples: list[SampleRecord]
+
+    def scores(self, part: Part) -> dict[str, float]:
+        """The score of each sample that has one there, by its id, in the metric's unit."""
+        answers = [(sample.id, getattr(sample, part)) for sample in self.samples]
+        return {own: answer.score for own, answer in answers if answer is not None and answer.score is not None}
 
     @property
     def remark(self) -> str | None:

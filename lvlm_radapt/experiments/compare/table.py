@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import rich.console
 from rich.text import Text
@@ -14,7 +13,7 @@ from eval_tasks.crafting.attack import Threat
 from eval_tasks.metrics.intervals import LEAST
 from eval_tasks.report.answer_retention import retained_of
 from eval_tasks.report.table_formats import METRICS, UNDEFENDED, Cell, difference_cell, score_cell
-from eval_tasks.run.records import Run, SampleRecord, images_of
+from eval_tasks.run.records import Part, Run, images_of
 from lvlm_radapt.experiments.compare.runs import ComparisonRuns
 from lvlm_radapt.utils.text_table import TextTable, as_text
 
@@ -187,20 +186,16 @@ def _about(run: Run) -> str:
 
 def _entry(run: Run, stock: Run, against: Run, own: bool, *, attacked: bool) -> Entry:
     """stock: the undefended model's clean answers; against: its run that the change is measured from."""
-    scores = _scores(run.samples, attacked)
+    part: Part = "adversarial" if attacked else "clean"
+    scores = [*run.scores(part).values()]
     metric, images = str(run.metrics["metric"]), images_of(run.samples)
     kept = retained_of(run, stock, attacked=attacked)
     change = None
     if not own:
-        change = difference_cell(scores, _scores(against.samples, attacked), images)
+        change = difference_cell(scores, [*against.scores(part).values()], images)
     # what the undefended model keeps of its own clean answers is 100 % by definition, and no estimate
     share = "accuracy" if metric != "cider" and (attacked or not own) else ""
     return Entry(score_cell(scores, metric, images), score_cell(kept, share, images), change, run)
-
-
-def _scores(samples: Sequence[SampleRecord], attacked: bool) -> list[float]:
-    answers: list[Any] = [sample.adversarial if attacked else sample.clean for sample in samples]
-    return [float(answer.score) for answer in answers]
 
 
 def _text(entry: Entry) -> str:

@@ -57,8 +57,7 @@ def measure(point: RAdaptConfig, undefended: Sequence[Run], transfer: Run, adapt
     """A setting beside the undefended model. undefended: its runs; the first under its own adaptive attack."""
     ours = model_label(adaptive)
     row = next(row for row in comparison([*undefended, transfer, adaptive]).rows if row.model == ours)
-    theirs = _attacked(undefended[0])
-    mine = _attacked(adaptive)
+    theirs, mine = (run.scores("adversarial") for run in (undefended[0], adaptive))
     shared = [sample for sample in adaptive.samples if sample.id in mine and sample.id in theirs]
     images = images_of(shared)
     differences = tuple(mine[sample.id] - theirs[sample.id] for sample in shared)
@@ -73,11 +72,3 @@ def undefended_row(run: Run) -> Row:
 def numbers_of(cell: Cell) -> Mapping[str, float | None]:
     """value, low, high; None where there is no number."""
     return dict(zip(("value", "low", "high"), cell.numbers or (None, None, None), strict=True))
-
-
-def _attacked(run: Run) -> dict[str, float]:
-    return {
-        sample.id: sample.adversarial.score
-        for sample in run.samples
-        if sample.adversarial is not None and sample.adversarial.score is not None
-    }
