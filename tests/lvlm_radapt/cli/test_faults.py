@@ -129,6 +129,7 @@ def test_a_full_disk_is_one_line_and_resumable(data, whole, tmp_path):
     _finish(words, tmp_path / "logs", out, whole)
 
 
+@pytest.mark.slow
 def test_memory_for_one_image_at_a_time_gives_the_same_results(data, whole, tmp_path):
     out = tmp_path / "run"
     command = Command(evaluation("tiny-llava", data, out), tmp_path / "logs", {"largest_batch": 1})
