@@ -41,6 +41,7 @@ from tests.helpers import tiny_checkpoints
 from tests.helpers.cli import Cli
 from tests.helpers.failures import one_line, quiet
 from tests.helpers.families import FAMILIES
+from tests.helpers.slow import slow
 
 PROMPT, TARGET = "what is this ?", "a pig"
 CONFIG = RAdaptConfig(cutoff=30.0, alpha=0.7)
@@ -162,47 +163,18 @@ class Exported:
     base: Path
     folder: Path
     inputs: dict[str, torch.Tensor]
+    job: dict[str, Any]
     elsewhere: dict[str, Any]
 
 
-@pytest.fixture(scope="module")
-def exported(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Exported]:
-    root = tmp_path_factory.mktemp("export")
-    _image().save(root / "image.png")
-    cases, jobs = {}, []
-    for number, (name, variant) in enumerate(VARIANTS.items()):
-        family = FAMILIES[variant.family]
-        base = root / variant.family
-        if not base.exists():
-            family.save(base)
-        ours = robustify(load_model(base, dtype=variant.dtype), variant.config)
-        folder = root / f"exported{number}"
-        export_model(ours, folder, max_shard_size=variant.shards)
-        inputs = family.inputs(ours, _image(), PROMPT)
-        torch.save(inputs, root / f"{number}.inputs")
-        cases[name] = Exported(variant, ours, base, folder, inputs, {})
-        jobs.append({
-            "folder": str(folder),
-            "inputs": str(root / f"{number}.inputs"),
-            "out": str(root / f"{number}.out"),
-            "stock": family.stock,
-            "inner": type(ours.hf.model).__name__,
-            "base": str(base),
-            "dtype": variant.opened,
-            "refusals": name in FAMILIES or name == "filter alone",
-            "processor": "" if name not in FAMILIES else "parts" if name in PROCESSORS else "AutoProcessor",
-            "image": str(root / "image.png"),
-            "text": family.question.format(PROMPT),
-        })  # fmt: skip
-    anchorless = _copy(cases["llava"].folder, root / "anchorless")
-    weights = load_file(anchorless / "radapt.safetensors")
-    del weights["radapt_mix.anchor"]
-    save_file(weights, anchorless / "radapt.safetensors", metadata={"format": "pt"})
-    jobs.append({
-        **jobs[0], "folder": str(anchorless), "out": str(root / "anchorless.out"), "refusals": False, "processor": "",
-    })  # fmt: skip
+# of these the fast tests try every way in which the defence could be lost
+CORE = ("llava", "qwen2.5", "qwen3", "filter alone")
+
+
+def opened_elsewhere(root: Path, jobs: list[dict[str, Any]]) -> None:
+    """Do the jobs in a process of its own, without this package."""
     (root / "jobs.json").write_text(json.dumps(jobs))
-    (root / "elsewhere").mkdir()
+    (root / "elsewhere").mkdir(exist_ok=True)
     (root / "elsewhere.py").write_text(ELSEWHERE)
     done = subprocess.run(
         [sys.executable, str(root / "elsewhere.py"), str(root / "jobs.json")],
@@ -214,9 +186,62 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Exported]:
         timeout=240,
     )
     assert done.returncode == 0, done.stderr[-3000:]
-    for number, case in enumerate(cases.values()):
-        case.elsewhere.update(torch.load(root / f"{number}.out"))
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Exported]:
+    root = tmp_path_factory.mktemp("export")
+    _image().save(root / "image.png")
+    cases: dict[str, Exported] = {}
+    for number, (name, variant) in enumerate(VARIANTS.items()):
+        family = FAMILIES[variant.family]
+        base = root / variant.family
+        if not base.exists():
+            family.save(base)
+        ours = robustify(load_model(base, dtype=variant.dtype), variant.config)
+        folder = root / f"exported{number}"
+        export_model(ours, folder, max_shard_size=variant.shards)
+        inputs = family.inputs(ours, _image(), PROMPT)
+        torch.save(inputs, root / f"{number}.inputs")
+        cases[name] = Exported(variant, ours, base, folder, inputs, {
+            "folder": str(folder),
+            "inputs": str(root / f"{number}.inputs"),
+            "out": str(root / f"{number}.out"),
+            "stock": family.stock,
+            "inner": type(ours.hf.model).__name__,
+            "base": str(base),
+            "dtype": variant.opened,
+            "refusals": name in CORE,
+            "processor": "" if name not in FAMILIES else "parts" if name in PROCESSORS else "AutoProcessor",
+            "image": str(root / "image.png"),
+            "text": family.question.format(PROMPT),
+        }, {})  # fmt: skip
+    anchorless = _copy(cases["llava"].folder, root / "anchorless")
+    weights = load_file(anchorless / "radapt.safetensors")
+    del weights["radapt_mix.anchor"]
+    save_file(weights, anchorless / "radapt.safetensors", metadata={"format": "pt"})
+    bare = {"folder": str(anchorless), "out": str(root / "anchorless.out"), "refusals": False, "processor": ""}
+    opened_elsewhere(root, [*(case.job for case in cases.values()), cases["llava"].job | bare])
+    for case in cases.values():
+        case.elsewhere.update(torch.load(case.job["out"]))
     return cases
+
+
+@pytest.fixture(scope="module")
+def others(exported: dict[str, Exported]) -> None:
+    """The families beside CORE, opened in the same ways."""
+    rest = [exported[name] for name in FAMILIES if name not in CORE]
+    opened_elsewhere(rest[0].folder.parent, [case.job | {"refusals": True} for case in rest])
+    for case in rest:
+        case.elsewhere.update(torch.load(case.job["out"]))
+
+
+@pytest.fixture(params=[name if name in CORE else slow(name) for name in (*FAMILIES, "filter alone")])
+def refusing(request: pytest.FixtureRequest, exported: dict[str, Exported]) -> Exported:
+    """A folder that was opened in every way in which the defence could be lost."""
+    if request.param not in CORE:
+        request.getfixturevalue("others")
+    return exported[request.param]
 
 
 @pytest.mark.parametrize("name", VARIANTS)
@@ -240,9 +265,8 @@ def test_the_anchor_is_float32_in_every_precision(exported: dict[str, Exported])
     assert {dtype for dtype in anchors.values() if dtype is not None} == {torch.float32}
 
 
-@pytest.mark.parametrize("name", [*FAMILIES, "filter alone"])
-def test_it_never_comes_back_unprotected(exported: dict[str, Exported], name: str) -> None:
-    refusals = exported[name].elsewhere["refusals"]
+def test_it_never_comes_back_unprotected(refusing: Exported) -> None:
+    refusals = refusing.elsewhere["refusals"]
     for way in refusals.keys() & {
         *("stock", "stock, stock config", "stock, bfloat16", "inner model"),
         *("stock, 4 bits", "stock, 8 bits", "stock, stock config, 4 bits"),
@@ -252,16 +276,14 @@ def test_it_never_comes_back_unprotected(exported: dict[str, Exported], name: st
         assert refusals[way].startswith("ValueError") and "trust_remote_code=True" in refusals[way], way  # noqa: PT018
 
 
-@pytest.mark.parametrize("name", [*FAMILIES, "filter alone"])
-def test_it_opens_quantised(exported: dict[str, Exported], name: str) -> None:
-    whole, small = (exported[name].elsewhere[key] for key in ("logits", "8 bits"))
+def test_it_opens_quantised(refusing: Exported) -> None:
+    whole, small = (refusing.elsewhere[key] for key in ("logits", "8 bits"))
     assert 0 < (small.float() - whole).abs().max() < 1
 
 
-@pytest.mark.parametrize("name", [*FAMILIES, "filter alone"])
-def test_what_transformers_saves_of_it_is_protected_too(exported: dict[str, Exported], name: str) -> None:
+def test_what_transformers_saves_of_it_is_protected_too(refusing: Exported) -> None:
     """Under the common file names the shape of one weight stops the stock class."""
-    elsewhere = exported[name].elsewhere
+    elsewhere = refusing.elsewhere
     assert torch.equal(elsewhere["again"], elsewhere["logits"])
     for refusal in elsewhere["refusals again"]:
         assert refusal.startswith("RuntimeError: You set `ignore_mismatched_sizes` to `False`")
