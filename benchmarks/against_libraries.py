@@ -137,13 +137,14 @@ def main() -> None:
         f"clean: loss {float(cross_entropy(clean, y)):.3f}, "
         f"{100 * float((clean.argmax(dim=1) == y).float().mean()):.1f} % right\n"
     )
-    print("| attack | mean loss | right, % | seconds, median (least to most) |")
+    print("| attack | mean loss (seeds, least to most) | right, % | seconds, median (least to most) |")
     print("|---|---|---|---|")
     for name in sorted(attacks):
         losses, right = zip(*found[name], strict=True)
         times = seconds[name]
         spread = f"{statistics.median(times):.2f} ({min(times):.2f} to {max(times):.2f})"
-        print(f"| {name} | {statistics.mean(losses):.4f} | {statistics.mean(right):.1f} | {spread} |")
+        reached = f"{statistics.mean(losses):.3f} ({min(losses):.3f} to {max(losses):.3f})"
+        print(f"| {name} | {reached} | {statistics.mean(right):.1f} | {spread} |")
 
 
 if __name__ == "__main__":
