@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 
+from eval_tasks.crafting.attack import Attack
 from eval_tasks.crafting.make_attack import make_attack
 from eval_tasks.report.page import write_report
 from eval_tasks.run.calibration import read_calibration
@@ -99,7 +100,7 @@ def run_evaluation(
         out,
         asked.options,
         selection=selection,
-        surrogate=None if asked.attack is None else source,
+        surrogate=source if _is_crafted_on(source, victim, asked.attack) else None,
         texts=load_any(texts, device=victim.device, dtype=dtype) if texts else None,
         images_from=images_from,
         resume=resume,
@@ -113,6 +114,11 @@ def run_evaluation(
     if group is None or group.first:
         write_report([run], out / "report.html")
     return run
+
+
+def _is_crafted_on(source: PixelModel | None, victim: PixelModel, attack: Attack | None) -> bool:
+    """Whether images are made on the surrogate, which may be there for its canvas alone."""
+    return not victim.answers_only or (source is not None and attack is not None and attack.threat == "transfer")
 
 
 def _refuse_given(model: str, flags: Mapping[str, object]) -> None:

@@ -49,7 +49,19 @@ class AttackConfig(Strict):
 
     name: Annotated[str, Field(min_length=1)]
     description: str
-    type: Literal["none", "noise", "embedding", "nll", "targeted", "ensemble", "classifier", "contrastive"]
+    type: Literal[
+        "none",
+        "noise",
+        "embedding",
+        "nll",
+        "targeted",
+        "ensemble",
+        "classifier",
+        "contrastive",
+        "corruption",
+        "transfer-ensemble",
+        "query",
+    ]
     known_as: tuple[str, ...] = Field(default=(), strict=False)
     """What other programs and papers call it, for hints."""
 

@@ -24,7 +24,7 @@ from lvlm_radapt.utils.budget import check_8bit_budget
 from lvlm_radapt.utils.errors import UserError
 from lvlm_radapt.utils.plugins import origin
 
-Threat = Literal["adaptive", "transfer"]
+Threat = Literal["adaptive", "transfer", "natural"]
 _OF_THE_RUN = frozenset({"threat", "surrogate", "early_exit", "eps_8bit"})  # they do not change what the attack does
 
 
@@ -33,8 +33,8 @@ class Attack(ABC):
     """An attack with its budget and threat model. A subclass adds its own settings as fields and writes `craft`.
 
     eps: in units of the [0, 1] pixel range, under L2 the length of the whole perturbation.
-    threat: "adaptive" attacks the model with its defence; "transfer" the undefended model or a surrogate; None is for
-        attacks that know no model.
+    threat: "adaptive" attacks the model with its defence; "transfer" the undefended model or a surrogate; "natural" is
+        for what no attacker makes; None is for attacks that know no model.
 
     Raises UserError for a budget below one 8-bit level.
     """
@@ -54,6 +54,10 @@ class Attack(ABC):
     knows_model: ClassVar[bool] = True
     spares: ClassVar[bool] = False
     """Whether it leaves an image alone once that is broken."""
+    needs_gradients: ClassVar[bool] = True
+    """Whether an adaptive one needs more of the model than its answers."""
+    takes_several: ClassVar[bool] = False
+    """Whether it can be crafted on several surrogates at once."""
     reads_prompt: ClassVar[bool] = False
     """Whether its loss depends on the prompt."""
 
@@ -87,16 +91,18 @@ class Attack(ABC):
 
     def check(self, model: PixelModel, surrogate: PixelModel | None) -> None:
         """UserError where what the attack is crafted on does not fit its threat model."""
-        if self.threat == "adaptive" and model.answers_only:
+        if self.threat == "adaptive" and model.answers_only and self.needs_gradients:
             raise UserError(
                 f"{model.name} gives answers alone, no gradients, so no adaptive attack can be made on it: use "
-                "--threat transfer with --surrogate MODEL"
+                "--threat transfer with --surrogate MODEL, or --attack query"
             )
         if self.threat == "transfer" and surrogate is None and model.defence is None:
             raise UserError(
                 f"{model.name} has no defence, so it has no undefended model to craft transfer images on: "
                 "name a --surrogate, or use --threat adaptive"
             )
+        if surrogate is not None and len(surrogate.members) > 1 and not self.takes_several:
+            raise UserError(f"--attack {self.name} takes one surrogate: for several use --attack transfer-ensemble")
         if self.threat != "transfer" and surrogate is not None:
             raise UserError("--surrogate is for --threat transfer: an adaptive attack is crafted on the model itself")
 

@@ -16,20 +16,36 @@ from eval_tasks.config.validation import first_problem
 from eval_tasks.crafting.attack import Attack, Threat
 from eval_tasks.crafting.classifier import Classifier
 from eval_tasks.crafting.contrastive import Contrastive
+from eval_tasks.crafting.corruption import Corruption
 from eval_tasks.crafting.embedding import Embedding
 from eval_tasks.crafting.end_to_end import EndToEnd
 from eval_tasks.crafting.ensemble import Ensemble
 from eval_tasks.crafting.noise import Noise
+from eval_tasks.crafting.query import Query
 from eval_tasks.crafting.targeted import Targeted
+from eval_tasks.crafting.transfer_ensemble import TransferEnsemble
 from lvlm_radapt.utils.budget import parse_eps
 from lvlm_radapt.utils.errors import UserError
 from lvlm_radapt.utils.plugins import is_plugin, resolve
 
 HalfChoice = Literal["auto", "none", "bfloat16", "float16"]
 TYPES: dict[str, type[Attack]] = {
-    one.kind: one for one in (Noise, Embedding, EndToEnd, Targeted, Ensemble, Classifier, Contrastive)
+    one.kind: one
+    for one in (
+        Noise,
+        Embedding,
+        EndToEnd,
+        Targeted,
+        Ensemble,
+        Classifier,
+        Contrastive,
+        Corruption,
+        Query,
+        TransferEnsemble,
+    )
 }
 """The attacks that presets are made of, by their `type`."""
+EPS = "4/255"
 _FLAGS = {
     "steps": "--steps is not for --attack {}: it has none, or their number is part of what it is",
     "target": "--target is for --attack targeted: {} has no target text",
@@ -42,13 +58,14 @@ _FLAGS = {
 def make_attack(
     attack: str | AttackConfig,
     *,
-    eps: str | float = "4/255",
+    eps: str | float | None = None,
     threat: Threat | None = None,
     norm: Norm | None = None,
     steps: int | None = None,
     target: str | None = None,
     half: HalfChoice = "auto",
     early_exit: bool = False,
+    settings: Mapping[str, Any] | None = None,
     device: str = "cpu",
     dtype: torch.dtype = torch.float32,
 ) -> Attack | None:
@@ -57,42 +74,51 @@ def make_attack(
 
     A plug-in is a subclass of Attack, named `pkg.module:Name` or by its entry point in the group `lvlm_radapt.attacks`.
 
-    eps: `4/255` or a number in [0, 1] pixel units; a length under L2. half: of an ensemble's first stages; `auto` is
+    eps: `4/255` or a number in [0, 1] pixel units; a length under L2. None: the attack's own, 4/255 for most. settings:
+    further ones of the attack's class, in place of the preset's. half: of an ensemble's first stages; `auto` is
     the attack's own on a GPU, where it pays, and only there. early_exit: a sample stops once its answer scores 0.
     device, dtype: of the model that the attack is crafted on.
 
     Raises UserError for options that the attack does not know and for values that mean nothing.
     """
+    own = dict(settings or {})
     flags: dict[str, Any] = {"threat": threat, "steps": steps, "target": target, "early_exit": early_exit or None}
     flags["half"] = None if half == "auto" else half
     if isinstance(attack, str) and is_plugin("attack", attack):
-        return _plugin(attack, eps, norm, flags)
+        return _plugin(attack, eps, norm, flags, own)
     config = load_attack(attack) if isinstance(attack, str) else attack
     if config.type not in TYPES:
-        given = {"--threat": threat, "--norm": norm, "--target": target, "--early-exit": early_exit or None}
+        given: dict[str, Any] = {"--threat": threat, "--norm": norm, "--target": target}
+        given |= {"--early-exit": early_exit or None, "--attack-set": own or None}
         named = [flag for flag, value in given.items() if value is not None]
         if named:
             raise UserError(f"{named[0]} needs an attack: choose one with --attack")
         return None
     if steps is not None and steps < 1:
         raise UserError(f"--steps must be at least 1, got {steps}")
-    of, settings = TYPES[config.type], config.settings
-    norm = norm or settings.get("norm", "Linf")
+    of, preset = TYPES[config.type], config.settings
+    norm = norm or preset.get("norm", "Linf")
     for flag, value in flags.items():
-        if value is not None and not _takes(of, settings, flag):
+        if value is not None and not _takes(of, preset, flag):
             raise UserError(_FLAGS[flag].format(config.name))
     if half == "none" or (half == "auto" and not (device.startswith("cuda") and dtype == torch.float32)):
-        settings.pop("half", None)
+        preset.pop("half", None)
         flags["half"] = None
-    budget = eps if isinstance(eps, float) else parse_eps(eps, norm)
-    chosen = {name: value for name, value in flags.items() if value is not None}
-    return built(of, settings | chosen | {"name": config.name, "eps": budget, "norm": norm}, f"attack {config.name}")
+    chosen = own | {name: value for name, value in flags.items() if value is not None}
+    budget = _budget(preset.get("eps", EPS) if eps is None else eps, norm)
+    return built(of, preset | chosen | {"name": config.name, "eps": budget, "norm": norm}, f"attack {config.name}")
 
 
-def _plugin(name: str, eps: str | float, norm: Norm | None, flags: Mapping[str, Any]) -> Attack:
-    """An attack of somebody else's, given the flags that the user chose."""
-    chosen = {flag: value for flag, value in flags.items() if value is not None}
-    budget = eps if isinstance(eps, float) else parse_eps(eps, norm or "Linf")
+def _budget(eps: str | float, norm: Norm) -> float:
+    return eps if isinstance(eps, float) else parse_eps(eps, norm)
+
+
+def _plugin(
+    name: str, eps: str | float | None, norm: Norm | None, flags: Mapping[str, Any], own: Mapping[str, Any]
+) -> Attack:
+    """An attack of somebody else's, given the flags and settings that the user chose."""
+    chosen = {**own, **{flag: value for flag, value in flags.items() if value is not None}}
+    budget = _budget(EPS if eps is None else eps, norm or "Linf")
     settings = chosen | {"name": name, "eps": budget} | ({} if norm is None else {"norm": norm})
     made: Attack = resolve("attack", name, {}, Attack, settings)  # type: ignore[type-abstract]
     return made

@@ -95,7 +95,7 @@ class _Group:
     """The runs that differ in nothing but the threat model."""
 
     def __init__(self) -> None:
-        self.single: dict[str, Run] = {}  # by threat: none, noise, adaptive
+        self.single: dict[str, Run] = {}  # by threat: none, noise, natural, adaptive
         self.transfer: dict[str | None, Run] = {}  # by surrogate; None is the model's undefended model
 
     @property
@@ -115,11 +115,11 @@ class _Group:
 def _rows(key: _Key, group: _Group, groups: Mapping[_Key, _Group]) -> list[Row]:
     stock = _undefended(group.any, key[2], groups)
     rows = []
-    for threat in ("none", "noise"):
+    for threat, detail in (("none", ""), ("noise", "control"), ("natural", "no attacker")):
         if threat in group.single:
             run = group.single[threat]
-            absent = Cell(NOT_RUN if threat == "none" else "n/a (noise)")
-            transfer = absent if threat == "none" else _score(run, "adversarial", "control")
+            absent = Cell(NOT_RUN if threat == "none" else f"n/a ({threat})")
+            transfer = absent if threat == "none" else _score(run, "adversarial", detail)
             rows.append(_row(run, [run], transfer, absent, Cell("n/a"), None, _same_clean(run, groups), {}))
     adaptive = group.single.get("adaptive")
     surrogates: list[str | None] = sorted(group.transfer, key=lambda name: (name is not None, name or ""))

@@ -286,7 +286,7 @@ def _flat(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
 def _gallery(runs: Sequence[Run]) -> SampleGallery | None:
     """Of the run that tells most: with images, attacked rather than noisy, defended, adaptive, and with
     samples of both kinds."""
-    threats = {"adaptive": 0, "transfer": 1, "noise": 2}
+    threats = {"adaptive": 0, "transfer": 1, "natural": 2, "noise": 3}
     attacked = [run for run in runs if threat_of(run) in threats]
     if not attacked:
         return None

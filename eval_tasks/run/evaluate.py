@@ -170,7 +170,7 @@ def evaluate(
                 folder.tell(usage=usage)
                 said += usage_notes(usage)
             found = metrics(records, task, attack, [*remarks, *said], time.monotonic() - started) | more
-            if attack is not None and attack.threat == "adaptive":
+            if attack is not None and attack.threat == "adaptive" and not model.answers_only:
                 running.stage("audit")
                 found["audit"] = audit_of_run(folder, run, samples, records, attack, seed=options.seed).to_dict()
             folder.finish(found, records)

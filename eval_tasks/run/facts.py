@@ -83,14 +83,16 @@ def vqa_style_of(run: Run) -> str | None:
 
 
 def threat_of(run: Run) -> str:
-    """`adaptive`, `transfer`, `noise` (knows no model, whatever is recorded) or `none` (no attack); UserError where
-    run.json says something else."""
+    """`adaptive`, `transfer`, `natural` (no attacker), `noise` (knows no model, whatever is recorded) or `none` (no
+    attack); UserError where run.json says something else."""
     name = "none" if setting(run, "attack") is None else setting(run, "attack", "name")
     if name in ("none", "noise"):
         return str(name)
     threat = setting(run, "attack", "threat")
-    if threat not in ("adaptive", "transfer"):
-        raise UserError(f"{run.path / 'run.json'}: attack.threat is {threat!r}, it must be adaptive or transfer")
+    if threat not in ("adaptive", "transfer", "natural"):
+        raise UserError(
+            f"{run.path / 'run.json'}: attack.threat is {threat!r}, it must be adaptive, transfer or natural"
+        )
     return str(threat)
 
 

@@ -18,6 +18,7 @@ from lvlm_radapt.cli import (  # noqa: F401  # noqa: F401
     pack,
     report,
     robustify,
+    serve,
     tune,
 )
 

@@ -93,7 +93,7 @@ def analyze(
     if task is not None and data is not None:
         name = attack or ("apgd-ce" if is_encoder(model) else "e2e")
         plan = attack_of(name, protocol, place, eps=eps, steps=steps)
-        if plan is None or plan.threat is None:
+        if plan is None or not plan.knows_model:
             raise UserError(f"--attack {name} attacks no model: choose one that does, lvlm-radapt list attacks")
         scored = evaluation_of(task, data, protocol, plan, samples=samples, seed=seed, batch_size=batch_size)
     asked = AnalysisSettings(

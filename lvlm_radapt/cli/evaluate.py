@@ -39,6 +39,7 @@ from lvlm_radapt.cli.resuming import command_line, progress, resumable, saved_in
 from lvlm_radapt.cli.tables import print_tables
 from lvlm_radapt.utils.bounds import MOST
 from lvlm_radapt.utils.errors import UserError
+from lvlm_radapt.utils.plugins import read_settings
 from lvlm_radapt.utils.progress import JsonLines
 
 if TYPE_CHECKING:
@@ -70,7 +71,10 @@ def eval_(
         Threat | None,
         typer.Option(help="adaptive: made through the defence; transfer: on the undefended model or --surrogate."),
     ] = None,
-    surrogate: Annotated[str | None, typer.Option(help="Craft transfer images on this model.")] = None,
+    surrogate: Annotated[
+        str | None,
+        typer.Option(help="Craft transfer images on this model; on several (A,B) with --attack transfer-ensemble."),
+    ] = None,
     images_from: Annotated[
         Path | None,
         typer.Option(
@@ -89,6 +93,10 @@ def eval_(
     ] = None,
     norm: NormOption = None,
     steps: StepsOption = None,
+    attack_set: Annotated[
+        list[str] | None,
+        typer.Option(metavar="KEY=VALUE", help="A setting of --attack, such as severity=5; give it once for each."),
+    ] = None,
     samples: Annotated[
         int | None,
         typer.Option("--samples", "--limit", max=MOST, help="How many samples; the preset's number if left out."),
@@ -263,9 +271,10 @@ def _asked(flags: SimpleNamespace, eps: str | None, place: dict[str, Any]) -> Ev
         chosen["attack"] or "none",
         protocol,
         place,
-        eps="4/255" if chosen["eps"] is None else chosen["eps"],
+        eps=chosen["eps"],
         threat=threat,
         norm=chosen["norm"],
+        settings=read_settings(flags.attack_set or ()),
         **{name: chosen[name] for name in ("steps", "target", "half", "early_exit")},
     )
     return evaluation_of(

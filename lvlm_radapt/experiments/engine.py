@@ -77,8 +77,8 @@ class Sweep:
     def threats(self, row: str, trial: Trial) -> tuple[Threat, ...]:
         """The runs that a row makes on a trial. The first row makes no transfer run where its adaptive images serve."""
         if row != self._first:
-            return () if trial.attack.threat is None else ("transfer", "adaptive")
-        if trial.attack.threat is None:
+            return ("transfer", "adaptive") if trial.attack.knows_model else ()
+        if not trial.attack.knows_model:
             return ("control",)
         return ("adaptive",) if self._source(trial) == "adaptive" else ("adaptive", "transfer")
 

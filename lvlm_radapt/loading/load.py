@@ -22,6 +22,7 @@ from lvlm_radapt.loading.weights import checkpoint_dtype
 from lvlm_radapt.models.base import LVLM, Geometry, PixelModel
 from lvlm_radapt.models.clip import CLIPEncoder
 from lvlm_radapt.models.conversations import Conversation, conversation_of
+from lvlm_radapt.models.several import SeveralModels
 from lvlm_radapt.utils.errors import UserError
 
 __all__ = [
@@ -186,8 +187,14 @@ def load_surrogate(
     geometry: Geometry | None = None,
     conversation: Conversation | None = None,
 ) -> PixelModel:
-    """A model to craft transfer images on: an LVLM, or an image encoder. UserError for a robustified folder: what
-    transfers from an undefended model is asked."""
+    """A model to craft transfer images on: an LVLM, or an image encoder; several by names with commas between them.
+    UserError for a robustified folder: what transfers from an undefended model is asked."""
+    if "," in os.fspath(name_or_path):
+        names = [name.strip() for name in os.fspath(name_or_path).split(",")]
+        if not all(names):
+            raise UserError(f"--surrogate {os.fspath(name_or_path)!r} must have names between commas")
+        how: Any = {"device": device, "dtype": dtype, "geometry": geometry, "conversation": conversation}
+        return SeveralModels([load_surrogate(name, **how) for name in names])
     if is_robustified(name_or_path):
         raise UserError(f"{os.fspath(name_or_path)} is robustified: a surrogate is an undefended model, name its base")
     return load_any(name_or_path, device=device, dtype=dtype, geometry=geometry, conversation=conversation)

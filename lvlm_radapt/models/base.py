@@ -188,6 +188,11 @@ class PixelModel(ABC):
     def _canvas_bytes(self, image: Image.Image) -> np.ndarray:
         """uint8 [3, H, W]: the image on the canvas."""
 
+    @property
+    def members(self) -> tuple[PixelModel, ...]:
+        """The models that an attack on this one looks at: itself, unless it stands for several."""
+        return (self,)
+
     def facts(self) -> dict[str, Any]:
         """What run.json's entry `model` says in place of what all models tell there."""
         return {}

@@ -73,6 +73,11 @@ def png_bytes(pixels: np.ndarray) -> bytes:
     return encoded.getvalue()
 
 
+def file_digest(path: Path) -> str:
+    """SHA-256 of an image file's bytes. UserError as for `open_image`."""
+    return hashlib.sha256(read_bytes(path)).hexdigest()
+
+
 def image_key(source: Path | Held) -> str:
     """An identity of the stored image, 32 hexadecimal digits of the SHA-256 of its bytes.
 

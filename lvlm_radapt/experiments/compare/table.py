@@ -9,12 +9,12 @@ from dataclasses import dataclass
 import rich.console
 from rich.text import Text
 
-from eval_tasks.crafting.attack import Threat
 from eval_tasks.metrics.intervals import LEAST
 from eval_tasks.report.answer_retention import retained_of
 from eval_tasks.report.table_formats import METRICS, UNDEFENDED, Cell, difference_cell, score_cell
 from eval_tasks.run.records import Part, Run, images_of
 from lvlm_radapt.experiments.compare.runs import ComparisonRuns
+from lvlm_radapt.experiments.engine import Threat
 from lvlm_radapt.utils.text_table import TextTable, as_text
 
 BETTER, WORSE = "\N{BLACK UP-POINTING TRIANGLE}", "\N{BLACK DOWN-POINTING TRIANGLE}"

@@ -40,9 +40,9 @@ def asked(preset: str, data: Path, out: Path) -> tuple[Run, list[list[int]]]:
     heard: list[list[int]] = []
     encode = PromptEncoder.prompt
 
-    def listened(self: PromptEncoder, prompt: Any, image_tokens: int) -> list[int]:
-        heard.append(encode(self, prompt, 1))
-        return encode(self, prompt, image_tokens)
+    def listened(self: PromptEncoder, prompt: Any, image_tokens: int, *more: Any) -> list[int]:
+        heard.append(encode(self, prompt, 1, *more))
+        return encode(self, prompt, image_tokens, *more)
 
     settings = evaluation("vqav2", data, preset=preset, samples=2, seed=1)
     with pytest.MonkeyPatch.context() as patch:

@@ -332,6 +332,29 @@ def test_flags_of_an_api_are_refused_elsewhere(cli, place, tmp_path):
 
 
 @pytest.mark.slow
+def test_a_served_export_answers_as_the_robust_model_does_here(cli, place, tmp_path):
+    """`lvlm-radapt serve` over an export: the filter is inside."""
+    export, made = tmp_path / "export", tmp_path / "made"
+    common = ["--task", "vqav2", "--data", place / "data"]
+    assert cli("robustify", "tiny-llava", "--export", "--cutoff", 12, "--out", export)[0] == 0
+    attack = ["--attack", "e2e", "--steps", 4, "--eps", "16/255", "--samples", N, "--preset", "scenes"]
+    assert cli("eval", export, *common, *attack, "--out", made)[0] == 0
+    port = free_port()
+    command = [sys.executable, "-m", "lvlm_radapt", "serve", str(export), "--port", port, "--dtype", "float32"]
+    with running([*command, "--device", "cpu"], port, tmp_path / "server.log") as url:
+        flags = [*common, "--surrogate", "tiny-llava", "--images-from", made, "--threat", "transfer"]
+        code, _, err = cli("eval", f"openai:{export}", "--base-url", url, *flags, "--out", tmp_path / "run")
+    assert code == 0, err
+    run, here = read_run(tmp_path / "run"), read_run(made)
+    assert [one.adversarial.output for one in run.samples] == [one.adversarial.output for one in here.samples]
+    assert [one.clean.output for one in run.samples] == [one.clean.output for one in here.samples]
+    bare = tmp_path / "bare"  # and not as the same weights without the filter do
+    assert cli("eval", "tiny-llava", *flags, "--out", bare)[0] == 0
+    undefended = read_run(bare)
+    assert [one.adversarial.output for one in run.samples] != [one.adversarial.output for one in undefended.samples]
+
+
+@pytest.mark.slow
 def test_transformers_own_server_answers_as_the_same_weights_do_here(cli, place, tmp_path):
     """The images of a run on tiny-llava, answered by `transformers serve` over its plain weights."""
     plain, made = tmp_path / "plain", tmp_path / "made"
@@ -350,14 +373,19 @@ def test_transformers_own_server_answers_as_the_same_weights_do_here(cli, place,
     assert run.settings["usage"]["prompt_tokens"] > 0
 
 
-@contextlib.contextmanager
 def transformers_serve(folder, log):
     """The base URL of the server that ships with transformers, over the checkpoint in `folder`."""
     port = free_port()
     start = "import sys; from transformers.cli.transformers import main; sys.argv[0] = 'transformers'; main()"
     flags = ["serve", str(folder), "--device", "cpu", "--dtype", "float32", "--host", "127.0.0.1", "--port", port]
+    return running([sys.executable, "-c", start, *flags], port, log)
+
+
+@contextlib.contextmanager
+def running(command, port, log):
+    """The base URL of a server in a process of its own, once it is well."""
     with log.open("wb") as file:
-        process = subprocess.Popen([sys.executable, "-c", start, *flags], stdout=file, stderr=file)
+        process = subprocess.Popen(command, stdout=file, stderr=file)
     try:
         until = time.monotonic() + 240
         while not answers(f"http://127.0.0.1:{port}/health"):
@@ -374,3 +402,12 @@ def answers(url):
     with contextlib.suppress(OSError), urllib.request.urlopen(url, timeout=5) as found:
         return found.status == 200
     return False
+
+
+def test_what_cannot_be_served_is_one_line(cli, place, tmp_path):
+    assert cli("robustify", place / "llava", "--out", tmp_path / "adapter")[0] == 0
+    assert "is an adapter, no whole model" in cli.refused("serve", tmp_path / "adapter")[-400:]
+    assert "did you mean tiny-llava" in cli.refused("serve", "tiny-lava")
+    with serving() as server:
+        port = server.url.split(":")[2].partition("/")[0]
+        assert "choose another --port" in cli.refused("serve", place / "llava", "--port", port)
