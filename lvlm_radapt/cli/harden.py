@@ -9,7 +9,15 @@ import typer
 
 from lvlm_radapt.cli.app import app, console
 from lvlm_radapt.cli.group import exit_unless_rank0
-from lvlm_radapt.cli.options import DeviceOption, DtypeOption, EpsOption, LogJsonOption, PresetOption
+from lvlm_radapt.cli.options import (
+    DeviceMapOption,
+    DeviceOption,
+    DtypeOption,
+    EpsOption,
+    LogJsonOption,
+    PresetOption,
+    QuantizeOption,
+)
 from lvlm_radapt.cli.placing import default_preset, place_of
 from lvlm_radapt.cli.resuming import command_line, progress, resumable
 from lvlm_radapt.utils.bounds import MOST
@@ -48,12 +56,17 @@ def harden(
     hours: Annotated[
         float | None, typer.Option(min=0, help="Cut samples and steps until the search fits into so many hours.")
     ] = None,
+    also: Annotated[
+        str | None, typer.Option(help="Another task of --data: its clean score is told before and after.")
+    ] = None,
     plan: Annotated[
         bool, typer.Option("--plan", help="Say what each stage takes in time and memory, and end there.")
     ] = False,
     preset: PresetOption = None,
     device: DeviceOption = "auto",
+    device_map: DeviceMapOption = None,
     dtype: DtypeOption = "auto",
+    quantize: QuantizeOption = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with a search that was stopped.")] = False,
     log_json: LogJsonOption = None,
 ) -> None:
@@ -80,9 +93,9 @@ def harden(
         train_steps=train_steps,
         image_count=image_count,
         hours=hours,
+        also=also,
     )
-    flags = place_of(device, dtype, None, None, model=model)
-    place = {"device": flags["device"], "dtype": flags["dtype"]}
+    place = place_of(device, dtype, quantize, device_map, model=model)
     with (
         JsonLines.to(log_json) as log,
         resumable(command_line("--resume")),

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from attacks.auto_batch import AutoBatch
 from attacks.pgd import pgd
 from attacks.threads import workers_of
 from lvlm_radapt.defences.base import refuse_attached
@@ -120,6 +121,8 @@ def finetune(
     processes = SingleProcess() if processes is None else processes
     recipe = settings.recipe
     refuse_attached(model, "fine-tuning it")
+    if any(parameter.is_meta for parameter in find_tower(model.hf).module.parameters()):
+        raise UserError(f"{model.name}: its vision tower does not fit into memory: use --quantize 4bit or a larger GPU")
     if is_injected(model.hf):
         raise UserError(f"{model.name} has R-Adapt in it: fine-tune its base model, then robustify that")
     if recipe.batch_size % processes.size:
@@ -212,6 +215,7 @@ class Work:
         self.log = TrainingLog(objective.watched, weights=weights.all)
         self._watched: list[tuple[PixelBatch, Targets, list[int]]] | None = None
         self._smooth: float | None = None
+        self._parts = AutoBatch()
 
     def loaded(self, batches: Iterator[list[Path]]) -> Iterator[tuple[list[Path], PixelBatch]]:
         """Of batch after batch this process's share: its files and their pixels, read while the one before is
@@ -241,10 +245,8 @@ class Work:
         mine = range(self._processes.rank, self._recipe.batch_size, self._processes.size)
         adversarial = clean.replace(self._attacked(clean, targets, [first + i for i in mine]))
         self._train(True)
-        with self._precision():
-            loss = self._objective.loss(adversarial, clean, targets).mean()
-        loss.backward()
         weights = list(self._trained.values())
+        loss = self._descend(adversarial, clean, targets, weights)
         value = self._processes.mean(loss, weights)
         self._check(value, number)
         if not self.log.trained:
@@ -256,6 +258,25 @@ class Work:
         self._optimiser.zero_grad(set_to_none=True)
         self.log.losses.append(value)
         self.log.rates.append(rate)
+
+    def _descend(
+        self, adversarial: PixelBatch, clean: PixelBatch, targets: Targets, weights: Sequence[nn.Parameter]
+    ) -> Tensor:
+        """The mean loss, with its gradient in the weights. A batch that does not fit into memory is taken in parts."""
+
+        def piece(rows: slice) -> tuple[Tensor, tuple[Tensor | None, ...]]:
+            index = list(range(len(clean)))[rows]
+            with self._precision():
+                own = tuple(one[index] for one in targets)
+                loss = self._objective.loss(adversarial[index], clean[index], own).sum() / len(clean)
+            # a part that fails leaves nothing in the weights
+            return loss.detach(), torch.autograd.grad(loss, weights, allow_unused=True)
+
+        losses, gradients = zip(*self._parts.run(piece, len(clean)), strict=True)
+        for weight, parts in zip(weights, zip(*gradients, strict=True), strict=True):
+            reached = [part for part in parts if part is not None]
+            weight.grad = torch.stack(reached).sum(0) if reached else None
+        return torch.stack(losses).sum()
 
     def probe(self) -> Probe:
         """How the model does on the held-back images now. UserError when it is no number."""

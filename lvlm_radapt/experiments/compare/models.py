@@ -50,6 +50,7 @@ class RowModels:
     def __init__(self, comparison: Comparison, protocol: Protocol, out: Path, announce: Announce, **place: Any) -> None:
         self.bases = tuple(dict.fromkeys(column.model for column in comparison.columns))
         self._comparison = comparison
+        self._protocol = protocol
         self._factory = ModelFactory(**protocol.opening(), **place)
         self._out = out
         self._announce = announce
@@ -183,9 +184,31 @@ class RowModels:
             features: Features = "cls" if is_encoder(base) else "tokens"
             settings = FinetuneSettings(how.method, recipe, how.scope, features, how.seed, rank=how.rank)
             log = finetune(model, images, settings, state=state, resume=True, announce=self._announce)
-            save_twin(model, log, settings, images, folder)
+            save_twin(self._tuned(model, base), log, settings, images, folder)
         state.unlink(missing_ok=True)
         return folder
+
+    @contextmanager
+    def writable(self, row: RowSpec, base: str, model: PixelModel) -> Iterator[PixelModel]:
+        """`model`, the row's as it is open; where that is quantised or spread over devices, the same on the CPU."""
+        if self._in_one_piece:
+            yield model
+        else:
+            whole = RowModels(self._comparison, self._protocol, self._out, self._announce, dtype=self._place["dtype"])
+            with whole.opened(row) as opened:
+                yield opened[base]
+
+    @property
+    def _in_one_piece(self) -> bool:
+        return self._place.get("quantize") is None and self._place.get("device_map") is None
+
+    def _tuned(self, model: PixelModel, base: str) -> PixelModel:
+        """`model`, whose tower was trained; where it is not in one piece, the whole of `base` with that tower."""
+        if self._in_one_piece:
+            return model
+        whole = load_any(base, dtype=self._place["dtype"])
+        whole.tower.load_state_dict(model.tower.state_dict())
+        return whole
 
     def _training(self, how: Finetune) -> tuple[FinetuneRecipe, TrainingImages]:
         """How weights are trained, and on what. UserError where the images are too few."""

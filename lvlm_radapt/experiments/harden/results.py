@@ -80,12 +80,26 @@ def headline(found: Hardening, out: Path) -> list[str]:
         return [f"{word}. {_sentence(reason)}", _capital(numbers), audit]
     return [
         f"{word}. {numbers}",
-        f"COST: the clean score changes by {found.change}, to {_mean(after, attacked=False):.1f}.",
+        f"COST: the clean score changes by {found.change}, to {_mean(after, attacked=False):.1f}."
+        f"{_other(found)} An answer takes {_seconds(found, found.winner)} instead of {_seconds(found, AS_IT_IS)}.",
         f"STILL FALLS: {100 - new:.0f} of 100. A stronger attack takes more.",
         audit,
         f"SERVE: {serving(found, out)}",
         f"TRY: lvlm-radapt chat {out / MODEL}",
     ]
+
+
+def _other(found: Hardening) -> str:
+    """What becomes of the second task, in a sentence with a space in front; "" where there is none."""
+    if not found.other or found.winner is None:
+        return ""
+    before, after = (_cell(found.other[name], attacked=False) for name in (AS_IT_IS, found.winner))
+    run = found.other[AS_IT_IS]
+    return f" On {run.settings['task']} it is {after} instead of {before} (n = {len(run.samples)})."
+
+
+def _seconds(found: Hardening, row: str) -> str:
+    return f"{1000 * found.seconds[row]:.0f} ms"
 
 
 def serving(found: Hardening, out: Path) -> str:
@@ -97,8 +111,11 @@ def serving(found: Hardening, out: Path) -> str:
 def settings_of(found: Hardening) -> str:
     """What was done, in a line."""
     search, sizes, split = found.prepared.search, found.prepared.sizes, found.prepared.split
+    quantised = next(iter(found.chosen_on.values())).settings["model"].get("quantize")
+    packed = f", its language model in {quantised} where it is scored" if quantised else ""
     return (
-        f"{Path(search.model).name}, {search.task}, preset {search.preset}, Linf {search.eps}, {sizes.steps} steps. "
+        f"{Path(search.model).name}{packed}, {search.task}, preset {search.preset}, Linf {search.eps}, "
+        f"{sizes.steps} steps. "
         f"{len(split.training)} images to train on, {split.images[0]} to choose on, {split.images[1]} to score on; no "
         "image is in two parts."
     )
@@ -146,6 +163,7 @@ def write_results(found: Hardening, out: Path, *, command: str) -> None:
         "candidates": [asdict(candidate) for candidate in found.candidates],
         "gain": _numbers(found.gain),
         "clean_change": _numbers(found.change),
+        "seconds_per_answer": dict(found.seconds),
         "audit": None if found.audit is None else found.audit.verdict,
     }
     write_text(out / DOCUMENT, json.dumps(document, indent=1, allow_nan=False) + "\n")

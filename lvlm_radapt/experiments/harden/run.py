@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Container, Mapping
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,18 +20,20 @@ from eval_tasks.report.audit_page import write_audit
 from eval_tasks.report.html_templates import write_text
 from eval_tasks.report.table_formats import Cell, difference_cell
 from eval_tasks.run.audit_model import audit_opened
+from eval_tasks.run.evaluate import evaluate
 from eval_tasks.run.options import EvalOptions, Evaluation, Selection, select_samples
 from eval_tasks.run.records import Run, images_of
 from eval_tasks.run.threads import on_recorded_threads
 from eval_tasks.tasks.make_task import make_task
+from eval_tasks.tasks.text import TextTask
 from lvlm_radapt.experiments.compare.models import RowModels
 from lvlm_radapt.experiments.compare.preset import Comparison
 from lvlm_radapt.experiments.compare.words import comparison_of
 from lvlm_radapt.experiments.engine import Sweep, Trial
 from lvlm_radapt.experiments.harden.inputs import HARDENED, check_model, check_opened, check_training
 from lvlm_radapt.experiments.harden.plan import AUDIT_SAMPLES, CANDIDATES, Costs, Sizes, fit
-from lvlm_radapt.experiments.harden.split import SPLIT, Split, link_images, split_data
-from lvlm_radapt.experiments.harden.timing import time_steps
+from lvlm_radapt.experiments.harden.split import SPLIT, Split, image_digest, link_images, split_data
+from lvlm_radapt.experiments.harden.timing import ANSWERS_TIMED, answer_seconds, time_steps
 from lvlm_radapt.experiments.harden.verdict import Candidate, Verdict, choose, judge
 from lvlm_radapt.experiments.models import ModelFactory
 from lvlm_radapt.experiments.rows import RowSpec, slug
@@ -50,15 +52,17 @@ PLAN, MODEL, AUDIT = "plan.json", "hardened", "audit"
 OURS = frozenset({PLAN, SPLIT, MODEL, AUDIT, "runs", "data", "models", "report.html", "harden.json"})
 AS_IT_IS = "as it is"
 BATCH = 32
+_PACKED = {None: 1, "8bit": 2, "4bit": 4}  # weights as they are written take so many times the room
 
 
-SMALL = Sizes(samples=150, steps=20, tuning=250, anchor=100)
+SMALL = Sizes(samples=150, steps=20, tuning=250, anchor=60)
 """Of the embedded models; `tuning` is that of the recipe `scenes`."""
 
 
 @dataclass(frozen=True)
 class Search:
-    """What a user chooses. samples, steps, train_steps: None for what fits the model: see `sizes`."""
+    """What a user chooses. samples, steps, train_steps: None for what fits the model: see `sizes`. also: another task
+    of the same data, which tells what the winner costs there."""
 
     model: str
     task: str
@@ -72,6 +76,7 @@ class Search:
     train_steps: int | None = None
     image_count: int = 2000
     hours: float | None = None
+    also: str | None = None
 
     def sizes(self) -> Sizes:
         """How much is done if there is time for it: less for the embedded models, whose search takes minutes."""
@@ -101,6 +106,22 @@ class Search:
         chosen = EvalOptions(data=Path(self.data), seed=protocol.seed, batch_size=BATCH, **options)
         return Evaluation(make_task(self.task, protocol), made, chosen, protocol)
 
+    def other(self, sizes: Sizes, known: Container[str]) -> Evaluation | None:
+        """The second task without an attack, on images that are not among the `known` digests. UserError as for
+        `make_task` and `select_samples`, and where there is no such image."""
+        if self.also is None:
+            return None
+        protocol = load_protocol(self.preset)
+        task = make_task(self.also, protocol)
+        if not isinstance(task, TextTask):
+            raise UserError(f"--also {self.also} is not answered in texts: choose a caption or question task")
+        options = EvalOptions(data=Path(self.data), seed=protocol.seed, batch_size=BATCH, samples=sizes.samples)
+        chosen = select_samples(task, options).samples
+        ids = tuple(sample.id for sample in chosen if image_digest(sample.image) not in known)
+        if not ids:
+            raise UserError(f"--also {self.also}: every image is trained or chosen on, leave it out")
+        return Evaluation(task, None, replace(options, samples=None, ids=ids), protocol)
+
 
 @dataclass(frozen=True)
 class Prepared:
@@ -116,7 +137,8 @@ class Prepared:
 @dataclass(frozen=True)
 class Hardening:
     """A finished search. scored: the runs of the scoring part by (row, threat), empty where no candidate was chosen.
-    gain: the paired difference of the winner to the model as it is, attacked; change: the same on clean images."""
+    gain: the paired difference of the winner to the model as it is, attacked; change: the same on clean images.
+    seconds: of an answer, by row. other: clean runs of the second task, by row."""
 
     prepared: Prepared
     verdict: Verdict
@@ -127,6 +149,8 @@ class Hardening:
     gain: Cell | None = None
     change: Cell | None = None
     audit: Audit | None = None
+    seconds: Mapping[str, float] = field(default_factory=dict)
+    other: Mapping[str, Run] = field(default_factory=dict)
 
 
 def prepare(search: Search, out: Path, *, resume: bool, **place: Any) -> Prepared:
@@ -143,12 +167,13 @@ def prepare(search: Search, out: Path, *, resume: bool, **place: Any) -> Prepare
         return Prepared(search, _planned(search, out), Split.read(out / SPLIT))
     asked = search.evaluation("e2e", sizes, place, samples=sizes.samples)
     check_model(search.model, asked.task)
+    search.other(sizes, ())
     selection, split = _parts(search, asked)
     if split.images[1] < LEAST:
         return Prepared(search, sizes, split)
     sizes = replace(sizes, samples=min(sizes.samples, len(selection.samples)))
     model = ModelFactory(**asked.protocol.opening(), **place).open(search.model)
-    check_writable(out, room=2 * weight_bytes(model))
+    check_writable(out, room=2 * weight_bytes(model) * _PACKED[place.get("quantize")])
     check_opened(model, search.model)
     costs = time_steps(model, asked, selection, [Path(file) for file in split.training], search.recipe())
     fitted, cut = fit(costs, sizes, search.hours)
@@ -215,24 +240,46 @@ def run_search(
         if best is None:
             return Hardening(prepared, judge(split.images[1], None, None, None), candidates, None, chosen_on, {})
         scoring = Trial(base, "scoring", "", search.evaluation("ensemble", sizes, place, ids=split.scoring))
+        few = search.evaluation("e2e", sizes, place, ids=split.scoring[:ANSWERS_TIMED])
+        elsewhere = search.other(sizes, _seen(choosing.asked, split))
+        seconds: dict[str, float] = {}
+        other: dict[str, Run] = {}
+
+        def look(row: str, model: PixelModel) -> None:
+            """What does not concern robustness: how fast it is, and how good at another task."""
+            seconds[row] = answer_seconds(model, few)
+            if elsewhere is not None:
+                folder = out / "runs" / f"also-{slug(row)}"
+                tell = announce(f"{elsewhere.task.name} · {row}", len(elsewhere.options.ids or ()))
+                other[row] = evaluate(model, elsewhere.task, None, folder, elsewhere.options, resume=True,
+                                      command=command, advance=tell)  # fmt: skip
+
         with models.opened(rows[AS_IT_IS]) as opened:
             score(AS_IT_IS, scoring, opened[base])
+            look(AS_IT_IS, opened[base])
         with models.opened(rows[best.name]) as opened:
             model = opened[base]
             score(best.name, scoring, model)
+            look(best.name, model)
             audit = _audited(model, search.evaluation("e2e", sizes, place, ids=split.scoring[:AUDIT_SAMPLES]), out,
                              announce=announce, command=command)  # fmt: skip
             scored = _runs(sweep, "scoring")
             before, after = scored[AS_IT_IS, "adaptive"], scored[best.name, "adaptive"]
             gain, change = (_difference(after, before, attacked=attacked) for attacked in (True, False))
             verdict = judge(split.images[1], best.name, gain.interval, audit.verdict)
-            found = Hardening(
-                prepared, verdict, candidates, best.name, chosen_on, scored, gain=gain, change=change, audit=audit
-            )
+            found = Hardening(prepared, verdict, candidates, best.name, chosen_on, scored, gain=gain, change=change,
+                              audit=audit, seconds=seconds, other=other)  # fmt: skip
             if verdict.word == "HELPS" and not (out / MODEL).exists():
                 weights = models.kept(next(r for r in rows.values() if r.finetune is not None), base, "weights")
-                _write(rows[best.name], model, weights, out / MODEL, {"base": search.model, "made": best.name})
+                with models.writable(rows[best.name], base, model) as whole:
+                    _write(rows[best.name], whole, weights, out / MODEL, {"base": search.model, "made": best.name})
     return found
+
+
+def _seen(choosing: Evaluation, split: Split) -> set[str]:
+    """Digests of the images that are trained or chosen on."""
+    chosen = select_samples(choosing.task, choosing.options).samples
+    return {image_digest(Path(file)) for file in split.training} | {image_digest(sample.image) for sample in chosen}
 
 
 def _comparison(search: Search, sizes: Sizes, training: Path) -> Comparison:

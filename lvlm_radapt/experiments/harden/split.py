@@ -69,7 +69,7 @@ def split_data(samples: Sequence[Sample], photos: Path, *, count: int, seed: int
     count: at most so many images to train on, drawn by `seed`. UserError for fewer than 3 images in `samples`, and as
     for `image_files`.
     """
-    digests = {sample.image: _digest(sample.image) for sample in samples}
+    digests = {sample.image: image_digest(sample.image) for sample in samples}
     image_of = {sample.id: digests[sample.image] for sample in samples}
     choosing, scoring = split_by_image(image_of, seed)
     sizes = [len({image_of[one] for one in part}) for part in (choosing, scoring)]
@@ -79,7 +79,7 @@ def split_data(samples: Sequence[Sample], photos: Path, *, count: int, seed: int
         )
     known = set(digests.values())
     drawn = image_files(photos, limit=count, seed=seed)
-    training = [file for file in drawn if _digest(file) not in known]
+    training = [file for file in drawn if image_digest(file) not in known]
     return Split(
         tuple(str(file.resolve()) for file in training),
         tuple(choosing),
@@ -97,6 +97,7 @@ def link_images(files: Sequence[str], folder: Path) -> None:
                 (made / f"{number:06d}{Path(file).suffix}").symlink_to(file)
 
 
-def _digest(image: Path | RowImage) -> str:
+def image_digest(image: Path | RowImage) -> str:
+    """SHA-256 of the image's bytes: equal ones are one image."""
     content = image.read() if isinstance(image, RowImage) else read_bytes(image)
     return hashlib.sha256(content).hexdigest()

@@ -8,6 +8,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import torch
@@ -15,7 +16,8 @@ import torch
 from eval_tasks.audit.build_target import on_one_canvas
 from eval_tasks.config.presets import FinetuneRecipe
 from eval_tasks.crafting.crafted import sample_seed
-from eval_tasks.run.options import Evaluation, Selection
+from eval_tasks.data import open_image
+from eval_tasks.run.options import Evaluation, Selection, select_samples
 from lvlm_radapt.experiments.harden.inputs import check_clean
 from lvlm_radapt.experiments.harden.plan import Costs
 from lvlm_radapt.models.base import PixelModel
@@ -24,6 +26,8 @@ from lvlm_radapt.training.labelled import TrainingImages
 from lvlm_radapt.training.learned_anchor import PROBE_STEPS, PROBES, LearnSettings
 
 _STEPS = 2
+ANSWERS_TIMED = 9
+"""Samples, the first of which warms up."""
 _WATCHED = 32  # images at most that a training is watched on
 RANK = 16
 
@@ -54,6 +58,19 @@ def time_steps(
     _begin(model)
     tuning = _training_step(model, files, recipe)
     return _costs(step, answer, tuning, recipe, (attack_memory, _peak(model)))
+
+
+def answer_seconds(model: PixelModel, asked: Evaluation) -> float:
+    """What an answer takes from the image in memory to its text, one image at a time: the median over the samples."""
+    selection = select_samples(asked.task, asked.options)
+    run = asked.task.bind(model, selection.everything, selection.samples, batch_size=1)
+    taken = []
+    for sample in selection.samples:
+        image = open_image(sample.image)
+        started = time.monotonic()
+        run.answers(model.pixels([image]), [sample])
+        taken.append(time.monotonic() - started)
+    return median(taken[1:] or taken)
 
 
 def _costs(step: float, answer: float, tuning: float, recipe: FinetuneRecipe, memory: tuple[int, int]) -> Costs:

@@ -1,21 +1,25 @@
 """`lvlm-radapt harden` from its flags to its verdict, on a random LLaVA that is asked for what it says anyway."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import NamedTuple
 
 import pytest
+import torch
 
 from eval_tasks.config.presets import load_protocol
 from eval_tasks.data import load_task, open_image
 from eval_tasks.metrics import Interval
 from eval_tasks.run.records import read_run
 from eval_tasks.tasks.make_task import make_task
-from lvlm_radapt.embedded.dataset import write_scenes
+from lvlm_radapt import RAdaptConfig
+from lvlm_radapt.embedded.dataset import CAPTIONS, write_scenes
 from lvlm_radapt.experiments.harden import run as harden_run
 from lvlm_radapt.experiments.harden.verdict import Verdict, judge
 from lvlm_radapt.loading.load import load_model
+from lvlm_radapt.loading.quantised import quantisation_of
 from tests.helpers.commands import Command
 from tests.helpers.data_sets import ANNOTATIONS, QUESTIONS, write
 from tests.helpers.inputs import noise
@@ -68,6 +72,9 @@ def place(tmp_path_factory) -> Place:
         write(found.data / QUESTIONS, {"questions": questions, "data_type": "mscoco"})
         write(found.data / ANNOTATIONS, {"annotations": rows, "license": {}})
 
+    captions = [{"image_id": number, "id": number, "caption": "a red circle"} for number in range(IMAGES)]
+    files = [{"id": number, "file_name": f"COCO_val2014_{number:012d}.jpg"} for number in range(IMAGES)]
+    write(found.data / CAPTIONS, {"images": files, "annotations": captions})
     annotate(dict.fromkeys(map(str, texts), "red"))
     task, model = make_task("vqav2", load_protocol("native")), load_model(found.model)
     samples = load_task("vqav2", found.data)
@@ -141,6 +148,29 @@ def test_the_whole_search(place, tmp_path, monkeypatch, cli):
 
 
 @pytest.mark.slow
+def test_a_quantised_search_writes_whole_weights(place, tmp_path, monkeypatch, cli):
+    """The language model is in 4 bits in every score, and as it was in the model that is written."""
+    pytest.importorskip("bitsandbytes")
+    monkeypatch.setattr(harden_run, "judge", lambda *numbers: Verdict("HELPS", "so the test has it"))
+    monkeypatch.setattr(harden_run, "choose", lambda candidates, loss: candidates[-1])
+    out = tmp_path / "out"
+    code, told, err = cli(*words_of(place, out, "--quantize", "4bit", "--also", "coco"))
+    assert (code, err) == (0, "")
+    assert "in 4bit where it is scored" in told
+    assert re.search(r"On coco it is \d+\.\d .* instead of \d+\.\d .* \(n = \d+\)", told)
+    runs = [read_run(path.parent) for path in (out / "runs").glob("*/run.json")]
+    assert len(runs) == 6 + 5 + 2 + 1 + 2  # adaptive and transfer, both parts; the second task
+    assert {run.settings["model"]["quantize"] for run in runs} == {"4bit"}
+    hardened, base = load_model(out / "hardened"), load_model(place.model)
+    assert quantisation_of(hardened.hf) is None
+    assert hardened.radapt == RAdaptConfig(cutoff=40.0, alpha=0.0)
+    was, now = base.hf.state_dict(), hardened.hf.state_dict()
+    trained = {key for key in was if key.startswith("model.vision_tower.") and not torch.equal(was[key], now[key])}
+    assert trained
+    assert all(torch.equal(was[key], now[key]) for key in was if key not in trained)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("flush", [12, 40, 90])
 def test_a_killed_search_goes_on_to_the_same_end(place, tmp_path, flush):
     whole = Command(words_of(place, tmp_path / "whole"), tmp_path / "logs")
@@ -209,6 +239,9 @@ MISTAKES = {
     "a clean score of nothing": (_wrong_answers, [], "the clean score is 0.0 on"),
     "too little time": (None, ["--hours", "0.000001"], "--hours 1e-06 is too short"),
     "a bad budget": (None, ["--eps", "4"], "4/255"),
+    "a second task of encoders": (None, ["--also", "cifar10"], "--also cifar10 is not answered in texts"),
+    "a second task without data": (None, ["--also", "textvqa"], "textvqa"),
+    "two places": (None, ["--device-map", "auto"], "exclude each other"),
 }
 
 

@@ -337,6 +337,33 @@ def test_the_inner_attack_is_pgd_on_the_loss_against_the_weights_of_the_step(
 
 
 @pytest.mark.parametrize("method", ["fare", "tga"])
+def test_a_batch_that_does_not_fit_into_memory_is_trained_on_in_parts(
+    method: Any, clip: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole, parts = load_encoder(clip), load_encoder(clip)
+    settings, images = FinetuneSettings(method, RECIPE.changed(steps=3)), images_of(folder, method)
+    expected = finetune(whole, images, settings)
+    objective = {"fare": Fare, "tga": Tga}[method]
+    stock, sizes = objective.loss, []
+
+    def tight(self: Any, adversarial: Any, *more: Any) -> torch.Tensor:
+        sizes.append(len(adversarial))
+        if len(adversarial) > 1:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return stock(self, adversarial, *more)
+
+    monkeypatch.setattr(objective, "loss", tight)
+    log = finetune(parts, images, settings)
+    assert sizes[0] == RECIPE.batch_size > 1
+    assert sizes[-1] == 1
+    assert log.losses == pytest.approx(expected.losses, rel=1e-3)
+    assert log.trained == expected.trained
+    start = torch.cat([weight.flatten() for weight in load_encoder(clip).hf.parameters()])
+    ways = [torch.cat([weight.flatten() for weight in one.hf.parameters()]) - start for one in (whole, parts)]
+    assert torch.cosine_similarity(*ways, dim=0) > 0.999  # AdamW's first steps are signs: rounding turns a few
+
+
+@pytest.mark.parametrize("method", ["fare", "tga"])
 def test_what_features_should_be_is_the_original_s_answer_at_every_step(
     method: Any, clip: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
