@@ -103,27 +103,41 @@ class ComparisonTable:
 
         What only transfer shows comes first.
         """
-        counts = [entry.change for line in self.lines for entry in line.entries.values() if entry.change is not None]
-        few = min((change.images for change in counts if change.images is not None and change.too_few), default=None)
+        return [*self.remarks(), *(f"{said}: {figures}." for said, figures in self.headlines())]
+
+    def remarks(self) -> list[str]:
+        """What is true of several defences, or of all."""
+        few, tallies = self._few(), self._tallies()
         said = []
         if few is not None:
             said.append(f"Too few samples to tell: {few} images show no difference for sure, {LEAST} are the least.")
-        threats = ("adaptive", "transfer", "clean")
-        tallies = [(line, {threat: self._tally(line, threat) for threat in threats}) for line in self.lines[1:]]
         only = [line.name for line, of in tallies if of["transfer"][0] and not of["adaptive"][0]]
         if only and few is None:
             names = ", ".join(only)
             said.append(f"Better than undefended only under transfer, never under the adaptive attack: {names}.")
         if len(self.columns) == 1:
             said.append(f"Differences to {self.lines[0].name}, paired by sample, with 95 % intervals over images:")
-            said += [self._verdict(line, of["adaptive"], few is not None) for line, of in tallies]
-        elif few is None:
-            for line, of in tallies:
-                told = "; ".join(f"{threat} {_counts(tally)}" for threat, tally in of.items())
-                said.append(f"{line.name}: {told}.")
         return said
 
-    def _verdict(self, line: Line, adaptive: tuple[int, int, int], few: bool) -> str:
+    def headlines(self) -> list[tuple[str, str]]:
+        """Of each defence whether it helps, and the numbers behind that."""
+        few, tallies = self._few(), self._tallies()
+        if len(self.columns) == 1:
+            return [self._verdict(line, of["adaptive"], few is not None) for line, of in tallies]
+        counted = [] if few is not None else tallies
+        return [(line.name, "; ".join(f"{threat} {_counts(tally)}" for threat, tally in of.items()))
+                for line, of in counted]  # fmt: skip
+
+    def _few(self) -> int | None:
+        """On how few images a difference is judged, where they are too few."""
+        counts = [entry.change for line in self.lines for entry in line.entries.values() if entry.change is not None]
+        return min((change.images for change in counts if change.images is not None and change.too_few), default=None)
+
+    def _tallies(self) -> list[tuple[Line, dict[str, tuple[int, int, int]]]]:
+        threats = ("adaptive", "transfer", "clean")
+        return [(line, {threat: self._tally(line, threat) for threat in threats}) for line in self.lines[1:]]
+
+    def _verdict(self, line: Line, adaptive: tuple[int, int, int], few: bool) -> tuple[str, str]:
         """Whether a defence helps under the adaptive attack, and the paired differences with their 95 % intervals."""
         better, worse, neither = adaptive
         if few:
@@ -137,7 +151,7 @@ class ComparisonTable:
         changes = [(heading, entry.change) for (_, heading), entry in line.entries.items() if entry.change is not None]
         changes.sort(key=lambda one: not one[0].startswith("adaptive"))
         figures = ", ".join(f"{heading} {change.number} {change.bounds}" for heading, change in changes)
-        return f"{line.name} {word}: {figures}."
+        return f"{line.name} {word}", figures
 
     def _tally(self, line: Line, threat: str) -> tuple[int, int, int]:
         """In how many columns it is clearly better, clearly worse, and neither."""
