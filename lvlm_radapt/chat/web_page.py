@@ -68,10 +68,10 @@ def build(
                         )  # fmt: skip
                         on = gr.Radio(
                             [("undefended (transfer)", "plain"), ("defended (adaptive)", "defended")],
-                            value="plain", label="Crafted on the model that is", elem_id="ra-on",
+                            value="defended", label="Crafted on the model that is", elem_id="ra-on",
                         )  # fmt: skip
                         eps = gr.Slider(
-                            1, _LARGEST_EPS, value=8, step=1, label="eps, in 1/255 (Linf)", elem_id="ra-eps"
+                            1, _LARGEST_EPS, value=4, step=1, label="eps, in 1/255 (Linf)", elem_id="ra-eps"
                         )
                         steps = gr.Slider(1, _MOST_STEPS, value=20, step=1, label="Steps", elem_id="ra-steps")
                     with gr.Row():
@@ -135,9 +135,14 @@ def build(
         def upload(user: User, secret: str) -> Iterator[None]:
             return user.upload(lambda: uploads.take(secret))
 
-        def enter() -> Update:
+        def enter() -> Iterator[Update]:
+            """A visitor of its own, who sees the first sample."""
             user = User(engine, max_new_tokens=max_new_tokens)
-            return {state: user, **seen(user, {})}
+            known: Update = {}
+            yield {state: user, **seen(user, known)}
+            for _ in _shows(samples[0])(user) if samples else ():
+                if new := seen(user, known):
+                    yield new
 
         def on_stop(user: User | None) -> None:
             if user is not None:

@@ -129,7 +129,7 @@ def visit(browser: Browser, site: Site) -> Iterator[Callable[..., Page]]:
         page = context.new_page()
         watch(page)
         page.goto(site.address)
-        page.wait_for_selector("#ra-original figure")
+        page.wait_for_selector("#ra-original img")  # the first sample
         return page
 
     yield enter

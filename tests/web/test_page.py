@@ -21,7 +21,9 @@ Visit = Callable[..., Page]
 
 
 def pick(page: Page, sample: int) -> None:
-    """Talk about this sample."""
+    """Talk about this sample; the first one is there from the start."""
+    if sample == 0:
+        return
     before = page.locator("#ra-original").inner_html()
     page.click(f"#ra-sample-{sample}")
     page.wait_for_function("html => document.querySelector('#ra-original').innerHTML != html", arg=before)
@@ -52,8 +54,11 @@ def answers(page: Page, side: str) -> list[str]:
 
 def test_upload_attack_compare_download(site: Site, visit: Visit, tmp_path: Path) -> None:
     page = visit()
+    expect(page.get_by_label("defended (adaptive)")).to_be_checked()
+    expect(page.locator("#ra-eps input[type=number]")).to_have_value("4")
+    before = page.locator("#ra-original").inner_html()
     page.set_input_files("#ra-file input[type=file]", str(_saved(site.samples[3][1], tmp_path / "mine.png")))
-    page.wait_for_selector("#ra-original img")
+    page.wait_for_function("html => document.querySelector('#ra-original').innerHTML != html", arg=before)
     page.click("#ra-ask")
     expect(page.locator("#ra-conversation .ra-answer")).to_have_count(2)
     idle(page)
@@ -70,7 +75,7 @@ def test_upload_attack_compare_download(site: Site, visit: Visit, tmp_path: Path
     assert (image.mode, image.size, image.format) == ("RGB", (112, 112), "PNG")
     model = robustify(load_model("tiny-llava"))
     clean, attacked = model.pixels([site.samples[3][1]]), model.pixels([image])
-    assert 0 < (attacked.x - clean.x).abs().max() <= 8.001 / 255
+    assert 0 < (attacked.x - clean.x).abs().max() <= 4.001 / 255
     defended = [model.generate(batch, [CAPTION])[0] for batch in (clean, attacked)]
     with model.undefended():
         plain = [model.generate(batch, [CAPTION])[0] for batch in (clean, attacked)]
