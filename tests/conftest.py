@@ -1,5 +1,6 @@
 """Settings every test shares."""
 
+import math
 import os
 import shutil
 import subprocess
@@ -27,6 +28,12 @@ _survived: Counter[str] = Counter()
 @pytest.fixture(autouse=True)
 def _seed() -> None:
     torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def _same_words_on_a_busy_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a command says depends on no clock: slow work writes no line in between."""
+    monkeypatch.setattr("lvlm_radapt.utils.progress.SILENT", math.inf)
 
 
 @pytest.fixture(scope="session")

@@ -1,4 +1,5 @@
-"""Long work shows itself: bars with rate and time left on a terminal, JSON lines for machines, else silence."""
+"""Long work shows itself: bars with rate and time left on a terminal, a line a minute elsewhere, JSON lines for
+machines."""
 
 from __future__ import annotations
 
@@ -19,6 +20,8 @@ from lvlm_radapt.utils.errors import Stopped, UserError
 from lvlm_radapt.utils.signals import check_stopped
 from lvlm_radapt.utils.writing import check_file
 
+SILENT = 60.0
+"""Seconds until a pipe or a file gets the next line; short work writes none."""
 Announce = Callable[[str, int], Callable[[int, str], None]]
 """Called with (title, total); what it returns is told (done since the last call, remark)."""
 
@@ -129,12 +132,23 @@ class _Elapsed(ProgressColumn):
 
 @contextmanager
 def bars(console: Console, log: JsonLines | None = None) -> Iterator[Announce]:
-    """Bars on a terminal, nothing elsewhere; yields announce(title, total). `log` gets an event an advance."""
+    """Bars on a terminal, now and then a line elsewhere; yields announce(title, total). `log` gets an event an
+    advance."""
     columns = (
         SpinnerColumn(), TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), _Elapsed(),
         _Speed(),
     )  # fmt: skip
     shown = Progress(*columns, console=console, disable=not console.is_terminal or console.quiet)
+    said = time.monotonic()
+
+    def say(title: str, what: str, made: int, total: int, pace: Pace) -> None:
+        nonlocal said
+        now = time.monotonic()
+        if not console.is_terminal and now - said >= SILENT:
+            said = now
+            left = f", {_clock((total - made) / pace.rate)} left" if pace.rate and total > made else ""
+            text = " · ".join(filter(None, (title, what)))
+            console.print(f"{text}: {made} of {total}{left}", markup=False, highlight=False, soft_wrap=True)
 
     def announce(title: str, total: int) -> Callable[[int, str], None]:
         pace = Pace()
@@ -148,6 +162,7 @@ def bars(console: Console, log: JsonLines | None = None) -> Iterator[Announce]:
             pace.add(done)
             made += done
             shown.update(task, advance=done, description=" · ".join(filter(None, (title, what))))
+            say(title, what, made, total, pace)
             if log is not None and done:
                 log.write({"event": "progress", "title": title, "what": what, "done": made, "total": total})
 

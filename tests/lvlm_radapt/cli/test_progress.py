@@ -58,7 +58,11 @@ def test_a_terminal_sees_stage_score_rate_and_time_left(clock):
         assert part in shown
 
 
-def test_elsewhere_nothing_is_shown(clock):
+def test_elsewhere_a_line_a_minute_is_shown(clock, monkeypatch):
+    monkeypatch.setattr(progress, "SILENT", 60.0)
+    line = "tiny · coco · clean 98.4, attacked 12.3: 10 of 20, 0:01:40 left\n"
+    assert _shown(False, clock) == line
+    monkeypatch.setattr(progress, "SILENT", 61.0)  # work that is over before
     assert _shown(False, clock) == ""
     assert _shown(True, clock, quiet=True) == ""
 
