@@ -32,6 +32,8 @@ def demo(
 ) -> None:
     """Protect the embedded models and attack them, with and without knowledge of the defence.
 
+    Three models: as they are, with R-Adapt, and tiny-llava hardened, whose training ships with the package.
+
     Ends with one table and a report; nothing is downloaded.
     """
     from lvlm_radapt.experiments.demo import run_demo
@@ -55,4 +57,8 @@ def demo(
     if log_json == "-":
         return
     print_tables(runs)
+    console.tell(
+        "tiny-llava-low-rank is tiny-llava hardened: fine-tuned beforehand on other scenes (250 steps), the filter in "
+        "front. docs/harden.md has the command."
+    )
     console.tell(f"report: {out / 'report.html'}")

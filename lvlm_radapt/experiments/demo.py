@@ -21,6 +21,7 @@ from eval_tasks.run.records import Run
 from eval_tasks.tasks.make_task import make_task
 from lvlm_radapt.defences.radapt.config import RAdaptConfig
 from lvlm_radapt.embedded.dataset import write_scenes
+from lvlm_radapt.embedded.hardened import BASE, write_low_rank
 from lvlm_radapt.experiments.engine import Sweep, Trial
 from lvlm_radapt.experiments.models import ModelFactory
 from lvlm_radapt.loading.adapter_files import is_adapter
@@ -34,12 +35,13 @@ from lvlm_radapt.utils.progress import Announce
 
 T = TypeVar("T")
 
-MODELS = ("tiny-llava", "tiny-qwen")
 TASKS = ("coco", "vqav2")
 BUDGETS = (2, 4)  # eps x 255
 SCENES = {"tiny-llava": "scenes-square", "tiny-qwen": "scenes-mixed"}
 OURS = frozenset({"models", "runs", "report.html", *SCENES.values()})
-ROWS = STOCK, PROTECTED = "stock", "radapt"
+STOCK, PROTECTED, HARDENED = "stock", "radapt", "hardened"
+MODELS = {BASE: (STOCK, PROTECTED, HARDENED), "tiny-qwen": (STOCK, PROTECTED)}
+"""The rows of each embedded model. The hardened one is fine-tuned at low rank, with the filter in front."""
 
 
 def run_demo(
@@ -47,7 +49,7 @@ def run_demo(
 ) -> list[Run]:
     """Write scenes, adapters, runs and report.html under `out`; what is there already is not done again.
 
-    Stock and protected model see the same samples under the same settings. The transfer images are those of
+    All rows of a model see the same samples under the same settings. The transfer images are those of
     the stock model's own white-box run. Where there are cores for it, two pieces of work go on side by side.
     """
     group = group or Group()
@@ -71,14 +73,17 @@ def run_demo(
         trials = {piece: _trial(*piece, out=out, samples=samples, steps=steps) for piece in pieces}
         sweeps = {model: Sweep(STOCK, {}, _folders(model, out), command=command, group=group) for model in MODELS}
         tells = {
-            model: announce(model, samples * sweep.count(ROWS, [t for t in trials.values() if t.base == model]))
+            model: announce(
+                model, samples * sweep.count(MODELS[model], [t for t in trials.values() if t.base == model])
+            )
             for model, sweep in sweeps.items()
         }
 
         def score(trial: Trial) -> list[Run]:
-            model, names = trial.base, {STOCK: trial.base, PROTECTED: str(_adapter(out, trial.base))}
+            model = trial.base
             runs: list[Run] = []
-            for row in ROWS:
+            for row in MODELS[model]:
+                name = model if row == STOCK else str(_adapter(out, model, row))
 
                 def tell(done: int, what: str, row: str = row) -> None:
                     if stop.is_set():
@@ -86,7 +91,7 @@ def run_demo(
                     tells[model](done, f"{row} {what}")
 
                 tell(0, trial.column)
-                runs += sweeps[model].score(row, trial, factory.kept(names[row]), tell)
+                runs += sweeps[model].score(row, trial, factory.kept(name), tell)
             return runs
 
         with _side_by_side(stop) as pool:
@@ -117,18 +122,24 @@ def _folders(model: str, out: Path) -> Callable[[str, Trial, str], Path]:
     return folder
 
 
-def _adapter(out: Path, model: str) -> Path:
-    """The adapter folder of an embedded model."""
-    return out / "models" / f"{model}-radapt"
+def _adapter(out: Path, model: str, row: str) -> Path:
+    """The adapter folder of a row of an embedded model."""
+    return out / "models" / f"{model}-{row}"
 
 
 def _prepare(model: str, out: Path, samples: int) -> None:
-    """The model's scenes and adapter."""
+    """The model's scenes and adapters."""
     data = out / SCENES[model]
     if not data.exists():
         write_scenes(data, count=max(samples, 64), mixed=model == "tiny-qwen")
-    if not is_adapter(_adapter(out, model)):
-        save_adapter(robustify(load_model(model), RAdaptConfig()), _adapter(out, model))
+    protected = _adapter(out, model, PROTECTED)
+    if not is_adapter(protected):
+        save_adapter(robustify(load_model(model), RAdaptConfig()), protected)
+    hardened, weights = _adapter(out, model, HARDENED), out / "models" / f"{model}-low-rank"
+    if HARDENED in MODELS[model] and not is_adapter(hardened):
+        if not weights.exists():
+            write_low_rank(weights)
+        save_adapter(robustify(load_model(weights), RAdaptConfig(cutoff=40, alpha=0)), hardened)
 
 
 def _results(futures: Sequence[Future[T]]) -> list[T]:

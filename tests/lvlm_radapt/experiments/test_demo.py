@@ -36,7 +36,7 @@ def test_every_model_is_scored_stock_and_protected_and_a_second_call_does_nothin
 
     runs = demo.run_demo(out, samples=4, steps=1, announce=announce)
     assert torch.get_num_threads() == threads
-    assert told == {model: 4 * len(runs) // 2 for model in demo.MODELS}
+    assert told == {"tiny-llava": 4 * 6, "tiny-qwen": 4 * 4}
     seen = {
         (base, model["radapt"] is not None, attack["name"], attack["threat"])
         for run in runs
@@ -46,7 +46,11 @@ def test_every_model_is_scored_stock_and_protected_and_a_second_call_does_nothin
     }
     rows = [(False, "noise", None), (False, "e2e", "adaptive"), (True, "e2e", "transfer"), (True, "e2e", "adaptive")]
     assert seen == {(model, *row) for model in demo.MODELS for row in rows}
-    assert len(runs) == len(seen)
+    assert len(runs) == len(seen) + 2  # the hardened one is the filter over other weights
+    hardened = [run for run in runs if run.path.name.startswith("tiny-llava-hardened-")]
+    assert {run.settings["attack"]["threat"] for run in hardened} == {"transfer", "adaptive"}
+    assert {run.settings["model"]["radapt"]["alpha"] for run in hardened} == {0}
+    assert {run.settings["model"]["tuned_from"] for run in hardened} == {"tiny-llava"}
     assert {run.metrics["n"] for run in runs} == {4}
     by_name = {run.path.name: run for run in runs}
     for model in demo.MODELS:
