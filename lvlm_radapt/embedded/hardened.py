@@ -37,7 +37,7 @@ def write_low_rank(out: Path) -> None:
         for name, weight in model.tower.named_parameters():
             if f"{name}.up" in change:
                 up, down = (change[f"{name}.{part}"].float() for part in ("up", "down"))
-                weight += (up @ down).view_as(weight)
+                weight.add_((up @ down).view_as(weight))
     with new_folder(out, room=weight_bytes(model)) as folder:
         save_stock(model, folder)
         shutil.copy(shipped() / TRAINING_LOG, folder)
