@@ -81,7 +81,7 @@ def headline(found: Hardening, out: Path) -> list[str]:
     return [
         f"{word}. {numbers}",
         f"COST: the clean score changes by {found.change}, to {_mean(after, attacked=False):.1f}."
-        f"{_other(found)} An answer takes {_seconds(found, found.winner)} instead of {_seconds(found, AS_IT_IS)}.",
+        f"{_other(found)}{_latency(found)}",
         f"STILL FALLS: {100 - new:.0f} of 100. A stronger attack takes more.",
         audit,
         f"SERVE: {serving(found, out)}",
@@ -98,8 +98,10 @@ def _other(found: Hardening) -> str:
     return f" On {run.settings['task']} it is {after} instead of {before} (n = {len(run.samples)})."
 
 
-def _seconds(found: Hardening, row: str) -> str:
-    return f"{1000 * found.seconds[row]:.0f} ms"
+def _latency(found: Hardening) -> str:
+    assert found.seconds is not None
+    before, after = (f"{1000 * seconds:.0f} ms" for seconds in found.seconds)
+    return f" An answer takes {after} instead of {before}."
 
 
 def serving(found: Hardening, out: Path) -> str:
@@ -163,7 +165,7 @@ def write_results(found: Hardening, out: Path, *, command: str) -> None:
         "candidates": [asdict(candidate) for candidate in found.candidates],
         "gain": _numbers(found.gain),
         "clean_change": _numbers(found.change),
-        "seconds_per_answer": dict(found.seconds),
+        "seconds_per_answer": found.seconds,
         "audit": None if found.audit is None else found.audit.verdict,
     }
     write_text(out / DOCUMENT, json.dumps(document, indent=1, allow_nan=False) + "\n")

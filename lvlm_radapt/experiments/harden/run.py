@@ -138,7 +138,7 @@ class Prepared:
 class Hardening:
     """A finished search. scored: the runs of the scoring part by (row, threat), empty where no candidate was chosen.
     gain: the paired difference of the winner to the model as it is, attacked; change: the same on clean images.
-    seconds: of an answer, by row. other: clean runs of the second task, by row."""
+    seconds: of an answer, as it is and of the winner. other: clean runs of the second task, by row."""
 
     prepared: Prepared
     verdict: Verdict
@@ -149,7 +149,7 @@ class Hardening:
     gain: Cell | None = None
     change: Cell | None = None
     audit: Audit | None = None
-    seconds: Mapping[str, float] = field(default_factory=dict)
+    seconds: tuple[float, float] | None = None
     other: Mapping[str, Run] = field(default_factory=dict)
 
 
@@ -240,14 +240,11 @@ def run_search(
         if best is None:
             return Hardening(prepared, judge(split.images[1], None, None, None), candidates, None, chosen_on, {})
         scoring = Trial(base, "scoring", "", search.evaluation("ensemble", sizes, place, ids=split.scoring))
-        few = search.evaluation("e2e", sizes, place, ids=split.scoring[:ANSWERS_TIMED])
         elsewhere = search.other(sizes, _seen(choosing.asked, split))
-        seconds: dict[str, float] = {}
         other: dict[str, Run] = {}
 
         def look(row: str, model: PixelModel) -> None:
-            """What does not concern robustness: how fast it is, and how good at another task."""
-            seconds[row] = answer_seconds(model, few)
+            """How good it is at the second task."""
             if elsewhere is not None:
                 folder = out / "runs" / f"also-{slug(row)}"
                 tell = announce(f"{elsewhere.task.name} · {row}", len(elsewhere.options.ids or ()))
@@ -261,6 +258,8 @@ def run_search(
             model = opened[base]
             score(best.name, scoring, model)
             look(best.name, model)
+            few = search.evaluation("e2e", sizes, place, ids=split.scoring[:ANSWERS_TIMED])
+            seconds = answer_seconds(model, models.undefended()[base], few)
             audit = _audited(model, search.evaluation("e2e", sizes, place, ids=split.scoring[:AUDIT_SAMPLES]), out,
                              announce=announce, command=command)  # fmt: skip
             scored = _runs(sweep, "scoring")

@@ -16,8 +16,9 @@ import torch
 from eval_tasks.audit.build_target import on_one_canvas
 from eval_tasks.config.presets import FinetuneRecipe
 from eval_tasks.crafting.crafted import sample_seed
-from eval_tasks.data import open_image
+from eval_tasks.data import Sample, open_image
 from eval_tasks.run.options import Evaluation, Selection, select_samples
+from eval_tasks.tasks.base import TaskRun
 from lvlm_radapt.experiments.harden.inputs import check_clean
 from lvlm_radapt.experiments.harden.plan import Costs
 from lvlm_radapt.models.base import PixelModel
@@ -26,8 +27,8 @@ from lvlm_radapt.training.labelled import TrainingImages
 from lvlm_radapt.training.learned_anchor import PROBE_STEPS, PROBES, LearnSettings
 
 _STEPS = 2
-ANSWERS_TIMED = 9
-"""Samples, the first of which warms up."""
+ANSWERS_TIMED = 8
+_TURNS = 3
 _WATCHED = 32  # images at most that a training is watched on
 RANK = 16
 
@@ -60,17 +61,30 @@ def time_steps(
     return _costs(step, answer, tuning, recipe, (attack_memory, _peak(model)))
 
 
-def answer_seconds(model: PixelModel, asked: Evaluation) -> float:
-    """What an answer takes from the image in memory to its text, one image at a time: the median over the samples."""
+def answer_seconds(model: PixelModel, plain: PixelModel, asked: Evaluation) -> tuple[float, float]:
+    """What an answer takes from the image in memory to its text, one image at a time: of `plain` without any defence,
+    and of `model`, which may be the same object.
+
+    Both take turns, so that a busy machine slows both. The median over the samples, of the fastest of some turns each.
+    """
     selection = select_samples(asked.task, asked.options)
-    run = asked.task.bind(model, selection.everything, selection.samples, batch_size=1)
-    taken = []
-    for sample in selection.samples:
+    runs = [asked.task.bind(one, selection.everything, selection.samples, batch_size=1) for one in (plain, model)]
+
+    def seconds(run: TaskRun, sample: Sample) -> float:
         image = open_image(sample.image)
         started = time.monotonic()
-        run.answers(model.pixels([image]), [sample])
-        taken.append(time.monotonic() - started)
-    return median(taken[1:] or taken)
+        run.answers(run.model.pixels([image]), [sample])
+        return time.monotonic() - started
+
+    taken: list[tuple[float, float]] = []
+    for sample in selection.samples:
+        turns = []
+        for _ in range(_TURNS):
+            with plain.undefended():
+                before = seconds(runs[0], sample)
+            turns.append((before, seconds(runs[1], sample)))
+        taken.append((min(one for one, _ in turns), min(other for _, other in turns)))
+    return median(one for one, _ in taken), median(other for _, other in taken)
 
 
 def _costs(step: float, answer: float, tuning: float, recipe: FinetuneRecipe, memory: tuple[int, int]) -> Costs:
