@@ -34,7 +34,7 @@ autodoc_member_order = "bysource"
 suppress_warnings = ["myst.xref_missing"]  # files of the repository, which are no pages of the site
 
 GUIDES = {
-    "Use it": ["install", "harden", "llava", "qwen", "encoders", "data", "chat", "serve", "operations"],
+    "Use it": ["install", "harden", "llava", "qwen", "families", "encoders", "data", "chat", "serve", "operations"],
     "Measure": ["attacks", "numbers", "papers", "r-adapt", "finetune", "results"],
     "Know it": ["how-it-works", "limits", "security", "extend"],
     "Reference": ["commands", "api/index"],

@@ -19,7 +19,9 @@ from lvlm_radapt.models.clip import CLIPEncoder
 from lvlm_radapt.models.families import encoder_families, lvlm_families
 from lvlm_radapt.utils.errors import UserError
 
-_FIXED_CANVAS = "{name}: max pixels is for Qwen, whose canvas grows with the image; this model's is fixed, leave it out"
+_FIXED_CANVAS = (
+    "{name}: max pixels is for Qwen and GLM, whose canvas grows with the image; this model's is fixed, leave it out"
+)
 
 
 def load_stock(name_or_path: str | os.PathLike[str], *, geometry: Geometry | None, options: LoadOptions) -> LVLM:

@@ -350,6 +350,8 @@ class LVLM(PixelModel):
     grows: ClassVar[bool] = False
     """Whether the canvas grows with the image, so that `max_pixels` limits it. Image processors are then sized by
     numbers of pixels, in place of sides."""
+    counts_frames: ClassVar[bool] = False
+    """Whether the image processor's numbers of pixels count a pixel once for each frame of a patch."""
     unpadded: ClassVar[str | None] = "geometry pad is for LLaVA-1.5: use stock"
     """Why images are not padded to a square (`geometry="pad"`); None for a model whose images may be."""
 

@@ -120,6 +120,7 @@ _CHATML_TURN = "{answer}<|im_end|>\n<|im_start|>user\n{text}<|im_end|>\n<|im_sta
 _QWEN_QUESTION = "<|im_start|>user\n<|vision_start|><image><|vision_end|>{text}<|im_end|>\n<|im_start|>assistant\n"
 _GEMMA_TURN = "{text}<end_of_turn>\n<start_of_turn>model\n"
 _GEMMA_NEXT = f"<end_of_turn>\n<start_of_turn>user\n{_GEMMA_TURN}"
+_NO_THOUGHTS = "<think>\n\n</think>\n\n"
 
 CONVERSATIONS: dict[str, Conversation] = {
     conversation.name: conversation
@@ -133,6 +134,13 @@ CONVERSATIONS: dict[str, Conversation] = {
         ),
         Conversation("qwen", _HELPFUL, "<|im_start|>system\n{system}<|im_end|>\n" + _QWEN_QUESTION, _CHATML_TURN),
         Conversation("qwen3", None, _QWEN_QUESTION, _CHATML_TURN),
+        Conversation("qwen3_5", None, _QWEN_QUESTION + _NO_THOUGHTS, _CHATML_TURN + _NO_THOUGHTS),
+        Conversation(
+            "glm",
+            None,
+            "[gMASK]<sop><|user|>\n<|begin_of_image|><image><|end_of_image|>{text}<|assistant|>\n",
+            "{answer}<|user|>\n{text}<|assistant|>\n",
+        ),
         Conversation(
             "chatml",
             _HELPFUL,

@@ -49,7 +49,7 @@ class Family:
     @property
     def available(self) -> dict[str, str]:
         """model_type -> transformers class, of those that the installed transformers has."""
-        found = {kind: [name for name in names if name in _known()] for kind, names in self.checkpoints.items()}
+        found = {kind: [name for name in names if name in known_classes()] for kind, names in self.checkpoints.items()}
         return {kind: names[0] for kind, names in found.items() if names}
 
     def hf_class(self, config: Mapping[str, Any]) -> Any:
@@ -78,5 +78,6 @@ class Family:
 
 
 @functools.cache
-def _known() -> frozenset[str]:
+def known_classes() -> frozenset[str]:
+    """The names that the installed transformers has."""
     return frozenset(dir(transformers))  # asking for a class itself would import its file

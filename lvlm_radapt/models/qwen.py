@@ -63,12 +63,12 @@ class QwenLVLM(LVLM):
             )
         if max_pixels is None:
             return image_processor
-        if max_pixels < size["shortest_edge"]:
-            raise UserError(
-                f"{name}: max pixels {max_pixels} is below its least canvas, {size['shortest_edge']} pixels"
-            )
+        frames = image_processor.temporal_patch_size if cls.counts_frames else 1
+        least = size["shortest_edge"] // frames
+        if max_pixels < least:
+            raise UserError(f"{name}: max pixels {max_pixels} is below its least canvas, {least} pixels")
         return type(image_processor).from_dict(
-            image_processor.to_dict() | {"size": size | {"longest_edge": max_pixels}}
+            image_processor.to_dict() | {"size": size | {"longest_edge": max_pixels * frames}}
         )
 
     @property
@@ -81,7 +81,7 @@ class QwenLVLM(LVLM):
             return image.height, image.width
         size = self.image_processor.size
         try:
-            return smart_resize(
+            return self._resized(
                 image.height,
                 image.width,
                 factor=factor,
@@ -90,6 +90,10 @@ class QwenLVLM(LVLM):
             )
         except ValueError as error:
             raise UserError(f"an image of {image.width}x{image.height} px cannot be used: {error}") from error
+
+    def _resized(self, height: int, width: int, **limits: int) -> tuple[int, int]:
+        """(H, W) of the canvas, by the family's own rule; ValueError for an image that it refuses."""
+        return smart_resize(height, width, **limits)
 
     def _canvas_bytes(self, image: Image.Image) -> np.ndarray:
         out = self.image_processor(images=[image], do_rescale=False, do_normalize=False, return_tensors="pt")
@@ -118,10 +122,14 @@ class QwenLVLM(LVLM):
             return self.image_embeds(batch)
         if at != "tower":
             raise UserError(f"features at {at!r} are unknown, choose tower or projector")
-        rows = self.run_tower(batch).last_hidden_state
+        rows = self._patch_states(batch)
         order = token_order([(1, *self._grid(batch))], self._merge, self._window)
         raster = torch.argsort(order).to(rows.device)
         return rows.unflatten(0, (len(batch), -1))[:, raster]
+
+    def _patch_states(self, batch: PixelBatch) -> Tensor:
+        """The last block's output, a row a patch, in the tower's own order."""
+        return self.run_tower(batch).last_hidden_state
 
     def run_tower(self, batch: PixelBatch) -> Any:
         # called directly: the full model would round the pixels to half precision before the filter

@@ -13,7 +13,7 @@ from lvlm_radapt.towers.qwen import QwenTower
 
 
 class Qwen3LVLM(QwenLVLM):
-    """`Qwen3VLForConditionalGeneration` behind the uniform interface.
+    """`Qwen3VLForConditionalGeneration` and its mixture of experts behind the uniform interface.
 
     Given embeddings in place of token ids, transformers leaves the inner features (deepstack) out: loss and
     generation hand them to the language model themselves.
@@ -27,10 +27,13 @@ class Qwen3LVLM(QwenLVLM):
 
 
 FAMILY = Family(
-    checkpoints={"qwen3_vl": ("Qwen3VLForConditionalGeneration",)},
+    checkpoints={
+        "qwen3_vl": ("Qwen3VLForConditionalGeneration",),
+        "qwen3_vl_moe": ("Qwen3VLMoeForConditionalGeneration",),
+    },
     lvlm=Qwen3LVLM,
     towers=(QwenTower,),
     image_processors=("Qwen2VLImageProcessor",),
-    plain_layers=("Qwen3VLTextDecoderLayer",),
+    plain_layers=("Qwen3VLTextDecoderLayer", "Qwen3VLMoeTextDecoderLayer"),
     unquantised=UNQUANTISED,
 )

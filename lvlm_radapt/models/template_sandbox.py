@@ -16,6 +16,8 @@ from transformers.utils import chat_template_utils
 from lvlm_radapt.utils.memory_limit import memory_limit
 from lvlm_radapt.utils.time_limit import within
 
+NO_THOUGHTS = {"enable_thinking": False}
+"""What Qwen's, GLM's and other templates know. Answers of a few tokens are scored: thoughts would fill them."""
 _MOST_BITS = 4096
 """Of a whole number that a template computes."""
 _MOST_ITEMS = 1_000_000
@@ -54,8 +56,8 @@ def _bounded_round(value: Any, precision: int = 0, method: Any = "common") -> An
 
 
 def rendered(tokenizer: Any, chat_template: Any, messages: list[dict[str, Any]], seconds: float) -> str:
-    """The messages in that template, up to where the answer begins. Raises what the template makes Python raise,
-    TookTooLong, and MemoryError with a sentence."""
+    """The messages in that template, up to where the answer begins; without thoughts, where the template can leave
+    them out. Raises what the template makes Python raise, TookTooLong, and MemoryError with a sentence."""
     try:
         return _rendered(tokenizer, chat_template, messages, seconds)
     except MemoryError as error:
@@ -67,7 +69,7 @@ def _rendered(tokenizer: Any, chat_template: Any, messages: list[dict[str, Any]]
         return within(
             seconds,
             lambda: tokenizer.apply_chat_template(
-                messages, chat_template=chat_template, tokenize=False, add_generation_prompt=True
+                messages, chat_template=chat_template, tokenize=False, add_generation_prompt=True, **NO_THOUGHTS
             ),
         )
 

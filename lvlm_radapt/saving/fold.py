@@ -114,7 +114,7 @@ def _filter_source(model: LVLM, config: RAdaptConfig) -> str:
 def _canvas(model: LVLM) -> dict[str, Any]:
     """The numbers of radapt_filter.py that say how this model's processor lays an image on its canvas."""
     processor: Any = model.image_processor
-    if model.views_apart or not processor.do_resize:
+    if model.views_apart or model.counts_frames or not processor.do_resize:
         raise UserError(
             f"{model.name}: the filter cannot be put in front of a {type(processor).__name__}: "
             "use --export, or leave the filter out"

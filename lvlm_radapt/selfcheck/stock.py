@@ -10,12 +10,14 @@ from typing import Any
 import torch
 import transformers
 from torch import Tensor
+from transformers.models.auto.processing_auto import PROCESSOR_MAPPING_NAMES
 
 from lvlm_radapt.loading.load_options import LoadOptions, quiet_loading
 from lvlm_radapt.models.base import LVLM
 from lvlm_radapt.models.clip import CLIPEncoder
 from lvlm_radapt.models.families import encoder_families, lvlm_families
 from lvlm_radapt.models.language import output_head
+from lvlm_radapt.models.template_sandbox import NO_THOUGHTS
 from lvlm_radapt.selfcheck.pixels import pil_processor
 from lvlm_radapt.selfcheck.result import Check, Skipped, apart, checked, tolerance
 from lvlm_radapt.selfcheck.trial import MOST_TOKENS, QUESTION, Trial
@@ -23,13 +25,6 @@ from lvlm_radapt.selfcheck.trial import MOST_TOKENS, QUESTION, Trial
 PROMPT = ("prompt tokens",)
 TEXT = ("logits", "answers")
 EMBEDDINGS = ("features", "embeddings")
-# Processors that want a video processor too, which wants torchvision.
-_WITH_VIDEO = {
-    "llava_onevision": "LlavaOnevisionProcessor",
-    "qwen2_vl": "Qwen2VLProcessor",
-    "qwen2_5_vl": "Qwen2_5_VLProcessor",
-    "qwen3_vl": "Qwen3VLProcessor",
-}
 
 
 @dataclass
@@ -96,7 +91,7 @@ def _stock_inputs(model: LVLM, trial: Trial) -> dict[str, Tensor]:
         raise Skipped(f"asked in the conversation {model.text.conversation.name}, not in its own chat template")
     messages = [{"role": "user", "content": [{"type": "image", "image": trial.image}, _text(QUESTION)]}]
     made = _processor(model, trial).apply_chat_template(
-        messages, add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt"
+        messages, add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt", **NO_THOUGHTS
     )
     return dict(made)
 
@@ -109,15 +104,15 @@ def _processor(model: LVLM, trial: Trial) -> Any:
     """AutoProcessor's, with its PIL image processor; where it opens none without torchvision, put together from the
     same files without its video processor."""
     images = pil_processor(trial)
-    kind = _WITH_VIDEO.get(model.hf.config.model_type)
-    if kind is None or transformers.utils.is_torchvision_available():
+    family: Any = getattr(transformers, PROCESSOR_MAPPING_NAMES[model.hf.config.model_type])
+    # a video processor wants torchvision
+    if transformers.utils.is_torchvision_available() or "video_processor" not in family.get_attributes():
         try:
             processor = transformers.AutoProcessor.from_pretrained(trial.source)
         except ImportError as error:
             raise Skipped("this transformers opens no processor without torchvision: install it") from error
         processor.image_processor = images
         return _completed(processor, model.hf.config)
-    family = getattr(transformers, kind)
     stored, _ = family.get_processor_dict(trial.source)
     processor = family.__new__(family)
     processor.tokenizer = transformers.AutoTokenizer.from_pretrained(trial.source)
@@ -127,6 +122,8 @@ def _processor(model: LVLM, trial: Trial) -> Any:
         token_id = getattr(model.hf.config, f"{role}_token_id")
         setattr(processor, f"{role}_token_id", token_id)
         setattr(processor, f"{role}_token", processor.tokenizer.convert_ids_to_tokens(token_id))
+    for place in ("start", "end"):
+        setattr(processor, f"video_{place}_id", getattr(model.hf.config, f"video_{place}_token_id", None))
     for key in ("num_image_tokens", "vision_aspect_ratio", "vision_feature_select_strategy"):
         setattr(processor, key, stored.get(key))
     return processor

@@ -11,7 +11,7 @@ import functools
 import itertools
 import sys
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -129,13 +129,16 @@ def token_order(grid_thw: Grids, merge_size: int, window: int | None = None) -> 
 
 
 class QwenTower(AnyGridTower):
-    """The encoders of Qwen2-VL, 2.5 and 3, and those that derive from it."""
+    """The encoders of Qwen2-VL to Qwen3.6, and those that derive from it."""
 
     family = "qwen"
-    encoders = (
+    encoders: ClassVar[tuple[str, ...]] = (
         "Qwen2VisionTransformerPretrainedModel",
         "Qwen2_5_VisionTransformerPretrainedModel",
         "Qwen3VLVisionModel",
+        "Qwen3VLMoeVisionModel",
+        "Qwen3_5VisionModel",
+        "Qwen3_5MoeVisionModel",
     )
     layout = PartLayout(("patch_embed.", "pos_embed."), "blocks.", "norm1")
     prefix_tokens = 0

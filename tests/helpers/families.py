@@ -6,6 +6,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from torch import Tensor
 from lvlm_radapt import load_model
 from lvlm_radapt.models import LVLM
 from tests.helpers import tiny_checkpoints, tiny_random
+from tests.helpers.slow import slow
 
 Inputs = dict[str, Tensor]
 
@@ -28,7 +30,7 @@ class Family:
     processor's class, if AutoProcessor needs torchvision for it; release: the family in `released` whose small files it
     shares, if it has none of its own there; prefix: whether token types tell the
     answer from what stands before it, in place of the image from the text; question: what its processor is
-    given for one."""
+    given for one; variant: another row runs the same code of ours; `make test` runs that one alone."""
 
     name: str
     save: Callable[[Path], Path]
@@ -40,6 +42,7 @@ class Family:
     release: str = ""
     prefix: bool = False
     question: str = "USER: <image>\n{} ASSISTANT:"
+    variant: bool = False
 
     def open_stock(self, folder: Path) -> Any:
         """The checkpoint as transformers alone opens it."""
@@ -144,11 +147,26 @@ def paligemma_inputs(model: LVLM, image: Image.Image, prompt: str) -> Inputs:
     return inputs
 
 
-def _qwen(name: str, version: str, stock: str, processor: str) -> Family:
-    def save(folder: Path) -> Path:
-        return tiny_checkpoints.save_qwen(folder, version=version)
+def glm_inputs(model: LVLM, image: Image.Image, prompt: str) -> Inputs:
+    vision = model.image_processor(images=[image], return_tensors="pt")
+    placed = "<|image|>" * (int(vision["image_grid_thw"].prod()) // 4)
+    text = f"[gMASK]<sop><|user|>\n<|begin_of_image|>{placed}<|end_of_image|>{prompt}<|assistant|>\n"
+    tokens = model.tokenizer([text], return_tensors="pt")
+    types = (tokens["input_ids"] == tiny_random.IMAGE_TOKEN).int()
+    ids = {name: tokens[name] for name in ("input_ids", "attention_mask")}
+    return {**vision, **ids, "mm_token_type_ids": types}
 
-    return Family(name, save, stock, qwen_inputs, "<|image_pad|>", "<|im_end|>", processor)
+
+def _glm(name: str, kind: str, images: str, **more: Any) -> Family:
+    save = partial(tiny_checkpoints.save_glm, kind=kind, images=images)
+    stock = f"{kind}ForConditionalGeneration"
+    return Family(name, save, stock, glm_inputs, "<|image|>", "<|user|>", f"{images}Processor", **more)
+
+
+def _qwen(name: str, save: Callable[[Path], Path], kind: str, processor: str = "", **more: Any) -> Family:
+    stock = f"{kind}ForConditionalGeneration"
+    processor = f"{processor or kind}Processor"
+    return Family(name, save, stock, qwen_inputs, "<|image_pad|>", "<|im_end|>", processor, **more)
 
 
 _TABLE = [
@@ -177,17 +195,28 @@ _TABLE = [
         "<|im_end|>",
         "LlavaOnevisionProcessor",
     ),
-    _qwen("qwen2", "2", "Qwen2VLForConditionalGeneration", "Qwen2VLProcessor"),
-    _qwen("qwen2.5", "2.5", "Qwen2_5_VLForConditionalGeneration", "Qwen2_5_VLProcessor"),
-    Family(
-        "qwen3",
-        tiny_checkpoints.save_qwen3,
-        "Qwen3VLForConditionalGeneration",
-        qwen_inputs,
-        "<|image_pad|>",
-        "<|im_end|>",
-        "Qwen3VLProcessor",
+    _qwen("qwen2", partial(tiny_checkpoints.save_qwen, version="2"), "Qwen2VL"),
+    _qwen("qwen2.5", tiny_checkpoints.save_qwen, "Qwen2_5_VL"),
+    _qwen("qwen3", tiny_checkpoints.save_qwen3, "Qwen3VL"),
+    _qwen(
+        "qwen3-moe",
+        partial(tiny_checkpoints.save_qwen3, make=tiny_random.qwen3_vl_moe),
+        "Qwen3VLMoe",
+        "Qwen3VL",
+        release="qwen3",
+        variant=True,
     ),
+    _qwen("qwen3.5", tiny_checkpoints.save_qwen3_5, "Qwen3_5", "Qwen3VL", variant=True),
+    _qwen(
+        "qwen3.5-moe",
+        partial(tiny_checkpoints.save_qwen3_5, experts=True),
+        "Qwen3_5Moe",
+        "Qwen3VL",
+        release="qwen3.5",
+    ),
+    _glm("glm", "Glm4v", "Glm4v"),
+    _glm("glm4.6", "Glm46V", "Glm46V", release="glm", variant=True),
+    _glm("glm-moe", "Glm4vMoe", "Glm4v", release="glm", variant=True),
 ]
 _TABLE += [
     Family(
@@ -211,6 +240,8 @@ _TABLE += [
     ),
 ]
 FAMILIES = {family.name: family for family in _TABLE}
+NAMES = [slow(name) if family.variant else name for name, family in FAMILIES.items()]
+"""For a test that every family runs."""
 
 
 def open_case(name: str, folder: Path) -> Case:

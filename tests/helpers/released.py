@@ -2,8 +2,9 @@
 
 Templates are cut down to what decides: which file holds them, whether they read a message's content as one string
 or as a list of parts, where they put the image, and what opens the answer. The forms are those of llava-hf's
-llava-1.5, llava-v1.6-mistral and llava-onevision-qwen2, of Qwen's Qwen2-VL, Qwen2.5-VL and Qwen3-VL, and of Google's
-gemma-3. PaliGemma is released without any: its template here writes image and question, as its processor asks for.
+llava-1.5, llava-v1.6-mistral and llava-onevision-qwen2, of Qwen's Qwen2-VL, Qwen2.5-VL, Qwen3-VL and Qwen3.5, of
+Z.ai's GLM-4.5V, and of Google's gemma-3. PaliGemma is released without any: its template here writes image and
+question, as its processor asks for.
 """
 
 from __future__ import annotations
@@ -100,6 +101,33 @@ _QWEN3 = (
     "    {{- '<|im_end|>\\n' }}\n{%- endfor %}\n{%- if add_generation_prompt %}\n"
     "    {{- '<|im_start|>assistant\\n' }}\n{%- endif %}\n"
 )
+# Of Qwen3.5 and 3.6: a macro writes the content, and unless thoughts are left out the answer begins with them.
+_QWEN3_5 = (
+    "{%- macro written(content) %}\n    {%- if content is string %}\n        {{- content }}\n    {%- else %}\n"
+    "        {%- for part in content %}\n            {%- if 'image' in part or part.type == 'image' %}\n"
+    "                {{- '<|vision_start|><|image_pad|><|vision_end|>' }}\n            {%- elif 'text' in part %}\n"
+    "                {{- part.text }}\n            {%- else %}\n"
+    "                {{- raise_exception('Unexpected part of a message.') }}\n            {%- endif %}\n"
+    "        {%- endfor %}\n    {%- endif %}\n{%- endmacro %}\n{%- for message in messages %}\n"
+    "    {{- '<|im_start|>' + message.role + '\\n' + (written(message.content) | trim) + '<|im_end|>\\n' }}\n"
+    "{%- endfor %}\n{%- if add_generation_prompt %}\n    {{- '<|im_start|>assistant\\n' }}\n"
+    "    {%- if enable_thinking is defined and enable_thinking is false %}\n"
+    "        {{- '<think>\\n\\n</think>\\n\\n' }}\n    {%- else %}\n        {{- '<think>\\n' }}\n    {%- endif %}\n"
+    "{%- endif %}\n"
+)
+# Of GLM-4.5V and 4.6V: thoughts are left out by a word after the question and an empty pair of marks.
+_GLM = (
+    "[gMASK]<sop>\n{%- macro written(content) -%}\n    {%- if content is string -%}\n        {{- content }}\n"
+    "    {%- else -%}\n        {%- for part in content -%}\n            {%- if part.type == 'image' -%}\n"
+    "                {{- '<|begin_of_image|><|image|><|end_of_image|>' }}\n"
+    "            {%- elif part.type == 'text' -%}\n                {{- part.text }}\n            {%- endif -%}\n"
+    "        {%- endfor -%}\n    {%- endif -%}\n{%- endmacro -%}\n{% for m in messages %}\n"
+    "{%- if m.role == 'user' -%}<|user|>\n{{ written(m.content) }}\n"
+    "{{- '/nothink' if (enable_thinking is defined and not enable_thinking) else '' -}}\n"
+    "{%- elif m.role == 'assistant' -%}\n<|assistant|>\n{{ written(m.content) }}\n{%- endif -%}\n{%- endfor -%}\n"
+    "{%- if add_generation_prompt -%}\n    <|assistant|>"
+    "{{- '\\n<think></think>' if (enable_thinking is defined and not enable_thinking) else '' -}}\n{%- endif -%}\n"
+)
 
 
 @dataclass(frozen=True)
@@ -119,8 +147,15 @@ TEMPLATES = {
     "qwen3": Templates(_QWEN3, _QWEN3.replace("<|vision_start|>", "")),
     "gemma3": Templates(_GEMMA, _GEMMA.replace("<start_of_image>", "")),
     "paligemma": Templates(tiny_checkpoints.PALIGEMMA_TEMPLATE, ""),
+    "qwen3.5": Templates(_QWEN3_5, _QWEN3_5),
+    "glm": Templates(_GLM, _GLM),
 }
-"""Family -> its two templates; Qwen2's and 2.5's are one text in two files."""
+"""Family -> its two templates; Qwen2's, 2.5's and 3.5's and GLM's are one text in two files."""
+
+
+def templates_of(name: str) -> Templates:
+    """Those of the family, or of the one whose release it shares."""
+    return TEMPLATES[FAMILIES[name].release or name]
 
 
 def merge(path: Path, **values: Any) -> None:
@@ -156,7 +191,7 @@ def write(name: str, folder: Path, templates: Templates | None = None, place: Pl
     name = FAMILIES[name].release or name
     if name in NUMBERS:
         merge(folder / "processor_config.json", **NUMBERS[name])
-    put_templates(folder, templates or TEMPLATES[name], place)
+    put_templates(folder, templates or templates_of(name), place)
     return folder
 
 
@@ -183,6 +218,7 @@ def stock_processor(name: str, folder: Path) -> Any:
         [tiny_random.IMAGE_TOKEN, tiny_random.VIDEO_TOKEN]
     )
     processor.image_token_id, processor.video_token_id = tiny_random.IMAGE_TOKEN, tiny_random.VIDEO_TOKEN
+    processor.video_start_id, processor.video_end_id = tiny_random.GLM_VIDEO
     for key in ("num_image_tokens", "vision_aspect_ratio", "vision_feature_select_strategy"):
         setattr(processor, key, stored.get(key))
     return processor

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import re
+import string
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import transformers
 from tokenizers import AddedToken, Tokenizer, normalizers, pre_tokenizers
 from tokenizers.models import WordLevel
 from tokenizers.processors import TemplateProcessing
@@ -23,6 +26,7 @@ from transformers import (
 from tests.helpers import tiny_random
 
 IM_START, IM_END = 94, 95
+GLM_USER = 83
 _TEXT = (
     "a the what is this image describe color shape how many one two three red green blue circle square small "
     "large left right of on background and with word pig yes no user assistant system you are helpful chat "
@@ -36,10 +40,13 @@ LLAVA_TEMPLATE = (
 QWEN_TEMPLATE = (
     "<|im_start|>system\nyou are helpful<|im_end|>\n{% for m in messages %}<|im_start|>{{ m['role'] }}\n"
     "{% for c in m['content'] %}{% if c['type'] == 'image' %}<|vision_start|><|image_pad|><|vision_end|>"
-    "{% else %}{{ c['text'] }}{% endif %}{% endfor %}<|im_end|>\n{% endfor %}<|im_start|>assistant\n"
+    "{% else %}{{ c['text'] }}{% endif %}{% endfor %}<|im_end|>\n{% endfor %}<|im_start|>assistant{{ '\n' }}"
 )
-
-
+GLM_TEMPLATE = (
+    "[gMASK]<sop>{% for m in messages %}<|{{ m['role'] }}|>\n{% for c in m['content'] %}{% if c['type'] == 'image' %}"
+    "<|begin_of_image|><|image|><|end_of_image|>{% else %}{{ c['text'] }}{% endif %}{% endfor %}{% endfor %}"
+    "<|assistant|>{{ '\n' }}"
+)
 ONEVISION_TEMPLATE = (
     "{% for m in messages %}<|im_start|>user {% for c in m['content'] %}{% if c['type'] == 'image' %}<image>"
     "{% else %}\n{{ c['text'] }}{% endif %}{% endfor %}<|im_end|>{% endfor %}<|im_start|>assistant\n"
@@ -91,6 +98,19 @@ def word_tokenizer(
     )
 
 
+def letter_tokenizer(special: dict[int, str], *, bos: bool, eos: str) -> Any:
+    """A token a letter, digit or mark, as Qwen3.5's own class, in which transformers opens every tokenizer of that
+    family, makes them of a vocabulary without merges."""
+    from transformers import Qwen3_5Tokenizer
+
+    specials = {0: "<pad>", 1: "<s>", 2: "</s>", 3: "<unk>", **special}
+    signs = iter(f"ĠĊ{string.ascii_letters}{string.digits}{string.punctuation}")
+    vocab = {specials.get(i) or next(signs): i for i in range(tiny_random.VOCAB)}
+    extra = [AddedToken(t, special=True, normalized=False) for t in specials.values()]
+    tokens = {"pad_token": "<pad>", "eos_token": eos, "unk_token": "<unk>", "bos_token": "<s>" if bos else None}
+    return Qwen3_5Tokenizer(vocab, [], additional_special_tokens=extra, **tokens)
+
+
 def clip_processor(side: int, **kwargs: Any) -> CLIPImageProcessorPil:
     """Shortest edge to `side`, centre crop `side` x `side`, CLIP's mean and std."""
     crop = {"height": side, "width": side}
@@ -111,10 +131,17 @@ def _save_vicuna(folder: Path, model: Any, processor: Any, chat_template: str | 
     return _save(folder, model, tokenizer, processor, chat_template)
 
 
-def _save_chatml(folder: Path, model: Any, processor: Any, chat_template: str | None, special: dict[int, str]) -> Path:
+def _save_chatml(
+    folder: Path,
+    model: Any,
+    processor: Any,
+    chat_template: str | None,
+    special: dict[int, str],
+    tokenizer: Callable[..., Any] = word_tokenizer,
+) -> Path:
     model.generation_config = GenerationConfig(eos_token_id=[IM_END, 2], pad_token_id=0)
     special = {**special, IM_START: "<|im_start|>", IM_END: "<|im_end|>"}
-    return _save(folder, model, word_tokenizer(special, bos=False, eos="<|im_end|>"), processor, chat_template)
+    return _save(folder, model, tokenizer(special, bos=False, eos="<|im_end|>"), processor, chat_template)
 
 
 def save_llava(folder: Path, *, chat_template: str | None = LLAVA_TEMPLATE, seed: int = 0, **vision: Any) -> Path:
@@ -183,22 +210,58 @@ def save_qwen(folder: Path, *, version: str = "2.5", chat_template: str | None =
     return _save_qwen(folder, model, chat_template, Qwen2VLImageProcessorPil(size=size))
 
 
-def save_qwen3(folder: Path, *, chat_template: str | None = QWEN_TEMPLATE, seed: int = 0) -> Path:
-    """tiny_random.qwen3_vl, patches of 16 px, canvases from 64x64 up to 36,000 px; mean and std one half."""
+def save_qwen3(
+    folder: Path,
+    *,
+    chat_template: str | None = QWEN_TEMPLATE,
+    seed: int = 0,
+    make: Callable[..., Any] = tiny_random.qwen3_vl,
+) -> Path:
+    """tiny_random.qwen3_vl, or what `make` makes, patches of 16 px, canvases from 64x64 up to 36,000 px; mean and std
+    one half."""
+    return _save_qwen(folder, make(seed=seed), chat_template, _qwen3_processor())
+
+
+def save_qwen3_5(
+    folder: Path, *, chat_template: str | None = QWEN_TEMPLATE, seed: int = 0, experts: bool = False
+) -> Path:
+    """tiny_random.qwen3_5 with the images of `save_qwen3` and one token a letter."""
+    model = tiny_random.qwen3_5(seed=seed, experts=experts)
+    return _save_qwen(folder, model, chat_template, _qwen3_processor(), tokenizer=letter_tokenizer)
+
+
+def _qwen3_processor() -> Any:
     size = {"shortest_edge": 64 * 64, "longest_edge": 36_000}
     half = [0.5, 0.5, 0.5]
-    processor = Qwen2VLImageProcessorPil(size=size, patch_size=16, image_mean=half, image_std=half)
-    return _save_qwen(folder, tiny_random.qwen3_vl(seed=seed), chat_template, processor)
+    return Qwen2VLImageProcessorPil(size=size, patch_size=16, image_mean=half, image_std=half)
 
 
-def _save_qwen(folder: Path, model: Any, chat_template: str | None, processor: Any) -> Path:
+def _save_qwen(folder: Path, model: Any, chat_template: str | None, processor: Any, **tokens: Any) -> Path:
     special = {
         tiny_random.IMAGE_TOKEN: "<|image_pad|>",
         tiny_random.VIDEO_TOKEN: "<|video_pad|>",
         tiny_random.VISION_START: "<|vision_start|>",
         tiny_random.VISION_END: "<|vision_end|>",
+        tiny_random.THINK: "<think>",
+        tiny_random.END_THINK: "</think>",
     }
-    return _save_chatml(folder, model, processor, chat_template, special)
+    return _save_chatml(folder, model, processor, chat_template, special, **tokens)
+
+
+def save_glm(
+    folder: Path, *, chat_template: str | None = GLM_TEMPLATE, seed: int = 0, kind: str = "Glm4v", images: str = "Glm4v"
+) -> Path:
+    """tiny_random.glm4v, patches of 14 px, canvases from 56x56 up to 28,000 px, which its processor counts twice."""
+    size = {"shortest_edge": 2 * 56 * 56, "longest_edge": 56_000}
+    processor = getattr(transformers, f"{images}ImageProcessorPil")(size=size)
+    model = tiny_random.glm4v(seed=seed, kind=kind)
+    model.generation_config = GenerationConfig(eos_token_id=[2, GLM_USER], pad_token_id=0)
+    named = {tiny_random.IMAGE_TOKEN: "image", tiny_random.VIDEO_TOKEN: "video", GLM_USER: "user", 84: "assistant"}
+    named |= {tiny_random.VISION_START: "begin_of_image", tiny_random.VISION_END: "end_of_image"}
+    named |= dict(zip(tiny_random.GLM_VIDEO, ("begin_of_video", "end_of_video"), strict=True))
+    special = {token: f"<|{word}|>" for token, word in named.items()}
+    special |= {81: "[gMASK]", 82: "<sop>", tiny_random.THINK: "<think>", tiny_random.END_THINK: "</think>"}
+    return _save(folder, model, word_tokenizer(special, bos=False, eos="</s>"), processor, chat_template)
 
 
 def save_clip(folder: Path, *, seed: int = 0, **vision: Any) -> Path:

@@ -15,6 +15,8 @@ from torch import nn
 
 WIDTH = 32
 VOCAB = 96
+GLM_VIDEO = 86, 87
+THINK, END_THINK = 88, 89
 IMAGE_TOKEN = 90
 VIDEO_TOKEN = 91
 VISION_START = 92
@@ -270,8 +272,62 @@ def qwen3_vl(*, seed: int = 0, patch_size: int = 16, layers: int = 3) -> Any:
     }
     text = {**_qwen_text(), "head_dim": WIDTH // 4}
     text["rope_parameters"]["mrope_interleaved"] = True
-    config = transformers.Qwen3VLConfig(text_config=text, vision_config=vision, **_qwen_tokens())
-    model = randomise(transformers.Qwen3VLForConditionalGeneration(config), seed)
+    return _positioned("Qwen3VL", text, vision, seed)
+
+
+_EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": WIDTH}
+
+
+def qwen3_vl_moe(*, seed: int = 0) -> Any:
+    """Qwen3VLMoeForConditionalGeneration: `qwen3_vl` with two of four experts a token in both language layers."""
+    vision = _merged_vision(3, 16) | {"num_position_embeddings": 36, "deepstack_visual_indexes": [0, 1]}
+    text = _qwen_text() | _EXPERTS | {"head_dim": WIDTH // 4}
+    text["rope_parameters"]["mrope_interleaved"] = True
+    return _positioned("Qwen3VLMoe", text, vision, seed)
+
+
+def qwen3_5(*, seed: int = 0, experts: bool = False) -> Any:
+    """Qwen3_5ForConditionalGeneration or, with `experts`, Qwen3_5MoeForConditionalGeneration: two vision blocks, 6 x 6
+    learned positions, a recurrent language layer that remembers about ten tokens, and one of attention."""
+    text = _qwen_text() | {
+        "head_dim": WIDTH // 2,
+        "layer_types": ["linear_attention", "full_attention"],
+        "linear_num_key_heads": 2,
+        "linear_num_value_heads": 4,
+        "linear_key_head_dim": 8,
+        "linear_value_head_dim": 8,
+    }
+    if experts:
+        del text["intermediate_size"]
+        text |= _EXPERTS | {"shared_expert_intermediate_size": WIDTH}
+    text["rope_parameters"] |= {"mrope_interleaved": True, "partial_rotary_factor": 0.5}
+    vision = _merged_vision(2, 16) | {"num_position_embeddings": 36}
+    model = _positioned("Qwen3_5Moe" if experts else "Qwen3_5", text, vision, seed)
+    model.model.language_model.layers[0].linear_attn.A_log.sub_(2)
+    return model
+
+
+def glm4v(*, seed: int = 0, kind: str = "Glm4v") -> Any:
+    """Glm4vForConditionalGeneration, or Glm46V or Glm4vMoe: two vision blocks, 6 x 6 learned positions, two language
+    layers; of the mixture the second one has two of four experts a token, and one for all."""
+    vision = _merged_vision(2, 14) | {"image_size": 84}
+    text = _qwen_text()
+    if kind == "Glm4vMoe":
+        experts = {"n_routed_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": WIDTH}
+        text |= experts | {"n_shared_experts": 1, "first_k_dense_replace": 1, "head_dim": WIDTH // 2}
+    ends = dict(zip(("image_start", "image_end"), (VISION_START, VISION_END), strict=True))
+    ends |= dict(zip(("video_start", "video_end"), GLM_VIDEO, strict=True))
+    tokens = {"image_token_id": IMAGE_TOKEN, "video_token_id": VIDEO_TOKEN}
+    tokens |= {f"{place}_token_id": token for place, token in ends.items()}
+    config = getattr(transformers, f"{kind}Config")(
+        text_config=text, vision_config=vision, tie_word_embeddings=False, **tokens
+    )
+    return randomise(getattr(transformers, f"{kind}ForConditionalGeneration")(config), seed)
+
+
+def _positioned(kind: str, text: dict[str, Any], vision: dict[str, Any], seed: int) -> Any:
+    config = getattr(transformers, f"{kind}Config")(text_config=text, vision_config=vision, **_qwen_tokens())
+    model = randomise(getattr(transformers, f"{kind}ForConditionalGeneration")(config), seed)
     model.model.visual.pos_embed.weight.mul_(20)  # next to a patch's sum of many pixels they would not show
     return model
 

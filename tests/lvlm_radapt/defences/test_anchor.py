@@ -176,6 +176,44 @@ def qwen3_first_attention(weights: dict[str, Tensor], colour: tuple[float, ...],
     return torch.cat(outputs, 1) @ weights["blocks.0.attn.proj.weight"].T + weights["blocks.0.attn.proj.bias"]
 
 
+def glm_first_attention(weights: dict[str, Tensor], colour: tuple[float, ...], high: int, wide: int) -> Tensor:
+    """As `qwen3_first_attention`, of GLM-4V: norms without mean, and positions bicubic (a = -0.75) between the middles
+    of patches; beyond the table's edge lie its outermost rows."""
+    weights = {name: value.double() for name, value in weights.items()}
+
+    def normed(x: Tensor, name: str) -> Tensor:
+        return x / (x.square().mean(-1, keepdim=True) + 1e-5).sqrt() * weights[f"{name}.weight"]
+
+    def shares(place: float) -> list[tuple[int, float]]:
+        """The table's rows around a place, each with its share."""
+        found = []
+        for row in range(math.floor(place) - 1, math.floor(place) + 3):
+            d = abs(row - place)
+            share = 1.25 * d**3 - 2.25 * d**2 + 1 if d <= 1 else -0.75 * (d**3 - 5 * d**2 + 8 * d - 4)
+            found.append((min(max(row, 0), side - 1), share))
+        return found
+
+    kernel = weights["patch_embed.proj.weight"]
+    patch = kernel.sum((2, 3, 4)) @ torch.tensor(colour).double() + weights["patch_embed.proj.bias"]
+    table = weights["embeddings.position_embedding.weight"]
+    side = math.isqrt(len(table))
+    places = [(y, x) for y in range(high) for x in range(wide)]
+    points = [((y + 0.5) * side / high - 0.5, (x + 0.5) * side / wide - 0.5) for y, x in places]
+    learned = [
+        torch.stack([p * q * table[r * side + c] for r, p in shares(y) for c, q in shares(x)]).sum(0) for y, x in points
+    ]
+    hidden = normed(normed(patch, "post_conv_layernorm") + torch.stack(learned), "blocks.0.norm1")
+    query, key, value = (hidden @ weights["blocks.0.attn.qkv.weight"].T).split(32, dim=1)
+    angles = torch.tensor([[y, y / 100, x, x / 100] for y, x in places], dtype=torch.float64)
+    turn = torch.polar(torch.ones_like(angles), angles)
+    outputs = []
+    for part in (slice(start, start + 8) for start in range(0, 32, 8)):
+        query_turned, key_turned = (torch.complex(*x[:, part].split(4, dim=1)) * turn for x in (query, key))
+        scores = (query_turned @ key_turned.conj().T).real / math.sqrt(8)
+        outputs.append(scores.softmax(1) @ value[:, part])
+    return torch.cat(outputs, 1) @ weights["blocks.0.attn.proj.weight"].T
+
+
 def in_blocks(raster: Tensor, high: int, wide: int) -> Tensor:
     """Raster rows in the order of Qwen's tokens, 2 x 2 patches at a time."""
     corners = [(top, left) for top in range(0, high, 2) for left in range(0, wide, 2)]
@@ -195,10 +233,25 @@ def laid_rows(model: Any, grids: list[tuple[int, int]]) -> Tensor:
     return caught[-1]  # the passes of own anchors come first
 
 
+@pytest.mark.parametrize("grid", [None, (2, 2), (4, 10), (16, 2)])
+def test_white_anchor_of_glm_by_hand(grid: tuple[int, int] | None) -> None:
+    model = tiny_random.glm4v()
+    anchor = white_anchor(model, grid=grid)
+    assert anchor.grid == (grid or (6, 6))
+    white = tuple((1 - mean) / std for mean, std in zip(CLIP_MEAN, CLIP_STD, strict=True))
+    expected = glm_first_attention(model.model.visual.state_dict(), white, *anchor.grid)
+    assert (anchor.values - expected).abs().max() < 5e-6
+    assert expected.std(0).max() > 0.01  # the tokens differ: a permuted anchor would be seen
+    expected = glm_first_attention(model.model.visual.state_dict(), white, 4, 10)
+    inject(model, RAdaptConfig(cutoff=None, alpha=1))
+    assert (laid_rows(model, [(4, 10)]) - in_blocks(expected, 4, 10)).abs().max() < 5e-6
+
+
 @pytest.mark.parametrize("grid", [None, (2, 2), (4, 10), (12, 6), (16, 2)])
 @pytest.mark.parametrize("implementation", ["eager", "sdpa"])
-def test_white_anchor_of_qwen3_by_hand(grid: tuple[int, int] | None, implementation: str) -> None:
-    model = tiny_random.qwen3_vl()
+@pytest.mark.parametrize("factory", [tiny_random.qwen3_vl, tiny_random.qwen3_vl_moe, tiny_random.qwen3_5])
+def test_white_anchor_of_qwen3_by_hand(factory: Any, grid: tuple[int, int] | None, implementation: str) -> None:
+    model = factory()
     model.set_attn_implementation(implementation)
     anchor = white_anchor(model, grid=grid)
     assert anchor.grid == (grid or (6, 6))  # that of the learned positions

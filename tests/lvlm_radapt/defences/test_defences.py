@@ -28,7 +28,7 @@ from lvlm_radapt.models import PixelBatch, PixelModel
 from lvlm_radapt.saving.adapter import save_adapter
 from lvlm_radapt.utils.errors import UserError
 from tests.helpers import tiny_checkpoints
-from tests.helpers.families import FAMILIES
+from tests.helpers.families import FAMILIES, NAMES
 
 QUESTION = "what color is the background?"
 
@@ -92,7 +92,7 @@ def outputs(model: Any, batch: PixelBatch) -> list[Tensor]:
     return [*(each.detach() for each in found), leaf.grad]
 
 
-@pytest.mark.parametrize("name", [*FAMILIES, "clip", "siglip"])
+@pytest.mark.parametrize("name", [*NAMES, "clip", "siglip"])
 def test_every_family_sees_the_image_behind_the_defence_and_can_go_back(
     models: dict[str, PixelModel], name: str
 ) -> None:

@@ -27,12 +27,14 @@ from lvlm_radapt.defences.radapt.hooks import (
 from lvlm_radapt.defences.radapt.modules import GaussianFilter
 from lvlm_radapt.towers import find_tower
 from lvlm_radapt.towers.clip import CLIPTower
+from lvlm_radapt.towers.glm import GlmTower
 from lvlm_radapt.towers.qwen import QwenTower, batch_equal_windows, frames_to_rows, images_to_rows
 from lvlm_radapt.towers.siglip import SiglipTower
 from lvlm_radapt.utils.errors import UserError
 from tests.helpers import tiny_random
 from tests.helpers.first_attention import HALF, clip_first_attention
 
+QWEN3S = [tiny_random.qwen3_vl, tiny_random.qwen3_vl_moe, tiny_random.qwen3_5]  # the last one's experts change no tower
 ALL = [
     tiny_random.clip_vision,
     tiny_random.clip_vision_with_projection,
@@ -44,7 +46,8 @@ ALL = [
     tiny_random.llava_onevision,
     tiny_random.qwen2_vl,
     tiny_random.qwen2_5_vl,
-    tiny_random.qwen3_vl,
+    *QWEN3S,
+    tiny_random.glm4v,
 ]
 SIGLIPS = [tiny_random.siglip_vision, tiny_random.siglip, tiny_random.llava_onevision]
 LVLMS = [
@@ -53,9 +56,10 @@ LVLMS = [
     tiny_random.llava_onevision,
     tiny_random.qwen2_vl,
     tiny_random.qwen2_5_vl,
-    tiny_random.qwen3_vl,
+    *QWEN3S,
+    tiny_random.glm4v,
 ]
-QWENS = [tiny_random.qwen2_vl, tiny_random.qwen2_5_vl, tiny_random.qwen3_vl]
+QWENS = [tiny_random.qwen2_vl, tiny_random.qwen2_5_vl, *QWEN3S, tiny_random.glm4v]
 GRIDS = [(4, 6), (8, 6), (8, 6), (2, 10)]
 
 # image tokens of 112x112 px, four crops: a row's end after each row of 8 patches; OneVision shrinks them to 5
@@ -75,7 +79,7 @@ def call(model: Any) -> dict[str, Tensor]:
     generator = torch.Generator().manual_seed(7)
     images = torch.randn(2, 3, 56, 56, generator=generator)
     name = type(model).__name__
-    if name.startswith("Qwen"):
+    if name.startswith(("Qwen", "Glm")):
         count = sum(high * wide for high, wide in GRIDS)
         return tiny_random.qwen_inputs(GRIDS, torch.randn(count, row_width(model), generator=generator))
     if name == "LlavaForConditionalGeneration":
@@ -122,11 +126,15 @@ def caught_at(module: nn.Module, run: Any) -> Tensor:
 def test_towers_are_found(factory: Any) -> None:
     model = factory()
     tower = find_tower(model)
-    assert type(tower) is (QwenTower if factory in QWENS else SiglipTower if factory in SIGLIPS else CLIPTower)
+    expected = QwenTower if factory in QWENS else SiglipTower if factory in SIGLIPS else CLIPTower
+    assert type(tower) is (GlmTower if factory is tiny_random.glm4v else expected)
     assert type(tower.module).__name__ == {
         tiny_random.qwen2_vl: "Qwen2VisionTransformerPretrainedModel",
         tiny_random.qwen2_5_vl: "Qwen2_5_VisionTransformerPretrainedModel",
         tiny_random.qwen3_vl: "Qwen3VLVisionModel",
+        tiny_random.qwen3_vl_moe: "Qwen3VLMoeVisionModel",
+        tiny_random.qwen3_5: "Qwen3_5VisionModel",
+        tiny_random.glm4v: "Glm4vVisionModel",
     }.get(factory, "SiglipVisionModel" if factory in SIGLIPS else "CLIPVisionModel")
     assert tower.width == 32
     assert find_tower(tower.module).module is tower.module
@@ -456,7 +464,7 @@ def test_gradient_checkpointing_with_two_forwards_before_the_backward(factory: A
         torch.manual_seed(3)
         model = factory()
         is_qwen = factory in QWENS
-        own = factory is tiny_random.qwen3_vl  # an anchor taken on each call's grids
+        own = factory in (*QWEN3S, tiny_random.glm4v)  # an anchor taken on each call's grids
         anchor = Anchor(torch.randn(24, 32), (4, 6)) if is_qwen and not own else None
         inject(model, RAdaptConfig(cutoff=20, alpha=0.6), anchor)
         tower = find_tower(model).module

@@ -99,11 +99,20 @@ def test_max_pixels_shrinks_the_canvas_as_the_processor_itself_would(qwen: Path,
     assert load_model(tmp_path / "adapter", max_pixels=20_000).canvas(image) != (high, wide)
 
 
+def test_max_pixels_counts_a_canvas_once_whatever_its_processor_counts(tmp_path: Path) -> None:
+    folder = tiny_checkpoints.save_glm(tmp_path)
+    model = load_model(folder, max_pixels=10_000)
+    height, width = model.canvas(Image.new("RGB", (400, 300)))
+    assert 7_000 < height * width <= 10_000
+    with one_line("max pixels 3000 is below its least canvas, 3136 pixels"):
+        load_model(folder, max_pixels=3_000)
+
+
 def test_max_pixels_that_cannot_be(qwen: Path, tmp_path: Path) -> None:
     with one_line("max pixels 100 is below its least canvas, 3136 pixels"):
         load_model(qwen, max_pixels=100)
     llava = tiny_checkpoints.save_llava(tmp_path)
-    with one_line("max pixels is for Qwen"):
+    with one_line("max pixels is for Qwen and GLM"):
         load_model(llava, max_pixels=10_000)
     with one_line("is an image encoder.*leave max pixels out"):
         load_any("tiny-clip", max_pixels=10_000)

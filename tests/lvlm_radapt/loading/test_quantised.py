@@ -20,7 +20,7 @@ from lvlm_radapt.loading.quantised import quantisation_of
 from lvlm_radapt.models import LVLM
 from lvlm_radapt.utils.errors import UserError
 from tests.helpers import tiny_checkpoints
-from tests.helpers.families import FAMILIES
+from tests.helpers.families import FAMILIES, NAMES
 from tests.helpers.quantised import bitsandbytes, dequantised
 
 PROMPTS = ["What is this?", "describe the small red circle on the left with a word"]
@@ -45,7 +45,7 @@ def loss_and_gradient(model: LVLM, images: list[Image.Image]) -> tuple[Tensor, T
 
 
 @pytest.mark.parametrize("kind", ["4bit", "8bit"])
-@pytest.mark.parametrize("name", list(FAMILIES))
+@pytest.mark.parametrize("name", NAMES)
 def test_gradients_are_those_of_the_dequantised_model(folders: dict[str, Path], name: str, kind: Any) -> None:
     model = robustify(load_model(folders[name], quantize=kind), RAdaptConfig(cutoff=60, alpha=0.3))
     assert quantisation_of(model.hf) == kind
@@ -58,19 +58,21 @@ def test_gradients_are_those_of_the_dequantised_model(folders: dict[str, Path], 
     if kind == "4bit":
         torch.testing.assert_close(loss, expected_loss, rtol=1e-4, atol=1e-4)
         assert cosine.min() > 0.9999
-    else:  # the activations are rounded too
+    else:  # the activations are rounded too, and with them how much of each expert a token gets
         torch.testing.assert_close(loss, expected_loss, rtol=0.05, atol=0.05)
-        assert cosine.min() >= 0.99
+        assert cosine.min() >= (0.98 if "experts" in str(model.hf) else 0.99)
 
 
 @pytest.mark.parametrize("kind", ["4bit", "8bit"])
-@pytest.mark.parametrize("name", list(FAMILIES))
+@pytest.mark.parametrize("name", NAMES)
 def test_only_the_language_model_is_quantised(folders: dict[str, Path], name: str, kind: Any) -> None:
     model = load_model(folders[name], quantize=kind, dtype=torch.bfloat16)
     wanted = {"4bit": bitsandbytes.nn.Linear4bit, "8bit": bitsandbytes.nn.Linear8bitLt}[kind]
     for path, module in model.hf.named_modules():
         if isinstance(module, nn.Linear):
             assert isinstance(module, wanted) == ("language_model" in path), path
+    experts = [weight for path, weight in model.hf.named_parameters() if "experts." in path and weight.ndim == 3]
+    assert {weight.dtype for weight in experts} <= {torch.bfloat16}  # as docs/families.md warns
     assert model.dtype == torch.bfloat16
     assert {parameter.dtype for parameter in model.tower.parameters()} == {torch.bfloat16}
     assert not any(parameter.requires_grad for parameter in model.hf.parameters())

@@ -12,9 +12,10 @@ from torch import Tensor
 
 from lvlm_radapt import RAdaptConfig, export_model, load_model, robustify
 from lvlm_radapt.models import LVLM
+from lvlm_radapt.models.families import lvlm_families
 from lvlm_radapt.saving.adapter import save_adapter
 from lvlm_radapt.utils.errors import UserError
-from tests.helpers.families import FAMILIES
+from tests.helpers.families import FAMILIES, NAMES
 
 PROMPTS = ["What is this?", "describe the small red circle on the left with a word"]
 TARGETS = ["a pig", "yes"]
@@ -33,7 +34,8 @@ def loss_and_gradient(model: LVLM) -> tuple[Tensor, Tensor]:
 
 def tower_and_rest(name: str, *, tower: str, rest: str) -> dict[str, int | str | torch.device]:
     """The vision side in one place, the language model in the other."""
-    vision = ["model.visual"] if name.startswith("qwen") else ["model.vision_tower", "model.multi_modal_projector"]
+    family = next(each for each in lvlm_families().values() if FAMILIES[name].stock in each.available.values())
+    vision = [part for part in family.unquantised if part != "lm_head"]
     places: dict[str, int | str | torch.device] = dict.fromkeys(vision, tower)
     places |= {"model.language_model": rest, "lm_head": rest}
     # a parameter without a module of its own: accelerate has nothing to bring it back by
@@ -42,15 +44,19 @@ def tower_and_rest(name: str, *, tower: str, rest: str) -> dict[str, int | str |
 
 @pytest.mark.filterwarnings("ignore:The following device_map keys do not match any submodules")  # that parameter
 @pytest.mark.parametrize(("tower", "rest"), [("cpu", "disk"), ("disk", "cpu")])
-@pytest.mark.parametrize("name", list(FAMILIES))
+@pytest.mark.parametrize("name", NAMES)
 def test_offloaded_equals_whole(name: str, tower: str, rest: str, tmp_path: Path) -> None:
     folder = FAMILIES[name].save(tmp_path / "model")
     whole = robustify(load_model(folder), CONFIG)
-    spread = load_model(
-        folder,
-        device_map=tower_and_rest(name, tower=tower, rest=rest),
-        offload_folder=str(tmp_path / "offload"),
-    )
+    places = {
+        "device_map": tower_and_rest(name, tower=tower, rest=rest),
+        "offload_folder": str(tmp_path / "offload"),
+    }
+    if name.startswith("glm") and tower == "disk":  # transformers reads its learned positions past their own module
+        with pytest.raises(UserError, match=r"question cannot be processed .* not on the expected device meta"):
+            load_model(folder, **places)
+        return
+    spread = load_model(folder, **places)
     assert any(parameter.is_meta for parameter in spread.hf.parameters())
     spread = robustify(spread, CONFIG)
     for found, expected in zip(loss_and_gradient(spread), loss_and_gradient(whole), strict=True):

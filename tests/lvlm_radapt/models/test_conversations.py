@@ -17,7 +17,7 @@ from lvlm_radapt.models import LVLM
 from lvlm_radapt.models.conversations import CONVERSATIONS, Conversation
 from lvlm_radapt.utils.errors import UserError
 from tests.helpers import tiny_checkpoints
-from tests.helpers.families import FAMILIES, Case, open_case
+from tests.helpers.families import NAMES, Case, open_case
 
 TALK = ("what is this", "a red circle", "how many", "two", "what color is the circle?")
 # By role, as the templates of released checkpoints are; the families' own test templates know users alone.
@@ -29,10 +29,11 @@ BY_ROLE = {
     ),
     "<|image_pad|>": tiny_checkpoints.QWEN_TEMPLATE,
     "<start_of_image>": tiny_checkpoints.GEMMA_TEMPLATE,
+    "<|image|>": tiny_checkpoints.GLM_TEMPLATE,
 }
 
 
-@pytest.fixture(scope="module", params=list(FAMILIES))
+@pytest.fixture(scope="module", params=NAMES)
 def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Case:
     return open_case(request.param, tmp_path_factory.mktemp("checkpoint") / request.param)
 
@@ -93,6 +94,13 @@ BY_HAND = {
     "qwen3": (
         "<|im_start|>user\n<|vision_start|><image><|vision_end|>Q1<|im_end|>\n<|im_start|>assistant\nA1<|im_end|>\n"
         "<|im_start|>user\nQ2<|im_end|>\n<|im_start|>assistant\n"
+    ),
+    "qwen3_5": (
+        "<|im_start|>user\n<|vision_start|><image><|vision_end|>Q1<|im_end|>\n<|im_start|>assistant\n<think>\n\n"
+        "</think>\n\nA1<|im_end|>\n<|im_start|>user\nQ2<|im_end|>\n<|im_start|>assistant\n<think>\n\n</think>\n\n"
+    ),
+    "glm": (
+        "[gMASK]<sop><|user|>\n<|begin_of_image|><image><|end_of_image|>Q1<|assistant|>\nA1<|user|>\nQ2<|assistant|>\n"
     ),
     "chatml": (
         "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n<|im_start|>user\n<image>\nQ1<|im_end|>\n"

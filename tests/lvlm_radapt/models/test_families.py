@@ -17,7 +17,7 @@ import transformers
 from PIL import Image
 
 from lvlm_radapt.loading.load import load_model
-from lvlm_radapt.models import clip, families
+from lvlm_radapt.models import clip, families, family
 from lvlm_radapt.models.families import encoder_families, lvlm_families
 from lvlm_radapt.models.family import Family
 from lvlm_radapt.models.llava import FAMILY, LlavaLVLM
@@ -102,6 +102,19 @@ def test_a_family_that_transformers_lacks_is_absent(package: Package) -> None:
 def test_a_file_that_asks_transformers_for_what_it_lacks_is_absent(package: Package) -> None:
     package("from transformers.models.next_year import Model\n")
     assert "llava" in lvlm_families()
+
+
+def test_of_an_older_transformers_the_newer_families_are_absent(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One lacks a class, the other a module."""
+    whole = lvlm_families()
+    lvlm_families.cache_clear()
+    with monkeypatch.context() as older:
+        older.setattr(family, "known_classes", lambda: {name for name in dir(transformers) if "Qwen3_5" not in name})
+        older.setitem(sys.modules, "transformers.models.glm4v.image_processing_pil_glm4v", None)
+        older.delitem(sys.modules, "lvlm_radapt.models.glm")
+        found = lvlm_families()
+        lvlm_families.cache_clear()
+    assert whole.keys() - found.keys() == {"qwen3_5", "qwen3_5_moe", "glm4v", "glm46v", "glm4v_moe"}
 
 
 @pytest.mark.parametrize(

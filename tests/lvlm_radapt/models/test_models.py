@@ -28,17 +28,22 @@ from lvlm_radapt.models.speedups import last_layer
 from lvlm_radapt.utils.errors import UserError
 from tests.helpers import tiny_checkpoints
 from tests.helpers.failures import one_line
-from tests.helpers.families import FAMILIES, Case, open_case
+from tests.helpers.families import FAMILIES, NAMES, Case, open_case
 from tests.helpers.inputs import PROMPTS, TARGETS, noise
 
-NAMES = list(FAMILIES)
 GRIDS = [(56, 56), (84, 56), (112, 168), (196, 84)]
 
 
 @pytest.fixture(scope="module")
 def cases(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Case]:
     root = tmp_path_factory.mktemp("checkpoints")
-    return {name: open_case(name, root / name) for name in NAMES}
+
+    class Opened(dict[str, Case]):
+        def __missing__(self, name: str) -> Case:
+            self[name] = open_case(name, root / name)
+            return self[name]
+
+    return Opened()
 
 
 @pytest.fixture(params=NAMES)
@@ -72,6 +77,8 @@ def test_pixel_gradient_equals_the_library_s(case: Case) -> None:
 
 def test_pixel_gradient_equals_finite_differences(case: Case) -> None:
     model = load_model(case.folder, dtype=torch.float64, attn="sdpa")
+    if "experts" in str(model.hf):
+        model.hf.set_experts_implementation("eager")  # the fast one takes no double precision
     batch = model.pixels([noise(84, 56, 1), noise(84, 56, 2)])
     x = batch.x.double().requires_grad_()
     loss = model.loss(batch.replace(x), PROMPTS[:2], TARGETS[:2])
@@ -86,6 +93,8 @@ def test_pixel_gradient_equals_finite_differences(case: Case) -> None:
         expected = float((gradient * direction).sum())
         # noise may happen to lie across the gradient; rotary embeddings round to single precision
         rounding = 1e-4 * float(gradient.norm())
+        if "linear_attn" in str(model.hf):  # recurrent layers compute in single precision, and so is the loss rounded
+            rounding += torch.finfo(torch.float32).eps * float(loss.sum()) / (2 * step)
         assert float(up - down) / (2 * step) == pytest.approx(expected, rel=5e-3, abs=rounding)
 
 
@@ -122,8 +131,9 @@ def test_answers_equal_the_library_s_greedy_search(case: Case, size: tuple[int, 
 def test_generation_stops_at_every_end_token(case: Case) -> None:
     batch = case.ours.pixels([noise(56, 56, i) for i in range(3)])
     free = case.ours.generate(batch, PROMPTS, 10)
-    word = free[0].split()[2]
-    end = case.ours.tokenizer.convert_tokens_to_ids(word)
+    tokenizer = case.ours.tokenizer
+    said = [tokenizer(answer, add_special_tokens=False)["input_ids"] for answer in free]
+    end = said[0][2]
     config = case.ours.hf.generation_config
     stock = config.eos_token_id
     config.eos_token_id = [2, end]
@@ -131,9 +141,8 @@ def test_generation_stops_at_every_end_token(case: Case) -> None:
         stopped = case.ours.generate(batch, PROMPTS, 10)
     finally:
         config.eos_token_id = stock
-    for before, after in zip(free, stopped, strict=True):
-        words = before.split()
-        assert after.split() == (words[: words.index(word)] if word in words else words)
+    for before, after in zip(said, stopped, strict=True):
+        assert after == tokenizer.decode(before[: before.index(end)] if end in before else before).strip()
 
 
 def test_the_checkpoint_s_repetition_penalty_is_applied(case: Case) -> None:
@@ -175,7 +184,7 @@ def test_llava_features_are_the_layer_the_language_model_reads(cases: dict[str, 
 
 
 @pytest.mark.parametrize("size", GRIDS)
-@pytest.mark.parametrize("name", ["qwen2", "qwen2.5", "qwen3"])
+@pytest.mark.parametrize("name", [name for name in FAMILIES if name.startswith("qwen")])
 def test_qwen_features_are_in_raster_order(cases: dict[str, Case], name: str, size: tuple[int, int]) -> None:
     case = cases[name]
     images = [noise(*size, seed=i) for i in range(2)]

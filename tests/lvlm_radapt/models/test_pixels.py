@@ -32,6 +32,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
         "qwen2": load_model(tiny_checkpoints.save_qwen(root / "qwen2", version="2")),
         "qwen2.5": load_model(tiny_checkpoints.save_qwen(root / "qwen2.5")),
         "qwen3": load_model(tiny_checkpoints.save_qwen3(root / "qwen3")),
+        "glm": load_model(tiny_checkpoints.save_glm(root / "glm")),
         "llava-next": load_model(tiny_checkpoints.save_llava_next(root / "llava-next")),
         "onevision": load_model(tiny_checkpoints.save_onevision(root / "onevision")),
         "gemma3": load_model(tiny_checkpoints.save_gemma3(root / "gemma3")),
@@ -54,7 +55,7 @@ def stock(model: Any, images: list[Image.Image]) -> torch.Tensor:
     return model.image_processor(images=images, return_tensors="pt", **filled)["pixel_values"]
 
 
-EACH = ["llava", "llava-next", "onevision", "qwen2", "qwen2.5", "qwen3", "clip", "siglip", "gemma3", "paligemma"]
+EACH = ["llava", "llava-next", "onevision", "qwen2", "qwen2.5", "qwen3", "glm", "gemma3", "paligemma", "clip", "siglip"]
 
 
 @pytest.mark.parametrize("name", EACH)
@@ -69,7 +70,7 @@ def test_bit_equal_to_the_stock_processor(models: dict[str, Any], name: str, hei
     assert [m["size"] for m in batch.meta] == [(height, width)] * 2
 
 
-@pytest.mark.parametrize("name", ["llava", "llava-next", "onevision", "qwen2.5", "qwen3", "siglip", "gemma3"])
+@pytest.mark.parametrize("name", ["llava", "llava-next", "onevision", "qwen2.5", "qwen3", "glm", "siglip", "gemma3"])
 @pytest.mark.parametrize("mode", MODES)
 def test_bit_equal_in_every_colour_mode(models: dict[str, Any], name: str, mode: str) -> None:
     image = noise(70, 90, 3, mode)
@@ -80,13 +81,13 @@ def test_bit_equal_in_every_colour_mode(models: dict[str, Any], name: str, mode:
     st.integers(1, 260),
     st.integers(1, 260),
     st.integers(0, 9),
-    st.sampled_from(["llava", "llava-next", "onevision", "qwen2.5", "qwen3"]),
+    st.sampled_from(["llava", "llava-next", "onevision", "qwen2.5", "qwen3", "glm"]),
 )
 @settings(max_examples=50, deadline=None)
 def test_bit_equal_at_any_size(models: dict[str, Any], height: int, width: int, seed: int, name: str) -> None:
     model = models[name]
     image = noise(height, width, seed)
-    if name.startswith("qwen") and max(height, width) > 200 * min(height, width):
+    if model.grows and max(height, width) > 200 * min(height, width):
         with pytest.raises(UserError, match="aspect ratio"):
             model.canvas(image)
         return
@@ -204,7 +205,7 @@ PHOTOS = sorted(Path(os.environ.get("LVLM_RADAPT_PHOTOS", "/nonexistent")).glob(
 
 
 @pytest.mark.skipif(not PHOTOS, reason="LVLM_RADAPT_PHOTOS names no folder with images/*.jpg")
-@pytest.mark.parametrize("name", ["llava", "llava-next", "onevision", "qwen2.5", "qwen3", "clip", "siglip"])
+@pytest.mark.parametrize("name", ["llava", "llava-next", "onevision", "qwen2.5", "qwen3", "glm", "clip", "siglip"])
 def test_real_photos_are_bit_equal(models: dict[str, Any], name: str) -> None:
     model = models[name]
     for path in PHOTOS:

@@ -40,7 +40,7 @@ from lvlm_radapt.utils.errors import UserError
 from tests.helpers import tiny_checkpoints
 from tests.helpers.cli import Cli
 from tests.helpers.failures import one_line, quiet
-from tests.helpers.families import FAMILIES
+from tests.helpers.families import FAMILIES, NAMES
 from tests.helpers.slow import slow
 
 PROMPT, TARGET = "what is this ?", "a pig"
@@ -189,11 +189,14 @@ def opened_elsewhere(root: Path, jobs: list[dict[str, Any]]) -> None:
 
 
 @pytest.fixture(scope="module")
-def exported(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Exported]:
+def exported(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Exported]:
+    tests = [item for item in request.session.items if isinstance(item, pytest.Function) and hasattr(item, "callspec")]
+    asked = {test.callspec.params.get(key) for test in tests for key in ("name", "refusing")}
     root = tmp_path_factory.mktemp("export")
     _image().save(root / "image.png")
     cases: dict[str, Exported] = {}
-    for number, (name, variant) in enumerate(VARIANTS.items()):
+    chosen = {name: each for name, each in VARIANTS.items() if name in asked or not FAMILIES[each.family].variant}
+    for number, (name, variant) in enumerate(chosen.items()):
         family = FAMILIES[variant.family]
         base = root / variant.family
         if not base.exists():
@@ -230,7 +233,7 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Exported]:
 @pytest.fixture(scope="module")
 def others(exported: dict[str, Exported]) -> None:
     """The families beside CORE, opened in the same ways."""
-    rest = [exported[name] for name in FAMILIES if name not in CORE]
+    rest = [case for name, case in exported.items() if name in FAMILIES and name not in CORE]
     opened_elsewhere(rest[0].folder.parent, [case.job | {"refusals": True} for case in rest])
     for case in rest:
         case.elsewhere.update(torch.load(case.job["out"]))
@@ -244,7 +247,7 @@ def refusing(request: pytest.FixtureRequest, exported: dict[str, Exported]) -> E
     return exported[request.param]
 
 
-@pytest.mark.parametrize("name", VARIANTS)
+@pytest.mark.parametrize("name", [*NAMES, *(name for name in VARIANTS if name not in FAMILIES)])
 def test_without_this_package_the_logits_are_bit_equal(exported: dict[str, Exported], name: str) -> None:
     case = exported[name]
     ours = load_model(case.folder, dtype=torch.bfloat16) if case.variant.opened else case.ours
@@ -261,7 +264,8 @@ def test_without_this_package_the_logits_are_bit_equal(exported: dict[str, Expor
 
 def test_the_anchor_is_float32_in_every_precision(exported: dict[str, Exported]) -> None:
     anchors = {name: case.elsewhere["anchor"] for name, case in exported.items()}
-    assert {name for name, dtype in anchors.items() if dtype is None} == {"filter alone", "qwen3"}
+    per_grid = {name for name in anchors if name.startswith(("qwen3", "glm"))}  # theirs is taken anew on every grid
+    assert {name for name, dtype in anchors.items() if dtype is None} == {"filter alone", *per_grid}
     assert {dtype for dtype in anchors.values() if dtype is not None} == {torch.float32}
 
 
@@ -278,7 +282,9 @@ def test_it_never_comes_back_unprotected(refusing: Exported) -> None:
 
 def test_it_opens_quantised(refusing: Exported) -> None:
     whole, small = (refusing.elsewhere[key] for key in ("logits", "8 bits"))
-    assert 0 < (small.float() - whole).abs().max() < 1
+    assert not torch.equal(small.float(), whole)
+    # rounding may send a token to another expert, which changes single numbers much
+    assert torch.cosine_similarity(small.float().flatten(), whole.flatten(), 0) > 0.98
 
 
 def test_what_transformers_saves_of_it_is_protected_too(refusing: Exported) -> None:
@@ -300,7 +306,7 @@ def test_weights_under_the_common_names_are_opened_too(exported: dict[str, Expor
     assert torch.equal(_loss(load_model(folder)), _loss(case.ours))
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", NAMES)
 def test_inputs_are_made_from_the_folder_alone(exported: dict[str, Exported], name: str) -> None:
     case = exported[name]
     made = case.elsewhere["inputs"]
@@ -320,7 +326,7 @@ def _loss(model: LVLM) -> torch.Tensor:
         return model.loss(model.pixels([_image()]), [PROMPT], [TARGET])
 
 
-@pytest.mark.parametrize("name", [*FAMILIES, "all set", "filter alone", "sharded"])
+@pytest.mark.parametrize("name", [*NAMES, "all set", "filter alone", "sharded"])
 def test_load_model_opens_it(exported: dict[str, Exported], name: str) -> None:
     case = exported[name]
     back = load_model(case.folder)
@@ -368,7 +374,7 @@ def test_shards(exported: dict[str, Exported]) -> None:
     assert not list(folder.glob("model.safetensors*"))
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", NAMES)
 def test_the_code_in_the_folder(exported: dict[str, Exported], name: str) -> None:
     files = {path.name: path.read_text() for path in exported[name].folder.glob("*.py")}
     assert files["radapt_defences_radapt_modules.py"] == inspect.getsource(modules)
@@ -603,6 +609,12 @@ def test_a_filter_alone_is_stock_weights_and_a_processor(tmp_path: Path, name: s
             assert (seen[0].double() - 255 * filtered.clamp(0, 1)).abs().max() <= 0.5 + 1e-3
         again = model.pixels([ahead["filter_image"](image)]).x[0]
         assert (again - filtered.clamp(0, 1)).abs().max() * 255 <= 0.5 + 1e-3
+
+
+def test_a_filter_is_not_put_in_front_of_a_processor_that_counts_frames(tmp_path: Path) -> None:
+    model = robustify(load_model(tiny_checkpoints.save_glm(tmp_path / "base")), RAdaptConfig(alpha=0))
+    with one_line("the filter cannot be put in front of a Glm4vImageProcessorPil: use --export"):
+        fold_model(model, tmp_path / "out")
 
 
 @settings(max_examples=60, deadline=None)
