@@ -16,7 +16,7 @@ def attention_maps(model: PixelModel, batch: PixelBatch) -> list[Tensor]:
     """How much attention each patch of an image gets in the first block: float32 [high, wide] in raster order.
 
     The mean over heads and over all queries of the weight on this patch, times the number of keys: 1 is what it would
-    get if all were looked at alike. Of a model that cuts images into views, the first view's.
+    get if all were looked at alike. Of a model that cuts images into views, those of the whole image's.
     """
     tower = find_tower(model.hf)
     calls: dict[str, Any] = {}
@@ -50,7 +50,7 @@ def attention_maps(model: PixelModel, batch: PixelBatch) -> list[Tensor]:
         patches[order.to(rows.device)] = rows
         patches = patches.reshape(len(batch), -1)
     views = len(patches) // len(batch)
-    return [one.reshape(high, wide).cpu() for one in patches[::views]]
+    return [one.reshape(high, wide).cpu() for one in patches[model.whole_view % views :: views]]
 
 
 def evenness(weights: Tensor) -> float:

@@ -110,7 +110,11 @@ class PixelModel(ABC):
     eot_draws: over how many draws an attack averages where the defence is random.
     """
 
-    views_apart: ClassVar[bool] = False
+    whole_view: ClassVar[int] = 0
+    """Which of an image's views shows all of it, in the order in which the tower gets them."""
+    processing: ClassVar[Mapping[str, bool]] = {}
+    """Settings that the family's processor gives its image processor, whatever the file of that one says."""
+    views_apart: bool = False
     """Whether the canvas is a stack of views of one image, so that an attack changes each on its own: a superset of
     what a real image can do, which runs say."""
     answers_only: ClassVar[bool] = False
@@ -407,6 +411,11 @@ class LVLM(PixelModel):
     def language_model(self) -> Any:
         """The language model without its head: embeddings in, hidden states out."""
         return self.hf.model.language_model
+
+    @property
+    def image_run(self) -> int | None:
+        """How many image tokens a run of `image_text` has, where it is the same for all images."""
+        return None
 
     @classmethod
     def image_mark(cls, config: Any, tokenizer: Any) -> str:

@@ -121,6 +121,8 @@ _QWEN_QUESTION = "<|im_start|>user\n<|vision_start|><image><|vision_end|>{text}<
 _GEMMA_TURN = "{text}<end_of_turn>\n<start_of_turn>model\n"
 _GEMMA_NEXT = f"<end_of_turn>\n<start_of_turn>user\n{_GEMMA_TURN}"
 _NO_THOUGHTS = "<think>\n\n</think>\n\n"
+_IDEFICS_TURN = "{text}<end_of_utterance>\nAssistant:"
+_IDEFICS_NEXT = f"<end_of_utterance>\nUser: {_IDEFICS_TURN}"
 
 CONVERSATIONS: dict[str, Conversation] = {
     conversation.name: conversation
@@ -157,6 +159,8 @@ CONVERSATIONS: dict[str, Conversation] = {
         ),
         Conversation("gemma", None, f"<start_of_turn>user\n<image>{_GEMMA_TURN}", f"{{answer}}{_GEMMA_NEXT}"),
         Conversation("paligemma", None, "<image>{text}"),
+        Conversation("idefics3", None, f"User:<image>{_IDEFICS_TURN}", f" {{answer}}{_IDEFICS_NEXT}"),
+        Conversation("smolvlm", None, f"<|im_start|>User:<image>{_IDEFICS_TURN}", f" {{answer}}{_IDEFICS_NEXT}"),
     )
 }
 """The built-in ones, by name."""

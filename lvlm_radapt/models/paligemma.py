@@ -9,7 +9,8 @@ from torch import Tensor
 
 from lvlm_radapt.models.base import PixelBatch
 from lvlm_radapt.models.family import Family
-from lvlm_radapt.models.gemma3 import UNQUANTISED, SiglipLVLM
+from lvlm_radapt.models.gemma3 import UNQUANTISED
+from lvlm_radapt.models.siglip_lvlm import SiglipLVLM
 from lvlm_radapt.towers.siglip import SiglipTower
 
 

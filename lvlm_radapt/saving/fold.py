@@ -114,13 +114,14 @@ def _filter_source(model: LVLM, config: RAdaptConfig) -> str:
 def _canvas(model: LVLM) -> dict[str, Any]:
     """The numbers of radapt_filter.py that say how this model's processor lays an image on its canvas."""
     processor: Any = model.image_processor
-    if model.views_apart or model.counts_frames or not processor.do_resize:
+    size = dict(processor.size)
+    sized = size.get("shortest_edge") or size.get("height")
+    if model.views_apart or model.counts_frames or not processor.do_resize or not sized:
         raise UserError(
             f"{model.name}: the filter cannot be put in front of a {type(processor).__name__}: "
             "use --export, or leave the filter out"
         )
     values: dict[str, Any] = {"RESAMPLE": int(processor.resample)}
-    size = dict(processor.size)
     if hasattr(processor, "merge_size"):
         return values | {
             "FACTOR": processor.patch_size * processor.merge_size,

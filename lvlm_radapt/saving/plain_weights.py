@@ -99,13 +99,14 @@ def _processor_values(model: LVLM) -> dict[str, Any]:
     takes = inspect.signature(getattr(transformers, name).__init__).parameters
     config = model.hf.config
     vision = config.vision_config
-    patch_size = getattr(vision, "patch_size", None)
+    patch_size, side = getattr(vision, "patch_size", None), getattr(vision, "image_size", None)
     known = {
         "patch_size": patch_size,
         "vision_feature_select_strategy": getattr(config, "vision_feature_select_strategy", None),
         "num_additional_image_tokens": find_tower(model.hf).prefix_tokens,
-        "num_image_tokens": (vision.image_size // patch_size) ** 2 if hasattr(vision, "image_size") else None,
+        "num_image_tokens": (side // patch_size) ** 2 if isinstance(side, int) else None,
         "vision_aspect_ratio": getattr(config, "vision_aspect_ratio", None),
-        "image_seq_length": getattr(config, "mm_tokens_per_image", None),
+        "image_seq_length": model.image_run,
+        "image_seq_len": model.image_run,
     }
     return {"processor_class": name} | {key: value for key, value in known.items() if key in takes}

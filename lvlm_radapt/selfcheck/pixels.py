@@ -19,7 +19,8 @@ _NO_DIFFERENCE = 1e-3
 
 
 def check_pixels(trial: Trial) -> Iterator[Check]:
-    stock = pil_processor(trial)(images=[trial.image], return_tensors="pt")["pixel_values"]
+    given = {"images": [trial.image], "return_tensors": "pt", **trial.model.processing}
+    stock = pil_processor(trial)(**given)["pixel_values"]
     most, mean = _levels(trial, stock)
     height, width = trial.batch.x.shape[-2:]
     if most is None:
@@ -31,7 +32,7 @@ def check_pixels(trial: Trial) -> Iterator[Check]:
     yield checked("pixels", ok, said, largest_levels=most, mean_levels=mean)
     if not is_torchvision_available():
         raise Skipped("it is not installed, so no program here resizes images with it")
-    stock = _processor(trial, "torchvision")(images=[trial.image], return_tensors="pt")["pixel_values"]
+    stock = _processor(trial, "torchvision")(**given)["pixel_values"]
     most, mean = _levels(trial, stock)
     if most is None or mean is None:
         raise Skipped("it gives another canvas")

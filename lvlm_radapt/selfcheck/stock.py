@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -21,6 +22,7 @@ from lvlm_radapt.models.template_sandbox import NO_THOUGHTS
 from lvlm_radapt.selfcheck.pixels import pil_processor
 from lvlm_radapt.selfcheck.result import Check, Skipped, apart, checked, tolerance
 from lvlm_radapt.selfcheck.trial import MOST_TOKENS, QUESTION, Trial
+from lvlm_radapt.utils.errors import first_sentence
 
 PROMPT = ("prompt tokens",)
 TEXT = ("logits", "answers")
@@ -105,28 +107,27 @@ def _processor(model: LVLM, trial: Trial) -> Any:
     same files without its video processor."""
     images = pil_processor(trial)
     family: Any = getattr(transformers, PROCESSOR_MAPPING_NAMES[model.hf.config.model_type])
-    # a video processor wants torchvision
-    if transformers.utils.is_torchvision_available() or "video_processor" not in family.get_attributes():
-        try:
+    try:
+        # a video processor wants torchvision
+        if transformers.utils.is_torchvision_available() or "video_processor" not in family.get_attributes():
             processor = transformers.AutoProcessor.from_pretrained(trial.source)
-        except ImportError as error:
-            raise Skipped("this transformers opens no processor without torchvision: install it") from error
-        processor.image_processor = images
-        return _completed(processor, model.hf.config)
-    stored, _ = family.get_processor_dict(trial.source)
-    processor = family.__new__(family)
-    processor.tokenizer = transformers.AutoTokenizer.from_pretrained(trial.source)
-    processor.image_processor = images
-    processor.chat_template = stored.get("chat_template") or processor.tokenizer.chat_template
-    for role in ("image", "video"):
-        token_id = getattr(model.hf.config, f"{role}_token_id")
-        setattr(processor, f"{role}_token_id", token_id)
-        setattr(processor, f"{role}_token", processor.tokenizer.convert_ids_to_tokens(token_id))
-    for place in ("start", "end"):
-        setattr(processor, f"video_{place}_id", getattr(model.hf.config, f"video_{place}_token_id", None))
-    for key in ("num_image_tokens", "vision_aspect_ratio", "vision_feature_select_strategy"):
-        setattr(processor, key, stored.get(key))
-    return processor
+            processor.image_processor = images
+            return _completed(processor, model.hf.config)
+        stored, _ = family.get_processor_dict(trial.source)
+        tokenizer = transformers.AutoTokenizer.from_pretrained(trial.source)
+        takes = inspect.signature(family.__init__).parameters.keys() & stored.keys() - {"chat_template"}
+        template = stored.get("chat_template") or tokenizer.chat_template
+        parts = {"image_processor": images, "tokenizer": tokenizer, "video_processor": _NoVideos()}
+        bare: Any = type(family.__name__, (family,), {"check_argument_for_proper_class": lambda *_: None})
+        return bare(**parts, chat_template=template, **{key: stored[key] for key in takes if key not in parts})
+    except ImportError as error:
+        raise Skipped(f"this transformers opens no processor here: {first_sentence(error)}") from error
+
+
+class _NoVideos:
+    """In the place of a video processor that is never asked."""
+
+    num_frames = fps = None
 
 
 def _completed(processor: Any, config: Any) -> Any:

@@ -8,12 +8,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
 import transformers
 from PIL import Image
 from torch import Tensor
+from transformers.models.smolvlm import processing_smolvlm
 
 from lvlm_radapt import load_model
 from lvlm_radapt.models import LVLM
@@ -157,6 +159,42 @@ def glm_inputs(model: LVLM, image: Image.Image, prompt: str) -> Inputs:
     return {**vision, **ids, "mm_token_type_ids": types}
 
 
+_IDEFICS = "User:<image>{}<end_of_utterance>\nAssistant:"
+
+
+def idefics3_inputs(model: LVLM, image: Image.Image, prompt: str) -> Inputs:
+    # of a copy: the processor adds tokens to the tokenizer
+    processor = transformers.Idefics3Processor(model.image_processor, copy.deepcopy(model.tokenizer), image_seq_len=4)
+    return dict(processor(images=[image], text=[_IDEFICS.format(prompt)], return_tensors="pt"))
+
+
+def smolvlm_inputs(model: LVLM, image: Image.Image, prompt: str) -> Inputs:
+    processor = without_videos(transformers.SmolVLMProcessor, model.image_processor, model.tokenizer, image_seq_len=4)
+    return dict(processor(images=[image], text=[f"<|im_start|>{_IDEFICS}".format(prompt)], return_tensors="pt"))
+
+
+_INTERNVL = "<|im_start|>user\n<IMG_CONTEXT>\n{}<|im_end|>\n<|im_start|>assistant\n"
+
+
+def internvl_inputs(model: LVLM, image: Image.Image, prompt: str) -> Inputs:
+    processor = without_videos(
+        transformers.InternVLProcessor, model.image_processor, model.tokenizer, image_seq_length=4
+    )
+    return dict(processor(images=[image], text=[_INTERNVL.format(prompt)], return_tensors="pt"))
+
+
+def without_videos(kind: Any, image_processor: Any, tokenizer: Any, **settings: Any) -> Any:
+    """That processor of transformers', without the video processor that wants torchvision."""
+    processing_smolvlm.num2words = processing_smolvlm.num2words or str  # which spells a count of frames alone
+    bare = type(kind.__name__, (kind,), {"check_argument_for_proper_class": lambda *_: None})
+    return bare(
+        image_processor=image_processor,
+        tokenizer=tokenizer,
+        video_processor=SimpleNamespace(num_frames=None, fps=None),
+        **settings,
+    )
+
+
 def _glm(name: str, kind: str, images: str, **more: Any) -> Family:
     save = partial(tiny_checkpoints.save_glm, kind=kind, images=images)
     stock = f"{kind}ForConditionalGeneration"
@@ -237,6 +275,35 @@ _TABLE += [
         "</s>",
         prefix=True,
         question="<image>{}",
+    ),
+    Family(
+        "idefics3",
+        tiny_checkpoints.save_idefics3,
+        "Idefics3ForConditionalGeneration",
+        idefics3_inputs,
+        "<image>",
+        "<end_of_utterance>",
+        question=_IDEFICS,
+    ),
+    Family(
+        "smolvlm",
+        tiny_checkpoints.save_smolvlm,
+        "SmolVLMForConditionalGeneration",
+        smolvlm_inputs,
+        "<image>",
+        "<end_of_utterance>",
+        "SmolVLMProcessor",
+        question=f"<|im_start|>{_IDEFICS}",
+    ),
+    Family(
+        "internvl",
+        tiny_checkpoints.save_internvl,
+        "InternVLForConditionalGeneration",
+        internvl_inputs,
+        "<IMG_CONTEXT>",
+        "<|im_end|>",
+        "InternVLProcessor",
+        question=_INTERNVL,
     ),
 ]
 FAMILIES = {family.name: family for family in _TABLE}

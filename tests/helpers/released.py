@@ -3,7 +3,8 @@
 Templates are cut down to what decides: which file holds them, whether they read a message's content as one string
 or as a list of parts, where they put the image, and what opens the answer. The forms are those of llava-hf's
 llava-1.5, llava-v1.6-mistral and llava-onevision-qwen2, of Qwen's Qwen2-VL, Qwen2.5-VL, Qwen3-VL and Qwen3.5, of
-Z.ai's GLM-4.5V, and of Google's gemma-3. PaliGemma is released without any: its template here writes image and
+Z.ai's GLM-4.5V, of Google's gemma-3, and of Idefics3, SmolVLM2 and InternVL3. PaliGemma is released without any: its
+template here writes image and
 question, as its processor asks for.
 """
 
@@ -18,7 +19,7 @@ import transformers
 from PIL import Image
 
 from tests.helpers import tiny_checkpoints, tiny_random
-from tests.helpers.families import FAMILIES
+from tests.helpers.families import FAMILIES, without_videos
 
 Place = Literal["chat_template.json", "chat_template.jinja", "processor_config.json"]
 
@@ -91,6 +92,13 @@ _GEMMA = (
     "{%- elif item['type'] == 'text' -%}{{ item['text'] | trim }}{%- endif -%}{%- endfor -%}{%- endif -%}"
     "{{ '<end_of_turn>\n' }}{%- endfor -%}{%- if add_generation_prompt -%}{{ '<start_of_turn>model\n' }}{%- endif -%}"
 )
+_INTERNVL = (
+    "{% for message in messages %}{{'<|im_start|>' + message['role'] + '\n'}}{% if message['content'] is string %}"
+    "{{ message['content'] }}{% else %}{% for content in message['content'] %}{% if content['type'] == 'image' %}"
+    "{{ '<IMG_CONTEXT>\n' }}{% elif content['type'] == 'video' %}{{ '<video>\n' }}{% elif content['type'] == 'text' %}"
+    "{{ content['text'] }}{% endif %}{% endfor %}{% endif %}{{'<|im_end|>\n'}}{% endfor %}"
+    "{% if add_generation_prompt %}{{'<|im_start|>assistant\n' }}{% endif %}"
+)
 _QWEN3 = (
     "{%- set image_count = namespace(value=0) %}\n{%- for message in messages %}\n"
     "    {{- '<|im_start|>' + message.role + '\\n' }}\n    {%- if message.content is string %}\n"
@@ -149,6 +157,9 @@ TEMPLATES = {
     "paligemma": Templates(tiny_checkpoints.PALIGEMMA_TEMPLATE, ""),
     "qwen3.5": Templates(_QWEN3_5, _QWEN3_5),
     "glm": Templates(_GLM, _GLM),
+    "idefics3": Templates(f"<s>{tiny_checkpoints.IDEFICS_TEMPLATE}", ""),
+    "smolvlm": Templates(f"<|im_start|>{tiny_checkpoints.IDEFICS_TEMPLATE}", ""),
+    "internvl": Templates(_INTERNVL, _INTERNVL.replace("<IMG_CONTEXT>", "")),
 }
 """Family -> its two templates; Qwen2's, 2.5's and 3.5's and GLM's are one text in two files."""
 
@@ -180,6 +191,9 @@ NUMBERS: dict[str, dict[str, Any]] = {
     "llava-next": _CLIP,
     "onevision": _SIGLIP,
     "gemma3": {"image_seq_length": 4},
+    "idefics3": {"image_seq_len": 4},
+    "smolvlm": {"image_seq_len": 4},
+    "internvl": {"image_seq_length": 4},
 }
 """What a release's processor_config.json says of the model; the others have none."""
 
@@ -209,6 +223,16 @@ def stock_processor(name: str, folder: Path) -> Any:
         return transformers.AutoProcessor.from_pretrained(folder, trust_remote_code=True)
     kind: Any = getattr(transformers, FAMILIES[name].processor)
     stored, _ = kind.get_processor_dict(folder)
+    if name in ("smolvlm", "internvl"):
+        images = json.loads((folder / "preprocessor_config.json").read_bytes())["image_processor_type"]
+        number = {key: stored[key] for key in ("image_seq_len", "image_seq_length") if key in stored}
+        return without_videos(
+            kind,
+            getattr(transformers, images.removesuffix("Pil") + "Pil").from_pretrained(folder),
+            transformers.AutoTokenizer.from_pretrained(folder, trust_remote_code=True),
+            chat_template=stored.get("chat_template"),
+            **number,
+        )
     processor = kind.__new__(kind)
     processor.chat_template = stored.get("chat_template")
     processor.tokenizer = transformers.AutoTokenizer.from_pretrained(folder, trust_remote_code=True)

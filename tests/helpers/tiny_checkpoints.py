@@ -64,6 +64,18 @@ PALIGEMMA_TEMPLATE = (
 )
 
 
+IDEFICS_TEMPLATE = (
+    "{% for m in messages %}{{ m['role'] | capitalize }}{{ ':' if m['content'][0]['type'] == 'image' else ': ' }}"
+    "{% for c in m['content'] %}{% if c['type'] == 'image' %}<image>{% else %}{{ c['text'] }}{% endif %}{% endfor %}"
+    "<end_of_utterance>\n{% endfor %}{% if add_generation_prompt %}Assistant:{% endif %}"
+)
+INTERNVL_TEMPLATE = (
+    "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{% for c in m['content'] %}{% if c['type'] == 'image' %}"
+    "<IMG_CONTEXT>\n{% else %}{{ c['text'] }}{% endif %}{% endfor %}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
 def word_tokenizer(
     special: dict[int, str], *, bos: bool, eos: str, eos_after: bool = False, names: dict[str, str] | None = None
 ) -> Any:
@@ -200,6 +212,44 @@ def save_paligemma(folder: Path, *, chat_template: str | None = PALIGEMMA_TEMPLA
     model.generation_config = GenerationConfig(bos_token_id=1, eos_token_id=2, pad_token_id=0)
     tokenizer = word_tokenizer({tiny_random.IMAGE_TOKEN: "<image>"}, bos=True, eos="</s>")
     processor = SiglipImageProcessorPil(size={"height": 56, "width": 56}, image_seq_length=16)
+    return _save(folder, model, tokenizer, processor, chat_template)
+
+
+def save_idefics3(folder: Path, *, kind: str = "Idefics3", chat_template: str | None = None, seed: int = 0) -> Path:
+    """tiny_random.idefics3: views of 56 px, of up to four crops and the whole image."""
+    model = tiny_random.idefics3(kind=kind, seed=seed)
+    model.generation_config = GenerationConfig(eos_token_id=[2, IM_END], pad_token_id=0)
+    special = {tiny_random.IMAGE_TOKEN: "<image>", 91: "<fake_token_around_image>", 92: "<global-img>"}
+    special |= {80 + i: f"<row_{i // 2 + 1}_col_{i % 2 + 1}>" for i in range(4)}
+    special |= {IM_START: "<|im_start|>", IM_END: "<end_of_utterance>"}
+    tokenizer = word_tokenizer(special, bos=kind == "Idefics3", eos="</s>")
+    processor = getattr(transformers, f"{kind}ImageProcessorPil")(
+        size={"longest_edge": 112}, max_image_size={"longest_edge": 56}
+    )
+    template = IDEFICS_TEMPLATE if kind == "Idefics3" else f"<|im_start|>{IDEFICS_TEMPLATE}"
+    return _save(folder, model, tokenizer, processor, chat_template or template)
+
+
+def save_smolvlm(folder: Path) -> Path:
+    """The same as SmolVLM."""
+    return save_idefics3(folder, kind="SmolVLM")
+
+
+def save_internvl(folder: Path, *, chat_template: str | None = INTERNVL_TEMPLATE, seed: int = 2) -> Path:
+    """tiny_random.internvl: views of 56 px, of up to four crops and the whole image."""
+    model = tiny_random.internvl(seed=seed)
+    model.generation_config = GenerationConfig(eos_token_id=[IM_END, 2], pad_token_id=0)
+    names = {"start_image_token": "<img>", "end_image_token": "</img>", "context_image_token": "<IMG_CONTEXT>"}
+    names["video_token"] = "<video>"
+    ids = (tiny_random.VISION_START, tiny_random.VISION_END, tiny_random.IMAGE_TOKEN, tiny_random.VIDEO_TOKEN)
+    special = dict(zip(ids, names.values(), strict=True)) | {IM_START: "<|im_start|>", IM_END: "<|im_end|>"}
+    tokenizer = word_tokenizer(special, bos=False, eos="<|im_end|>", names=names)
+    processor = transformers.GotOcr2ImageProcessorPil(
+        size={"height": 56, "width": 56},
+        max_patches=4,
+        image_mean=[0.485, 0.456, 0.406],
+        image_std=[0.229, 0.224, 0.225],
+    )
     return _save(folder, model, tokenizer, processor, chat_template)
 
 

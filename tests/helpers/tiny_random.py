@@ -212,6 +212,38 @@ def paligemma(*, seed: int = 0, version: int = 1) -> Any:
     return model
 
 
+def idefics3(*, seed: int = 0, kind: str = "Idefics3") -> Any:
+    """Idefics3ForConditionalGeneration, or SmolVLM's: SigLIP's layers on views of 56 px, four patches shuffled into a
+    token, a two-layer Llama."""
+    text = transformers.LlamaConfig(**_TEXT, num_key_value_heads=4, max_position_embeddings=512)
+    full = getattr(transformers, f"{kind}Config")(
+        vision_config={**_SIZES, "num_hidden_layers": 2, "image_size": 56, "patch_size": 14},
+        text_config=text,
+        scale_factor=2,
+        image_token_id=IMAGE_TOKEN,
+        pad_token_id=PAD_TOKEN,
+        tie_word_embeddings=False,
+    )
+    return randomise(getattr(transformers, f"{kind}ForConditionalGeneration")(full), seed)
+
+
+def internvl(*, seed: int = 0) -> Any:
+    """InternVLForConditionalGeneration: its own tower on views of 56 px, with norms of queries and keys, four patches
+    shuffled into a token, a two-layer Qwen2."""
+    vision = {**_SIZES, "num_hidden_layers": 2, "image_size": [56, 56], "patch_size": [14, 14]}
+    text = transformers.Qwen2Config(
+        **_TEXT, num_key_value_heads=2, max_position_embeddings=512, tie_word_embeddings=False
+    )
+    full = transformers.InternVLConfig(
+        vision_config={**vision, "use_qk_norm": True, "attention_bias": True},
+        text_config=text,
+        image_token_id=IMAGE_TOKEN,
+        image_seq_length=4,
+        tie_word_embeddings=False,
+    )
+    return randomise(transformers.InternVLForConditionalGeneration(full), seed)
+
+
 def _qwen_tokens() -> dict[str, Any]:
     return {
         "image_token_id": IMAGE_TOKEN,

@@ -175,7 +175,8 @@ def test_the_weights_make_the_attentions_own_output(name: str, tmp_path: Path) -
             made = attention.proj(torch.cat(parts))
         else:
             value = attention.v_proj(hidden).unflatten(-1, (attention.num_heads, -1))
-            made = attention.out_proj(torch.einsum("bhqk,bkhd->bqhd", torch.stack(weights), value).flatten(2))
+            project = getattr(attention, "out_proj", None) or attention.projection_layer
+            made = project(torch.einsum("bhqk,bkhd->bqhd", torch.stack(weights), value).flatten(2))
     assert torch.allclose(made, out, atol=1e-5)
 
 

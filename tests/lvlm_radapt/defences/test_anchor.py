@@ -27,7 +27,7 @@ CLIPS = [
     tiny_random.llava,
 ]
 NEXT = [tiny_random.llava_next]
-SIGLIPS = [tiny_random.siglip_vision, tiny_random.siglip, tiny_random.llava_onevision]
+SIGLIPS = [tiny_random.siglip_vision, tiny_random.siglip, tiny_random.llava_onevision, tiny_random.idefics3]
 QWENS = [tiny_random.qwen2_vl, tiny_random.qwen2_5_vl]
 
 

@@ -70,7 +70,7 @@ def test_only_the_language_model_is_quantised(folders: dict[str, Path], name: st
     wanted = {"4bit": bitsandbytes.nn.Linear4bit, "8bit": bitsandbytes.nn.Linear8bitLt}[kind]
     for path, module in model.hf.named_modules():
         if isinstance(module, nn.Linear):
-            assert isinstance(module, wanted) == ("language_model" in path), path
+            assert isinstance(module, wanted) == path.startswith(("model.language_model", "model.text_model")), path
     experts = [weight for path, weight in model.hf.named_parameters() if "experts." in path and weight.ndim == 3]
     assert {weight.dtype for weight in experts} <= {torch.bfloat16}  # as docs/families.md warns
     assert model.dtype == torch.bfloat16

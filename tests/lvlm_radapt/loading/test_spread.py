@@ -36,8 +36,9 @@ def tower_and_rest(name: str, *, tower: str, rest: str) -> dict[str, int | str |
     """The vision side in one place, the language model in the other."""
     family = next(each for each in lvlm_families().values() if FAMILIES[name].stock in each.available.values())
     vision = [part for part in family.unquantised if part != "lm_head"]
+    language = "model.text_model" if name in ("idefics3", "smolvlm") else "model.language_model"
     places: dict[str, int | str | torch.device] = dict.fromkeys(vision, tower)
-    places |= {"model.language_model": rest, "lm_head": rest}
+    places |= {language: rest, "lm_head": rest}
     # a parameter without a module of its own: accelerate has nothing to bring it back by
     return places | ({"model.image_newline": "cpu"} if name in ("llava-next", "onevision") else {})
 

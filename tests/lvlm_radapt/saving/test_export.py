@@ -583,10 +583,10 @@ def test_a_constant_anchor_folds_into_any_family(tmp_path: Path) -> None:
     torch.testing.assert_close(_logits(plain, inputs), _logits(model.hf, inputs), rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize(
-    ("name", "geometry"),
-    [("llava", "stock"), ("llava", "pad"), ("qwen2", "stock"), ("qwen2.5", "stock"), ("qwen3", "stock")],
-)
+STOCKS = [(name, "stock") for name in ("llava", "qwen2", "qwen2.5", "qwen3", "gemma3", "paligemma")]
+
+
+@pytest.mark.parametrize(("name", "geometry"), [*STOCKS, ("llava", "pad")])
 def test_a_filter_alone_is_stock_weights_and_a_processor(tmp_path: Path, name: str, geometry: Any) -> None:
     family = FAMILIES[name]
     family.save(tmp_path / "base")
