@@ -81,5 +81,5 @@ def _width(tower: Tower) -> int:
 
 
 def _heads(tower: Tower) -> int:
-    attention: Any = tower.first_attention
-    return int(attention.num_heads)
+    config: Any = tower.module.config
+    return int(getattr(config, "num_attention_heads", None) or config.num_heads)

@@ -185,6 +185,11 @@ def _visual(file: Path) -> dict[str, Tensor]:
     for prefix in _PREFIXES:
         inside = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
         state = inside or state
+    if any(key.startswith("trunk.stages.") for key in state):
+        raise UserError(
+            f"{file} is a ConvNeXt: it has no attention to mix an anchor into and no patch tokens, so it is not read; "
+            "give the ViT of the same release"
+        )
     if not all(isinstance(value, Tensor) for value in state.values()) or "conv1.weight" not in state:
         raise UserError(
             f"{file} holds no vision transformer in open_clip's layout (no visual.conv1.weight among its tensors): "
@@ -195,6 +200,11 @@ def _visual(file: Path) -> dict[str, Tensor]:
 
 def _settings(state: Mapping[str, Tensor], vision_cfg: Mapping[str, Any], name: str) -> dict[str, int]:
     """CLIPVisionConfig's sizes, from the shapes."""
+    if "ln_pre.weight" not in state and "transformer.resblocks.0.ln_1.weight" in state:
+        raise UserError(
+            f"{name}: its vision side has no norm before its blocks (ln_pre), as Delta-CLIP's and CLIPA's have none; "
+            "transformers' CLIP always has one, so it is not read"
+        )
     odd = sorted(k for k, v in vision_cfg.items() if k not in _HARMLESS and v and v != _USUAL.get(k))
     if odd:
         raise UserError(f"{name}: {CONFIG} has {odd[0]} in vision_cfg, which is not read: take a plain ViT")

@@ -154,7 +154,17 @@ class AnyGridTower(Tower):
         """`place_anchor` for an anchor whose rows, in raster order, `rows_on` tells for each image's grid."""
 
 
-_PLACES = ("", "vision_tower", "visual", "vision_model", "model.vision_tower", "model.visual", "model.vision_model")
+_PLACES = (
+    "",
+    "vision_tower",
+    "visual",
+    "vision_model",
+    "model.vision_tower",
+    "model.visual",
+    "model.vision_model",
+    "vit",
+    "dinov2",
+)
 """Where a transformers model keeps its vision encoder: it is one itself, or has it, or its inner model does."""
 
 

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from lvlm_radapt.towers.base import Args, Kwargs, argument
+from lvlm_radapt.towers.base import Args, Kwargs, Tower, argument
 from lvlm_radapt.towers.siglip import SiglipTower
 from lvlm_radapt.utils.errors import UserError
 
 
-class OneGridTower(SiglipTower):
+class OneGridTower(Tower):
     """A tower whose forward hands no keyword on to its blocks, so that an anchor must lie on the tower's own grid."""
-
-    encoders = ()
 
     def place_anchor(
         self, values: Tensor, grid: tuple[int, int] | None, args: Args, kwargs: Kwargs
@@ -28,7 +26,7 @@ class OneGridTower(SiglipTower):
         return args, kwargs
 
 
-class Idefics3Tower(OneGridTower):
+class Idefics3Tower(OneGridTower, SiglipTower):
     """Idefics3VisionTransformer or SmolVLMVisionTransformer, called without a mask: no view here is padded."""
 
     family = "idefics3"

@@ -338,6 +338,19 @@ def save_vision(folder: Path, kind: str, *, seed: int = 0, **vision: Any) -> Pat
     return folder
 
 
+def save_vit(folder: Path, kind: str = "vit", *, head: str = "Model") -> Path:
+    """tiny_random.vit or .dinov2 with a 56 px canvas, and a head of that name."""
+    if kind == "vit":
+        processor: Any = transformers.ViTImageProcessorPil(size={"height": 56, "width": 56})
+    else:
+        crop = {"height": 56, "width": 56}
+        processor = transformers.BitImageProcessorPil(size={"shortest_edge": 64}, crop_size=crop)
+    model = (tiny_random.vit if kind == "vit" else tiny_random.dinov2)(head=head)
+    model.save_pretrained(folder)
+    processor.save_pretrained(folder)
+    return folder
+
+
 def words(text: str) -> list[str]:
     """What the tokenizer makes of `text`, as words; for tests that rebuild ids by hand."""
     return re.findall(r"\w+|[^\w\s]+", text.lower())

@@ -118,6 +118,18 @@ def siglip_vision(*, seed: int = 0, **config: Any) -> Any:
     return randomise(transformers.SiglipVisionModel(siglip_vision_config(**config)), seed)
 
 
+def vit(*, seed: int = 0, head: str = "Model") -> Any:
+    """ViTModel, or with another head, of width 32 on 56 px: 4 x 4 patches, 3 layers, 4 heads."""
+    config = transformers.ViTConfig(**_SIZES, num_hidden_layers=3, image_size=56, patch_size=14, num_labels=5)
+    return randomise(getattr(transformers, f"ViT{head}")(config), seed)
+
+
+def dinov2(*, seed: int = 0, head: str = "Model") -> Any:
+    """Dinov2Model, or with another head, of width 32 with positions of 84 px: 6 x 6 patches, 3 layers, 4 heads."""
+    config = transformers.Dinov2Config(**_SIZES, num_hidden_layers=3, image_size=84, patch_size=14, num_labels=5)
+    return randomise(getattr(transformers, f"Dinov2{head}")(config), seed)
+
+
 def siglip(*, seed: int = 0, **config: Any) -> Any:
     """SiglipModel with a two-layer text side of 16 tokens; `config` goes to `siglip_vision_config`."""
     text = {**_TEXT, "max_position_embeddings": 16, "projection_size": WIDTH}

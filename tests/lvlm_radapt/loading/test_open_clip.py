@@ -235,6 +235,8 @@ def _state(**changes: Any) -> dict[str, Any]:
         ({"state_dict": {}}, "holds no state dict"),
         ({"a": torch.zeros(3)}, r"no vision transformer .*no visual\.conv1\.weight"),
         ({"visual.trunk.norm.weight": torch.zeros(3)}, r"no vision transformer"),
+        ({"visual.trunk.stages.0.blocks.0.gamma": torch.zeros(3)}, "is a ConvNeXt: it has no attention"),
+        (_state(**{"ln_pre.weight": None, "ln_pre.bias": None}), "as Delta-CLIP's and CLIPA's have none"),
         (_state(epoch=3), "no vision transformer"),
         (_state(positional_embedding=torch.zeros(16, 64)), "16 positions are no CLS token and a square"),
         (_state(positional_embedding=torch.zeros(1, 64)), "1 positions are no CLS token"),
@@ -339,3 +341,18 @@ def test_a_folder_without_weights_and_a_file_as_a_whole_model(tmp_path: Path) ->
     torch.save(_state(), tmp_path / "fare.pt")
     with pytest.raises(UserError):
         load_model(tmp_path / "fare.pt")
+
+
+def test_delta_clip_is_refused_by_name_in_the_layout_of_its_release(tmp_path: Path) -> None:
+    """A hub repository of open_clip's: the config of CLIPA, whose towers have no norm before the blocks, average their
+    tokens and have another activation."""
+    vision = {"image_size": 56, "layers": 2, "width": 64, "head_width": 16, "patch_size": 14, "no_ln_pre": True}
+    vision |= {"pool_type": "avg", "act_kwargs": {"approximate": "tanh"}}
+    (tmp_path / "open_clip_config.json").write_text(
+        json.dumps({"model_cfg": {"quick_gelu": False, "vision_cfg": vision}})
+    )
+    torch.save(
+        whole_clip(_state(**{"ln_pre.weight": None, "ln_pre.bias": None})), tmp_path / "open_clip_pytorch_model.bin"
+    )
+    with one_line(r"no norm before its blocks \(ln_pre\), as Delta-CLIP's"):
+        load_encoder(tmp_path)

@@ -14,9 +14,12 @@ from torch import nn
 from lvlm_radapt import RAdaptConfig, load_encoder, load_model, robustify
 from lvlm_radapt.defences.radapt.anchor import white_anchor
 from lvlm_radapt.defences.radapt.hooks import injected_anchor
+from lvlm_radapt.loading.guides import guided_anchor, load_guide
 from lvlm_radapt.loading.load import load_surrogate
+from lvlm_radapt.towers import find_tower
 from lvlm_radapt.utils.errors import UserError
 from tests.helpers import tiny_checkpoints, tiny_random
+from tests.helpers.first_attention import VIT, vit_first_attention
 from tests.helpers.inputs import noise
 
 TEXTS = ["a red pig", "what", "describe the small red circle on the left with a word and one blue square please now"]
@@ -139,3 +142,53 @@ def test_encoders_take_the_defence_with_their_own_normalisation(kind: str, tmp_p
     assert torch.equal(anchor.values, white.values)
     with encoder.undefended():
         assert (encoder.features(batch) - defended).abs().max() > 1e-2
+
+
+@pytest.mark.parametrize("head", ["Model", "ForImageClassification"])
+@pytest.mark.parametrize("kind", ["vit", "dinov2"])
+def test_a_plain_vision_transformer_is_a_surrogate_and_a_guide(kind: str, head: str, tmp_path: Path) -> None:
+    folder = tiny_checkpoints.save_vit(tmp_path / "model", kind, head=head)
+    encoder = load_surrogate(folder)
+    stock_class = getattr(transformers, f"{'ViT' if kind == 'vit' else 'Dinov2'}{head}")
+    stock = stock_class.from_pretrained(folder, attn_implementation="eager").eval()
+    images = [noise(80, 60, i) for i in range(2)]
+    batch = encoder.pixels(images)
+    values = encoder.image_processor(images=images, return_tensors="pt")["pixel_values"]
+    assert torch.equal(encoder.pixel_values(batch), values)
+    x = batch.x.clone().requires_grad_()
+    found = encoder.features(batch.replace(x))
+    torch.testing.assert_close(found, stock(values, output_hidden_states=True).hidden_states[-2][:, 1:])
+    (gradient,) = torch.autograd.grad(found.sum(), x)
+    leaf = values.clone().requires_grad_()
+    stock(leaf, output_hidden_states=True).hidden_states[-2][:, 1:].sum().backward()
+    assert leaf.grad is not None
+    std = torch.tensor(encoder.image_std).view(3, 1, 1)
+    torch.testing.assert_close(gradient, leaf.grad / std, rtol=1e-3, atol=1e-4)
+    with pytest.raises(UserError, match="without a projection"):
+        load_encoder(folder).image_features(batch)
+    bare = robustify(load_encoder(folder), RAdaptConfig(cutoff=20))
+    assert (bare.features(batch) - found).abs().max() > 1e-2
+    twin = load_encoder(folder)
+    guided = guided_anchor(load_guide(folder, twin), twin)
+    torch.testing.assert_close(guided.values, white_anchor(twin.hf, twin.image_mean, twin.image_std).values)
+    robustify(twin, RAdaptConfig(cutoff=None, alpha=0.5, anchor="guided"), guided)
+    assert (twin.features(batch) - found).abs().max() > 1e-2
+
+
+def test_the_white_anchor_of_a_plain_vision_transformer_by_hand() -> None:
+    model = tiny_random.vit()
+    tower = find_tower(model)
+    white = torch.tensor(tower.white()).reshape(3, 1, 1).expand(3, 56, 56)
+    anchor = white_anchor(model)
+    assert (anchor.grid, anchor.prefix_tokens, tuple(anchor.values.shape)) == ((4, 4), 1, (17, 32))
+    assert (anchor.values - vit_first_attention(model.state_dict(), white, 14, 4, VIT)).abs().max() < 1e-5
+    assert anchor.values.std(0).max() > 0.01
+
+
+def test_siglip_2_of_one_size_says_siglip_and_is_read(tmp_path: Path) -> None:
+    """Its releases of one image size have SigLIP's model_type; the one of any size, siglip2, is refused by name."""
+    folder = tiny_checkpoints.save_siglip(tmp_path)
+    assert load_encoder(folder).embeds_images
+    (folder / "config.json").write_text(json.dumps({"model_type": "siglip2"}))
+    with pytest.raises(UserError, match=r"'siglip2' is no image encoder that is supported, only .*dinov2.*siglip.*vit"):
+        load_encoder(folder)

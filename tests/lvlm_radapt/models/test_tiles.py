@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 
 import pytest
@@ -19,6 +18,7 @@ from lvlm_radapt.towers import find_tower
 from lvlm_radapt.utils.errors import UserError
 from tests.helpers import tiny_checkpoints, tiny_random
 from tests.helpers.families import FAMILIES, Case, open_case
+from tests.helpers.first_attention import INTERNVL, vit_first_attention
 from tests.helpers.inputs import PROMPTS, TARGETS, noise
 from tests.helpers.released import stock_processor, write
 
@@ -103,32 +103,6 @@ def test_half_precision_rounds_pixels_behind_the_filter(case: Case) -> None:
     assert seen == [torch.float32]
 
 
-def internvl_by_hand(weights: dict[str, Tensor], image: Tensor) -> Tensor:
-    """What InternVL's first attention gives for image [3, 56, 56], by 14 px and 4 heads."""
-    kernel = weights["embeddings.patch_embeddings.projection.weight"].flatten(1)
-    patches = [image[:, y : y + 14, x : x + 14].flatten() for y in range(0, 56, 14) for x in range(0, 56, 14)]
-    tokens = torch.stack(patches) @ kernel.T + weights["embeddings.patch_embeddings.projection.bias"]
-    tokens = torch.cat([weights["embeddings.cls_token"][0], tokens]) + weights["embeddings.position_embeddings"][0]
-    block = {key.removeprefix("encoder.layer.0."): value for key, value in weights.items()}
-    centred = tokens - tokens.mean(-1, keepdim=True)
-    hidden = centred / torch.sqrt((centred**2).mean(-1, keepdim=True) + 1e-6)
-    hidden = hidden * block["layernorm_before.weight"] + block["layernorm_before.bias"]
-
-    def project(x: Tensor, name: str) -> Tensor:
-        return x @ block[f"attention.{name}.weight"].T + block[f"attention.{name}.bias"]
-
-    def normed(x: Tensor, name: str) -> Tensor:
-        return x / torch.sqrt((x**2).mean(-1, keepdim=True) + 1e-6) * block[f"attention.{name}.weight"]
-
-    query, key = normed(project(hidden, "q_proj"), "q_norm"), normed(project(hidden, "k_proj"), "k_norm")
-    value = project(hidden, "v_proj")
-    heads = []
-    for part in (slice(start, start + 8) for start in range(0, 32, 8)):
-        scores = (query[:, part] @ key[:, part].T / math.sqrt(8)).exp()
-        heads.append(scores / scores.sum(1, keepdim=True) @ value[:, part])
-    return project(torch.cat(heads, 1), "projection_layer")
-
-
 def test_internvls_anchor_by_hand_and_its_place_before_the_layer_scale() -> None:
     model = tiny_random.internvl()
     tower = find_tower(model)
@@ -136,7 +110,7 @@ def test_internvls_anchor_by_hand_and_its_place_before_the_layer_scale() -> None
     white = torch.tensor(tower.white()).reshape(3, 1, 1).expand(3, 56, 56)
     anchor = white_anchor(model)
     assert (anchor.grid, anchor.prefix_tokens, tuple(anchor.values.shape)) == ((4, 4), 1, (17, 32))
-    assert (anchor.values - internvl_by_hand(vision, white)).abs().max() < 1e-5
+    assert (anchor.values - vit_first_attention(vision, white, 14, 4, INTERNVL)).abs().max() < 1e-5
     assert anchor.values.std(0).max() > 0.01
     inject(model, RAdaptConfig(cutoff=None, alpha=0.3))
     block = tower.module.get_submodule("encoder.layer.0")
@@ -145,7 +119,7 @@ def test_internvls_anchor_by_hand_and_its_place_before_the_layer_scale() -> None
     block.get_submodule("layernorm_after").register_forward_pre_hook(lambda _, args: caught.append(args[0][0]))
     image = torch.randn(3, 56, 56, generator=torch.Generator().manual_seed(0))
     tower.module(image[None])
-    mixed = 0.7 * internvl_by_hand(vision, image) + 0.3 * anchor.values
+    mixed = 0.7 * vit_first_attention(vision, image, 14, 4, INTERNVL) + 0.3 * anchor.values
     torch.testing.assert_close(caught[1], caught[0] + vision["encoder.layer.0.lambda_1"] * mixed, rtol=1e-4, atol=1e-4)
 
 
