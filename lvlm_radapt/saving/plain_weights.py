@@ -99,7 +99,8 @@ def _processor_values(model: LVLM) -> dict[str, Any]:
     takes = inspect.signature(getattr(transformers, name).__init__).parameters
     config = model.hf.config
     vision = config.vision_config
-    patch_size, side = getattr(vision, "patch_size", None), getattr(vision, "image_size", None)
+    patch_size: Any = getattr(vision, "patch_size", None)
+    side = getattr(vision, "image_size", None)
     known = {
         "patch_size": patch_size,
         "vision_feature_select_strategy": getattr(config, "vision_feature_select_strategy", None),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from torch import Tensor, nn
 
@@ -26,7 +26,7 @@ class CLIPTower(Tower):
     """A module with `embeddings` and `encoder.layers`: CLIPVisionModel, or the level it once had below."""
 
     family = "clip"
-    encoders = ("CLIPVisionModel", "CLIPVisionTransformer")
+    encoders: ClassVar[tuple[str, ...]] = ("CLIPVisionModel", "CLIPVisionTransformer")
     layout = PartLayout(("embeddings.", "pre_layrnorm."), "encoder.layers.", "layer_norm1")
     prefix_tokens = 1
 

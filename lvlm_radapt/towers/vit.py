@@ -15,7 +15,7 @@ class ViTTower(CLIPTower):
     """ViTModel."""
 
     family = "vit"
-    encoders: tuple[str, ...] = ("ViTModel",)
+    encoders = ("ViTModel",)
     layout = PartLayout(("embeddings.",), "layers.", "layernorm_before")
     image_mean = (0.5, 0.5, 0.5)
     image_std = (0.5, 0.5, 0.5)

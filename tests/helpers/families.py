@@ -23,6 +23,9 @@ from tests.helpers import tiny_checkpoints, tiny_random
 from tests.helpers.slow import slow
 
 Inputs = dict[str, Tensor]
+processing_smolvlm.num2words = (
+    processing_smolvlm.num2words or str
+)  # a package that spells the number of a video's frames
 
 
 @dataclass(frozen=True)
@@ -185,7 +188,6 @@ def internvl_inputs(model: LVLM, image: Image.Image, prompt: str) -> Inputs:
 
 def without_videos(kind: Any, image_processor: Any, tokenizer: Any, **settings: Any) -> Any:
     """That processor of transformers', without the video processor that wants torchvision."""
-    processing_smolvlm.num2words = processing_smolvlm.num2words or str  # which spells a count of frames alone
     bare = type(kind.__name__, (kind,), {"check_argument_for_proper_class": lambda *_: None})
     return bare(
         image_processor=image_processor,
@@ -294,6 +296,7 @@ _TABLE += [
         "<end_of_utterance>",
         "SmolVLMProcessor",
         question=f"<|im_start|>{_IDEFICS}",
+        variant=True,
     ),
     Family(
         "internvl",

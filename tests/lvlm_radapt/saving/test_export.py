@@ -112,7 +112,8 @@ def run(job):
                 images=[image], text=[text], return_tensors="pt"))
         else:
             kind = json.load(open(folder + "/preprocessor_config.json"))["image_processor_type"]
-            images = getattr(transformers, kind).from_pretrained(folder)(images=[image], return_tensors="pt")
+            images = getattr(transformers, kind).from_pretrained(folder)(
+                images=[image], return_tensors="pt", **job["processing"])
             tokenizer = transformers.AutoTokenizer.from_pretrained(folder, trust_remote_code=True)
             result["inputs"] = {"pixel_values": images["pixel_values"]}
             result["template"] = tokenizer.chat_template
@@ -218,6 +219,7 @@ def exported(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
             "processor": "" if name not in FAMILIES else "parts" if name in PROCESSORS else "AutoProcessor",
             "image": str(root / "image.png"),
             "text": family.question.format(PROMPT),
+            "processing": dict(ours.processing),
         }, {})  # fmt: skip
     anchorless = _copy(cases["llava"].folder, root / "anchorless")
     weights = load_file(anchorless / "radapt.safetensors")
