@@ -13,7 +13,7 @@ from eval_tasks.metrics.intervals import score_ci
 from eval_tasks.run.records import RunFolder, read_run
 from lvlm_radapt.defences.radapt.config import RAdaptConfig
 from lvlm_radapt.experiments.compare.models import RowModels
-from lvlm_radapt.experiments.compare.preset import load_comparison
+from lvlm_radapt.experiments.compare.preset import SceneSet, load_comparison
 from lvlm_radapt.experiments.rows import slug
 
 SMALL = {
@@ -46,7 +46,8 @@ def test_shipped_comparisons_name_what_there_is(name):
     for column in found.columns:
         load_task_config(column.task)
         load_attack(column.attack)
-    assert {found.sets[c.set].split for c in found.columns} == {"test"}
+    scored = [found.sets[column.set] for column in found.columns]
+    assert {one.split for one in scored if isinstance(one, SceneSet)} <= {"test"}
     for row in found.rows:
         if row.radapt is not None:
             assert RAdaptConfig.from_dict(row.radapt).cutoff in (40, None)
@@ -62,6 +63,23 @@ def test_the_paper_table_has_the_papers_rows_and_both_threat_models_budgets():
     ensemble = load_comparison("paper-ensemble")
     assert ensemble.rows == paper.rows
     assert ensemble.samples == 128
+
+
+def test_the_photos_table_has_the_papers_rows_and_trains_on_no_photo_that_is_scored():
+    photos = load_comparison("photos")
+    papers = [
+        "CLIP",
+        "TeCoA",
+        "TGA",
+        "FARE",
+        *(f"R-Adapt_{one}" for one in ("CLIP", "TeCoA", "TGA", "FARE")),
+        "R-Adapt+",
+    ]
+    assert [row.name for row in photos.rows][:9] == papers
+    trained = {source.set for row in photos.rows for source in (row.learn, row.finetune) if source}
+    assert trained == {"train"}
+    assert {column.set for column in photos.columns} == {"val", "cifar10"}
+    assert (photos.samples, photos.eps) == (1000, ["2/255", "4/255"])
 
 
 ROW = {"name": "x", "radapt": {"anchor": "learned"}}
