@@ -92,6 +92,7 @@ bench: setup
 	$(BIN)/python benchmarks/attack_speed.py --early-exit
 	$(BIN)/python benchmarks/attack_speed.py --attack ensemble --early-exit
 	$(BIN)/python benchmarks/full_size.py
+	$(BIN)/python benchmarks/flops.py
 
 # One site: guides, commands and the API. Open site/index.html.
 docs: setup

@@ -95,6 +95,12 @@ def build_model(name: str, device: str, dtype: torch.dtype) -> LVLM:
     return family(hf, tokenizer, processor, name=name, chat_template=tokenizer.chat_template)
 
 
+def gradient(loss: Callable[[torch.Tensor], torch.Tensor], x: torch.Tensor) -> torch.Tensor:
+    """What an attack step asks of a model: the gradient of the summed losses at x."""
+    x = x.clone().requires_grad_()
+    return torch.autograd.grad(loss(x).sum(), x)[0]
+
+
 def measure(model: LVLM, batch_size: int, repeats: int) -> dict[str, tuple[float, float]]:
     """What is done -> (median seconds, FLOP), the defence in the model."""
     side = 448 if isinstance(model, QwenLVLM) else 336
@@ -105,11 +111,7 @@ def measure(model: LVLM, batch_size: int, repeats: int) -> dict[str, tuple[float
         clean = model.features(batch)
 
     def step(loss: Callable[[torch.Tensor], torch.Tensor]) -> Callable[[], object]:
-        def run() -> object:
-            x = batch.x.clone().requires_grad_()
-            return torch.autograd.grad(loss(x).sum(), x)
-
-        return run
+        return lambda: gradient(loss, batch.x)
 
     distance = embedding_loss(lambda x, _index: model.features(batch.replace(x)), clean, distance="l2")
     everyone = list(range(batch_size))
