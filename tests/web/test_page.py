@@ -62,7 +62,10 @@ def test_upload_attack_compare_download(site: Site, visit: Visit, tmp_path: Path
     page.click("#ra-ask")
     expect(page.locator("#ra-conversation .ra-answer")).to_have_count(2)
     idle(page)
-    begin(page, steps=5)
+    eps = page.locator("#ra-eps input[type=number]")
+    eps.fill("8")
+    eps.press("Tab")
+    begin(page, steps=10)
     expect(page.locator("#ra-conversation .ra-answer")).to_have_count(4)
     idle(page)
     with page.expect_download() as download:
@@ -75,13 +78,13 @@ def test_upload_attack_compare_download(site: Site, visit: Visit, tmp_path: Path
     assert (image.mode, image.size, image.format) == ("RGB", (112, 112), "PNG")
     model = robustify(load_model("tiny-llava"))
     clean, attacked = model.pixels([site.samples[3][1]]), model.pixels([image])
-    assert 0 < (attacked.x - clean.x).abs().max() <= 4.001 / 255
+    assert 0 < (attacked.x - clean.x).abs().max() <= 8.001 / 255
     defended = [model.generate(batch, [CAPTION])[0] for batch in (clean, attacked)]
     with model.undefended():
         plain = [model.generate(batch, [CAPTION])[0] for batch in (clean, attacked)]
     assert answers(page, "plain") == plain, "what is downloaded is what was answered"
     assert answers(page, "defended") == defended
-    assert plain[0] != plain[1]
+    assert defended[0] != defended[1]
     expect(page.locator("#ra-conversation mark").first).to_be_visible()
     assert page.locator("#ra-difference img").count() == 1
 
