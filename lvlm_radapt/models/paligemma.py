@@ -24,6 +24,12 @@ class PaliGemmaLVLM(SiglipLVLM):
     default_conversation: ClassVar[str] = "paligemma"
     prompt_end: ClassVar[str] = "\n"
 
+    def __init__(self, hf: Any, tokenizer: Any, image_processor: Any, **settings: Any) -> None:
+        super().__init__(hf, tokenizer, image_processor, **settings)
+        if getattr(hf.config.text_config, "attn_logit_softcapping", None) is not None:
+            # sdpa leaves the bound out, in versions that open it so without a word
+            self.language_model.set_attn_implementation("eager")
+
     def image_text(self, meta: Mapping[str, Any]) -> str:
         return self.image_mark(self.hf.config, self.tokenizer) + self.tokenizer.bos_token
 

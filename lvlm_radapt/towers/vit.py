@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from lvlm_radapt.towers.base import Args, Kwargs, PartLayout, argument, softmax_weights
 from lvlm_radapt.towers.clip import CLIPTower
+from lvlm_radapt.utils.errors import UserError
 
 
 class ViTTower(CLIPTower):
@@ -55,6 +56,14 @@ class Dinov2Tower(ViTTower):
     layout = PartLayout(("embeddings.",), "encoder.layer.", "norm1")
     image_mean = (0.485, 0.456, 0.406)
     image_std = (0.229, 0.224, 0.225)
+
+    def place_anchor(
+        self, values: Tensor, grid: tuple[int, int] | None, args: Args, kwargs: Kwargs
+    ) -> tuple[Args, Kwargs]:
+        own = hasattr(self.first_attention, "q_proj")  # before transformers 5.24 no keyword reaches the attention
+        if not own and grid is not None and self.grid(args, kwargs) != grid:
+            raise UserError("an anchor of another image size needs transformers 5.24 with DINOv2")
+        return super().place_anchor(values, grid, args, kwargs)
 
     def attention_weights(self, hidden: Tensor, **kwargs: Any) -> list[Tensor]:
         attention: Any = self.first_attention
