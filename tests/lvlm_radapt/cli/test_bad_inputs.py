@@ -73,7 +73,7 @@ def eval_with(put: Callable[[Path], object], *, opened: bool) -> Callable[[Place
 
 def foreign(at: Place) -> list[Any]:
     """`eval` of an architecture that nobody knows."""
-    write(at.tmp / "model" / "config.json", b'{"model_type": "idefics3"}')
+    write(at.tmp / "model" / "config.json", b'{"model_type": "florence2"}')
     return ["eval", at.tmp / "model", "--task", "coco", "--data", at.data, "--out", at.out]
 
 
@@ -148,7 +148,7 @@ CASES: dict[str, Case] = {
     "a device that is none": evaluated({"--device": "gpu"}, "is no device"),
     "an unknown embedded model": simple("eval", "tiny-lava", *SCORED, expected="did you mean tiny-llava"),
     "a folder without a model": simple("eval", "{at.data}", *SCORED, expected="config.json"),
-    "an architecture nobody knows": (foreign, "'idefics3' is not supported, only llava"),
+    "an architecture nobody knows": (foreign, "'florence2' is not supported, only "),
     "transfer without a twin": evaluated({"--threat": "transfer"}, "no undefended model"),
     "a surrogate for adaptive": evaluated({"--surrogate": "tiny-llava"}, "--surrogate is for --threat transfer"),
     "a threat without an attack": evaluated({"--attack": "none", "--threat": "adaptive"}, "--attack"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,8 @@ def test_paligemma_2_bounds_its_logits_and_windows_its_attention(tmp_path: Path)
     folder = tiny_checkpoints.save_paligemma(tmp_path, version=2)
     row = FAMILIES["paligemma"]
     case = Case(row, load_model(folder), row.open_stock(folder), folder)
+    if "final_logit_softcapping" not in inspect.getsource(type(case.stock).forward):
+        pytest.skip("this transformers does not bound the logits of PaliGemma 2, as its training did")
     assert case.ours.language_model.config._attn_implementation == "eager"  # the only one with these bounds
     assert case.ours.tower.config._attn_implementation == "sdpa"
     images = [noise(84, 56, i) for i in range(3)]

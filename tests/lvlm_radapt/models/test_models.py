@@ -94,7 +94,7 @@ def test_pixel_gradient_equals_finite_differences(case: Case) -> None:
         # noise may happen to lie across the gradient; rotary embeddings round to single precision
         rounding = 1e-4 * float(gradient.norm())
         if "linear_attn" in str(model.hf):  # recurrent layers compute in single precision, and so is the loss rounded
-            rounding += torch.finfo(torch.float32).eps * float(loss.sum()) / (2 * step)
+            rounding += torch.finfo(torch.float32).eps * loss.sum().item() / (2 * step)
         assert float(up - down) / (2 * step) == pytest.approx(expected, rel=5e-3, abs=rounding)
 
 

@@ -19,7 +19,12 @@ from lvlm_radapt.models import PixelBatch
 from lvlm_radapt.models.geometry import pad_to_square
 from lvlm_radapt.utils.errors import UserError
 from tests.helpers import tiny_checkpoints
+from tests.helpers.families import FAMILIES
 
+DIFFERENT = ["llava", "llava-next", "onevision", "qwen2.5", "qwen3", "glm", "gemma3", "idefics3", "internvl"]
+DIFFERENT = [name for name in DIFFERENT if name in FAMILIES]
+"""An image processor each."""
+LVLMS = [*DIFFERENT, *(name for name in ("qwen2", "paligemma", "smolvlm") if name in FAMILIES)]
 SIZES = [(56, 56), (57, 56), (80, 61), (40, 200), (200, 40), (13, 17), (333, 500), (1, 9), (56, 300)]
 MODES = ["RGB", "L", "RGBA", "P", "LA", "1", "CMYK"]
 
@@ -27,19 +32,7 @@ MODES = ["RGB", "L", "RGBA", "P", "LA", "1", "CMYK"]
 @pytest.fixture(scope="module")
 def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     root = tmp_path_factory.mktemp("checkpoints")
-    return {
-        "llava": load_model(tiny_checkpoints.save_llava(root / "llava")),
-        "qwen2": load_model(tiny_checkpoints.save_qwen(root / "qwen2", version="2")),
-        "qwen2.5": load_model(tiny_checkpoints.save_qwen(root / "qwen2.5")),
-        "qwen3": load_model(tiny_checkpoints.save_qwen3(root / "qwen3")),
-        "glm": load_model(tiny_checkpoints.save_glm(root / "glm")),
-        "llava-next": load_model(tiny_checkpoints.save_llava_next(root / "llava-next")),
-        "onevision": load_model(tiny_checkpoints.save_onevision(root / "onevision")),
-        "gemma3": load_model(tiny_checkpoints.save_gemma3(root / "gemma3")),
-        "paligemma": load_model(tiny_checkpoints.save_paligemma(root / "paligemma")),
-        "idefics3": load_model(tiny_checkpoints.save_idefics3(root / "idefics3")),
-        "smolvlm": load_model(tiny_checkpoints.save_smolvlm(root / "smolvlm")),
-        "internvl": load_model(tiny_checkpoints.save_internvl(root / "internvl")),
+    return {name: load_model(FAMILIES[name].save(root / name)) for name in LVLMS} | {
         "clip": load_encoder(tiny_checkpoints.save_clip(root / "clip")),
         "siglip": load_encoder(tiny_checkpoints.save_siglip(root / "siglip")),
     }
@@ -58,11 +51,7 @@ def stock(model: Any, images: list[Image.Image]) -> torch.Tensor:
     return torch.cat(each)
 
 
-EACH = ["llava", "llava-next", "onevision", "qwen2", "qwen2.5", "qwen3", "glm", "gemma3", "paligemma", "clip", "siglip"]
-EACH += ["idefics3", "smolvlm", "internvl"]
-
-
-@pytest.mark.parametrize("name", EACH)
+@pytest.mark.parametrize("name", [*LVLMS, "clip", "siglip"])
 @pytest.mark.parametrize(("height", "width"), SIZES)
 def test_bit_equal_to_the_stock_processor(models: dict[str, Any], name: str, height: int, width: int) -> None:
     model = models[name]
@@ -74,9 +63,7 @@ def test_bit_equal_to_the_stock_processor(models: dict[str, Any], name: str, hei
     assert [m["size"] for m in batch.meta] == [(height, width)] * 2
 
 
-@pytest.mark.parametrize(
-    "name", ["llava", "llava-next", "onevision", "qwen2.5", "qwen3", "glm", "siglip", "gemma3", "idefics3", "internvl"]
-)
+@pytest.mark.parametrize("name", [*DIFFERENT, "siglip"])
 @pytest.mark.parametrize("mode", MODES)
 def test_bit_equal_in_every_colour_mode(models: dict[str, Any], name: str, mode: str) -> None:
     image = noise(70, 90, 3, mode)
@@ -87,7 +74,7 @@ def test_bit_equal_in_every_colour_mode(models: dict[str, Any], name: str, mode:
     st.integers(1, 260),
     st.integers(1, 260),
     st.integers(0, 9),
-    st.sampled_from(["llava", "llava-next", "onevision", "qwen2.5", "qwen3", "glm", "idefics3", "internvl"]),
+    st.sampled_from(DIFFERENT),
 )
 @settings(max_examples=50, deadline=None)
 def test_bit_equal_at_any_size(models: dict[str, Any], height: int, width: int, seed: int, name: str) -> None:
