@@ -127,7 +127,8 @@ def counting() -> Iterator[FlopCounterMode]:
 def build(kind: str, family: Family) -> tuple[LVLM, str]:
     """The family's model of released size on the meta device, and what it is called."""
     tokenizer = full_size.tokenizer_of("tiny-qwen")
-    tokenizer.add_tokens(["<|user|>", "<end_of_turn>", "<boi>", "<eoi>"], special_tokens=True)
+    turns = ["<|user|>", "<end_of_turn>", "<boi>", "<eoi>", "<end_of_utterance>", "<fake_token_around_image>"]
+    tokenizer.add_tokens([*turns, "<global-img>", "<img>", "</img>"], special_tokens=True)
     tokenizer.add_special_tokens({"bos_token": "<bos>"})
     ids: Callable[[str], int] = tokenizer.convert_tokens_to_ids
     hf_class = family.hf_class({"model_type": kind})
@@ -148,7 +149,32 @@ def build(kind: str, family: Family) -> tuple[LVLM, str]:
     return family.build(hf, tokenizer, _image_processor(family, config.vision_config), name=called), called
 
 
+_SHAPE = {
+    "hidden_size": 1152, "intermediate_size": 4304, "num_hidden_layers": 27, "num_attention_heads": 16,
+    "patch_size": 14,
+}  # fmt: skip
+"""Of the vision tower of Idefics3-8B and SmolVLM2-2.2B."""
+
+
+def _idefics3(ids: Callable[[str], int]) -> tuple[str, Any]:
+    text = {"model_type": "llama", "hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32,
+            "num_attention_heads": 32, "num_key_value_heads": 8, "vocab_size": 128259}  # fmt: skip
+    return "Idefics3-8B", transformers.Idefics3Config(
+        text_config=text, vision_config={**_SHAPE, "image_size": 364}, scale_factor=2
+    )
+
+
+def _smolvlm(ids: Callable[[str], int]) -> tuple[str, Any]:
+    text = {"model_type": "llama", "hidden_size": 2048, "intermediate_size": 8192, "num_hidden_layers": 24,
+            "num_attention_heads": 32, "num_key_value_heads": 32, "vocab_size": 49280}  # fmt: skip
+    return "SmolVLM2-2.2B", transformers.SmolVLMConfig(
+        text_config=text, vision_config={**_SHAPE, "image_size": 384}, scale_factor=3
+    )
+
+
 FULL_SIZE: dict[str, Callable[[Callable[[str], int]], tuple[str, Any]]] = {
+    "idefics3": _idefics3,
+    "smolvlm": _smolvlm,
     "llava": lambda ids: ("LLaVA-1.5-7B", full_size.llava(ids("<|image_pad|>"))),
     "qwen2_5_vl": lambda ids: ("Qwen2.5-VL-7B", full_size.qwen(ids)),
 }
@@ -160,8 +186,10 @@ def _image_processor(family: Family, vision: Any) -> Any:
         frames = 2 if family.lvlm.counts_frames else 1
         size = {"shortest_edge": 56 * 56 * frames, "longest_edge": 448 * 448 * frames}
         return kind(size=size, patch_size=vision.patch_size)
-    side = vision.image_size
+    side = vision.image_size if isinstance(vision.image_size, int) else vision.image_size[0]
     square = {"height": side, "width": side}
+    if "longest_edge" in dict(kind().size):  # crops of `side` pixels
+        return kind(size={"longest_edge": 2 * side}, max_image_size={"longest_edge": side})
     if "shortest_edge" in dict(kind().size):
         return kind(size={"shortest_edge": side}, crop_size=square)
     return kind(size=square)
