@@ -35,7 +35,7 @@ suppress_warnings = ["myst.xref_missing"]  # files of the repository, which are 
 
 GUIDES = {
     "Use it": ["install", "harden", "llava", "qwen", "families", "encoders", "data", "chat", "serve", "operations"],
-    "Measure": ["attacks", "numbers", "papers", "r-adapt", "finetune", "results"],
+    "Measure": ["attacks", "numbers", "papers", "r-adapt", "finetune", "results", "photos"],
     "Know it": ["how-it-works", "limits", "security", "extend"],
     "Reference": ["commands", "api/index"],
 }
@@ -55,7 +55,6 @@ MODULES = (
     "attacks.eps",
     "attacks.lowfrequency",
     "attacks.norms",
-    "attacks.pgd",
     "attacks.suite",
     "eval_tasks.api",
     "eval_tasks.audit",
@@ -155,6 +154,8 @@ def _with_contents(app: Sphinx, page: str, source: list[str]) -> None:
 
 def _api_pages(app: Sphinx) -> None:
     folder = Path(app.srcdir) / "api"
+    for stale in folder.glob("*.rst"):
+        stale.unlink()
     folder.mkdir(exist_ok=True)
     for name in lvlm_radapt.__all__:  # they are imported on first use, which autodoc does not wait for
         setattr(lvlm_radapt, name, getattr(lvlm_radapt, name))
