@@ -7,6 +7,7 @@ import json
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from eval_tasks.metrics.bootstrap import bootstrap_ci
@@ -84,7 +85,20 @@ def comparison(runs: Sequence[Run]) -> Table:
             defences.index(row.model),
         )
     )
-    return Table(presets[0], tuple(_told_apart(rows)), _remarks(runs))
+    return Table(presets[0], tuple(_told_apart(_with_short_names(rows, models))), _remarks(runs))
+
+
+def _with_short_names(rows: Sequence[Row], names: Sequence[str]) -> list[Row]:
+    """The rows with a folder's own name in place of its whole path, where that still tells the models apart."""
+    last = [Path(name).name for name in names]
+    short = {
+        name: own for name, own in zip(names, last, strict=True) if Path(name).is_absolute() and last.count(own) == 1
+    }
+    made = []
+    for row in rows:
+        name = next((one for one in short if row.model == one or row.model.startswith(f"{one} + ")), "")
+        made.append(replace(row, model=short[name] + row.model.removeprefix(name)) if name else row)
+    return made
 
 
 _Key = tuple[str, str, str]  # model name, all of its defence, everything else that must be equal

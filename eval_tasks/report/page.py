@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,6 +32,8 @@ from lvlm_radapt.utils.writing import check_file
 
 SHOWN = 6  # samples of either kind in the gallery
 _MARK = b'<meta name="generator" content="lvlm-radapt report">'
+NOT_ATTACKED, CONTROL = "Not attacked", "Control"
+TONE_ORDER = ("bad", "neutral", "good")
 _CELLS = ("clean", "transfer", "adaptive", "gain")
 
 
@@ -42,6 +45,16 @@ class Finding:
     verdict: str
     tone: str
     sentences: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Headline:
+    """What all rows of a model say together, and each of them."""
+
+    model: str
+    verdict: str
+    tone: str
+    findings: tuple[Finding, ...]
 
 
 @dataclass(frozen=True)
@@ -92,7 +105,7 @@ def write_report(runs: Sequence[Run], out_html: Path) -> Path:
             created=max(str(run.settings.get("created", "")) for run in runs),
             runs=[_described(run) for run in runs],
             tables=list(made.values()),
-            findings={preset: findings_of(table) for preset, table in made.items()},
+            headlines={preset: headlines_of(table) for preset, table in made.items()},
             bars={preset: _bars(table) for preset, table in made.items()},
             panels=[panel for table in made.values() for panel in eps_panels(table)],
             losses=[panel for table in made.values() for panel in loss_panels(table)],
@@ -122,15 +135,33 @@ def findings_of(table: Table) -> list[Finding]:
     return [_finding(row) for row in table.rows]
 
 
+def headlines_of(table: Table) -> list[Headline]:
+    """The findings by model. A verdict that not all attacked rows share says how many have it, bad ones first."""
+    found: dict[str, list[Finding]] = {}
+    for row, finding in zip(table.rows, findings_of(table), strict=True):
+        found.setdefault(row.model, []).append(finding)
+    return [_headline(model, findings) for model, findings in found.items()]
+
+
+def _headline(model: str, findings: Sequence[Finding]) -> Headline:
+    attacked = [one for one in findings if one.verdict not in (CONTROL, NOT_ATTACKED)] or findings
+    counts = Counter(one.verdict for one in sorted(attacked, key=lambda one: TONE_ORDER.index(one.tone)))
+    tones = {one.tone for one in attacked}
+    tone = "bad" if "bad" in tones else "good" if tones == {"good"} else "neutral"
+    shared = next(iter(counts)) if len(counts) == 1 else None
+    verdict = shared or "; ".join(f"{said}: {count} of {len(attacked)} rows" for said, count in counts.items())
+    return Headline(model, verdict, tone, tuple(findings))
+
+
 def _finding(row: Row) -> Finding:
     subject = f"{row.model}, {row.task}, {row.attack_text}"
     notes = tuple(f"{note[0].upper()}{note[1:]}." for note in row.notes)
     clean = f"On clean images it scores {_figure(row.clean)} ({row.metric_text}, n = {row.n})."
     if row.attack == "none":
-        return Finding(row.model + f", {row.task}", "Not attacked", "neutral", (clean, *_cost(row), *notes))
+        return Finding(row.model + f", {row.task}", NOT_ATTACKED, "neutral", (clean, *_cost(row), *notes))
     if row.attack == "noise":
         said = f"Random noise of this size leaves {_kept(row.transfer, row.clean)}: an attack must do more harm."
-        return Finding(subject, "Control", "neutral", (clean, said, *notes))
+        return Finding(subject, CONTROL, "neutral", (clean, said, *notes))
     sentences = [clean, *_cost(row)]
     if row.transfer.value is not None:
         origin = f", {row.transfer.detail}," if row.transfer.detail else " crafted on the undefended model"
@@ -202,7 +233,7 @@ def _said(cell: Cell) -> str:
 def _title(runs: Sequence[Run]) -> str:
     labels = list(dict.fromkeys(model_label(run) for run in runs))
     names = list(dict.fromkeys(str(setting(run, "model", "name")) for run in runs))
-    return labels[0] if len(labels) == 1 else ", ".join(names)
+    return labels[0] if len(labels) == 1 else ", ".join(Path(name).name for name in names)
 
 
 def _bars(table: Table) -> list[dict[str, tuple[float, float, float] | None]]:

@@ -25,7 +25,7 @@ from eval_tasks.metrics.wilson import wilson_ci
 from eval_tasks.report import figures
 from eval_tasks.report.build_table import NO_BASE, ONLY_TRANSFER, comparison, tables
 from eval_tasks.report.figures import eps_panels, loss_panels, png_uri
-from eval_tasks.report.page import findings_of, write_report
+from eval_tasks.report.page import findings_of, headlines_of, write_report
 from eval_tasks.report.table_formats import COLUMNS, LEGEND, Cell
 from eval_tasks.run.records import Run, RunFolder, image_name, read_run
 from lvlm_radapt.plots.curves import Curve, draw_curves
@@ -392,6 +392,30 @@ def test_reading_follows_the_numbers(make: Maker) -> None:
     only = [stock, transfer, make(spread(40, 1), RADAPT, attack())]
     assert verdicts(only)[1] == "Holds only against attacks that do not know it"
     assert verdicts([make(), make(spread(9, 1), None, attack(name="noise"))]) == ["Not attacked", "Control"]
+
+
+def test_a_model_has_one_headline_with_the_worst_first(make: Maker) -> None:
+    runs = []
+    for eps, defended in ((1 / 255, 70), (2 / 255, 70), (4 / 255, 10)):
+        runs += [
+            make(spread(40, 1), None, attack(eps=eps)),
+            make(spread(defended, 2), RADAPT, attack(eps=eps)),
+        ]
+    runs.append(make(spread(80, 3), None, attack(name="noise")))
+    stock, defended_model = headlines_of(comparison(runs))
+    assert (stock.model, stock.verdict, len(stock.findings)) == ("tiny-llava", "Undefended", 4)
+    assert defended_model.model == DEFENDED
+    assert defended_model.verdict == "Worse than undefended: 1 of 3 rows; Gains under the adaptive attack: 2 of 3 rows"
+    assert defended_model.tone == "bad"
+
+
+def test_a_folder_goes_by_its_own_name_where_that_tells_it_from_others(make: Maker) -> None:
+    def models(*names: str) -> list[str]:
+        return [row.model for row in comparison([make(model={"name": name}) for name in names]).rows]
+
+    assert models("/a/m", "/a/m2", "tiny-llava") == ["m", "m2", "tiny-llava"]
+    assert models("/a/m", "/b/m") == ["/a/m", "/b/m"]
+    assert models("/a/tiny-llava", "tiny-llava") == ["/a/tiny-llava", "tiny-llava"]
 
 
 def test_reading_states_the_cost_on_clean_images(make: Maker) -> None:
