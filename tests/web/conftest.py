@@ -114,6 +114,8 @@ def browser() -> Iterator[Browser]:
 def visit(browser: Browser, site: Site) -> Iterator[Callable[..., Page]]:
     """visit(**settings): the page as one more user sees it. It fails on requests to other hosts, and on errors that
     the page's own script runs into."""
+    from playwright.sync_api import expect
+
     contexts, wrong = [], []
 
     def watch(page: Page) -> None:
@@ -130,6 +132,8 @@ def visit(browser: Browser, site: Site) -> Iterator[Callable[..., Page]]:
         watch(page)
         page.goto(site.address)
         page.wait_for_selector("#ra-original img")  # the first sample
+        expect(page.locator("#ra-stop")).to_be_disabled()  # whole, so that no change to it is taken for another's
+        expect(page.locator("#ra-go")).to_be_enabled()
         return page
 
     yield enter

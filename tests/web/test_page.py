@@ -59,6 +59,7 @@ def test_upload_attack_compare_download(site: Site, visit: Visit, tmp_path: Path
     before = page.locator("#ra-original").inner_html()
     page.set_input_files("#ra-file input[type=file]", str(_saved(site.samples[3][1], tmp_path / "mine.png")))
     page.wait_for_function("html => document.querySelector('#ra-original').innerHTML != html", arg=before)
+    idle(page)
     page.click("#ra-ask")
     expect(page.locator("#ra-conversation .ra-answer")).to_have_count(2)
     idle(page)
