@@ -14,6 +14,7 @@ import re
 import shutil
 import tempfile
 import zipfile
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -82,7 +83,9 @@ def _unpack(path: Path, folder: Path) -> None:
         with zipfile.ZipFile(path) as pack:
             entries = pack.infolist()
             listed = [entry.filename for entry in entries]
-            odd = next((name for name in listed if _NAMES.fullmatch(name) is None), None)
+            odd = next(
+                (one.filename for one in entries if _NAMES.fullmatch(one.filename) is None or _strange(one)), None
+            )
             lacking = next((name for name in _DOCUMENTS if name not in listed), None)
             if odd is not None or lacking is not None or len(set(listed)) < len(listed):
                 what = f"it lacks {lacking}" if odd is None else f"it holds {odd[:60]!r}"
@@ -93,8 +96,13 @@ def _unpack(path: Path, folder: Path) -> None:
             for entry in entries:
                 with pack.open(entry) as source, (folder / entry.filename).open("xb") as target:
                     _copy(source, target, entry.file_size)
-    except (zipfile.BadZipFile, EOFError, NotImplementedError, RuntimeError) as error:
+    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, UnicodeDecodeError) as error:
         raise UserError(f"{path} is no pack of this program, or is damaged: {' '.join(str(error).split())}") from error
+
+
+def _strange(entry: zipfile.ZipInfo) -> bool:
+    """Whether it is encrypted, or compressed as no pack is."""
+    return bool(entry.flag_bits & 1) or entry.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
 
 
 def _copy(source: IO[bytes], target: IO[bytes], size: int) -> None:

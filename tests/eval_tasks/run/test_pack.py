@@ -125,6 +125,36 @@ def test_packs_that_hold_something_else_are_refused(pack, files, said):
     assert said in str(error.value)
 
 
+def flipped(whole: bytes, at: int, bits: int) -> bytes:
+    return whole[:at] + bytes([whole[at] ^ bits]) + whole[at + 1 :]
+
+
+@pytest.mark.parametrize(
+    ("central", "local", "bits"),
+    [(8, 6, 1), (10, 8, 4), (10, 8, 2), (6, 4, 0x80), (46, 30, 0x80)],
+    ids=["encrypted", "bzip2", "an old way to compress", "a version of the future", "a name in no UTF-8"],
+)
+def test_entries_that_no_pack_has_are_refused(pack, tmp_path, central, local, bits):
+    """One field of the first entry is changed, in the directory at the end and before the content."""
+    whole = pack.read_bytes()
+    listed = whole.index(b"PK\x01\x02")
+    other = flipped(flipped(whole, listed + central, bits), local, bits)
+    if central == 46:  # the flag that says UTF-8
+        other = flipped(flipped(other, listed + 9, 8), 7, 8)
+    (tmp_path / "odd.zip").write_bytes(other)
+    with pytest.raises(UserError, match="is no pack of this program"), unpacked(tmp_path / "odd.zip"):
+        pass
+
+
+def test_no_single_wrong_byte_ends_in_another_error(pack, tmp_path):
+    whole = pack.read_bytes()
+    content = whole.index(b"run.json") + 8  # deflated
+    for at in range(content, content + 200):
+        (tmp_path / "odd.zip").write_bytes(flipped(whole, at, 0xFF))
+        with pytest.raises(UserError, match="or is damaged"), unpacked(tmp_path / "odd.zip"):
+            pass
+
+
 def test_packs_that_are_damaged_or_too_large_are_refused(pack, tmp_path):
     whole = pack.read_bytes()
     (tmp_path / "cut.zip").write_bytes(whole[: len(whole) // 2])
