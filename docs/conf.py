@@ -65,6 +65,7 @@ MODULES = (
     "eval_tasks.data",
     "eval_tasks.metrics",
     "eval_tasks.report.build_table",
+    "eval_tasks.report.leaderboard",
     "eval_tasks.report.page",
     "eval_tasks.report.table_formats",
     "eval_tasks.run.evaluate",

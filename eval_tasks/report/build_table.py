@@ -36,6 +36,9 @@ ABOUT_ZERO = 5.0
 """A clean score, of 100, below which a model does not do the task: a captioner of other images has a CIDEr of 1."""
 NO_BASE = "the undefended model scores about zero on clean images: gains mean nothing here"
 ONLY_TRANSFER = "holds only against attacks that do not know it"
+TOO_HIGH = "the transfer attack beats the adaptive one: the adaptive score is too high"
+MODEL_SETTINGS = ("dtype", "quantize", "geometry", "asked", "texts", "surrogate", "gradient", "EOT draws", "plug-in")
+"""Settings of a row that are its model's own, so that models which differ in them can be ranked."""
 
 
 def tables(runs: Sequence[Run]) -> dict[str, Table]:
@@ -217,6 +220,7 @@ def _row(
         no_base=no_base,
         notes=(*([NO_BASE] if no_base else []), *_notes(present, only_transfer)),
         hidden={**_hidden(run), **hidden},
+        folders=tuple(one.path for one in present),
     )
 
 
@@ -226,7 +230,7 @@ def _notes(present: Sequence[Run], only_transfer: bool) -> list[str]:
         adaptive, transfer = present
         excess = _difference(adaptive, transfer, "adversarial")
         if excess is not None and excess.sign > 0:
-            notes.append("the transfer attack beats the adaptive one: the adaptive score is too high")
+            notes.append(TOO_HIGH)
         clean = [_score(run, "clean").number for run in present]
         if clean[0] != clean[1]:
             notes.append(f"the clean score was {clean[1]} in the transfer run")
@@ -333,10 +337,24 @@ def _surrogate(run: Run) -> str | None:
     return None if named is None or twin else str(named)
 
 
-def _key(run: Run) -> _Key:
+def shared_settings(run: Run) -> str:
+    """What runs of different models must have in common to be ranked, as canonical JSON: the task and its rules, the
+    samples, and every setting of the attack. How a model opens a conversation is its own."""
+    asked = run.settings.get("asked")
+    if isinstance(asked, Mapping):
+        asked = {key: value for key, value in asked.items() if key != "conversation"}
+    shared = {key: value for key, value in _context(run).items() if key not in MODEL_SETTINGS}
+    return _canonical([shared, asked, metric_of(run), vqa_style_of(run), _attack_settings(run)])
+
+
+def _attack_settings(run: Run) -> dict[str, Any]:
     attack = setting(run, "attack") or {}
     named = {key: value for key, value in attack.items() if key not in ("threat", "surrogate", "eps_8bit")}
-    rest = {**_context(run), "seed": run.settings.get("seed"), "attack": _filled(named)}
+    return {"seed": run.settings.get("seed"), "attack": _filled(named)}
+
+
+def _key(run: Run) -> _Key:
+    rest = _context(run) | _attack_settings(run)
     model = setting(run, "model")
     defence = [model["radapt"], model.get("defence")] if defended(run) else None
     return setting(run, "model", "name"), _canonical(defence), _canonical(rest)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import rich.console
@@ -134,7 +135,7 @@ class Row:
     `no_base`: the undefended model scores about zero on clean images, so that no gain means anything.
 
     `variant` tells it from a row that reads the same; `eps` is in [0, 1] pixel units, None without an attack;
-    `target` is a targeted attack's text.
+    `target` is a targeted attack's text; `folders` are those of its runs.
     """
 
     model: str
@@ -159,6 +160,7 @@ class Row:
     no_base: bool
     notes: tuple[str, ...]
     hidden: Mapping[str, str]
+    folders: tuple[Path, ...]
 
     @property
     def attack_settings(self) -> str:

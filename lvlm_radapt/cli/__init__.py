@@ -14,6 +14,7 @@ from lvlm_radapt.cli import (  # noqa: F401  # noqa: F401
     evaluate,
     finetune,
     harden,
+    leaderboard,
     list_command,
     pack,
     report,

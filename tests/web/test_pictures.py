@@ -13,8 +13,10 @@ from conftest import Site
 from PIL import Image
 from playwright.sync_api import Browser, Page, expect
 
+from eval_tasks.report.leaderboard import leaderboard, write_leaderboard
 from lvlm_radapt.embedded.dataset import write_scenes
 from tests.helpers.cli import exit_code
+from tests.helpers.run_folders import RADAPT, Maker, attack, spread
 
 pytestmark = pytest.mark.web
 
@@ -51,12 +53,26 @@ def test_the_chat(site: Site, visit: Callable[..., Page], look: str, tmp_path: P
 
 @pytest.mark.parametrize("look", LOOKS)
 def test_the_report(browser: Browser, report: str, look: str, tmp_path: Path) -> None:
+    _look_at(browser, report, "report", look, tmp_path)
+
+
+@pytest.mark.parametrize("look", LOOKS)
+def test_a_leaderboard(browser: Browser, look: str, tmp_path: Path) -> None:
+    make = Maker(tmp_path)
+    runs = [make(spread(10, 1), attacked=attack()), make(spread(30, 2), RADAPT, attack())]
+    runs.append(make(spread(90, 3), attacked=attack("transfer"), model={"name": "a-long-name-of-a-model" * 3}))
+    page = write_leaderboard(leaderboard(runs), tmp_path / "leaderboard.html")
+    _look_at(browser, page.as_uri(), "leaderboard", look, tmp_path)
+
+
+def _look_at(browser: Browser, address: str, name: str, look: str, folder: Path) -> None:
+    """Take the picture of a page that loads nothing."""
     context = browser.new_context(**LOOKS[look])
     outside: list[str] = []
     page = context.new_page()
     page.on("request", lambda r: None if r.url.startswith(("file:", "data:")) else outside.append(r.url))
-    page.goto(report)
-    _keep(page, f"report-{look}", tmp_path, height=1500)
+    page.goto(address)
+    _keep(page, f"{name}-{look}", folder, height=1500)
     context.close()
     assert outside == []
 
