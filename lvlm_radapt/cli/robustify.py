@@ -216,7 +216,8 @@ def _write_model(protected: Any, out: Path, notes: dict[str, str], *, fold: bool
     config = protected.radapt
     if fold:
         fold_model(protected, out, notes=notes)
-        console.tell(f"{out}: {protected.name} as plain weights, the {config.anchor} anchor folded in")
+        anchor = f"the {config.anchor} anchor folded in" if config.alpha else "no anchor"
+        console.tell(f"{out}: {protected.name} as plain weights, {anchor}")
         if config.cutoff is not None:
             console.tell(
                 f"The filter (cutoff {config.cutoff:g}) is NOT in the weights: pass every image through "

@@ -45,12 +45,17 @@ def check_opened(model: PixelModel, name: str) -> None:
         raise UserError(f"{name} fails {len(failed)} checks ({', '.join(failed)}): lvlm-radapt check {name} says more")
 
 
-def check_training(count: int, dropped: int, photos: Path, recipe: FinetuneRecipe) -> None:
-    """UserError where `count` images are too few for a batch of each method beside those that are held back."""
+def check_training(count: int, limit: int, dropped: int, photos: Path, recipe: FinetuneRecipe) -> None:
+    """UserError where `count` images are too few for a batch of each method beside those that are held back.
+
+    limit: how many --image-count allows.
+    """
     least = recipe.batch_size + max(1, min(32, recipe.batch_size // 9))
     least = max(least, LearnSettings().batch + 2)
     if count < least:
         shared = f" ({dropped} more are in --data, too)" if dropped else ""
+        if count == limit:
+            raise UserError(f"--image-count {limit} is too few images to train on: give {least} or more")
         raise UserError(f"{photos} has {count} images to train on{shared}: give {least} or more")
 
 

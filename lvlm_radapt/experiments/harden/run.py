@@ -187,7 +187,7 @@ def _parts(search: Search, asked: Evaluation) -> tuple[Selection, Split]:
     selection = select_samples(asked.task, asked.options)
     photos = Path(search.images).expanduser()
     split = split_data(selection.samples, photos, count=search.image_count, seed=asked.options.seed)
-    check_training(len(split.training), split.dropped, photos, search.recipe())
+    check_training(len(split.training), search.image_count, split.dropped, photos, search.recipe())
     return selection, split
 
 

@@ -232,6 +232,11 @@ def _wrong_answers(place: Place, root: Path) -> Place:
 MISTAKES = {
     "a fine-tuned model": (_adapter, [], "is fine-tuned adversarially already"),
     "too few images to train on": (_few_photos, [], "has 100 images to train on: give 142 or more"),
+    "a low --image-count": (
+        None,
+        ["--image-count", "100"],
+        "--image-count 100 is too few images to train on: give 142",
+    ),
     "only images that are scored": (lambda p, root: p._replace(photos=p.data), [], "30 more are in --data, too"),
     "an encoder": (lambda p, root: p._replace(model=Path("tiny-clip")), [], "is an image encoder"),
     "a task of encoders": (None, ["--task", "cifar10"], "cifar10"),
