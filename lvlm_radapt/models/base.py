@@ -21,10 +21,11 @@ from torch import Tensor, nn
 from attacks.auto_batch import out_of_memory
 from lvlm_radapt.defences.base import derived_seed
 from lvlm_radapt.models.checks import check_finite, check_normalisation
-from lvlm_radapt.models.conversations import CONVERSATIONS, Conversation, Prompt
+from lvlm_radapt.models.conversations import Conversation, Prompt
 from lvlm_radapt.models.language import greedy, left_pad, output_head, right_pad, target_nll, target_positions
 from lvlm_radapt.models.speedups import last_layer, patch_gradient
 from lvlm_radapt.models.text import PromptEncoder, renderer
+from lvlm_radapt.towers import find_tower
 from lvlm_radapt.utils.errors import UserError
 
 if TYPE_CHECKING:
@@ -347,7 +348,7 @@ class LVLM(PixelModel):
     so that no text can pose as an image.
     """
 
-    default_conversation: ClassVar[str]
+    default_conversation: ClassVar[Conversation]
     """The conversation of a checkpoint without a chat template."""
     prompt_end: ClassVar[str] = ""
     """What the family's processor adds to every rendered prompt."""
@@ -390,7 +391,7 @@ class LVLM(PixelModel):
             raise UserError(f"{name}: {self.unpadded}")
         super().__init__(hf, tokenizer, image_processor, name=name, geometry=geometry)
         if conversation is None and chat_template is None:
-            conversation = CONVERSATIONS[self.default_conversation]
+            conversation = self.default_conversation
         image_id, mark = int(hf.config.image_token_id), self.image_mark(hf.config, tokenizer)
         render = renderer(tokenizer, conversation, image_token=mark, chat_template=chat_template, model=name)
         reserved = [mark, *map(tokenizer.convert_ids_to_tokens, (image_id, *self._reserved_ids()))]
@@ -416,6 +417,22 @@ class LVLM(PixelModel):
     def image_run(self) -> int | None:
         """How many image tokens a run of `image_text` has, where it is the same for all images."""
         return None
+
+    def processor_values(self) -> dict[str, Any]:
+        """Settings of transformers' processor that follow from the model, by their names there; a processor that does
+        not take one is not given it."""
+        config = self.hf.config
+        patch_size: Any = getattr(config.vision_config, "patch_size", None)
+        side = getattr(config.vision_config, "image_size", None)
+        return {
+            "patch_size": patch_size,
+            "vision_feature_select_strategy": getattr(config, "vision_feature_select_strategy", None),
+            "num_additional_image_tokens": find_tower(self.hf).prefix_tokens,
+            "num_image_tokens": (side // patch_size) ** 2 if isinstance(side, int) else None,
+            "vision_aspect_ratio": getattr(config, "vision_aspect_ratio", None),
+            "image_seq_length": self.image_run,
+            "image_seq_len": self.image_run,
+        }
 
     @classmethod
     def image_mark(cls, config: Any, tokenizer: Any) -> str:

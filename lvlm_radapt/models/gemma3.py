@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 from lvlm_radapt.models.base import PixelBatch
+from lvlm_radapt.models.conversations import CONVERSATIONS, Conversation
 from lvlm_radapt.models.family import Family
 from lvlm_radapt.models.siglip_lvlm import SiglipLVLM
 from lvlm_radapt.towers.siglip import SiglipTower
@@ -20,7 +21,7 @@ class Gemma3LVLM(SiglipLVLM):
     it.
     """
 
-    default_conversation: ClassVar[str] = "gemma"
+    default_conversation: ClassVar[Conversation] = CONVERSATIONS["gemma"]
     processing: ClassVar[Mapping[str, bool]] = {"do_convert_rgb": True, "do_pan_and_scan": False}
 
     @classmethod

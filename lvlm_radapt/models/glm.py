@@ -9,6 +9,7 @@ from torch import Tensor
 from transformers.models.glm4v.image_processing_pil_glm4v import smart_resize
 
 from lvlm_radapt.models.base import PixelBatch
+from lvlm_radapt.models.conversations import CONVERSATIONS, Conversation
 from lvlm_radapt.models.family import Family
 from lvlm_radapt.models.qwen import UNQUANTISED, QwenLVLM
 from lvlm_radapt.models.speedups import truncated_forward
@@ -25,7 +26,7 @@ class GlmLVLM(QwenLVLM):
     The language layers norm what attention and MLP give once more, so the last one is run whole, but for the mixture.
     """
 
-    default_conversation: ClassVar[str] = "glm"
+    default_conversation: ClassVar[Conversation] = CONVERSATIONS["glm"]
     counts_frames: ClassVar[bool] = True
 
     def __init__(self, hf: Any, tokenizer: Any, image_processor: Any, **settings: Any) -> None:

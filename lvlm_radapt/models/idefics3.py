@@ -11,6 +11,7 @@ from PIL import Image
 from torch import Tensor, nn
 from transformers.models.idefics3.image_processing_pil_idefics3 import get_resize_output_image_size
 
+from lvlm_radapt.models.conversations import CONVERSATIONS, Conversation
 from lvlm_radapt.models.family import Family
 from lvlm_radapt.models.llava import PLAIN_LAYERS
 from lvlm_radapt.models.tiles import TiledLVLM
@@ -20,7 +21,7 @@ from lvlm_radapt.towers.idefics3 import Idefics3Tower
 class Idefics3LVLM(TiledLVLM):
     """`Idefics3ForConditionalGeneration` and `SmolVLMForConditionalGeneration` behind one interface."""
 
-    default_conversation: ClassVar[str] = "idefics3"
+    default_conversation: ClassVar[Conversation] = CONVERSATIONS["idefics3"]
 
     def __init__(self, hf: Any, tokenizer: Any, image_processor: Any, **settings: Any) -> None:
         super().__init__(hf, tokenizer, image_processor, **settings)
@@ -87,7 +88,7 @@ class Idefics3LVLM(TiledLVLM):
 class SmolVLMLVLM(Idefics3LVLM):
     """The same with the opening token that SmolVLM's tokenizer does not write by itself."""
 
-    default_conversation: ClassVar[str] = "smolvlm"
+    default_conversation: ClassVar[Conversation] = CONVERSATIONS["smolvlm"]
 
 
 def _rounded(module: Any, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:

@@ -10,6 +10,7 @@ from torch import Tensor
 from transformers.models.got_ocr2.image_processing_pil_got_ocr2 import get_optimal_tiled_canvas
 
 from lvlm_radapt.models.base import PixelBatch
+from lvlm_radapt.models.conversations import CONVERSATIONS, Conversation
 from lvlm_radapt.models.family import Family
 from lvlm_radapt.models.llava import PLAIN_LAYERS, UNQUANTISED
 from lvlm_radapt.models.tiles import TiledLVLM
@@ -24,7 +25,7 @@ class InternVLLVLM(TiledLVLM):
     says: at most `max_patches` of them.
     """
 
-    default_conversation: ClassVar[str] = "chatml"
+    default_conversation: ClassVar[Conversation] = CONVERSATIONS["chatml"]
     processing: ClassVar[Mapping[str, bool]] = {"crop_to_patches": True}
 
     @classmethod

@@ -10,6 +10,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from lvlm_radapt.models.base import LVLM, FeaturePoint, PixelBatch
+from lvlm_radapt.models.conversations import CONVERSATIONS, Conversation
 from lvlm_radapt.models.family import Family
 from lvlm_radapt.models.geometry import clip_canvas, clip_canvas_bytes, pad_to_square
 from lvlm_radapt.models.language import text_positions
@@ -23,7 +24,7 @@ from lvlm_radapt.utils.errors import UserError
 class LlavaLVLM(LVLM):
     """`LlavaForConditionalGeneration` behind the uniform interface."""
 
-    default_conversation: ClassVar[str] = "vicuna_v1"
+    default_conversation: ClassVar[Conversation] = CONVERSATIONS["vicuna_v1"]
     unpadded: ClassVar[str | None] = None
 
     def __init__(self, hf: Any, tokenizer: Any, image_processor: Any, **settings: Any) -> None:

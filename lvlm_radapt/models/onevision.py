@@ -7,6 +7,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
+from lvlm_radapt.models.conversations import CONVERSATIONS, Conversation
 from lvlm_radapt.models.family import Family
 from lvlm_radapt.models.llava import PLAIN_LAYERS, UNQUANTISED
 from lvlm_radapt.models.llava_next import LlavaNextLVLM
@@ -17,7 +18,7 @@ from lvlm_radapt.towers.siglip import SiglipTower
 class LlavaOnevisionLVLM(LlavaNextLVLM):
     """`LlavaOnevisionForConditionalGeneration` behind the uniform interface, one image a question."""
 
-    default_conversation: ClassVar[str] = "chatml"
+    default_conversation: ClassVar[Conversation] = CONVERSATIONS["chatml"]
 
     def _pack(self, views: Tensor, sizes: Sequence[tuple[int, int]], newline: Tensor) -> list[Tensor]:
         """As LLaVA-NeXT does, but crops beyond the area that `vision_aspect_ratio` allows are shrunk to it."""

@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 from lvlm_radapt.models.base import PixelBatch
+from lvlm_radapt.models.conversations import CONVERSATIONS, Conversation
 from lvlm_radapt.models.family import Family
 from lvlm_radapt.models.gemma3 import UNQUANTISED
 from lvlm_radapt.models.siglip_lvlm import SiglipLVLM
@@ -21,7 +22,7 @@ class PaliGemmaLVLM(SiglipLVLM):
     the suffix, which looks back alone. Released checkpoints have no chat template.
     """
 
-    default_conversation: ClassVar[str] = "paligemma"
+    default_conversation: ClassVar[Conversation] = CONVERSATIONS["paligemma"]
     prompt_end: ClassVar[str] = "\n"
 
     def __init__(self, hf: Any, tokenizer: Any, image_processor: Any, **settings: Any) -> None:

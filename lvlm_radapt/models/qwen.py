@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_resize
 
 from lvlm_radapt.models.base import LVLM, FeaturePoint, PixelBatch
+from lvlm_radapt.models.conversations import CONVERSATIONS, Conversation
 from lvlm_radapt.models.family import Family
 from lvlm_radapt.models.geometry import eight_bit
 from lvlm_radapt.towers.qwen import (
@@ -30,7 +31,7 @@ class QwenLVLM(LVLM):
     is the same up to rounding.
     """
 
-    default_conversation: ClassVar[str] = "qwen"
+    default_conversation: ClassVar[Conversation] = CONVERSATIONS["qwen"]
     grows: ClassVar[bool] = True
     unpadded: ClassVar[str | None] = "geometry pad is for LLaVA; Qwen keeps the image's shape, use stock"
 

@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 from lvlm_radapt.models.base import PixelBatch
+from lvlm_radapt.models.conversations import CONVERSATIONS, Conversation
 from lvlm_radapt.models.family import Family
 from lvlm_radapt.models.qwen import UNQUANTISED, QwenLVLM
 from lvlm_radapt.towers.qwen import QwenTower
@@ -19,7 +20,7 @@ class Qwen3LVLM(QwenLVLM):
     generation hand them to the language model themselves.
     """
 
-    default_conversation: ClassVar[str] = "qwen3"
+    default_conversation: ClassVar[Conversation] = CONVERSATIONS["qwen3"]
 
     def _visual_inputs(self, batch: PixelBatch, is_image: Tensor) -> tuple[Tensor, dict[str, Any]]:
         out = self.run_tower(batch)

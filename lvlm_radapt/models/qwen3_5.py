@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from typing import ClassVar
 
+from lvlm_radapt.models.conversations import CONVERSATIONS, Conversation
 from lvlm_radapt.models.family import Family
 from lvlm_radapt.models.qwen import UNQUANTISED, QwenLVLM
 from lvlm_radapt.towers.qwen import QwenTower
@@ -17,7 +18,7 @@ class Qwen35LVLM(QwenLVLM):
     is zeroed by the attention mask before it reaches the state.
     """
 
-    default_conversation: ClassVar[str] = "qwen3_5"
+    default_conversation: ClassVar[Conversation] = CONVERSATIONS["qwen3_5"]
 
 
 FAMILY = Family(

@@ -13,7 +13,6 @@ from lvlm_radapt.loading.load_options import no_loading_bar
 from lvlm_radapt.loading.locate import embedded_models
 from lvlm_radapt.loading.weights import checkpoint_file
 from lvlm_radapt.models.base import LVLM, PixelModel
-from lvlm_radapt.towers import find_tower
 from lvlm_radapt.utils.errors import UserError
 
 # What only the base checkpoint knows; none has both.
@@ -97,17 +96,4 @@ def _processor_values(model: LVLM) -> dict[str, Any]:
     """What AutoProcessor must know: its class, and what the class takes that the model itself tells."""
     name = transformers.models.auto.processing_auto.PROCESSOR_MAPPING_NAMES[model.hf.config.model_type]
     takes = inspect.signature(getattr(transformers, name).__init__).parameters
-    config = model.hf.config
-    vision = config.vision_config
-    patch_size: Any = getattr(vision, "patch_size", None)
-    side = getattr(vision, "image_size", None)
-    known = {
-        "patch_size": patch_size,
-        "vision_feature_select_strategy": getattr(config, "vision_feature_select_strategy", None),
-        "num_additional_image_tokens": find_tower(model.hf).prefix_tokens,
-        "num_image_tokens": (side // patch_size) ** 2 if isinstance(side, int) else None,
-        "vision_aspect_ratio": getattr(config, "vision_aspect_ratio", None),
-        "image_seq_length": model.image_run,
-        "image_seq_len": model.image_run,
-    }
-    return {"processor_class": name} | {key: value for key, value in known.items() if key in takes}
+    return {"processor_class": name} | {key: value for key, value in model.processor_values().items() if key in takes}
