@@ -59,6 +59,13 @@ RELEASED: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
          "num_attention_heads": 32, "num_experts": 128, "num_experts_per_tok": 8, "moe_intermediate_size": 768},
         {"out_hidden_size": 2048},
     ),
+    "aya_vision": (
+        "Aya-Vision-8B",
+        {"hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32, "num_attention_heads": 32,
+         "num_key_value_heads": 8},
+        {"hidden_size": 1152, "intermediate_size": 4304, "num_hidden_layers": 27, "num_attention_heads": 16,
+         "image_size": 364, "patch_size": 14, "vision_use_head": False},
+    ),
     "gemma3": (
         "Gemma-3-4B",
         {"hidden_size": 2560, "intermediate_size": 10240, "num_hidden_layers": 34, "num_attention_heads": 8,
@@ -128,7 +135,9 @@ def build(kind: str, family: Family) -> tuple[LVLM, str]:
     """The family's model of released size on the meta device, and what it is called."""
     tokenizer = full_size.tokenizer_of("tiny-qwen")
     turns = ["<|user|>", "<end_of_turn>", "<boi>", "<eoi>", "<end_of_utterance>", "<fake_token_around_image>"]
-    tokenizer.add_tokens([*turns, "<global-img>", "<img>", "</img>"], special_tokens=True)
+    tokenizer.add_tokens(
+        [*turns, "<global-img>", "<img>", "</img>", "<|START_OF_IMG|>", "<|END_OF_IMG|>"], special_tokens=True
+    )
     tokenizer.add_special_tokens({"bos_token": "<bos>"})
     ids: Callable[[str], int] = tokenizer.convert_tokens_to_ids
     hf_class = family.hf_class({"model_type": kind})

@@ -18,7 +18,8 @@ from torch import Tensor
 from transformers.models.smolvlm import processing_smolvlm
 
 from lvlm_radapt import load_model
-from lvlm_radapt.models import LVLM
+from lvlm_radapt.models import LVLM, family
+from lvlm_radapt.models.families import lvlm_families
 from tests.helpers import tiny_checkpoints, tiny_random
 from tests.helpers.slow import slow
 
@@ -54,6 +55,11 @@ class Family:
     def openable(self) -> bool:
         """Whether the installed packages open it."""
         return not getattr(getattr(transformers, self.pil, None), "is_dummy", False)
+
+    @property
+    def record(self) -> family.Family:
+        """The package's record of it."""
+        return next(each for each in lvlm_families().values() if self.stock in each.available.values())
 
     def open_stock(self, folder: Path) -> Any:
         """The checkpoint as transformers alone opens it."""
@@ -192,6 +198,14 @@ def internvl_inputs(model: LVLM, image: Image.Image, prompt: str) -> Inputs:
     return dict(processor(images=[image], text=[_INTERNVL.format(prompt)], return_tensors="pt"))
 
 
+_AYA = "<|START_OF_TURN_TOKEN|><|USER_TOKEN|><image>{}<|END_OF_TURN_TOKEN|><|START_OF_TURN_TOKEN|><|CHATBOT_TOKEN|>"
+
+
+def aya_inputs(model: LVLM, image: Image.Image, prompt: str) -> Inputs:
+    processor = transformers.AyaVisionProcessor(model.image_processor, model.tokenizer, patch_size=28, img_size=56)
+    return dict(processor(images=[image], text=[_AYA.format(prompt)], return_tensors="pt"))
+
+
 def without_videos(kind: Any, image_processor: Any, tokenizer: Any, **settings: Any) -> Any:
     """That processor of transformers', without the video processor that wants torchvision."""
     bare = type(kind.__name__, (kind,), {"check_argument_for_proper_class": lambda *_: None})
@@ -315,6 +329,15 @@ _TABLE += [
         "<|im_end|>",
         "InternVLProcessor",
         question=_INTERNVL,
+    ),
+    Family(
+        "aya",
+        tiny_checkpoints.save_aya_vision,
+        "AyaVisionForConditionalGeneration",
+        aya_inputs,
+        "<image>",
+        "<|END_OF_TURN_TOKEN|>",
+        question=_AYA,
     ),
 ]
 FAMILIES = {family.name: family for family in _TABLE if family.openable}

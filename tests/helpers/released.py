@@ -99,6 +99,15 @@ _INTERNVL = (
     "{{ content['text'] }}{% endif %}{% endfor %}{% endif %}{{'<|im_end|>\n'}}{% endfor %}"
     "{% if add_generation_prompt %}{{'<|im_start|>assistant\n' }}{% endif %}"
 )
+_AYA = (
+    "{{ bos_token }}{%- for message in messages -%}<|START_OF_TURN_TOKEN|>{{ message.role | replace('user', "
+    "'<|USER_TOKEN|>') | replace('assistant', '<|CHATBOT_TOKEN|>') }}{%- if message.content is string -%}"
+    "{{ message.content }}{%- else -%}"
+    + _parts("image", "'<image>'")
+    + _parts("text", "content.text")
+    + "{%- endif -%}<|END_OF_TURN_TOKEN|>{%- endfor -%}"
+    "{%- if add_generation_prompt -%}<|START_OF_TURN_TOKEN|><|CHATBOT_TOKEN|>{%- endif -%}"
+)
 _QWEN3 = (
     "{%- set image_count = namespace(value=0) %}\n{%- for message in messages %}\n"
     "    {{- '<|im_start|>' + message.role + '\\n' }}\n    {%- if message.content is string %}\n"
@@ -160,6 +169,7 @@ TEMPLATES = {
     "idefics3": Templates(f"<s>{tiny_checkpoints.IDEFICS_TEMPLATE}", ""),
     "smolvlm": Templates(f"<|im_start|>{tiny_checkpoints.IDEFICS_TEMPLATE}", ""),
     "internvl": Templates(_INTERNVL, _INTERNVL.replace("<IMG_CONTEXT>", "")),
+    "aya": Templates(_AYA, _AYA.replace("<image>", "")),
 }
 """Family -> its two templates; Qwen2's, 2.5's and 3.5's and GLM's are one text in two files."""
 
@@ -194,6 +204,7 @@ NUMBERS: dict[str, dict[str, Any]] = {
     "idefics3": {"image_seq_len": 4},
     "smolvlm": {"image_seq_len": 4},
     "internvl": {"image_seq_length": 4},
+    "aya": {"patch_size": 28, "img_size": 56},
 }
 """What a release's processor_config.json says of the model; the others have none."""
 

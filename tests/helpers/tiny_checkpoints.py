@@ -74,6 +74,12 @@ INTERNVL_TEMPLATE = (
     "<IMG_CONTEXT>\n{% else %}{{ c['text'] }}{% endif %}{% endfor %}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
+AYA_TEMPLATE = (
+    "{% for m in messages %}<|START_OF_TURN_TOKEN|><|{{ 'USER' if m['role'] == 'user' else 'CHATBOT' }}_TOKEN|>"
+    "{% for c in m['content'] %}{% if c['type'] == 'image' %}<image>{% else %}{{ c['text'] }}{% endif %}{% endfor %}"
+    "<|END_OF_TURN_TOKEN|>{% endfor %}"
+    "{% if add_generation_prompt %}<|START_OF_TURN_TOKEN|><|CHATBOT_TOKEN|>{% endif %}"
+)
 
 
 def word_tokenizer(
@@ -249,6 +255,23 @@ def save_internvl(folder: Path, *, chat_template: str | None = INTERNVL_TEMPLATE
         max_patches=4,
         image_mean=[0.485, 0.456, 0.406],
         image_std=[0.229, 0.224, 0.225],
+    )
+    return _save(folder, model, tokenizer, processor, chat_template)
+
+
+def save_aya_vision(folder: Path, *, chat_template: str | None = AYA_TEMPLATE, seed: int = 2) -> Path:
+    """tiny_random.aya_vision: views of 56 px, of up to four crops and the whole image."""
+    model = tiny_random.aya_vision(seed=seed)
+    model.generation_config = GenerationConfig(bos_token_id=1, eos_token_id=IM_END, pad_token_id=0)
+    names = ("START_OF_IMG", "END_OF_IMG", "IMG_PATCH", "START_OF_TURN_TOKEN", "END_OF_TURN_TOKEN")
+    ids = (tiny_random.VISION_START, tiny_random.VISION_END, tiny_random.IMAGE_TOKEN, IM_START, IM_END)
+    special = {token: f"<|{name}|>" for token, name in zip(ids, names, strict=True)}
+    special |= {83: "<|USER_TOKEN|>", 84: "<|CHATBOT_TOKEN|>", 85: "TILE_GLOBAL"}
+    special |= {85 + number: f"TILE_{number}" for number in range(1, 5)}
+    tokenizer = word_tokenizer(special, bos=True, eos="<|END_OF_TURN_TOKEN|>")
+    half = [0.5, 0.5, 0.5]
+    processor = transformers.GotOcr2ImageProcessorPil(
+        size={"height": 56, "width": 56}, max_patches=4, image_mean=half, image_std=half
     )
     return _save(folder, model, tokenizer, processor, chat_template)
 

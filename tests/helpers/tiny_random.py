@@ -256,6 +256,22 @@ def internvl(*, seed: int = 0) -> Any:
     return randomise(transformers.InternVLForConditionalGeneration(full), seed)
 
 
+def aya_vision(*, seed: int = 0) -> Any:
+    """AyaVisionForConditionalGeneration: the SigLIP tower above without its head on views of 56 px, four patches
+    shuffled into a token, a two-layer Cohere 2 whose first layer has windows of 8 tokens."""
+    text = transformers.Cohere2Config(
+        **_TEXT,
+        num_key_value_heads=2,
+        max_position_embeddings=512,
+        sliding_window=8,
+        layer_types=["sliding_attention", "full_attention"],
+    )
+    full = transformers.AyaVisionConfig(
+        vision_config=siglip_vision_config(vision_use_head=False), text_config=text, image_token_index=IMAGE_TOKEN
+    )
+    return randomise(transformers.AyaVisionForConditionalGeneration(full), seed)
+
+
 def _qwen_tokens() -> dict[str, Any]:
     return {
         "image_token_id": IMAGE_TOKEN,

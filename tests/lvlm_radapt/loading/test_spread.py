@@ -12,7 +12,6 @@ from torch import Tensor
 
 from lvlm_radapt import RAdaptConfig, export_model, load_model, robustify
 from lvlm_radapt.models import LVLM
-from lvlm_radapt.models.families import lvlm_families
 from lvlm_radapt.saving.adapter import save_adapter
 from lvlm_radapt.utils.errors import UserError
 from tests.helpers.families import FAMILIES, NAMES
@@ -34,8 +33,7 @@ def loss_and_gradient(model: LVLM) -> tuple[Tensor, Tensor]:
 
 def tower_and_rest(name: str, *, tower: str, rest: str) -> dict[str, int | str | torch.device]:
     """The vision side in one place, the language model in the other."""
-    family = next(each for each in lvlm_families().values() if FAMILIES[name].stock in each.available.values())
-    vision = [part for part in family.unquantised if part != "lm_head"]
+    vision = [part for part in FAMILIES[name].record.unquantised if part != "lm_head"]
     language = "model.text_model" if name in ("idefics3", "smolvlm") else "model.language_model"
     places: dict[str, int | str | torch.device] = dict.fromkeys(vision, tower)
     places |= {language: rest, "lm_head": rest}

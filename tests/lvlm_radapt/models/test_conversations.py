@@ -15,6 +15,7 @@ from PIL import Image
 from lvlm_radapt import load_model
 from lvlm_radapt.models import LVLM
 from lvlm_radapt.models.conversations import CONVERSATIONS, Conversation
+from lvlm_radapt.models.families import lvlm_families
 from lvlm_radapt.utils.errors import UserError
 from tests.helpers import tiny_checkpoints
 from tests.helpers.families import NAMES, Case, open_case
@@ -118,6 +119,11 @@ BY_HAND = {
         "<|im_start|>User:<image>Q1<end_of_utterance>\nAssistant: A1<end_of_utterance>\nUser: Q2<end_of_utterance>\n"
         "Assistant:"
     ),
+    "aya_vision": (
+        "<|START_OF_TURN_TOKEN|><|USER_TOKEN|><image>Q1<|END_OF_TURN_TOKEN|><|START_OF_TURN_TOKEN|><|CHATBOT_TOKEN|>A1"
+        "<|END_OF_TURN_TOKEN|><|START_OF_TURN_TOKEN|><|USER_TOKEN|>Q2<|END_OF_TURN_TOKEN|><|START_OF_TURN_TOKEN|>"
+        "<|CHATBOT_TOKEN|>"
+    ),
     "chatml_direct": (
         "<|im_start|>system\nAnswer the questions.<|im_end|><|im_start|>user\n<image>\nQ1<|im_end|>"
         "<|im_start|>assistant\nA1<|im_end|><|im_start|>user\nQ2<|im_end|><|im_start|>assistant\n"
@@ -125,13 +131,17 @@ BY_HAND = {
 }
 
 
+USUAL = {each.lvlm.default_conversation for each in lvlm_families().values() if each.lvlm is not None}
+NAMED = CONVERSATIONS | {conversation.name: conversation for conversation in USUAL}
+
+
 def test_every_named_conversation_is_written_by_hand_here() -> None:
-    assert set(BY_HAND) == {name for name, conversation in CONVERSATIONS.items() if conversation.follow_up}
+    assert set(BY_HAND) == {name for name, conversation in NAMED.items() if conversation.follow_up}
 
 
 @pytest.mark.parametrize("name", BY_HAND)
 def test_named_conversations_go_on(name: str) -> None:
-    conversation = CONVERSATIONS[name]
+    conversation = NAMED[name]
     assert conversation.render(("Q1", "A1", "Q2"), "<image>") == BY_HAND[name]
     odd = "{text} {answer} {system} {image} <image>"
     assert conversation.render(odd, "<image>") == BY_HAND[name].partition("A1")[0].rstrip(" ").replace("Q1", odd)
@@ -149,9 +159,9 @@ def test_the_template_given_to_original_checkpoints_writes_the_same(name: str) -
     tokenizer = tiny_checkpoints.word_tokenizer({}, bos=True, eos="</s>")
     talk = ('a "red" {pig}\\n', "an 'answer'", "Q2", "A2", "Q3")
     made = tokenizer.apply_chat_template(
-        listed(talk), chat_template=CONVERSATIONS[name].chat_template("<image>"), tokenize=False
+        listed(talk), chat_template=NAMED[name].chat_template("<image>"), tokenize=False
     )
-    assert made == CONVERSATIONS[name].render(talk, "<image>")
+    assert made == NAMED[name].render(talk, "<image>")
 
 
 def test_the_loss_of_a_later_answer_is_the_library_s(case: Case) -> None:

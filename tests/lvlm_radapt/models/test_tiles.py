@@ -22,7 +22,7 @@ from tests.helpers.first_attention import INTERNVL, vit_first_attention
 from tests.helpers.inputs import PROMPTS, TARGETS, noise
 from tests.helpers.released import stock_processor, write
 
-NAMES = [name for name in ("idefics3", "smolvlm", "internvl") if name in FAMILIES]
+NAMES = [name for name, family in FAMILIES.items() if issubclass(family.record.lvlm or object, TiledLVLM)]
 CROPS = [(0, 0), (1, 2), (2, 1), (2, 2)]
 
 
@@ -45,7 +45,7 @@ def test_the_text_around_an_image_is_the_processors_own(name: str, high: int, wi
     assert isinstance(model, TiledLVLM)
     of_image = {"rows": [[high]], "cols": [[wide]], "num_patches": [high * wide + 1]}
     expected = processor.replace_image_token(of_image, 0)
-    image = model.image_mark(model.hf.config, model.tokenizer)
+    image = model.tokenizer.convert_ids_to_tokens(model.text.image_id)
     text = model.image_text({"crops": (high, wide)})
     views = high * wide + 1
     assert text.replace(image, image * (model.image_run * views // text.count(image))) == expected
@@ -74,7 +74,7 @@ def test_views_are_said_to_be_attacked_apart_unless_the_files_switch_them_off(ca
     assert case.ours.views_apart
     processor = case.ours.image_processor
     FAMILIES[case.family.name].save(tmp_path)
-    off = {"max_patches": 1} if case.family.name == "internvl" else {"do_image_splitting": False}
+    off = {"max_patches": 1, "do_image_splitting": False}
     type(processor).from_dict(processor.to_dict() | off).save_pretrained(tmp_path)
     model = load_model(tmp_path)
     one = Case(case.family, model, case.stock, tmp_path)
