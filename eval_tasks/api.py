@@ -52,6 +52,7 @@ def run_evaluation(
     log: Log = lambda event: None,
     group: Group | None = None,
     open_model: Callable[..., PixelModel] = load_any,
+    open_surrogate: Callable[..., PixelModel] = load_surrogate,
     clean: dict[str, Scored] | None = None,
     defence: Defence | None = None,
     eot_draws: int | None = None,
@@ -60,10 +61,11 @@ def run_evaluation(
     """Evaluate the model of that name into the run folder `out`, report.html included.
 
     Arguments and errors as for `eval_tasks.run.evaluate.evaluate` and `lvlm_radapt.loading.load.load_any`. A surrogate
-    is opened on the victim's device in its dtype, whole, and so is the model whose `texts` are asked. open_model: in
-    place of `load_any`, one that keeps models open. defence: put into the model, which must have none. eot_draws: over
-    how many draws attacks average where it is random; None for 10. service: how a model behind an API is asked, whose
-    canvas is the surrogate's. The run notes where samples are among those that the model's settings were chosen on.
+    is opened on the victim's device in its dtype, whole, and so is the model whose `texts` are asked. open_model and
+    open_surrogate: in place of `load_any` and `load_surrogate`, what keeps models open. defence: put into the model,
+    which must have none. eot_draws: over how many draws attacks average where it is random; None for 10. service: how a
+    model behind an API is asked, whose canvas is the surrogate's. The run notes where samples are among those that the
+    model's settings were chosen on.
     """
     if group is None or group.first:
         RunFolder(out).check(resume=resume)
@@ -78,7 +80,7 @@ def run_evaluation(
         _refuse_given(model, opened_here | {"max_pixels": max_pixels})
         if surrogate is None:
             raise UserError(f"{model} needs --surrogate MODEL: the images lie on that model's canvas")
-        source = load_surrogate(surrogate, device=device, dtype=dtype, **opening)
+        source = open_surrogate(surrogate, device=device, dtype=dtype, **opening)
         victim = load_api(model, source, service or Service())
     else:
         victim = open_model(
@@ -91,7 +93,7 @@ def run_evaluation(
             tower=tower,
             **({} if max_pixels is None else {"max_pixels": max_pixels}),
         )
-        source = load_surrogate(surrogate, device=victim.device, dtype=dtype) if surrogate else None
+        source = open_surrogate(surrogate, device=victim.device, dtype=dtype) if surrogate else None
     attach(victim, defence, eot_draws)
     run = evaluate(
         victim,

@@ -24,6 +24,7 @@ from eval_tasks.run.facts import (
     model_label,
     plain_value,
     setting,
+    strength_of,
     threat_of,
     vqa_style_of,
 )
@@ -185,7 +186,8 @@ def _row(
     hidden: Mapping[str, str],
 ) -> Row:
     attack = setting(run, "attack") or {}
-    attacked = threat_of(run) != "none"
+    threat = threat_of(run)
+    bounded = threat not in ("none", "natural")
     clean = _score(run, "clean")
     base = (None if stock is None else _score(stock, "clean")) if judged(run) else clean
     no_base = base is not None and base.value is not None and base.value < ABOUT_ZERO
@@ -203,11 +205,11 @@ def _row(
         task=setting(run, "task"),
         metric=metric_of(run),
         attack=str(attack.get("name", "none")),
-        norm=attack.get("norm") if attacked else None,
-        eps=float(setting(run, "attack", "eps")) if attacked else None,
-        steps=attack.get("steps") if attacked else None,
+        norm=attack.get("norm") if bounded else None,
+        eps=float(setting(run, "attack", "eps")) if bounded else None,
+        steps=attack.get("steps") if bounded else None,
         target=attack.get("target"),
-        variant="",
+        variant=strength_of(run) if threat == "natural" else "",
         n=len(run.samples),
         clean=clean,
         transfer=transfer,
@@ -410,12 +412,13 @@ def _told_apart(rows: Sequence[Row]) -> list[Row]:
     for row in rows:
         group = alike[_reads(row)]
         keys = [key for key in row.hidden if len({other.hidden.get(key) for other in group}) > 1]
-        result.append(replace(row, variant=", ".join(f"{key} {row.hidden[key]}" for key in keys)))
+        told = ", ".join([row.variant] * bool(row.variant) + [f"{key} {row.hidden[key]}" for key in keys])
+        result.append(replace(row, variant=told))
     return result
 
 
 def _reads(row: Row) -> tuple[object, ...]:
-    return (row.model, row.task, row.metric, row.attack, row.norm, row.eps, row.steps, row.target)
+    return (row.model, row.task, row.metric, row.attack, row.norm, row.eps, row.steps, row.target, row.variant)
 
 
 def _remarks(runs: Sequence[Run]) -> tuple[str, ...]:

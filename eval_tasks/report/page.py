@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from attacks.eps import budget_text
 from eval_tasks.audit import Audit
 from eval_tasks.metrics.intervals import LEAST
 from eval_tasks.report.audit_across import adaptive_against_transfer
@@ -24,7 +23,7 @@ from eval_tasks.report.html_templates import templates, write_text
 from eval_tasks.report.retrieval_table import COLUMNS as RECALL_COLUMNS
 from eval_tasks.report.retrieval_table import recall_rows
 from eval_tasks.report.table_formats import METRICS, TOO_FEW, Cell, Row, Table
-from eval_tasks.run.facts import judged, metric_of, model_label, setting, threat_of
+from eval_tasks.run.facts import judged, metric_of, model_label, setting, strength_of, threat_of
 from eval_tasks.run.records import Run, SampleRecord, image_path
 from lvlm_radapt.utils.errors import UserError
 from lvlm_radapt.utils.images import open_image
@@ -32,7 +31,7 @@ from lvlm_radapt.utils.writing import check_file
 
 SHOWN = 6  # samples of either kind in the gallery
 _MARK = b'<meta name="generator" content="lvlm-radapt report">'
-NOT_ATTACKED, CONTROL = "Not attacked", "Control"
+NOT_ATTACKED, CONTROL, NO_ATTACKER = "Not attacked", "Control", "No attacker"
 TONE_ORDER = ("bad", "neutral", "good")
 _CELLS = ("clean", "transfer", "adaptive", "gain")
 
@@ -144,7 +143,7 @@ def headlines_of(table: Table) -> list[Headline]:
 
 
 def _headline(model: str, findings: Sequence[Finding]) -> Headline:
-    attacked = [one for one in findings if one.verdict not in (CONTROL, NOT_ATTACKED)] or findings
+    attacked = [one for one in findings if one.verdict not in (CONTROL, NOT_ATTACKED, NO_ATTACKER)] or findings
     counts = Counter(one.verdict for one in sorted(attacked, key=lambda one: TONE_ORDER.index(one.tone)))
     tones = {one.tone for one in attacked}
     tone = "bad" if "bad" in tones else "good" if tones == {"good"} else "neutral"
@@ -163,6 +162,9 @@ def _finding(row: Row) -> Finding:
         said = f"Random noise of this size leaves {_kept(row.transfer, row.clean)}: an attack must do more harm."
         return Finding(subject, CONTROL, "neutral", (clean, said, *notes))
     sentences = [clean, *_cost(row)]
+    if row.eps is None:
+        said = f"Such images leave {_kept(row.transfer, row.clean)}. Nobody attacked: this speaks of no attacker."
+        return Finding(subject, NO_ATTACKER, "neutral", (*sentences, said, *notes))
     if row.transfer.value is not None:
         origin = f", {row.transfer.detail}," if row.transfer.detail else " crafted on the undefended model"
         sentences.append(f"The attack{origin} leaves {_kept(row.transfer, row.clean)}{_said(row.transfer)}.")
@@ -272,7 +274,7 @@ def _described(run: Run) -> dict[str, Any]:
         "label": model_label(run),
         "folder": run.path.name,
         "task": setting(run, "task"),
-        "attack": "no attack" if attack is None else f"{attack['name']}, {_budget(attack)}",
+        "attack": "no attack" if attack is None else f"{attack['name']}, {strength_of(run)}",
         "threat": threat_of(run),
         "n": len(run.samples),
         "metric": METRICS.get(metric, metric),
@@ -286,10 +288,6 @@ def _described(run: Run) -> dict[str, Any]:
     }
 
 
-def _budget(attack: Mapping[str, Any]) -> str:
-    return f"{attack['norm']} {budget_text(attack['eps'], attack['norm'])}"
-
-
 def _audits(runs: Sequence[Run]) -> list[tuple[str, Audit]]:
     """The audits that runs carry, with what they are of."""
     found = []
@@ -298,7 +296,7 @@ def _audits(runs: Sequence[Run]) -> list[tuple[str, Audit]]:
             continue
         audit = Audit.from_dict(run.metrics["audit"])
         attack = setting(run, "attack")
-        subject = f"{model_label(run)}, {setting(run, 'task')}, {attack['name']}, {_budget(attack)}"
+        subject = f"{model_label(run)}, {setting(run, 'task')}, {attack['name']}, {strength_of(run)}"
         found.append((subject, audit))
     return found
 
@@ -336,7 +334,7 @@ def _gallery(runs: Sequence[Run]) -> SampleGallery | None:
     return SampleGallery(
         model=model_label(run),
         threat=threat_of(run),
-        attack=f"{attack['name']}{target}, {_budget(attack)}{steps}",
+        attack=f"{attack['name']}{target}, {strength_of(run)}{steps}",
         metric=METRICS.get(metric_of(run), metric_of(run)),
         truth={"accuracy": "Class", "recall@1": "Captions"}.get(metric_of(run), "References"),
         broken=tuple(_picture(run, sample) for sample in broken[:SHOWN]),

@@ -7,8 +7,7 @@ from dataclasses import dataclass
 
 import rich.table
 
-from attacks.eps import budget_text
-from eval_tasks.run.facts import metric_of, model_label, setting, threat_of
+from eval_tasks.run.facts import metric_of, model_label, setting, strength_of, threat_of
 from eval_tasks.run.records import Run, images_of
 from eval_tasks.run.run_metrics import mean_score
 from eval_tasks.tasks.retrieval import DIRECTIONS
@@ -50,8 +49,7 @@ def _rows(run: Run) -> Iterator[RecallRow]:
         images = "clean"
         if part != "clean":
             steps = f", {attack['steps']} steps" if attack.get("steps") else ""
-            budget = f"{attack['norm']} {budget_text(attack['eps'], attack['norm'])}{steps}"
-            images = f"{attack['name']} ({threat_of(run)}), {budget}"
+            images = f"{attack['name']} ({threat_of(run)}), {strength_of(run)}{steps}"
             if attack.get("surrogate"):
                 images += f", crafted on {attack['surrogate']}"
         yield RecallRow(model_label(run), task, images, _cells(run, part))

@@ -134,8 +134,9 @@ class Row:
 
     `no_base`: the undefended model scores about zero on clean images, so that no gain means anything.
 
-    `variant` tells it from a row that reads the same; `eps` is in [0, 1] pixel units, None without an attack;
-    `target` is a targeted attack's text; `folders` are those of its runs.
+    `variant` tells it from a row that reads the same; `eps` is in [0, 1] pixel units, None without an attack and where
+    nobody attacked, whose strength `variant` tells; `target` is a targeted attack's text; `folders` are
+    those of its runs.
     """
 
     model: str

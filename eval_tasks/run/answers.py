@@ -1,11 +1,13 @@
 """answers.jsonl: what an endpoint answered in a run, a line each, on disk before the next step.
 
-A run that is killed loses no answer that is in it, and pays for none twice. The lines are sealed as records are.
+A run that is killed loses no answer that is in it, and pays for none twice. The lines are sealed as records are. The
+salt is on disk before a sample is asked for: what was on its way at a kill is sent under the same key once more.
 """
 
 from __future__ import annotations
 
 import os
+import secrets
 import threading
 from collections.abc import Iterable, Mapping
 from typing import Annotated, Any
@@ -24,13 +26,14 @@ FILE = "answers.jsonl"
 
 
 class _Line(BaseModel):
-    """An answer by the key of what was asked, or the keys of answers that count no more."""
+    """An answer by the key of what was asked, or the keys of answers that count no more. salt: the one from now on."""
 
     model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
 
     key: str = ""
     reply: Reply | None = None
     drop: Annotated[tuple[str, ...], Field(strict=False)] = ()
+    salt: str = ""
 
 
 class AnswerFile:
@@ -46,8 +49,11 @@ class AnswerFile:
         self._known: dict[str, Reply] = {}
         self.paid: list[Reply] = []
         self._size = 0
+        self.salt = ""
         if (folder.path / RUN).is_file() and (folder.path / FILE).exists():
             self._read()
+        if not self.salt:
+            self._write(_new_salt())
 
     def __contains__(self, key: object) -> bool:
         return key in self._known
@@ -62,11 +68,11 @@ class AnswerFile:
     def drop(self, keys: Iterable[str]) -> None:
         """Count these answers no more; they stay among the paid ones."""
         with self._lock:
-            self._write(_Line(drop=tuple(keys)))
+            self._write(_new_salt(drop=tuple(keys)))
 
     def open(self) -> None:
         """Write from now on: the folder is there."""
-        if not self._waiting and not self.paid:
+        if not self.paid:
             return  # nothing is asked of an endpoint
         path = own_file(self._folder.path, FILE)
         with self._lock, writing(path):
@@ -96,6 +102,7 @@ class AnswerFile:
             self.paid.append(line.reply)
         for key in line.drop:
             self._known.pop(key, None)
+        self.salt = line.salt or self.salt
 
     def _append(self, line: _Line) -> None:
         assert self._handle is not None
@@ -119,6 +126,10 @@ class AnswerFile:
             if not right:
                 raise UserError(f"{path}, line {number}, was changed after it was written: put back what it was")
             self._take(found)
+
+
+def _new_salt(drop: tuple[str, ...] = ()) -> _Line:
+    return _Line(drop=drop, salt=secrets.token_hex(8))
 
 
 def usage_notes(usage: Mapping[str, Any]) -> list[str]:

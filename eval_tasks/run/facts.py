@@ -6,12 +6,18 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from attacks.eps import budget_text
 from eval_tasks.run.documents import is_defended
 from eval_tasks.run.records import Run
 from lvlm_radapt.utils.errors import UserError
 
 EARLIER = "an earlier rule"
 """The style of VQA scores in runs made before runs named it. It is none of the official ones."""
+
+
+_OF_EVERY_ATTACK = frozenset(
+    {"name", "loss", "norm", "eps", "eps_8bit", "steps", "target", "threat", "surrogate", "plugin"}
+)
 
 
 def model_label(run: Run) -> str:
@@ -94,6 +100,16 @@ def threat_of(run: Run) -> str:
             f"{run.path / 'run.json'}: attack.threat is {threat!r}, it must be adaptive, transfer or natural"
         )
     return str(threat)
+
+
+def strength_of(run: Run) -> str:
+    """How strong the run's attack is, in words: its norm and eps. What no attacker makes has no budget: its own
+    settings."""
+    attack = setting(run, "attack")
+    if threat_of(run) != "natural":
+        return f"{attack['norm']} {budget_text(attack['eps'], attack['norm'])}"
+    own = {key: value for key, value in attack.items() if key not in _OF_EVERY_ATTACK}
+    return ", ".join(f"{key.replace('_', ' ')} {plain_value(value)}" for key, value in own.items())
 
 
 def plain_value(value: object) -> str:

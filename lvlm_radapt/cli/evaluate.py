@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Annotated, Any
@@ -45,7 +46,6 @@ from lvlm_radapt.utils.progress import JsonLines
 if TYPE_CHECKING:
     from eval_tasks.run.options import Evaluation
     from eval_tasks.run.records import Run, Scored
-    from lvlm_radapt.defences.base import Defence
     from lvlm_radapt.loading.api import Service
     from lvlm_radapt.models.base import PixelModel
 
@@ -180,7 +180,10 @@ def _score(flags: SimpleNamespace) -> None:
         raise UserError("--surrogate needs an attack: choose one with --attack")
     if len(asked) > 1 and any(one.attack is None for one in asked.values()):
         raise UserError("--eps needs an attack: choose one with --attack")
-    open_once = _KeptOpen(defence)
+    from lvlm_radapt.loading.load import load_any, load_surrogate
+
+    open_once = _KeptOpen(load_any)
+    open_surrogate = _KeptOpen(load_surrogate)
     clean: dict[str, Scored] = {}
     runs: list[Run] = []
     with JsonLines.to(flags.log_json if is_first() else None) as log, log.ended(), progress() as announce:
@@ -193,7 +196,7 @@ def _score(flags: SimpleNamespace) -> None:
                     announce=announce,
                     tower=flags.tower,
                     texts=flags.texts,
-                    defence=open_once.defence,
+                    defence=None if open_once.opened else defence,
                     eot_draws=flags.eot_draws,
                     surrogate=flags.surrogate,
                     images_from=flags.images_from,
@@ -203,6 +206,7 @@ def _score(flags: SimpleNamespace) -> None:
                     group=Processes.group,
                     service=service,
                     open_model=open_once,
+                    open_surrogate=open_surrogate,
                     clean=clean,
                     **place,
                 )
@@ -228,18 +232,20 @@ def _tell(run: Run, which: str) -> None:
 
 
 class _KeptOpen:
-    """Opens the model once for all budgets. defence: what is still to be put into it."""
+    """Opens a model once for all budgets, by that function."""
 
-    def __init__(self, defence: Defence | None) -> None:
-        self.defence = defence
+    def __init__(self, load: Callable[..., PixelModel]) -> None:
+        self._load = load
         self._model: PixelModel | None = None
 
-    def __call__(self, name: str, **how: Any) -> PixelModel:
-        from lvlm_radapt.loading.load import load_any
+    @property
+    def opened(self) -> bool:
+        """Whether it is open, and has what was put into it."""
+        return self._model is not None
 
+    def __call__(self, name: str, **how: Any) -> PixelModel:
         if self._model is None:
-            self._model = load_any(name, **how)
-        self.defence = None  # `run_evaluation` puts it in now
+            self._model = self._load(name, **how)
         return self._model
 
 

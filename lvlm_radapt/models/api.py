@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import secrets
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
@@ -174,7 +175,7 @@ class ApiModel(LVLM):
         """Ask for these; those that are answered are in the store, whatever happens to others."""
 
         def one(key: str, prompt: Prompt, png: bytes | None) -> None:
-            self._store[key] = self.endpoint.ask(turns(prompt), png, most)
+            self._store[key] = self.endpoint.ask(turns(prompt), png, most, once=f"{self._store.salt}/{key}")
 
         pool = ThreadPoolExecutor(self.parallel, thread_name_prefix="endpoint")
         try:
@@ -217,6 +218,10 @@ class ApiModel(LVLM):
 class _Memory(dict[str, Reply]):
     """Answers of a model that is asked outside of a run."""
 
+    def __init__(self) -> None:
+        super().__init__()
+        self.salt = secrets.token_hex(8)
+
     @property
     def paid(self) -> list[Reply]:
         return list(self.values())
@@ -224,6 +229,7 @@ class _Memory(dict[str, Reply]):
     def drop(self, keys: Iterable[str]) -> None:
         for key in keys:
             self.pop(key, None)
+        self.salt = secrets.token_hex(8)
 
 
 def _first_errors(futures: Sequence[Future[None]]) -> list[Exception]:

@@ -51,6 +51,11 @@ class AnswerStore(Protocol):
         """All answers there ever were, those that were dropped too."""
         ...
 
+    @property
+    def salt(self) -> str:
+        """A random text: what is asked under it is not what another run asks. `drop` draws another one."""
+        ...
+
     def __contains__(self, key: object) -> bool: ...
 
     def __getitem__(self, key: str, /) -> Reply: ...
@@ -95,9 +100,10 @@ class Endpoint:
         lasting = [{k: v for k, v in entry.items() if k not in _CHANGING} for entry in own] or self._names
         return hashlib.sha256(json.dumps(lasting, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
-    def ask(self, turns: Sequence[str], png: bytes | None, most: int) -> Reply:
+    def ask(self, turns: Sequence[str], png: bytes | None, most: int, *, once: str) -> Reply:
         """The answer, of at most `most` tokens, to a conversation: the user's words and the model's in turn. png: the
-        image in front of the first words; None for none."""
+        image in front of the first words; None for none. once: the same text for the same request, so that an endpoint
+        which reads the header Idempotency-Key answers and bills it once, however often it is sent."""
         messages: list[dict[str, Any]] = [
             {"role": ("user", "assistant")[i % 2], "content": text} for i, text in enumerate(turns)
         ]
@@ -110,7 +116,7 @@ class Endpoint:
             if attempt:
                 time.sleep(0.25 * 2**attempt)
             with self._told():
-                answer, retries = self._create(messages, most)
+                answer, retries = self._create(messages, most, f"{once}/{attempt}")
             sent += retries + 1
             found = _whole(answer)
             if isinstance(found, Reply):
@@ -118,14 +124,17 @@ class Endpoint:
             why = found
         raise Unfinished(f"{self.url} gave {HALVES} times a half answer ({why})")
 
-    def _create(self, messages: list[dict[str, Any]], most: int) -> tuple[dict[str, Any] | str, int]:
+    def _create(self, messages: list[dict[str, Any]], most: int, once: str) -> tuple[dict[str, Any] | str, int]:
         """The answer as JSON, or why it is none, and how often it was sent again."""
         import openai
 
         while True:
             settings = {"model": self.model, "messages": messages, self._length: most, **self._greedy}
+            key = hashlib.sha256(f"{once}/{sorted(settings)}".encode()).hexdigest()  # no key may stand for two bodies
             try:
-                raw = self._client.chat.completions.with_raw_response.create(**settings)
+                raw = self._client.chat.completions.with_raw_response.create(
+                    **settings, extra_headers={"Idempotency-Key": key}
+                )
             except openai.BadRequestError as error:
                 if getattr(error, "code", None) == FILTERED:
                     return {"choices": [{"message": {"content": ""}, "finish_reason": FILTERED}]}, 0

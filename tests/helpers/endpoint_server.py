@@ -20,11 +20,12 @@ IMAGE_TOKENS = 64
 
 @dataclass(frozen=True)
 class Request:
-    """What a client asked: its words, the SHA-256 of its PNG ("" for none), and the whole body."""
+    """What a client asked: its words, the SHA-256 of its PNG ("" for none), the whole body, and its Idempotency-Key."""
 
     text: str
     image: str
     body: dict[str, Any]
+    once: str = ""
 
     @property
     def question(self) -> tuple[str, str]:
@@ -39,7 +40,8 @@ Fault = Callable[[Request, int], "dict[str, Any] | None"]
 @dataclass
 class Server:
     """url: the base URL. requests: all that came, in order; answered: how often each question got a whole answer.
-    most: the most requests that were open at one time. key: the only one that is let in; None lets in everybody."""
+    most: the most requests that were open at one time. key: the only one that is let in; None lets in everybody.
+    remembers: whether a request whose Idempotency-Key came before waits for that one's answer, and costs nothing."""
 
     url: str = ""
     key: str | None = None
@@ -48,6 +50,7 @@ class Server:
     fault: Fault = lambda request, before: None
     delay: float = 0.0
     image_tokens: int = IMAGE_TOKENS
+    remembers: bool = False
     requests: list[Request] = field(default_factory=list)
     answered: Counter[tuple[str, str]] = field(default_factory=Counter)
     most: int = 0
@@ -91,8 +94,9 @@ def serving(**settings: Any) -> Iterator[Server]:
             body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
             if not self._let_in():
                 return
-            request = _read(body)
+            request = _read(body, self.headers.get("Idempotency-Key", ""))
             with server.lock:
+                known = server.remembers and any(one.once == request.once for one in server.requests)
                 before = sum(one.question == request.question for one in server.requests)
                 server.requests.append(request)
                 server.open += 1
@@ -101,7 +105,7 @@ def serving(**settings: Any) -> Iterator[Server]:
             wrong = server.fault(request, before)
             with server.lock:
                 server.open -= 1
-                server.answered[request.question] += wrong is None
+                server.answered[request.question] += wrong is None and not known
             if wrong is None:
                 self._send(200, server.answer(request))
             elif "body" in wrong:
@@ -144,11 +148,11 @@ def serving(**settings: Any) -> Iterator[Server]:
         http.server_close()
 
 
-def _read(body: dict[str, Any]) -> Request:
+def _read(body: dict[str, Any], once: str) -> Request:
     content = body["messages"][0]["content"]
     if isinstance(content, str):
-        return Request(content, "", body)
+        return Request(content, "", body, once)
     kinds = {part["type"]: part for part in content}
     head, _, encoded = kinds["image_url"]["image_url"]["url"].partition(",")
     assert head == "data:image/png;base64"
-    return Request(kinds["text"]["text"], hashlib.sha256(base64.b64decode(encoded)).hexdigest(), body)
+    return Request(kinds["text"]["text"], hashlib.sha256(base64.b64decode(encoded)).hexdigest(), body, once)

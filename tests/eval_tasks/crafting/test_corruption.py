@@ -87,7 +87,15 @@ def test_a_run_tells_that_nobody_attacked(score, tmp_path, cli):
     assert score("--attack-set", "severity=5", "--attack-set", "corruption=fog", out="fog")[0] == 0
     fog = read_run(tmp_path / "fog")
     assert {one.adversarial.stage for one in fog.samples} == {"fog"}
-    assert cli("report", run.path, fog.path, "--out", tmp_path / "both.html")[0] == 0
+    code, said, err = cli("report", run.path, fog.path, "--out", tmp_path / "both.html")
+    assert code == 0, err
+    page = (tmp_path / "both.html").read_text()
+    for strength in ("corruption, corruption mixed, severity 3", "corruption, corruption fog, severity 5"):
+        assert strength in " ".join(said.split())
+        assert strength in page
+    assert "Adaptive attack not run" not in page
+    for shown in (said, page.split("run.json")[0]):
+        assert "255/255" not in shown
 
 
 def test_a_model_behind_an_api_is_scored_without_any_gradient(score, place, tmp_path):

@@ -211,6 +211,38 @@ def test_a_kill_loses_no_answer_and_none_is_paid_twice(place, tmp_path):
     assert contents_of(out) == contents_of(tmp_path / "whole")
 
 
+def test_an_endpoint_that_reads_idempotency_keys_bills_nothing_twice_even_at_a_kill(place, tmp_path):
+    out = tmp_path / "run"
+    with serving(delay=0.1, key=KEY, remembers=True) as server:
+        flags = [str(word) for word in words(place, server, out, "--parallel", 4, "--resume")]
+        for _ in range(2):
+            command, before = started(flags, tmp_path), len(safe(out))
+            while len(safe(out)) < before + 3:
+                time.sleep(0.01)
+            command.kill(signal.SIGKILL)
+            assert command.wait() == -signal.SIGKILL
+        last = started(flags, tmp_path)
+        assert last.wait() == 0, last.err
+    seen = Counter(one.question for one in server.requests if one.image in files(out, "images", "clean"))
+    assert max(seen.values()) > 1  # a kill lost answers that were on their way
+    assert {server.answered[question] for question in seen} == {1}
+
+
+def test_a_key_stands_for_one_request_of_one_run(ask, tmp_path):
+    half = {"body": {"choices": []}}
+    with serving(fault=lambda request, before: None if before else half) as server:
+        assert ask(server)[0] == 0
+        first = {one.once for one in server.requests}
+        assert len(first) == len(server.requests) == 2 * (2 * N + 2)  # a half answer is asked for anew
+        server.requests.clear()
+        assert ask(server, "--out", tmp_path / "other")[0] == 0
+    assert first.isdisjoint(one.once for one in server.requests)
+    later = {"status": 429, "error": {"message": "slow down"}, "headers": AGAIN}
+    with serving(fault=lambda request, before: None if before else later) as server:
+        assert ask(server, "--out", tmp_path / "third")[0] == 0
+    assert 2 * len({one.once for one in server.requests}) == len(server.requests)  # one that was put off keeps its key
+
+
 def started(words, folder):
     return Command(words, folder / "logs", OPENAI_API_KEY=KEY)
 
@@ -219,7 +251,7 @@ def safe(out):
     """The keys of what was asked, of every whole line on disk."""
     path = out / FILE
     lines = path.read_bytes().split(b"\n")[:-1] if path.exists() else []
-    return [json.loads(line)["key"] for line in lines]
+    return [found["key"] for found in map(json.loads, lines) if "key" in found]
 
 
 def contents_of(out):
@@ -279,7 +311,7 @@ def test_a_changed_answer_is_refused(ask, tmp_path):
         path.write_text(path.read_text().replace('"finish":"stop"', '"finish":"length"'))
         code, err = ask(server, "--resume")
     assert code == 2
-    assert f"{FILE}, line 1, was changed" in err
+    assert f"{FILE}, line 2, was changed" in err
 
 
 def refusal(status, message, **more):

@@ -4,6 +4,8 @@ import pytest
 
 from eval_tasks.run.records import read_run
 from lvlm_radapt.embedded.dataset import write_scenes
+from lvlm_radapt.loading import load
+from lvlm_radapt.loading.load import load_surrogate
 from tests.helpers.tiny_checkpoints import save_llava
 
 
@@ -47,6 +49,27 @@ def test_a_defence_is_put_in_once_for_all_budgets(score, tmp_path):
     assert code == 0, err
     for name in ("eps-8-255", "eps-16-255"):
         assert read_run(tmp_path / "all" / name).settings["model"]["defence"]["name"] == "jpeg"
+
+
+def test_a_surrogate_is_opened_once_for_all_budgets(score, place, tmp_path, monkeypatch):
+    opened = []
+
+    def counted(name, **how):
+        opened.append(name)
+        return load_surrogate(name, **how)
+
+    monkeypatch.setattr(load, "load_surrogate", counted)
+    save_llava(tmp_path / "other", seed=1)
+    flags = ["--attack", "embedding", "--steps", 1, "--samples", 2, "--threat", "transfer"]
+    flags += ["--surrogate", tmp_path / "other"]
+    code, _, err = score(*flags, "--eps", "8/255,16/255", "--out", tmp_path / "all")
+    assert code == 0, err
+    assert opened == [str(tmp_path / "other")]
+    monkeypatch.undo()
+    assert score(*flags, "--eps", "16/255", "--out", tmp_path / "one")[0] == 0
+    runs = read_run(tmp_path / "all" / "eps-16-255"), read_run(tmp_path / "one")
+    both, alone = ([one.model_copy(update={"seconds": 0}) for one in run.samples] for run in runs)
+    assert both == alone
 
 
 @pytest.mark.parametrize(
