@@ -13,8 +13,10 @@ from lvlm_radapt.utils.moved import allow_old_paths
 if TYPE_CHECKING:
     from lvlm_radapt.defences.radapt.config import RAdaptConfig
     from lvlm_radapt.defences.radapt.hooks import inject, remove
+    from lvlm_radapt.hub import load_pretrained, push_to_hub
     from lvlm_radapt.loading.load import load_encoder, load_model
     from lvlm_radapt.models.robustify import robustify
+    from lvlm_radapt.saving.adapter import save_adapter
     from lvlm_radapt.saving.export import export_model
     from lvlm_radapt.saving.fold import fold_model
 
@@ -25,8 +27,11 @@ __all__ = [
     "inject",
     "load_encoder",
     "load_model",
+    "load_pretrained",
+    "push_to_hub",
     "remove",
     "robustify",
+    "save_adapter",
 ]
 
 _HOMES = {
@@ -36,8 +41,11 @@ _HOMES = {
     "inject": "lvlm_radapt.defences.radapt.hooks",
     "load_encoder": "lvlm_radapt.loading.load",
     "load_model": "lvlm_radapt.loading.load",
+    "load_pretrained": "lvlm_radapt.hub",
+    "push_to_hub": "lvlm_radapt.hub",
     "remove": "lvlm_radapt.defences.radapt.hooks",
     "robustify": "lvlm_radapt.models.robustify",
+    "save_adapter": "lvlm_radapt.saving.adapter",
 }
 
 

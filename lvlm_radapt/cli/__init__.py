@@ -17,6 +17,7 @@ from lvlm_radapt.cli import (  # noqa: F401  # noqa: F401
     leaderboard,
     list_command,
     pack,
+    push,
     report,
     robustify,
     serve,

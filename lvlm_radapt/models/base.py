@@ -23,6 +23,7 @@ from lvlm_radapt.defences.base import derived_seed
 from lvlm_radapt.models.checks import check_finite, check_normalisation
 from lvlm_radapt.models.conversations import Conversation, Prompt
 from lvlm_radapt.models.language import greedy, left_pad, output_head, right_pad, target_nll, target_positions
+from lvlm_radapt.models.pretrained import Pretrained
 from lvlm_radapt.models.speedups import last_layer, patch_gradient
 from lvlm_radapt.models.text import PromptEncoder, renderer
 from lvlm_radapt.towers import find_tower
@@ -97,7 +98,7 @@ class PixelBatch:
         return dataclass_replace(self, meta=meta)
 
 
-class PixelModel(ABC):
+class PixelModel(Pretrained, ABC):
     """A frozen network that sees images: what an encoder and an LVLM have in common.
 
     hf: the transformers model, eval mode, no parameter asks for gradients.
@@ -206,7 +207,7 @@ class PixelModel(ABC):
         """What a reader of the model's scores has to know."""
         return []
 
-    def keep_answers(self, store: AnswerStore) -> None:  # noqa: B027 - answers that are computed here cost nothing
+    def keep_answers(self, store: AnswerStore) -> None:
         """Called before a run's first question: `store` keeps answers that must not be lost. UserError where the model
         turns out to answer nothing of use."""
 

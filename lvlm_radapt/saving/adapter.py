@@ -46,6 +46,8 @@ def save_adapter(model: PixelModel, out: str | os.PathLike[str], *, notes: Mappi
     UserError when no defence is in the model, or `out` is not empty or cannot be written.
     """
     refuse_attached(model, "saving it")
+    if model.answers_only:
+        raise UserError(f"{model.name} is behind an API: there is nothing to save")
     config, white = injected_config(model.hf), injected_white(model.hf)
     anchor = injected_anchor(model.hf) if white is None else None
     if config is None:
