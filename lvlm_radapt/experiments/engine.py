@@ -19,6 +19,7 @@ from eval_tasks.run.options import Evaluation, Selection, select_samples
 from eval_tasks.run.processes import Group
 from eval_tasks.run.progress import Advance
 from eval_tasks.run.records import Run, Scored
+from lvlm_radapt.experiments.rows import slug
 from lvlm_radapt.models.base import PixelModel
 
 Threat = Literal["adaptive", "transfer", "control"]
@@ -26,6 +27,9 @@ Threat = Literal["adaptive", "transfer", "control"]
 
 Key = tuple[str, str, Threat, str]
 """(row, column, threat, eps)."""
+
+Crossed = tuple[str, str, str, str]
+"""(row, column, the row whose images they are, eps)."""
 
 
 @dataclass(frozen=True)
@@ -65,6 +69,7 @@ class Sweep:
         apart: bool = False,
     ) -> None:
         self.runs: dict[Key, Run] = {}
+        self.crossed: dict[Crossed, Run] = {}
         self._first = first
         self._undefended = undefended
         self._folder = folder
@@ -93,16 +98,33 @@ class Sweep:
         """
         return [self._run(row, trial, threat, model, tell) for threat in self.threats(row, trial)]
 
-    def _run(self, row: str, trial: Trial, threat: Threat, model: PixelModel, tell: Advance) -> Run:
-        """The only place where an experiment evaluates."""
+    def cross(self, row: str, trial: Trial, model: PixelModel, tell: Advance) -> None:
+        """Show a row's model the adaptive images of every other row. All rows must be scored.
+
+        The first row's images are left out where they are the transfer images already. tell: as for `score`.
+        """
+        for other in dict.fromkeys(key[0] for key in self.runs):
+            if other != row and (other != self._first or self._source(trial) != "adaptive"):
+                self.crossed[row, trial.column, other, trial.eps] = self._run(
+                    row, trial, "transfer", model, tell, other
+                )
+
+    def _run(
+        self, row: str, trial: Trial, threat: Threat, model: PixelModel, tell: Advance, source: str | None = None
+    ) -> Run:
+        """The only place where an experiment evaluates. source: the row whose adaptive images are transfer images."""
         out = self._folder(row, trial, threat)
-        what = " ".join(filter(None, (trial.column, threat, trial.eps)))
+        if source is not None:
+            out = out.with_name(f"{out.name}-from-{slug(source)}")
+        what = " ".join(filter(None, (trial.column, threat, trial.eps, source and f"from {source}")))
         attack = trial.attack if threat == "control" else replace(trial.attack, threat=threat)
         surrogate = images_from = None
         if threat == "transfer":
             # a model with a defence in it is its own surrogate, the defence switched off
             surrogate = self._undefended[trial.base] if model.defence is None else None
-            if row != self._first:
+            if source is not None:
+                images_from = self.runs[source, trial.column, "adaptive", trial.eps].path
+            elif row != self._first:
                 images_from = self.runs[self._first, trial.column, self._source(trial), trial.eps].path
         run = evaluate(
             model,
@@ -121,7 +143,8 @@ class Sweep:
         )
         if (self._group is None or self._group.first) and not (out / "report.html").is_file():
             write_report([run], out / "report.html")
-        self.runs[row, trial.column, threat, trial.eps] = run
+        if source is None:
+            self.runs[row, trial.column, threat, trial.eps] = run
         return run
 
     def _source(self, trial: Trial) -> Threat:

@@ -55,7 +55,8 @@ class Column(Part):
 
 class Comparison(Part):
     """The first row is the undefended model; the others are measured against it on the same samples. `eps`: one or more
-    budgets as in 4/255; `samples`, `steps`, `protocol`: for every row and column alike."""
+    budgets as in 4/255; `samples`, `steps`, `protocol`: for every row and column alike. `cross`: every row is shown the
+    adaptive images of all others, too, and has a column with the worst of all its attacks, sample by sample."""
 
     name: Name
     description: str
@@ -66,6 +67,7 @@ class Comparison(Part):
     sets: Annotated[dict[SetName, SceneSet | OwnSet], Field(min_length=1)]
     columns: Annotated[list[Column], Field(min_length=1)]
     rows: Annotated[list[RowSpec], Field(min_length=2)]
+    cross: bool = False
 
     @field_validator("eps")
     @classmethod
@@ -78,6 +80,9 @@ class Comparison(Part):
     def _consistent(self) -> Comparison:
         if not self.rows[0].plain:
             raise ValueError(f"the first row must be the undefended model, {self.rows[0].name} is defended")
+        early = next((column.title for column in self.columns if self.cross and column.early_exit), None)
+        if early is not None:
+            raise ValueError(f"cross needs whole attacks: take early_exit from column {early}")
         names, titles = [row.name for row in self.rows], [column.title for column in self.columns]
         for what, given in (("rows", names), ("columns", titles), ("budgets", self.eps)):
             folders = [slug(one) for one in given]

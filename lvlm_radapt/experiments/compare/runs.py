@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from eval_tasks.tasks.text import TextTask
 from lvlm_radapt.embedded.dataset import CLASSES
 from lvlm_radapt.experiments.compare.models import RowModels, folder_of
 from lvlm_radapt.experiments.compare.preset import Column, Comparison, OwnSet, SceneSet, named_attack
-from lvlm_radapt.experiments.engine import Key, Sweep, Trial
+from lvlm_radapt.experiments.engine import Crossed, Key, Sweep, Trial
 from lvlm_radapt.experiments.rows import slug
 from lvlm_radapt.training.images import image_files
 from lvlm_radapt.utils.atomic_folder import check_own_folder, claimed
@@ -38,14 +38,26 @@ OURS = frozenset(
 
 @dataclass(frozen=True)
 class ComparisonRuns:
-    """A finished comparison: the run of every row, column, threat model and budget."""
+    """A finished comparison: the run of every row, column, threat model and budget. crossed: the runs on images that
+    were made for another row."""
 
     comparison: Comparison
     runs: Mapping[Key, Run]
+    crossed: Mapping[Crossed, Run] = field(default_factory=dict)
 
     def any_run(self, row: str, column: str) -> Run:
         """One of the row's runs in that column: their clean answers are the same."""
         return self.runs[row, column, "adaptive", self.comparison.eps[0]]
+
+    def attacks_on(self, row: str, column: str, eps: str) -> list[Run]:
+        """Every run of a row at one budget on the samples of a column, those of columns with other attacks too."""
+        asked = {c.title: (c.task, c.model, c.set) for c in self.comparison.columns}
+        alike = {title for title, what in asked.items() if what == asked[column]}
+        own = [run for (name, title, _, at), run in self.runs.items() if (name, at) == (row, eps) and title in alike]
+        others = [
+            run for (name, title, _, at), run in self.crossed.items() if (name, at) == (row, eps) and title in alike
+        ]
+        return own + others
 
 
 @on_recorded_threads
@@ -87,7 +99,13 @@ def run_comparison(
                 tell = announce(row.name, sum(sweep.count([row.name], [t]) * sizes[t.column] for t in trials))
                 for trial in trials:
                     sweep.score(row.name, trial, opened[trial.base], tell)
-    return ComparisonRuns(comparison, sweep.runs)
+        for row in comparison.rows if comparison.cross else ():
+            with models.opened(row) as opened:
+                others = len(comparison.rows) - 1
+                tell = announce(f"{row.name}, images of other rows", sum(others * sizes[t.column] for t in trials))
+                for trial in trials:
+                    sweep.cross(row.name, trial, opened[trial.base], tell)
+    return ComparisonRuns(comparison, sweep.runs, sweep.crossed)
 
 
 def _trial(column: Column, eps: str, comparison: Comparison, out: Path, place: dict[str, Any]) -> Trial:
@@ -147,7 +165,9 @@ def _keep_plan(comparison: Comparison, out: Path) -> None:
     if not (out / PLAN).is_file():
         write_json(out / PLAN, wanted)
         return
-    there = read_json(out / PLAN)
+    # an older plan lacks what has come since
+    optional = {name: one.default for name, one in Comparison.model_fields.items() if not one.is_required()}
+    there = optional | read_json(out / PLAN)
     changed = [key for key in wanted if there.get(key) != wanted[key]]
     if changed:
         raise UserError(f"{out} holds a comparison with other {', '.join(changed)}: use another --out")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import rich.console
@@ -19,6 +19,11 @@ from lvlm_radapt.utils.text_table import TextTable, as_text
 
 BETTER, WORSE = "\N{BLACK UP-POINTING TRIANGLE}", "\N{BLACK DOWN-POINTING TRIANGLE}"
 THREATS: tuple[Threat, ...] = ("transfer", "adaptive")
+WORST = "worst"
+LOWEST = (
+    "Worst: the lowest score of each sample over all attacks on the row: its own of every column with that task, and "
+    "the images made for any other row"
+)
 LEGEND = (
     "Transfer: images crafted once, on the undefended model, scored on every row. Adaptive: crafted white-box on each "
     "row's own model, through its defence. Brackets: 95 % bootstrap interval over images, Wilson's where all answers "
@@ -91,7 +96,7 @@ class ComparisonTable:
         parts: list[rich.console.RenderableType] = [Text(self.title, style="bold")]
         budgets = list(dict.fromkeys(heading.partition(" ")[2] for heading in self.headings[1:]))
         for (title, about), eps in itertools.product(self.columns, budgets):
-            headings = ["clean", *(f"{threat} {eps}" for threat in THREATS)]
+            headings = ["clean", *(h for h in self.headings[1:] if h.partition(" ")[2] == eps)]
             rows = [[line.name, *(_block(line.entries[title, heading]) for heading in headings)] for line in self.lines]
             made = TextTable(["Defence", *headings], rows)
             parts += [Text(), Text(f"{title}, {eps} ({about})", style="bold"), made.to_rich()]
@@ -182,10 +187,13 @@ def table_of(compared: ComparisonRuns) -> ComparisonTable:
                         if run is None
                         else _entry(run, stock, under, own, attacked=True)
                     )
+            for eps in comparison.eps if comparison.cross else ():
+                entries[column.title, f"{WORST} {eps}"] = _worst(compared, row.name, column.title, eps)
         lines.append(Line(row.name, entries))
     columns = tuple((c.title, _about(compared.any_run(first, c.title))) for c in comparison.columns)
-    headings = ("clean", *(f"{threat} {eps}" for threat in THREATS for eps in comparison.eps))
-    settings = f"{comparison.steps} steps, preset {comparison.protocol}"
+    attacked = (*THREATS, WORST) if comparison.cross else THREATS
+    headings = ("clean", *(f"{threat} {eps}" for threat in attacked for eps in comparison.eps))
+    settings = f"{comparison.steps} steps, preset {comparison.protocol}{'. ' + LOWEST if comparison.cross else ''}"
     return ComparisonTable(comparison.description, settings, columns, headings, tuple(lines))
 
 
@@ -212,16 +220,34 @@ def _entry(run: Run, stock: Run, against: Run, own: bool, *, attacked: bool) -> 
     return Entry(score_cell(scores, metric, images), score_cell(kept, share, images), change, run)
 
 
+def _worst(compared: ComparisonRuns, row: str, column: str, eps: str) -> Entry:
+    """The lowest score of each sample over all attacks on the row: its own, the first row's and the other rows'."""
+    first = compared.comparison.rows[0].name
+    own = compared.runs[row, column, "adaptive", eps]
+    lowest, against = (_lowest(compared.attacks_on(name, column, eps)) for name in (row, first))
+    images = images_of(own.samples)
+    change = None if row == first else difference_cell(lowest, against, images)
+    return Entry(score_cell(lowest, str(own.metrics["metric"]), images), Cell(), change, None)
+
+
+def _lowest(runs: Sequence[Run]) -> list[float]:
+    """Sample by sample."""
+    scores = [run.scores("adversarial") for run in runs]
+    return [min(one[sample] for one in scores) for sample in scores[0]]
+
+
 def _text(entry: Entry) -> str:
     if entry.score.value is None:
         return "\N{EN DASH}"
-    return f"{_marked(entry)} {entry.score.bounds}; kept {entry.kept.number} {entry.kept.bounds}"
+    kept = f"; kept {entry.kept.number} {entry.kept.bounds}" if entry.kept.value is not None else ""
+    return f"{_marked(entry)} {entry.score.bounds}{kept}"
 
 
 def _block(entry: Entry) -> str:
     if entry.score.value is None:
         return "\N{EN DASH}"
-    return f"{_marked(entry)}\n{entry.score.bounds}\nkept {entry.kept.number}"
+    kept = f"\nkept {entry.kept.number}" if entry.kept.value is not None else ""
+    return f"{_marked(entry)}\n{entry.score.bounds}{kept}"
 
 
 def _marked(entry: Entry) -> str:

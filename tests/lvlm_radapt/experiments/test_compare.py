@@ -95,6 +95,10 @@ PRESETS = {
     "a budget in levels": ({"eps": ["4"]}, "4/255"),
     "no budget": ({"eps": []}, "eps"),
     "an attack that is none": ({"columns": [{**SMALL["columns"][0], "attack": "noise"}]}, "noise"),
+    "early exit of an attack whose images others see": (
+        {"columns": [{**SMALL["columns"][0], "early_exit": True}], "cross": True},
+        "take early_exit from column VQA",
+    ),
     "an early exit of captions": (
         {"columns": [{**SMALL["columns"][0], "task": "coco", "early_exit": True}]},
         "--early-exit is for questions",
@@ -134,6 +138,49 @@ def test_transfer_images_are_made_to_last_where_adaptive_ones_leave_early(tmp_pa
     adaptive = read_run(out / "runs" / "r-adapt" / "vqa-adaptive-8-255")
     assert adaptive.settings["attack"]["early_exit"] is True
     assert "early exit; n = 4" in (out / "comparison.html").read_text()
+
+
+def test_every_row_sees_the_images_of_all_others_and_has_its_worst_score(tmp_path, cli):
+    columns = [SMALL["columns"][0], {**SMALL["columns"][0], "title": "tokens", "attack": "embedding"}]
+    rows = [*SMALL["rows"][:2], {"name": "filter", "radapt": {"cutoff": 20, "alpha": 0}}]
+    out = tmp_path / "table"
+    own = written(tmp_path, columns=columns, rows=rows, cross=True, samples=6, steps=2)
+    words = ["compare", own, "--out", out, "--device", "cpu"]
+    page = cli.done(*words, "--format", "markdown")
+    assert "worst 8/255" in page
+    table = {
+        (row["defence"], row["column"], row["threat"]): float(row["score"] or "nan")
+        for row in csv.DictReader((out / "comparison.csv").read_text().splitlines())
+    }
+    others = {"none": ("r-adapt", "filter"), "r-adapt": ("filter",), "filter": ("r-adapt",)}
+    for row in ("none", "R-Adapt", "filter"):
+        of_row = out / "runs" / slug(row)
+        names = [f"{title}-{threat}-8-255" for title in ("vqa", "tokens") for threat in ("adaptive", "transfer")]
+        names += [f"{title}-transfer-8-255-from-{other}" for title in ("vqa", "tokens") for other in others[slug(row)]]
+        assert {folder.name for folder in of_row.iterdir()} == {*names} - (
+            {"vqa-transfer-8-255", "tokens-transfer-8-255"} if row == "none" else set()
+        )
+        runs = [read_run(folder) for folder in sorted(of_row.iterdir())]
+        worst = [
+            min(scores) for scores in zip(*([s.adversarial.score for s in run.samples] for run in runs), strict=True)
+        ]
+        assert table[row, "VQA", "worst"] == table[row, "tokens", "worst"] == pytest.approx(sum(worst) / 6)
+        for title, other in ((title, other) for title in ("vqa", "tokens") for other in others[slug(row)]):
+            made, shown = (
+                RunFolder(folder)
+                for folder in (
+                    out / "runs" / other / f"{title}-adaptive-8-255", of_row / f"{title}-transfer-8-255-from-{other}",
+                )
+            )  # fmt: skip
+            for sample in runs[0].samples:
+                assert made.load_image(sample.id).equal(shown.load_image(sample.id))
+    assert (out / "comparison.html").read_text().count("Worst: the lowest score of each sample") == 1
+
+    # a plan of before there was `cross` is the same plan
+    plan = json.loads((out / "plan.json").read_text())
+    assert plan.pop("cross") is True
+    (out / "plan.json").write_text(json.dumps(plan))
+    assert "other cross" in cli.refused(*words, "--resume")
 
 
 def test_every_cell_is_a_run_and_every_number_comes_from_it(tmp_path, cli):

@@ -1,0 +1,143 @@
+"""Pack a comparison with `cross: true` without its images, and print its numbers from the pack.
+
+A pack holds the plan, and of every run run.json, metrics.json and the score of each sample. So every number of
+docs/results.md that is said to come from here can be computed again. Rows called "NAME, seed 0", "NAME, seed 1" ... are
+one defence: its score of a sample is the mean over them. Intervals: bootstrap over images, paired for the gain.
+
+Run: python benchmarks/evidence.py pack FOLDER NAME, then: python benchmarks/evidence.py [NAME...]
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import io
+import json
+import sys
+import zipfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from eval_tasks.metrics import paired_difference_ci
+from eval_tasks.metrics.intervals import score_ci
+from eval_tasks.run.records import read_run
+from lvlm_radapt.experiments.compare.preset import Comparison
+from lvlm_radapt.experiments.rows import slug
+from lvlm_radapt.utils.errors import UserError
+
+Scores = NDArray[np.float64]
+PACKS = Path(__file__).parent / "evidence"
+FIELDS = ("id", "image", "clean", "adversarial")
+METRIC = "metric"
+
+
+def main() -> None:
+    """The command line of the script."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("words", nargs="*", metavar="pack FOLDER NAME | NAME", help="all packs if left out")
+    words = parser.parse_args().words
+    try:
+        if words[:1] == ["pack"] and len(words) == 3:
+            print(pack(Path(words[1]), PACKS / f"{words[2]}.zip"))
+            return
+        for name in words or sorted(one.stem for one in PACKS.glob("*.zip")):
+            print("\n".join(tables(PACKS / f"{name}.zip")))
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(2) from error
+
+
+def pack(folder: Path, file: Path) -> Path:
+    """Write the comparison in `folder` to `file`. UserError for a folder that holds no finished comparison."""
+    if not (folder / "comparison.json").is_file():
+        raise UserError(f"{folder} holds no finished comparison: run lvlm-radapt compare first")
+    around = f"{folder.resolve().parent}/"
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as made:
+        made.writestr("plan.json", (folder / "plan.json").read_text())
+        for path in sorted(folder.glob("runs/*/*/metrics.json")):
+            run, at = read_run(path.parent), path.parent.relative_to(folder)
+            for name in ("run.json", "metrics.json"):
+                made.writestr(f"{at}/{name}", (path.parent / name).read_text().replace(around, ""))
+            lines = io.StringIO()
+            table = csv.writer(lines, lineterminator="\n")
+            table.writerow(FIELDS)
+            for sample in run.samples:
+                assert sample.adversarial is not None
+                table.writerow([sample.id, sample.image, sample.clean.score, sample.adversarial.score])
+            made.writestr(f"{at}/scores.csv", lines.getvalue())
+    return file
+
+
+class Scored(NamedTuple):
+    """One run: a score a sample, in the order of the file."""
+
+    images: list[str]
+    clean: Scores
+    attacked: Scores
+    metric: str
+
+
+def tables(file: Path) -> Iterator[str]:
+    """A Markdown table for each budget. UserError for a pack that is not there."""
+    if not file.is_file():
+        raise UserError(f"there is no {file}: pack a comparison first")
+    with zipfile.ZipFile(file) as packed:
+        plan = Comparison.model_validate_json(packed.read("plan.json"))
+        runs = {
+            name.removesuffix("/scores.csv"): _scored(packed, name) for name in packed.namelist() if "scores" in name
+        }
+    for eps in plan.eps:
+        n = len(next(iter(runs.values())).images)
+        asked = plan.columns[0]
+        yield f"\n{file.stem}: {asked.model}, {asked.task}, Linf {eps}, {plan.steps} steps, n = {n}\n"
+        yield from _table(plan, runs, eps)
+
+
+def _scored(packed: zipfile.ZipFile, name: str) -> Scored:
+    rows = list(csv.DictReader(io.StringIO(packed.read(name).decode())))
+    clean, attacked = (np.array([float(row[part]) for row in rows]) for part in FIELDS[2:])
+    metric = json.loads(packed.read(name.replace("scores.csv", "metrics.json")))[METRIC]
+    return Scored([row["image"] for row in rows], clean, attacked, metric)
+
+
+def _table(plan: Comparison, runs: dict[str, Scored], eps: str) -> Iterator[str]:
+    titles = [column.title for column in plan.columns]
+    seeds: dict[str, list[str]] = {}
+    for row in plan.rows:
+        seeds.setdefault(row.name.partition(", seed ")[0], []).append(row.name)
+    yield f"| defence | seeds | clean | {' | '.join(titles)} | other rows' images | worst of all | gain of the worst |"
+    yield "|---|---:|" + "---:|" * (len(titles) + 4)
+    base: Scores | None = None
+    for name, rows in seeds.items():
+        parts = [_parts(runs, row, titles, eps) for row in rows]
+        any_run = runs[f"runs/{slug(rows[0])}/{slug(titles[0])}-adaptive-{slug(eps)}"]
+        means = [np.mean(one, axis=0) for one in zip(*parts, strict=True)]
+        base = means[-1] if base is None else base
+        gain = ""
+        if name != plan.rows[0].name:
+            low, high = paired_difference_ci(means[-1].tolist(), base.tolist(), images=any_run.images)
+            gain = f"{(means[-1] - base).mean():+.1f} [{low:+.1f}, {high:+.1f}]"
+        cells = [_interval(one, any_run) for one in means]
+        yield f"| {name} | {len(rows)} | {' | '.join(cells)} | {gain} |"
+
+
+def _parts(runs: dict[str, Scored], row: str, titles: Sequence[str], eps: str) -> list[Scores]:
+    """Of one row a score a sample: clean, under each attack, on images of other rows, and the worst of all."""
+    of_row = {name.split("/")[-1]: run for name, run in runs.items() if name.startswith(f"runs/{slug(row)}/")}
+    own = [of_row[f"{slug(title)}-adaptive-{slug(eps)}"].attacked for title in titles]
+    others = [run.attacked for name, run in of_row.items() if f"-transfer-{slug(eps)}" in name]
+    return [next(iter(of_row.values())).clean, *own, np.min(others, axis=0), np.min(own + others, axis=0)]
+
+
+def _interval(scores: Scores, run: Scored) -> str:
+    low, high = score_ci(scores.tolist(), run.metric, run.images)
+    return f"{scores.mean():.1f} [{low:.1f}, {high:.1f}]"
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,46 @@
+"""The script that packs a comparison and prints it again, against the table that the comparison itself wrote."""
+
+from __future__ import annotations
+
+import csv
+import zipfile
+from pathlib import Path
+
+import pytest
+import yaml
+
+from lvlm_radapt.experiments.compare.preset import load_comparison
+from lvlm_radapt.utils.errors import UserError
+from tests.helpers.scripts import script
+
+
+def test_a_pack_gives_the_numbers_of_the_comparison_without_its_images_or_paths(tmp_path: Path, cli) -> None:
+    evidence = script("benchmarks/evidence.py")
+    shipped = load_comparison("evidence")
+    few = shipped.changed(samples=6, steps=1, eps=["4/255"], rows=shipped.rows[:3], columns=shipped.columns[::2])
+    (tmp_path / "own.yaml").write_text(yaml.safe_dump(few.model_dump(mode="json")))
+    out = tmp_path / "compared"
+    with pytest.raises(UserError, match="no finished comparison"):
+        evidence.pack(tmp_path, tmp_path / "x.zip")
+    cli.done("compare", tmp_path / "own.yaml", "--out", out, "--device", "cpu")
+    file = evidence.pack(out, tmp_path / "packs" / "small.zip")
+    lines = list(evidence.tables(file))
+    assert "tiny-llava, vqav2, Linf 4/255, 1 steps, n = 6" in lines[0]
+    printed = {cells[1]: cells for cells in ([cell.strip() for cell in line.split("|")] for line in lines[3:])}
+    table = {
+        (row["defence"], row["column"], row["threat"]): row
+        for row in csv.DictReader((out / "comparison.csv").read_text().splitlines())
+    }
+    for name in ("none", "filter", "R-Adapt_CLIP"):
+        worst = table[name, "VQA e2e", "worst"]
+        shown = [table[name, "VQA e2e", "clean"], *(table[name, c.title, "adaptive"] for c in few.columns), None, worst]
+        for cell, row in zip(printed[name][3:], shown, strict=False):
+            if row is not None:
+                score, low, high = (float(row[key]) for key in ("score", "score_low", "score_high"))
+                assert cell == f"{score:.1f} [{low:.1f}, {high:.1f}]"
+        if name != "none":
+            change, low, high = (float(worst[key]) for key in ("change", "change_low", "change_high"))
+            assert printed[name][-2] == f"{change:+.1f} [{low:+.1f}, {high:+.1f}]"
+    with zipfile.ZipFile(file) as packed:
+        assert not [name for name in packed.namelist() if name.endswith(".png")]
+        assert not [name for name in packed.namelist() if str(tmp_path).encode() in packed.read(name)]
