@@ -12,11 +12,13 @@ T = TypeVar("T")
 class AutoBatch:
     """Cuts batches into parts of at most `size` samples; None until a batch did not fit into memory.
 
-    What it has learned is kept for the next batch.
+    What it has learned is kept for the next batch. last_resort: asked where a single sample does not fit; True if
+    the work takes less memory from now on.
     """
 
-    def __init__(self, size: int | None = None) -> None:
+    def __init__(self, size: int | None = None, last_resort: Callable[[], bool] = lambda: False) -> None:
         self.size = size
+        self._last_resort = last_resort
 
     def run(self, work: Callable[[slice], T], count: int) -> list[T]:
         """`work(rows)` for consecutive slices that make up range(count), in order.
@@ -31,13 +33,13 @@ class AutoBatch:
             try:
                 done.append(work(slice(first, first + length)))
             except RuntimeError as error:
-                if length == 1 or not out_of_memory(error):
+                if not out_of_memory(error) or (length == 1 and not self._last_resort()):
                     raise
             else:
                 first += length
                 continue
             # outside of the except clause: its traceback would keep the failed pass's tensors alive
-            self.size = length // 2
+            self.size = max(1, length // 2)
             free_memory()
         return done
 

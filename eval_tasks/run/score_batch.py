@@ -130,8 +130,9 @@ def _craft(
     clean: Sequence[Scored],
     tell: Callable[[str], None],
 ) -> Crafted:
-    """The attacked images of the batch. Where memory does not suffice the samples are attacked one by one; one that is
-    too large by itself keeps its clean image and is marked as failed, so that the run goes on."""
+    """The attacked images of the batch. Where memory does not suffice the samples are attacked one by one, then with
+    gradient checkpointing. One that is too large even so keeps its clean image and is marked as failed, so that the run
+    goes on."""
     try:
         return run.craft(
             batch,
@@ -145,7 +146,7 @@ def _craft(
         if not out_of_memory(error):
             raise
     free_memory()
-    if len(samples) == 1:
+    if len(samples) == 1 and not run.model.recompute_activations():
         reason = f"{OUT_OF_MEMORY} with {run.model.size_words(batch)}"
         return Crafted.plain((batch.x * 255).round().to("cpu", torch.uint8), failed=[reason])
     return Crafted.joined(

@@ -215,7 +215,7 @@ class Work:
         self.log = TrainingLog(objective.watched, weights=weights.all)
         self._watched: list[tuple[PixelBatch, Targets, list[int]]] | None = None
         self._smooth: float | None = None
-        self._parts = AutoBatch()
+        self._parts = AutoBatch(last_resort=model.recompute_activations)
 
     def loaded(self, batches: Iterator[list[Path]]) -> Iterator[tuple[list[Path], PixelBatch]]:
         """Of batch after batch this process's share: its files and their pixels, read while the one before is

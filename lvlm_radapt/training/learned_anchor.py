@@ -201,7 +201,7 @@ class _Learning:
         self.step = 0
         self.history: list[float] = []
         self.probes: list[Probe] = []
-        self._pieces = AutoBatch()
+        self._pieces = AutoBatch(last_resort=model.recompute_activations)
         mix: Any = injected_mix(model.hf)
         size = float(mix.anchor.square().mean().sqrt())
         self.values = mix.anchor = mix.anchor.detach().clone().requires_grad_()

@@ -58,6 +58,22 @@ def test_one_sample_too_large_is_an_error():
         AutoBatch().run(Small(0), 4)
 
 
+def test_the_last_resort_is_asked_once_a_single_sample_is_too_large():
+    work, asked = Small(0), []
+
+    def last_resort():
+        asked.append(work.sizes[-1])
+        work.room = 1
+        return len(asked) == 1
+
+    pieces = AutoBatch(last_resort=last_resort)
+    assert list(chain.from_iterable(pieces.run(work, 4))) == [0, 1, 2, 3]
+    assert (asked, pieces.size) == ([1], 1)
+    work.room = -1
+    with pytest.raises(torch.OutOfMemoryError):
+        AutoBatch(last_resort=lambda: False).run(work, 4)
+
+
 @pytest.mark.parametrize("phase", ["forward", "backward"])
 def test_an_attack_loses_no_sample(phase):
     x = torch.rand(7, 3, 4, 4, generator=torch.Generator().manual_seed(1), dtype=torch.float64)

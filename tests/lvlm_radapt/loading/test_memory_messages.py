@@ -187,6 +187,24 @@ def test_a_run_marks_an_image_that_is_too_large_as_failed_and_goes_on(
     assert any("1 samples failed" in note and "out of memory with a canvas" in note for note in run.metrics["notes"])
 
 
+def test_an_image_that_fits_with_gradient_checkpointing_is_attacked(
+    qwen: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wanted = {r.id: r for r in score(load_model(qwen), settings(data), tmp_path / "whole").samples}
+    model = load_model(qwen)
+    too_large(model, monkeypatch)
+    switch_on = model.recompute_activations
+
+    def recompute() -> bool:
+        monkeypatch.setattr(f"{__name__}.LIMIT", 10**9)
+        return switch_on()
+
+    monkeypatch.setattr(model, "recompute_activations", recompute)
+    run = score(model, settings(data), tmp_path / "run")
+    assert {r.id: r.adversarial for r in run.samples} == {one: r.adversarial for one, r in wanted.items()}
+    assert not model.recompute_activations()
+
+
 def test_where_nothing_fits_the_run_ends_with_advice(
     qwen: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

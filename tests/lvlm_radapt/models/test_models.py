@@ -75,6 +75,37 @@ def test_pixel_gradient_equals_the_library_s(case: Case) -> None:
     torch.testing.assert_close(x.grad, leaf.grad, rtol=1e-3, atol=1e-6)
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_recomputed_activations_give_the_same_gradient_from_less_memory(name: str, tmp_path: Path) -> None:
+    model = open_case(name, tmp_path / name).ours
+    batch = model.pixels([noise(112, 84)])
+    answers = model.generate(batch, PROMPTS[:1], max_new_tokens=3)
+
+    def measured() -> tuple[torch.Tensor, torch.Tensor, int]:
+        kept: dict[int, int] = {}
+
+        def keep(saved: torch.Tensor) -> torch.Tensor:
+            kept[saved.untyped_storage().data_ptr()] = saved.untyped_storage().nbytes()
+            return saved
+
+        x = batch.x.clone().requires_grad_()
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda saved: saved):
+            loss = model.loss(batch.replace(x), PROMPTS[:1], TARGETS[:1])
+        loss.sum().backward()
+        assert x.grad is not None
+        weights = {one.untyped_storage().data_ptr() for one in model.hf.parameters()}
+        return loss.detach(), x.grad, sum(size for at, size in kept.items() if at not in weights)
+
+    loss, gradient, before = measured()
+    assert model.recompute_activations()
+    same_loss, same_gradient, after = measured()
+    assert torch.equal(same_loss, loss)
+    torch.testing.assert_close(same_gradient, gradient, rtol=1e-5, atol=1e-9)
+    assert after < 0.8 * before
+    assert model.generate(batch, PROMPTS[:1], max_new_tokens=3) == answers
+    assert not model.recompute_activations()
+
+
 def test_pixel_gradient_equals_finite_differences(case: Case) -> None:
     model = load_model(case.folder, dtype=torch.float64, attn="sdpa")
     if "experts" in str(model.hf):
