@@ -8,6 +8,7 @@ from pathlib import Path
 
 from lvlm_radapt.loading.adapter_files import is_adapter
 from lvlm_radapt.loading.export_files import is_export
+from lvlm_radapt.loading.image_processor import filters_images
 from lvlm_radapt.loading.locate import embedded_models, locate, read_config
 from lvlm_radapt.utils.errors import UserError
 
@@ -17,7 +18,8 @@ def serve(
 ) -> None:
     """Answer at http://HOST:PORT/v1 as OpenAI's chat completions do, until the process is stopped.
 
-    tell: told in a line where, once nothing stands in the way. Of an export the Python files in its folder run.
+    tell: told in a line where, once nothing stands in the way. Of an export the Python files in its folder run, and of
+    folded weights the image processor that filters.
     UserError for an adapter, for a name that stands for nothing, for missing libraries, and for a port that is taken.
     """
     from transformers.utils.import_utils import is_serve_available
@@ -31,12 +33,13 @@ def serve(
     source, name = locate(model)
     _check_port(host, port)
     export = Path(source).is_dir() and is_export(source)
+    trusted = export or filters_images(Path(source))
     if export:
         _teach(read_config(source, name)["model_type"])
     from transformers.cli.serve import Serve
 
     tell(f"{name} answers at http://{host}:{port}/v1; Ctrl-C ends it")
-    Serve(force_model=source, trust_remote_code=export, device=device, dtype=dtype, host=host, port=port)
+    Serve(force_model=source, trust_remote_code=trusted, device=device, dtype=dtype, host=host, port=port)
 
 
 def _teach(model_type: str) -> None:

@@ -111,8 +111,8 @@ def robustify(
 
     With --export a whole model, which transformers opens with trust_remote_code=True and refuses to open
     unprotected. With --fold plain weights, for the filter alone (--alpha 0) or an anchor of one vector (Qwen2-VL and
-    2.5); the filter must then run on images before they reach the model. Of an adapter folder both write the defence
-    that is in it.
+    2.5); the filter runs in the folder's image processor, with trust_remote_code=True. Of an adapter folder both write
+    the defence that is in it.
 
     The anchor is an answer of the first attention to a white image: the encoder's own (white, training-free), or that
     of an adversarially fine-tuned twin (guided, --guide). A learned one starts from the white and is optimised on
@@ -212,16 +212,21 @@ def _check_robustified(model: str, given: list[str], *, written_whole: bool) -> 
 def _write_model(protected: Any, out: Path, notes: dict[str, str], *, fold: bool) -> None:
     from lvlm_radapt.saving.export import export_model
     from lvlm_radapt.saving.fold import FILTER, fold_model
+    from lvlm_radapt.saving.plain_weights import torchvision_user
 
     config = protected.radapt
+    needing = torchvision_user(protected)
+    if needing is not None:
+        console.tell(f"AutoProcessor needs torchvision here: {needing} takes videos too. pip install torchvision")
     if fold:
         fold_model(protected, out, notes=notes)
         anchor = f"the {config.anchor} anchor folded in" if config.alpha else "no anchor"
         console.tell(f"{out}: {protected.name} as plain weights, {anchor}")
         if config.cutoff is not None:
             console.tell(
-                f"The filter (cutoff {config.cutoff:g}) is NOT in the weights: pass every image through "
-                f"filter_image of {out / FILTER} first, or the model is only half protected.",
+                f"The filter (cutoff {config.cutoff:g}) is NOT in the weights. The processor in the folder runs it: "
+                f"AutoProcessor.from_pretrained({str(out)!r}, trust_remote_code=True). Without it, pass every image "
+                f"through filter_image of {out / FILTER} first, or the model is only half protected.",
             )
         return
     export_model(protected, out, notes=notes)

@@ -23,7 +23,8 @@ def serve(
 ) -> None:
     """Serve MODEL with transformers' own server, as OpenAI's chat completions, at http://HOST:PORT/v1.
 
-    Of an export the Python files in its folder are run, and the defence is inside. Nobody is asked for a key.
+    Of an export the Python files in its folder are run, and the defence is inside. Of folded weights those of its image
+    processor are, which filters. Nobody is asked for a key.
     """
     exit_unless_rank0()
     from lvlm_radapt.serving import serve as answer

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Annotated, Any
 
 import transformers
@@ -12,8 +13,10 @@ from lvlm_radapt.loading.load_options import OpeningError, opening_errors
 from lvlm_radapt.models.families import image_processors
 from lvlm_radapt.utils.bounds import MOST_PIXELS
 from lvlm_radapt.utils.errors import UserError
-from lvlm_radapt.utils.json_files import first_problem
+from lvlm_radapt.utils.json_files import first_problem, read_json
 
+PREFIX = "RAdapt"
+"""What the type of an image processor begins with that filters, in a folded folder."""
 _Side = Annotated[int, Field(ge=1, le=4096)]
 _Pixels = Annotated[int, Field(ge=1, le=MOST_PIXELS)]
 _Size = _Side | dict[str, _Side | None] | list[_Side] | None
@@ -24,19 +27,28 @@ def open_image_processor(source: str, name: str) -> Any:
     """The PIL class itself, named outright: torchvision's resizes otherwise, by up to 17 of 255 levels on a photo for
     Qwen2.5-VL, and transformers' automatic choice asks for torchvision in some versions even where PIL would do.
 
+    Of one that filters it is the stock class: code in a checkpoint's folder is never run.
+
     UserError, with the model's `name`, for one that is missing, damaged or of no family here.
     """
     try:
         with opening_errors():
             config, _ = transformers.CLIPImageProcessorPil.get_image_processor_dict(source)
             kind = str(config.get("image_processor_type") or config.get("feature_extractor_type") or "missing")
-            kind = kind.removesuffix("Fast").replace("FeatureExtractor", "ImageProcessor")
+            kind = kind.removesuffix("Fast").replace("FeatureExtractor", "ImageProcessor").removeprefix(PREFIX)
             if kind in image_processors():
                 check_processor(kind, config)
                 return getattr(transformers, f"{kind}Pil").from_pretrained(source)
     except OpeningError as error:
         raise UserError(f"{name}: cannot load its image processor: {error}") from error
     raise UserError(f"{name}: image processor {kind!r} is not supported, only {', '.join(image_processors())} are")
+
+
+def filters_images(folder: Path) -> bool:
+    """Whether the image processor in the folder is one that filters, by code of its own: that of folded weights."""
+    path = folder / "preprocessor_config.json"
+    content = read_json(path) if path.is_file() else None
+    return isinstance(content, dict) and str(content.get("image_processor_type")).startswith(PREFIX)
 
 
 class _Processor(BaseModel):

@@ -109,12 +109,13 @@ def export_model(
             "architectures": ["RAdaptForConditionalGeneration"],
             "auto_map": {
                 "AutoConfig": f"{_MODELING}.RAdaptModelConfig",
+                "AutoModel": f"{_MODELING}.RAdaptModel",  # without a language head: what vLLM and SGLang ask for
                 "AutoModelForImageTextToText": f"{_MODELING}.RAdaptForConditionalGeneration",
             },
             "radapt": defence.model_dump(mode="json"),
         }
         (folder / "config.json").write_text(json.dumps(own, indent=2) + "\n", encoding="utf-8")
-        for name, source in _code(type(model.hf), type(find_tower(model.hf))).items():
+        for name, source in _code(model.hf, type(find_tower(model.hf))).items():
             (folder / name).write_text(source, encoding="utf-8")
         (folder / SETTINGS).write_text(settings.model_dump_json(indent=1) + "\n", encoding="utf-8")
         for name, text in (notes or {}).items():
@@ -140,11 +141,12 @@ def _patch_embedding(model: LVLM) -> tuple[str, Any]:
     raise UserError(f"{model.name}: its vision tower has no patch convolution to mark: keep an adapter instead")
 
 
-def _code(stock_class: Any, tower: type[Tower]) -> dict[str, str]:
-    """File name -> source: the template for this stock class and tower, and the modules of this package they need."""
+def _code(stock: Any, tower: type[Tower]) -> dict[str, str]:
+    """File name -> source: the template for this stock model and tower, and the modules of this package they need."""
     written = {
-        "LlavaForConditionalGeneration": stock_class.__name__,
-        "LlavaConfig": stock_class.config_class.__name__,
+        "LlavaForConditionalGeneration": type(stock).__name__,
+        "LlavaModel": type(stock.base_model).__name__,
+        "LlavaConfig": type(stock).config_class.__name__,
         "lvlm_radapt.towers.clip import CLIPTower": f"{tower.__module__} import {tower.__name__}",
     }
     template = inspect.getsource(import_module(_TEMPLATE))

@@ -14,6 +14,8 @@ import torch
 from torch import Tensor, nn
 from transformers import LlavaConfig as StockConfig
 from transformers import LlavaForConditionalGeneration as StockModel
+from transformers import LlavaModel as StockBase
+from transformers import PreTrainedModel
 
 from lvlm_radapt.defences.radapt.anchor import Anchor
 from lvlm_radapt.defences.radapt.config import RAdaptConfig
@@ -36,29 +38,33 @@ class RAdaptModelConfig(StockConfig):
             self.radapt, self.transformers_weights = defence, weights
 
 
-class MatrixConv2d(nn.Conv2d):
-    """A convolution whose weight is kept as a matrix [out, in * kernel]."""
+class MatrixConv2d(nn.Module):
+    """A convolution whose weight is kept as a matrix [out, in * kernel]. It is no nn.Conv2d: servers replace these by
+    their own, with a weight of the usual shape."""
 
     def forward(self, input: Tensor) -> Tensor:
-        return self._conv_forward(input, self.weight.unflatten(1, (-1, *self.kernel_size)), self.bias)
+        conv: Any = self
+        return nn.Conv2d._conv_forward(conv, input, conv.weight.unflatten(1, (-1, *conv.kernel_size)), conv.bias)
 
 
-class MatrixConv3d(nn.Conv3d):
+class MatrixConv3d(nn.Module):
     """The same in three dimensions."""
 
     def forward(self, input: Tensor) -> Tensor:
-        return self._conv_forward(input, self.weight.unflatten(1, (-1, *self.kernel_size)), self.bias)
+        conv: Any = self
+        return nn.Conv3d._conv_forward(conv, input, conv.weight.unflatten(1, (-1, *conv.kernel_size)), conv.bias)
 
 
 _MATRIX = {nn.Conv2d: MatrixConv2d, nn.Conv3d: MatrixConv3d}
 
 
-class RAdaptForConditionalGeneration(StockModel):
-    """The stock model with the defence put in before its weights are loaded."""
+class _Defended(PreTrainedModel):
+    """A stock class with the defence put in before its weights are loaded."""
 
     config_class = RAdaptModelConfig
     # the anchor is float32 whatever the model computes in
     _keep_in_fp32_modules_strict = {*(StockModel._keep_in_fp32_modules_strict or ()), "radapt_mix"}  # noqa: RUF012
+    _path = ""
 
     def __init__(self, config: RAdaptModelConfig, *args: Any, **kwargs: Any) -> None:
         super().__init__(config, *args, **kwargs)
@@ -77,7 +83,7 @@ class RAdaptForConditionalGeneration(StockModel):
         injection.attach()
         if place is not None:
             self.radapt_mix = injection.mix  # in the module tree, so that the anchor is loaded and saved
-        patches: Any = self.get_submodule(defence["patches"]["module"])
+        patches: Any = self.get_submodule(defence["patches"]["module"].removeprefix(self._path))
         patches.__class__ = _MATRIX[type(patches)]
         patches.weight = nn.Parameter(patches.weight.detach().flatten(1))
 
@@ -86,3 +92,21 @@ class RAdaptForConditionalGeneration(StockModel):
             nn.init.constant_(module.anchor, torch.nan)  # weights without an anchor must not go unnoticed
         else:
             super()._init_weights(module)
+
+
+class RAdaptForConditionalGeneration(_Defended, StockModel):
+    """The whole model."""
+
+
+class RAdaptModel(_Defended, StockBase):
+    """The model without its language head, for servers that bring a head of their own: vLLM and SGLang ask for it."""
+
+    _path = f"{StockModel.base_model_prefix}."
+
+    def __init__(self, config: RAdaptModelConfig, *args: Any, **kwargs: Any) -> None:
+        super().__init__(config, *args, **kwargs)
+        mix: Any = getattr(self, "radapt_mix", None)
+        if mix is not None:  # these servers load parameters and no buffers
+            values = mix.anchor
+            del mix.anchor
+            mix.anchor = nn.Parameter(values, requires_grad=False)

@@ -1,11 +1,15 @@
 """The Gaussian low-pass that belongs in front of the checkpoint in this folder; numpy and PIL alone.
 
-The weights know nothing of the filter: a server must pass every image through `filter_image` before its own
-preprocessing. An unfiltered image gets no error, only less protection.
+The weights know nothing of the filter. transformers, and a server that opens the processor with it, filters by itself:
+
+    processor = AutoProcessor.from_pretrained(FOLDER, trust_remote_code=True)  # image_processing_radapt.py beside this
+
+Any other program must pass every image through `filter_image` before its own preprocessing. An unfiltered image gets
+no error, only less protection.
 
     from radapt_filter import FilteredProcessor, filter_image
     image = filter_image(Image.open("photo.png"))
-    processor = FilteredProcessor(AutoProcessor.from_pretrained(FOLDER))  # filters whatever images it is given
+    processor = FilteredProcessor(processor)  # one that does not filter by itself
 
 The defence filters an image AFTER it was laid on the model's canvas: so this file does that first, by the rule of
 the model's image processor (PIL backend), which then finds an image of its own size and leaves it alone. Filtering
@@ -79,7 +83,7 @@ def on_canvas(image: Image.Image) -> Image.Image:
 
 def filter_array(image: Image.Image) -> np.ndarray:
     """float64 [H, W, 3] on the canvas, RGB levels 0 to 255, neither rounded nor cut off."""
-    return _along(_along(np.asarray(on_canvas(image), dtype=np.float64), 0), 1)
+    return low_pass(low_pass(np.asarray(on_canvas(image), dtype=np.float64), 0), 1)
 
 
 def filter_image(image: Image.Image) -> Image.Image:
@@ -88,9 +92,12 @@ def filter_image(image: Image.Image) -> Image.Image:
 
 
 class FilteredProcessor:
-    """A processor whose images are filtered first; everything else is the processor's own."""
+    """A processor whose images are filtered first; everything else is the processor's own. ValueError for one that
+    filters already."""
 
     def __init__(self, processor: Any) -> None:
+        if getattr(getattr(processor, "image_processor", processor), "filters_images", False):
+            raise ValueError("this processor filters by itself: take it as it is")
         self._processor = processor
 
     def __call__(self, images: Any = None, *args: Any, **settings: Any) -> Any:
@@ -110,7 +117,8 @@ def _resized(image: Image.Image, high: int, wide: int) -> Image.Image:
     return image.resize((wide, high), resample=Image.Resampling(RESAMPLE))
 
 
-def _along(pixels: np.ndarray, axis: int) -> np.ndarray:
+def low_pass(pixels: np.ndarray, axis: int) -> np.ndarray:
+    """`pixels`, float64 with three axes, filtered along one of them."""
     pixels = np.moveaxis(pixels, axis, 0)
     size = len(pixels)
     endless = pixels if BOUNDARY == "periodic" else np.concatenate([pixels, pixels[-2:0:-1]])

@@ -2,32 +2,39 @@
 
 (1 - alpha) (W h + b) + alpha A is W' h + b' with W' = (1 - alpha) W and b' = (1 - alpha) b + alpha A, and
 W h + b + alpha A has b' = b + alpha A: as long as A is one vector for all tokens, any program that runs the stock
-model runs the anchor with it. The filter is no matter of weights: the folder has a file that does it on images.
+model runs the anchor with it. The filter is no matter of weights: the folder has an image processor that filters, which
+transformers opens with trust_remote_code=True and refuses to open without, and a file that filters images for others.
 """
 
 from __future__ import annotations
 
 import inspect
+import json
 import os
 import re
 from collections.abc import Mapping
+from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import torch
+import transformers
 from torch import Tensor, nn
 
 from lvlm_radapt.defences.base import refuse_attached
 from lvlm_radapt.defences.radapt.config import RAdaptConfig
 from lvlm_radapt.defences.radapt.hooks import injected_anchor, injected_config
+from lvlm_radapt.loading.image_processor import PREFIX
 from lvlm_radapt.loading.load_options import no_loading_bar
 from lvlm_radapt.models.base import LVLM
-from lvlm_radapt.saving import filter_template
+from lvlm_radapt.saving import filter_template, processor_template, video_template
 from lvlm_radapt.saving.plain_weights import refuse_unwritable, save_companions, weight_bytes
 from lvlm_radapt.towers import find_tower
 from lvlm_radapt.utils.atomic_folder import new_folder
 from lvlm_radapt.utils.errors import UserError
 
 FILTER = "radapt_filter.py"
+_IMAGES, _VIDEOS = "image_processing_radapt", "video_processing_radapt"
 
 _PROJECTIONS = ("out_proj", "proj")  # the names families give it
 
@@ -42,7 +49,8 @@ def fold_model(
     """Write a stock checkpoint of `model` with its anchor, if it has one, in the weights to the new folder `out`.
 
     The folded layer is computed in float32 and rounded to the dtype that the model is opened in. Where the
-    defence has a filter, radapt_filter.py lies beside the weights: images must go through it first.
+    defence has a filter, images must go through it first: the image processor in the folder does that, and
+    radapt_filter.py does it for programs that have a processor of their own.
 
     max_shard_size: no weight file is larger, in bytes or as "5GB". notes: texts to lay beside them, by file name.
 
@@ -71,6 +79,7 @@ def fold_model(
         save_companions(model, folder)
         if filter_source is not None:
             (folder / FILTER).write_text(filter_source, encoding="utf-8")
+            _save_processors(folder)
         for name, text in (notes or {}).items():
             (folder / name).write_text(text, encoding="utf-8")
 
@@ -109,6 +118,30 @@ def _filter_source(model: LVLM, config: RAdaptConfig) -> str:
         source, count = re.subn(rf"^{name} = .*?(?=  #|$)", f"{name} = {literal}", source, flags=re.MULTILINE)
         assert count == 1, name
     return source
+
+
+def _save_processors(folder: Path) -> None:
+    """Let the folder's image processor be the one that filters, and its video processor one that refuses. Their types
+    are names that no stock class has, so that transformers cannot take one without trust_remote_code."""
+    path = folder / "preprocessor_config.json"
+    settings = json.loads(path.read_text(encoding="utf-8"))
+    stock = str(settings["image_processor_type"]).removesuffix("Pil")
+    video = stock.replace("Image", "Video")
+    auto_map = {"AutoImageProcessor": _save_code(folder, _IMAGES, processor_template, f"{stock}Pil", PREFIX + stock)}
+    if hasattr(transformers, video):
+        auto_map["AutoVideoProcessor"] = _save_code(folder, _VIDEOS, video_template, video, PREFIX + video)
+        (folder / "video_preprocessor_config.json").unlink(missing_ok=True)
+    settings |= {"image_processor_type": PREFIX + stock, "auto_map": auto_map}
+    path.write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
+
+
+def _save_code(folder: Path, module: str, template: ModuleType, stock: str, own: str) -> str:
+    """Write the template's code for that stock class; what `auto_map` calls the class `own` in it."""
+    source = re.sub(r"(?<=import )\w+(?= as StockProcessor)", stock, inspect.getsource(template))
+    source = re.sub(r"(?<=^class )\w+", own, source, flags=re.MULTILINE)
+    source = source.replace(filter_template.__name__, f".{Path(FILTER).stem}")
+    (folder / f"{module}.py").write_text(source, encoding="utf-8")
+    return f"{module}.{own}"
 
 
 def _canvas(model: LVLM) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -92,8 +93,19 @@ def _padding(model: PixelModel) -> Any:
     return transformers.LlavaImageProcessorPil(**settings)
 
 
+def torchvision_user(model: LVLM) -> str | None:
+    """The processor's class, if it takes videos too: AutoProcessor then needs torchvision. None for the others."""
+    name, takes = _processor_class(model)
+    return name if "video_processor" in takes else None
+
+
+def _processor_class(model: LVLM) -> tuple[str, Collection[str]]:
+    """The name of the class that AutoProcessor opens, and what it is made of."""
+    name = transformers.models.auto.processing_auto.PROCESSOR_MAPPING_NAMES[model.hf.config.model_type]
+    return name, inspect.signature(getattr(transformers, name).__init__).parameters
+
+
 def _processor_values(model: LVLM) -> dict[str, Any]:
     """What AutoProcessor must know: its class, and what the class takes that the model itself tells."""
-    name = transformers.models.auto.processing_auto.PROCESSOR_MAPPING_NAMES[model.hf.config.model_type]
-    takes = inspect.signature(getattr(transformers, name).__init__).parameters
+    name, takes = _processor_class(model)
     return {"processor_class": name} | {key: value for key, value in model.processor_values().items() if key in takes}

@@ -388,12 +388,13 @@ def test_a_served_export_answers_as_the_robust_model_does_here(cli, place, tmp_p
 
 @pytest.mark.slow
 def test_transformers_own_server_answers_as_the_same_weights_do_here(cli, place, tmp_path):
-    """The images of a run on tiny-llava, answered by `transformers serve` over its plain weights."""
-    plain, made = tmp_path / "plain", tmp_path / "made"
+    """The images of a run on a filtered tiny-llava, answered by `transformers serve` over folded weights."""
+    plain, made, adapter = tmp_path / "plain", tmp_path / "made", tmp_path / "adapter"
     common = ["--task", "vqav2", "--data", place / "data"]
-    assert cli("robustify", "tiny-llava", "--fold", "--alpha", 0, "--out", plain)[0] == 0
-    attack = ["--attack", "e2e", "--steps", 4, "--eps", "8/255", "--samples", N, "--preset", "scenes"]
-    assert cli("eval", "tiny-llava", *common, *attack, "--out", made)[0] == 0
+    assert cli("robustify", "tiny-llava", "--alpha", 0, "--cutoff", 12, "--out", adapter)[0] == 0
+    assert cli("robustify", adapter, "--fold", "--out", plain)[0] == 0
+    attack = ["--attack", "e2e", "--steps", 4, "--eps", "16/255", "--samples", N, "--preset", "scenes"]
+    assert cli("eval", adapter, *common, *attack, "--out", made)[0] == 0
     with transformers_serve(plain, tmp_path / "server.log") as url:
         flags = [*common, "--surrogate", "tiny-llava", "--images-from", made, "--threat", "transfer"]
         name = f"openai:{plain}"
@@ -403,6 +404,11 @@ def test_transformers_own_server_answers_as_the_same_weights_do_here(cli, place,
     assert [one.adversarial.output for one in run.samples] == [one.adversarial.output for one in here.samples]
     assert [one.clean.output for one in run.samples] == [one.clean.output for one in here.samples]
     assert run.settings["usage"]["prompt_tokens"] > 0
+    bare = tmp_path / "bare"  # and not as the same weights without the filter do
+    flags = [*common, "--images-from", made, "--threat", "transfer", "--preset", "scenes"]
+    assert cli("eval", "tiny-llava", *flags, "--surrogate", "tiny-llava", "--out", bare)[0] == 0
+    undefended = read_run(bare)
+    assert [one.adversarial.output for one in run.samples] != [one.adversarial.output for one in undefended.samples]
 
 
 def transformers_serve(folder, log):
@@ -410,6 +416,7 @@ def transformers_serve(folder, log):
     port = free_port()
     start = "import sys; from transformers.cli.transformers import main; sys.argv[0] = 'transformers'; main()"
     flags = ["serve", str(folder), "--device", "cpu", "--dtype", "float32", "--host", "127.0.0.1", "--port", port]
+    flags.append("--trust-remote-code")
     return running([sys.executable, "-c", start, *flags], port, log)
 
 

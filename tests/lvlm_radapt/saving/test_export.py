@@ -35,6 +35,7 @@ from lvlm_radapt.saving import filter_template
 from lvlm_radapt.saving.adapter import save_adapter
 from lvlm_radapt.saving.export import export_model
 from lvlm_radapt.saving.fold import fold_model
+from lvlm_radapt.saving.plain_weights import torchvision_user
 from lvlm_radapt.towers.qwen import images_to_rows
 from lvlm_radapt.utils.errors import UserError
 from tests.helpers import tiny_checkpoints
@@ -70,13 +71,23 @@ def outcome(call):
 def run(job):
     folder, stock = job["folder"], getattr(transformers, job["stock"])
     auto = transformers.AutoModelForImageTextToText
-    model = auto.from_pretrained(folder, trust_remote_code=True, **({"dtype": job["dtype"]} if job["dtype"] else {}))
+    opened = {"trust_remote_code": True, **({"dtype": job["dtype"]} if job["dtype"] else {})}
+    model = auto.from_pretrained(folder, **opened)
     inputs = torch.load(job["inputs"])
     with torch.no_grad():
         logits = model.eval()(**inputs).logits
     answer = model.generate(**inputs, max_new_tokens=5, do_sample=False)
     anchor = getattr(model, "radapt_mix", None)
-    result = {"logits": logits, "answer": answer, "anchor": None if anchor is None else anchor.anchor.dtype}
+    headless = transformers.AutoModel.from_pretrained(folder, **opened)
+    with torch.no_grad():
+        hidden = headless.eval()(**inputs).last_hidden_state
+        result = {"headless": model.get_output_embeddings()(hidden)}
+    parameters = dict(headless.named_parameters())
+    if anchor is not None:
+        torch.testing.assert_close(parameters["radapt_mix.anchor"].data, anchor.anchor, rtol=0, atol=0, equal_nan=True)
+    patches = headless.get_submodule(headless.config.radapt["patches"]["module"].removeprefix("model."))
+    assert not isinstance(patches, torch.nn.Conv2d | torch.nn.Conv3d)
+    result |= {"logits": logits, "answer": answer, "anchor": None if anchor is None else anchor.anchor.dtype}
     four, eight = (transformers.BitsAndBytesConfig(**{f"load_in_{bits}bit": True}) for bits in (4, 8))
     if job["refusals"]:
         result["refusals"] = {
@@ -262,6 +273,14 @@ def test_without_this_package_the_logits_are_bit_equal(exported: dict[str, Expor
     assert (expected - bare).abs().max() > 0.05  # the defence is no idle one
     answer = ours.hf.generate(**case.inputs, max_new_tokens=5, do_sample=False)
     assert torch.equal(case.elsewhere["answer"], answer)
+
+
+@pytest.mark.parametrize("name", [*NAMES, *(name for name in VARIANTS if name not in FAMILIES)])
+def test_the_model_without_its_head_that_servers_ask_for_is_protected_too(
+    exported: dict[str, Exported], name: str
+) -> None:
+    elsewhere = exported[name].elsewhere
+    assert torch.equal(elsewhere["headless"], elsewhere["logits"])
 
 
 def test_the_anchor_is_float32_in_every_precision(exported: dict[str, Exported]) -> None:
@@ -474,6 +493,23 @@ def test_what_cannot_be_written(tmp_path: Path, write: Callable[[LVLM, Path], No
     assert sorted(path.name for path in tmp_path.iterdir()) == ["base", "full"]
 
 
+@pytest.mark.parametrize("write", [export_model, fold_model, save_adapter])
+def test_other_users_may_read_what_the_umask_lets_them_read(tmp_path: Path, write: Callable[..., None]) -> None:
+    """A server in a container is another user; safetensors lets only the owner read."""
+    model = robustify(load_model(tiny_checkpoints.save_qwen(tmp_path / "base")))
+    shards = {} if write is save_adapter else {"max_shard_size": 50_000}
+    for mask in (0o022, 0o077):
+        out, before = tmp_path / f"{mask:o}", os.umask(mask)
+        try:
+            write(model, out, **shards)
+        finally:
+            os.umask(before)
+        files = [path for path in out.rglob("*") if path.is_file()]
+        assert len(list(out.glob("*.safetensors"))) >= (2 if shards else 1)
+        assert {path.stat().st_mode & 0o777 for path in files} == {0o666 & ~mask}
+        assert out.stat().st_mode & 0o777 == 0o777 & ~mask
+
+
 QWENS = ("qwen2", "qwen2.5")
 
 
@@ -613,6 +649,55 @@ def test_a_filter_alone_is_stock_weights_and_a_processor(tmp_path: Path, name: s
         assert (again - filtered.clamp(0, 1)).abs().max() * 255 <= 0.5 + 1e-3
 
 
+def by_channel(pixel_values: torch.Tensor) -> torch.Tensor:
+    """[3, ...] of images [B, 3, H, W] or of rows of patches, as a Qwen has them."""
+    images = pixel_values if pixel_values.dim() == 4 else pixel_values.unflatten(-1, (3, -1))
+    return images.transpose(0, 1).flatten(1)
+
+
+@pytest.mark.usefixtures("folder_code")
+@pytest.mark.parametrize(("name", "geometry"), [*STOCKS, ("llava", "pad")])
+def test_the_image_processor_in_a_folded_folder_filters(tmp_path: Path, name: str, geometry: Any) -> None:
+    """As the tower of the defended model does, at full precision; and it never opens as one that does not filter."""
+    family, folder = FAMILIES[name], tmp_path / "folded"
+    family.save(tmp_path / "base")
+    model = robustify(load_model(tmp_path / "base", geometry=geometry), RAdaptConfig(cutoff=25.0, alpha=0))
+    fold_model(model, folder)
+    opened = [transformers.AutoImageProcessor, *([] if family.processor else [transformers.AutoProcessor])]
+    for auto in opened:
+        with pytest.raises(ValueError, match="trust_remote_code=True"):
+            auto.from_pretrained(folder, trust_remote_code=False)
+        processor = auto.from_pretrained(folder, trust_remote_code=True)
+        images = getattr(processor, "image_processor", processor)
+        plain = getattr(transformers, family.stock).from_pretrained(folder).eval()
+        for size in ((150, 97), (60, 200), (112, 112)):
+            inputs = family.inputs(model, _image(*size), PROMPT)
+            if geometry == "pad":  # which the stock processor does not
+                inputs["pixel_values"] = model.normalise(model.pixels([_image(*size)]).x)
+            seen = images(_image(*size), return_tensors="pt")["pixel_values"]
+            expected = _logits(model.hf, inputs)
+            made = _logits(plain, {**inputs, "pixel_values": seen})
+            torch.testing.assert_close(made, expected, rtol=1e-4, atol=1e-4)
+            assert (_logits(plain, inputs) - expected).abs().max() > 1e-2  # without the filter it is another model
+        for rescaled in (True, False):  # a server may rescale and normalise on the GPU
+            raw = images(_image(*size), do_normalize=False, do_rescale=rescaled, return_tensors="pt")["pixel_values"]
+            mean, std = (torch.tensor(values)[:, None] for values in (model.image_mean, model.image_std))
+            levels = 255 * (by_channel(seen) * std + mean)
+            torch.testing.assert_close(by_channel(raw) * (255 if rescaled else 1), levels, rtol=0, atol=0.01)
+        with pytest.raises(ValueError, match="filters by itself"):
+            runpy.run_path(str(folder / "radapt_filter.py"))["FilteredProcessor"](processor)
+        images.save_pretrained(tmp_path / "again")  # with its code
+        again = transformers.AutoImageProcessor.from_pretrained(tmp_path / "again", trust_remote_code=True)
+        assert torch.equal(again(_image(*size), return_tensors="pt")["pixel_values"], seen)
+    assert torch.equal(_loss(load_model(folder)), _loss(load_model(tmp_path / "base", geometry=geometry)))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_who_needs_torchvision_is_known(exported: dict[str, Exported], name: str) -> None:
+    case = exported[name]
+    assert torchvision_user(case.ours) == PROCESSORS.get(name)
+
+
 def test_a_filter_is_not_put_in_front_of_a_processor_that_counts_frames(tmp_path: Path) -> None:
     model = robustify(load_model(tiny_checkpoints.save_glm(tmp_path / "base")), RAdaptConfig(alpha=0))
     with one_line("the filter cannot be put in front of a Glm4vImageProcessorPil: use --export"):
@@ -674,6 +759,9 @@ def test_on_the_command_line(cli: Cli, tmp_path: Path) -> None:
     assert load_model(tmp_path / "export").radapt == RAdaptConfig()
     out = cli.done("robustify", qwen, "--out", tmp_path / "fold", "--fold")
     assert "NOT in the weights" in out
+    assert out.count("AutoProcessor needs torchvision here: Qwen2_5_VLProcessor takes videos too") == 1
+    assert f"AutoProcessor.from_pretrained('{tmp_path / 'fold'}', trust_remote_code=True)" in out
+    assert "torchvision" not in cli.done("robustify", llava, "--out", tmp_path / "plain", "--fold", "--alpha", 0)
     assert str(tmp_path / "fold" / "radapt_filter.py") in out
     assert "use --export" in cli.refused("robustify", llava, "--out", tmp_path / "x", "--fold")
     assert not (tmp_path / "x").exists()
