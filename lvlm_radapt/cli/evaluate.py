@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from lvlm_radapt.cli.app import app, console
+from lvlm_radapt.cli.app import app, console, progress_console
 from lvlm_radapt.cli.asking import attack_of, evaluation_of, protocol_of
 from lvlm_radapt.cli.defending import defence_of
 from lvlm_radapt.cli.group import Processes, is_first
@@ -27,6 +27,7 @@ from lvlm_radapt.cli.options import (
     NormOption,
     PresetOption,
     QuantizeOption,
+    ReportToOption,
     SeedOption,
     StepsOption,
     TargetOption,
@@ -148,6 +149,7 @@ def eval_(
     ] = False,
     resume: Annotated[bool, typer.Option("--resume", help="Continue a run that was stopped.")] = False,
     log_json: LogJsonOption = None,
+    report_to: ReportToOption = None,
 ) -> None:
     """Score MODEL on a task, clean and under attack, into a run folder with a report.
 
@@ -168,7 +170,9 @@ def _score(flags: SimpleNamespace) -> None:
     from eval_tasks.api import run_evaluation
     from eval_tasks.report.page import write_report
     from eval_tasks.run.processes import restarted
+    from lvlm_radapt.trackers import check_tracker, send_scores
 
+    check_tracker(flags.report_to)
     defence = defence_of(flags.defence, flags.defence_set, flags.eot_draws)
     service = _service(flags.model, {name: getattr(flags, name) for name in ("base_url", "parallel", "price")})
     opened = flags.model if service is None else flags.surrogate  # whose weights are opened here
@@ -213,6 +217,9 @@ def _score(flags: SimpleNamespace) -> None:
             runs.append(run)
     if is_first() and len(runs) > 1:
         write_report(runs, flags.out / "report.html")
+    if is_first() and flags.report_to is not None:
+        for run in runs:
+            send_scores(flags.report_to, run, progress_console.tell)
     if flags.log_json == "-":
         return
     print_tables(runs)

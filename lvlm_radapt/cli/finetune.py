@@ -9,7 +9,7 @@ import typer
 
 from lvlm_radapt.cli.app import app, console, progress_console
 from lvlm_radapt.cli.group import Processes, is_first
-from lvlm_radapt.cli.options import ConversationOption, DeviceOption, MaxPixelsOption, Precision
+from lvlm_radapt.cli.options import ConversationOption, DeviceOption, MaxPixelsOption, Precision, ReportToOption
 from lvlm_radapt.cli.placing import default_preset, device_named, place_flags
 from lvlm_radapt.cli.resuming import command_line, progress, resumable
 from lvlm_radapt.utils.bounds import MOST
@@ -78,6 +78,7 @@ def finetune(
     ),
     conversation: ConversationOption = None,
     max_pixels: MaxPixelsOption = None,
+    report_to: ReportToOption = None,
 ) -> None:
     """Fine-tune ENCODER on adversarial images of its own: FARE, TeCoA or TGA, whole or in its first layers alone.
 
@@ -90,6 +91,7 @@ def finetune(
     from eval_tasks.run.processes import Group
     from lvlm_radapt.loading.load import is_encoder, is_robustified, load_any
     from lvlm_radapt.saving.plain_weights import weight_bytes
+    from lvlm_radapt.trackers import Tracker, check_tracker, curves
     from lvlm_radapt.training.data_parallel import DataParallel, SingleProcess
     from lvlm_radapt.training.finetune import FinetuneSettings
     from lvlm_radapt.training.finetune import finetune as train
@@ -99,6 +101,7 @@ def finetune(
     from lvlm_radapt.utils.budget import parse_eps
     from lvlm_radapt.utils.leftovers import state_of
 
+    check_tracker(report_to)
     if is_robustified(encoder):
         raise UserError(f"{encoder} is robustified: fine-tune its base model, then robustify what comes out")
     known = "scenes" if default_preset(encoder) == "scenes" else "published"
@@ -139,8 +142,19 @@ def finetune(
     )
     work.lead("room", lambda: check_new_folder(out, room=weight_bytes(model)) and None)
     processes = SingleProcess() if Processes.group is None else DataParallel(place)
+    tracker = None
+    if report_to is not None and is_first():
+        told = settings.plain() | {"model": model.label, "images": found.digest}
+        tracker = Tracker(report_to, out, told, progress_console.tell)
     with resumable(command_line("--resume"), lambda: _saved(state)), progress() as announce:
-        log = train(model, found, settings, state=state, resume=resume, announce=announce, processes=processes)
+        try:
+            log = train(
+                model, found, settings, state=state, resume=resume, announce=announce, processes=processes,
+                **({} if tracker is None else {"watch": curves(tracker)}),
+            )  # fmt: skip
+        finally:
+            if tracker is not None:
+                tracker.finish()
         processes.leave()
         if not is_first():
             return

@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 
 import typer
 
+from lvlm_radapt.trackers import TrackerName
 from lvlm_radapt.utils.bounds import MOST
 
 Threat = Literal["adaptive", "transfer"]
@@ -57,6 +58,10 @@ QuantizeOption = Annotated[
 LogJsonOption = Annotated[
     str | None,
     typer.Option(metavar="FILE", help="Append a JSON line an event, with rate and score; - is stdout, without tables."),
+]
+ReportToOption = Annotated[
+    TrackerName | None,
+    typer.Option(help="Send curves or scores to this tracker, which finds its server and key by itself."),
 ]
 DeviceMapOption = Annotated[
     Spread | None, typer.Option(help="Spread the model over GPUs and memory (accelerate), in place of --device.")

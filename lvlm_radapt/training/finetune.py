@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, dataclass, field
@@ -99,6 +99,7 @@ def finetune(
     resume: bool = False,
     announce: Announce | None = None,
     processes: SingleProcess | None = None,
+    watch: Callable[[TrainingLog], None] = lambda log: None,
 ) -> TrainingLog:
     """Trains the vision tower of `model` in place; every weight outside the scope stays as it is, to the bit.
 
@@ -112,6 +113,7 @@ def finetune(
         and left there. With `resume` training goes on from it, where it is there, and ends at the same weights to the
         bit as if it had not been stopped (on one CPU thread). One begun with another number of threads is refused.
     processes: those that share each batch; the weights they end at are the same up to rounding.
+    watch: called with the log at the beginning and after every step.
 
     Raises:
         UserError: a model that the method or the scope is not made for, or with R-Adapt in it; too few images for
@@ -144,6 +146,7 @@ def finetune(
             if not log.probes:
                 log.probes.append(work.probe())
             advance(len(log.losses), "")
+            watch(log)
             for files, clean in work.loaded(itertools.islice(batches, recipe.steps - len(log.losses))):
                 work.step(files, clean)
                 done = len(log.losses)
@@ -151,6 +154,7 @@ def finetune(
                     log.probes.append(work.probe())
                 if processes.rank == 0 and (done % SAVED_EVERY == 0 or done == recipe.steps):
                     file.note(work.saved())
+                watch(log)
                 last = log.probes[-1]
                 advance(1, f"loss {log.losses[-1]:.4g}, held back: clean {last.clean:.3f} attacked {last.robust:.3f}")
     except Diverged:
