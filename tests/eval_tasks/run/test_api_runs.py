@@ -229,17 +229,17 @@ def test_an_endpoint_that_reads_idempotency_keys_bills_nothing_twice_even_at_a_k
 
 
 def test_a_key_stands_for_one_request_of_one_run(ask, tmp_path):
-    half = {"body": {"choices": []}}
+    half, together = {"body": {"choices": []}}, ("--batch-size", N, "--chunk-size", N, "--parallel", 2 * N)
     with serving(fault=lambda request, before: None if before else half) as server:
-        assert ask(server)[0] == 0
+        assert ask(server, *together)[0] == 0
         first = {one.once for one in server.requests}
         assert len(first) == len(server.requests) == 2 * (2 * N + 2)  # a half answer is asked for anew
         server.requests.clear()
-        assert ask(server, "--out", tmp_path / "other")[0] == 0
+        assert ask(server, *together, "--out", tmp_path / "other")[0] == 0
     assert first.isdisjoint(one.once for one in server.requests)
     later = {"status": 429, "error": {"message": "slow down"}, "headers": AGAIN}
     with serving(fault=lambda request, before: None if before else later) as server:
-        assert ask(server, "--out", tmp_path / "third")[0] == 0
+        assert ask(server, *together, "--out", tmp_path / "third")[0] == 0
     assert 2 * len({one.once for one in server.requests}) == len(server.requests)  # one that was put off keeps its key
 
 
