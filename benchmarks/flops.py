@@ -73,6 +73,7 @@ RELEASED: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
         {"hidden_size": 1152, "intermediate_size": 4304, "num_hidden_layers": 27, "num_attention_heads": 16,
          "image_size": 896, "patch_size": 14},
     ),
+    "gemma4": ("gemma4, defaults", {}, {"model_type": "gemma4_vision"}),
     "qwen3_5": ("Qwen3.5-9B", {}, {"out_hidden_size": 4096}),
     "qwen3_5_moe": ("Qwen3.5-35B-A3B", {}, {"out_hidden_size": 2048}),
     "glm4v": ("GLM-4.1V-9B", _GLM_TEXT, {}),
@@ -131,16 +132,30 @@ def counting() -> Iterator[FlopCounterMode]:
         yield counter
 
 
+def kinds() -> dict[str, Family]:
+    """model_type -> family; where another tower makes another model of it, the tower's too."""
+    found = lvlm_families()
+    return found | {f"{kind} over {tower}": each for kind, each in found.items() for tower in each.lvlm_over}
+
+
 def build(kind: str, family: Family) -> tuple[LVLM, str]:
     """The family's model of released size on the meta device, and what it is called."""
     tokenizer = full_size.tokenizer_of("tiny-qwen")
     turns = ["<|user|>", "<end_of_turn>", "<boi>", "<eoi>", "<end_of_utterance>", "<fake_token_around_image>"]
-    tokenizer.add_tokens(
-        [*turns, "<global-img>", "<img>", "</img>", "<|START_OF_IMG|>", "<|END_OF_IMG|>"], special_tokens=True
-    )
+    around = [
+        "<global-img>",
+        "<img>",
+        "</img>",
+        "<|START_OF_IMG|>",
+        "<|END_OF_IMG|>",
+        "[IMG_BREAK]",
+        "[IMG_END]",
+        "<turn|>",
+    ]
+    tokenizer.add_tokens([*turns, *around], special_tokens=True)
     tokenizer.add_special_tokens({"bos_token": "<bos>"})
     ids: Callable[[str], int] = tokenizer.convert_tokens_to_ids
-    hf_class = family.hf_class({"model_type": kind})
+    hf_class = family.hf_class({"model_type": kind.partition(" over ")[0]})
     if kind in FULL_SIZE:
         called, config = FULL_SIZE[kind](ids)
     else:
@@ -148,14 +163,15 @@ def build(kind: str, family: Family) -> tuple[LVLM, str]:
         changed = {"text_config": text, "vision_config": vision}
         config = hf_class.config_class(**{part: changes for part, changes in changed.items() if changes})
     config.image_token_id = ids("<|image_pad|>")
-    for name, token in (("boi_token_index", "<boi>"), ("eoi_token_index", "<eoi>")):
-        if hasattr(config, name):
-            setattr(config, name, ids(token))
+    for name, token in (("boi", "<boi>"), ("eoi", "<eoi>")):
+        for kept in (f"{name}_token_index", f"{name}_token_id"):
+            if hasattr(config, kept):
+                setattr(config, kept, ids(token))
     with torch.device("meta"):
         hf = hf_class._from_config(config, attn_implementation="eager", dtype=torch.bfloat16)
     if any(map(_is_experts, hf.modules())):
         hf.set_experts_implementation("batched_mm")  # the routing has no numbers: every token its number of experts
-    return family.build(hf, tokenizer, _image_processor(family, config.vision_config), name=called), called
+    return family.build(hf, tokenizer, _image_processor(family, config), name=called), called
 
 
 _SHAPE = {
@@ -181,25 +197,41 @@ def _smolvlm(ids: Callable[[str], int]) -> tuple[str, Any]:
     )
 
 
+def _pixtral(ids: Callable[[str], int]) -> tuple[str, Any]:
+    text = {"model_type": "mistral", "hidden_size": 5120, "intermediate_size": 14336, "num_hidden_layers": 40,
+            "num_attention_heads": 32, "num_key_value_heads": 8, "head_dim": 128, "vocab_size": 131072}  # fmt: skip
+    vision = {"model_type": "pixtral", "image_size": 1024, "patch_size": 16}
+    return "Pixtral-12B", transformers.LlavaConfig(
+        text_config=text, vision_config=vision, vision_feature_layer=-1, vision_feature_select_strategy="full"
+    )
+
+
 FULL_SIZE: dict[str, Callable[[Callable[[str], int]], tuple[str, Any]]] = {
     "idefics3": _idefics3,
+    "llava over pixtral": _pixtral,
     "smolvlm": _smolvlm,
     "llava": lambda ids: ("LLaVA-1.5-7B", full_size.llava(ids("<|image_pad|>"))),
     "qwen2_5_vl": lambda ids: ("Qwen2.5-VL-7B", full_size.qwen(ids)),
 }
 
 
-def _image_processor(family: Family, vision: Any) -> Any:
-    kind = getattr(transformers, f"{family.image_processors[0]}Pil")
-    if family.lvlm is not None and family.lvlm.grows:
-        frames = 2 if family.lvlm.counts_frames else 1
+def _image_processor(family: Family, config: Any) -> Any:
+    vision, ours = config.vision_config, family.lvlm_of(config.to_dict())
+    name = family.image_processors[0 if ours is family.lvlm else -1]
+    kind = getattr(transformers, f"{name}Pil")
+    usual = dict(getattr(kind(), "size", None) or {})
+    if not usual:  # a budget of patches of the usual size
+        return kind()
+    if ours is not None and ours.grows:
+        frames = 2 if ours.counts_frames else 1
         size = {"shortest_edge": 56 * 56 * frames, "longest_edge": 448 * 448 * frames}
         return kind(size=size, patch_size=vision.patch_size)
     side = vision.image_size if isinstance(vision.image_size, int) else vision.image_size[0]
     square = {"height": side, "width": side}
-    if "longest_edge" in dict(kind().size):  # crops of `side` pixels
-        return kind(size={"longest_edge": 2 * side}, max_image_size={"longest_edge": side})
-    if "shortest_edge" in dict(kind().size):
+    if "longest_edge" in usual:
+        crops = {"max_image_size": {"longest_edge": side}} if hasattr(kind, "max_image_size") else {}
+        return kind(size={"longest_edge": 2 * side if crops else side}, **crops)
+    if "shortest_edge" in usual:
         return kind(size={"shortest_edge": side}, crop_size=square)
     return kind(size=square)
 
@@ -256,6 +288,7 @@ def parts(model: LVLM, family: Family) -> Parts:
     mlp = language.layers[-1].mlp
     spared = length - read if type(language.layers[-1]).__name__ in family.plain_layers else 0
     spoken = length * sum(_weights(each.modules(), chosen) for each in language.layers)
+    spoken += length * _weights(each for each in language.children() if isinstance(each, nn.Linear))
     spoken += read * _weights([head]) - spared * _weights(mlp.modules(), chosen)
     attended = _products(whole) - _products(seen) - sum(mixed)
     return Parts(
@@ -298,12 +331,12 @@ def _products(counter: FlopCounterMode) -> int:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--family", choices=list(lvlm_families()), action="append", help="model_type; all if left out")
+    parser.add_argument("--family", choices=list(kinds()), action="append", help="model_type; all if left out")
     args = parser.parse_args()
     print(f"transformers {transformers.__version__}, torch {torch.__version__}, {datetime.date.today()}; TFLOP")
     print("| model | tokens | tower | projector | language model | sum | counted | off |")
     print("|---|---|---|---|---|---|---|---|")
-    for kind, family in lvlm_families().items():
+    for kind, family in kinds().items():
         if args.family and kind not in args.family:
             continue
         model, called = build(kind, family)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -19,6 +21,9 @@ def kernel_spectrum(tower: Tower) -> Tensor:
     weight = patch_embedding(tower).weight.detach().double().cpu()
     if weight.ndim == 5:
         weight = weight.sum(2)
+    if weight.ndim == 2:
+        side = math.isqrt(weight.shape[1] // 3)
+        weight = weight.unflatten(1, (side, side, 3)).movedim(-1, 1)
     return mean_magnitude(weight)
 
 

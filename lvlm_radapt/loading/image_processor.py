@@ -60,7 +60,7 @@ class _Processor(BaseModel):
     image_std: _Colour = None
     rescale_factor: Annotated[float, Field(gt=0, le=1)] | None = None
     resample: Annotated[int, Field(ge=0, le=5)] | None = None
-    patch_size: _Side | None = None
+    patch_size: _Side | dict[str, _Side] | None = None
     temporal_patch_size: _Side | None = None
     merge_size: _Side | None = None
     image_grid_pinpoints: list[Annotated[list[_Side], Field(min_length=2, max_length=2)]] | None = None

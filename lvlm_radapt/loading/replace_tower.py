@@ -13,8 +13,9 @@ from lvlm_radapt.loading.load_options import Attention, LoadOptions
 from lvlm_radapt.loading.locate import embedded_models
 from lvlm_radapt.loading.stock import load_stock_encoder
 from lvlm_radapt.models.base import LVLM
+from lvlm_radapt.models.checks import lost_layer
 from lvlm_radapt.models.clip import CLIPEncoder
-from lvlm_radapt.models.llava import LlavaLVLM, lost_layer
+from lvlm_radapt.models.llava import LlavaLVLM
 from lvlm_radapt.utils.errors import UserError
 
 

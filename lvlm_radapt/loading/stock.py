@@ -39,12 +39,12 @@ def load_stock(name_or_path: str | os.PathLike[str], *, geometry: Geometry | Non
         config = stored.config
     model_type = str(config.get("model_type", "missing"))
     family = lvlm_families().get(model_type)
-    if family is None or family.lvlm is None:
+    ours = None if family is None else family.lvlm_of(config)
+    if family is None or ours is None:
         encoder = model_type in encoder_families()
         hint = "it is an image encoder, usable as a surrogate or guide" if encoder else "to add one see docs/extend.md"
         known = ", ".join(lvlm_families())
         raise UserError(f"{name}: model_type {model_type!r} is not supported, only {known} are; {hint}")
-    ours = family.lvlm
     if options.max_pixels is not None and not ours.grows:
         raise UserError(_FIXED_CANVAS.format(name=name))
     hf = load_weights(family.hf_class(config), source, name, options, stored=stored, kept=family.unquantised)

@@ -69,7 +69,7 @@ class AyaVisionLVLM(InternVLLVLM):
         views = self.pixel_values(batch)
         return torch.cat(hidden_states.read(self.tower, views, [layers] if isinstance(layers, int) else layers), dim=-1)
 
-    def project(self, states: Tensor) -> Tensor:
+    def project(self, states: Tensor, batch: PixelBatch) -> Tensor:
         return self.hf.model.multi_modal_projector(states).flatten(1, 2)
 
 

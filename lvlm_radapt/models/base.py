@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from dataclasses import replace as dataclass_replace
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
@@ -115,7 +116,7 @@ class PixelModel(Pretrained, ABC):
 
     whole_view: ClassVar[int] = 0
     """Which of an image's views shows all of it, in the order in which the tower gets them."""
-    processing: ClassVar[Mapping[str, bool]] = {}
+    processing: Mapping[str, bool | int] = MappingProxyType({})
     """Settings that the family's processor gives its image processor, whatever the file of that one says."""
     views_apart: bool = False
     """Whether the canvas is a stack of views of one image, so that an attack changes each on its own: a superset of
@@ -375,6 +376,8 @@ class LVLM(PixelModel):
     """Whether the image processor's numbers of pixels count a pixel once for each frame of a patch."""
     unpadded: ClassVar[str | None] = "geometry pad is for LLaVA-1.5: use stock"
     """Why images are not padded to a square (`geometry="pad"`); None for a model whose images may be."""
+    processor_class: ClassVar[str | None] = None
+    """The name of its processor in transformers, where its model_type tells another."""
 
     @classmethod
     def check_config(cls, config: Any, name: str) -> None:
@@ -560,6 +563,7 @@ class LVLM(PixelModel):
             max_new_tokens=max_new_tokens,
             end_ids=self.text.end_ids(self.hf.generation_config),
             first=extra,
+            each=self.token_inputs,
             on_tokens=None if on_text is None else lambda so_far: on_text(self._texts(so_far)),
         )
         return self._texts(answers)
@@ -587,6 +591,10 @@ class LVLM(PixelModel):
         prompt alone. is_image: bool [B, L], where the image tokens are."""
         return self.image_embeds(batch), {}
 
+    def token_inputs(self, ids: Tensor) -> dict[str, Any]:
+        """What the language model takes of token ids [B, L] beside their embeddings, as keywords of that pass."""
+        return {}
+
     def _attention(
         self, ids: Tensor, mask: Tensor, prompt: Tensor, embeds: Tensor, positions: Tensor
     ) -> dict[str, Any]:
@@ -605,7 +613,8 @@ class LVLM(PixelModel):
         image, extra = self._visual_inputs(batch, is_image)
         is_image = is_image.to(embeds.device)
         embeds = embeds.masked_scatter(is_image.unsqueeze(-1), image.to(embeds.device, embeds.dtype))
-        return ids, mask, embeds, positions, extra | self._attention(ids, mask, prompt, embeds, positions)
+        extra |= self.token_inputs(ids) | self._attention(ids, mask, prompt, embeds, positions)
+        return ids, mask, embeds, positions, extra
 
     @staticmethod
     def _check_count(batch: PixelBatch, **texts: Sequence[Prompt]) -> None:

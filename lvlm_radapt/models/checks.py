@@ -1,4 +1,4 @@
-"""What makes a checkpoint useless although it loads: numbers that are none."""
+"""What makes a checkpoint useless although it loads: numbers that are none, layers that are not there."""
 
 from __future__ import annotations
 
@@ -37,3 +37,10 @@ def check_normalisation(processor: Any, name: str) -> None:
                 f"{name}: preprocessor_config.json: {field} must be three finite numbers"
                 f"{' above 0' if low == 0 else ''}, got {values!r:.80}"
             )
+
+
+def lost_layer(config: Any, depth: int) -> int | None:
+    """The first hidden layer that config.json has read and a tower of that depth does not have."""
+    layers = config.vision_feature_layer
+    each = [layers] if isinstance(layers, int) else layers
+    return next((layer for layer in each if not -depth - 1 <= layer <= depth), None)

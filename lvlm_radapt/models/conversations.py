@@ -151,6 +151,7 @@ CONVERSATIONS: dict[str, Conversation] = {
             _CHATML_TURN,
         ),
         Conversation("mistral_instruct", None, "[INST] <image>\n{text} [/INST]", " {answer} </s>[INST] {text} [/INST]"),
+        Conversation("mistral", None, "[INST]<image>{text}[/INST]", "{answer}</s>[INST]{text}[/INST]"),
         Conversation(
             "chatml_direct",
             "Answer the questions.",
@@ -158,6 +159,12 @@ CONVERSATIONS: dict[str, Conversation] = {
             "{answer}<|im_end|><|im_start|>user\n{text}<|im_end|><|im_start|>assistant\n",
         ),
         Conversation("gemma", None, f"<start_of_turn>user\n<image>{_GEMMA_TURN}", f"{{answer}}{_GEMMA_NEXT}"),
+        Conversation(
+            "gemma4",
+            None,
+            "<|turn>user\n<image>{text}<turn|>\n<|turn>model\n",
+            "{answer}<turn|>\n<|turn>user\n{text}<turn|>\n<|turn>model\n",
+        ),
         Conversation("paligemma", None, "<image>{text}"),
         Conversation("idefics3", None, f"User:<image>{_IDEFICS_TURN}", f" {{answer}}{_IDEFICS_NEXT}"),
         Conversation("smolvlm", None, f"<|im_start|>User:<image>{_IDEFICS_TURN}", f" {{answer}}{_IDEFICS_NEXT}"),

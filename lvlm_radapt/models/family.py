@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import transformers
@@ -30,6 +30,9 @@ class Family:
     `architectures`, else the first. A class that the installed transformers lacks is absent."""
     lvlm: type[LVLM] | None = None
     """The class that opens them as a vision-language model; its constructor takes what `build` gives it."""
+    lvlm_over: Mapping[str, type[LVLM]] = field(default_factory=dict)
+    """model_type of config.json's `vision_config` -> the class in place of `lvlm`, where that tower takes images
+    otherwise."""
     encoder: type[CLIPEncoder] | None = None
     """The class that opens them as an image encoder, in place of `lvlm`."""
     towers: tuple[type[Tower], ...]
@@ -59,6 +62,12 @@ class Family:
         named = [name for name in names if isinstance(told, list) and name in told]
         return getattr(transformers, (named or [*names])[0])
 
+    def lvlm_of(self, config: Mapping[str, Any]) -> type[LVLM] | None:
+        """The class of ours for a checkpoint with that content of config.json; None for an image encoder."""
+        vision = config.get("vision_config")  # which may be anything
+        kind = vision.get("model_type") if isinstance(vision, Mapping) else None
+        return self.lvlm_over.get(str(kind), self.lvlm)
+
     def build(self, hf: Any, tokenizer: Any, image_processor: Any, *, name: str, **settings: Any) -> Any:
         """The family's class around an opened transformers model.
 
@@ -70,7 +79,7 @@ class Family:
         tower = find_tower(hf)
         if type(tower) not in self.towers:
             raise UserError(f"{name}: its vision tower is a {type(tower.module).__name__}, which is not read")
-        model: Any = self.lvlm or self.encoder
+        model: Any = self.lvlm_of(hf.config.to_dict()) or self.encoder
         model = model(hf, tokenizer, image_processor, name=name, **settings)
         if self.lvlm is not None:
             last_layer.prepare(model.language_model, self.plain_layers)

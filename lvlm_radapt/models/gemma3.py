@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any, ClassVar
 
 from torch import Tensor
@@ -22,7 +23,7 @@ class Gemma3LVLM(SiglipLVLM):
     """
 
     default_conversation: ClassVar[Conversation] = CONVERSATIONS["gemma"]
-    processing: ClassVar[Mapping[str, bool]] = {"do_convert_rgb": True, "do_pan_and_scan": False}
+    processing = MappingProxyType({"do_convert_rgb": True, "do_pan_and_scan": False})
 
     @classmethod
     def image_mark(cls, config: Any, tokenizer: Any) -> str:

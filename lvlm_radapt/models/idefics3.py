@@ -11,6 +11,7 @@ from PIL import Image
 from torch import Tensor, nn
 from transformers.models.idefics3.image_processing_pil_idefics3 import get_resize_output_image_size
 
+from lvlm_radapt.models.base import PixelBatch
 from lvlm_radapt.models.conversations import CONVERSATIONS, Conversation
 from lvlm_radapt.models.family import Family
 from lvlm_radapt.models.llava import PLAIN_LAYERS
@@ -81,7 +82,7 @@ class Idefics3LVLM(TiledLVLM):
         config = self.hf.config
         return (self._side // config.vision_config.patch_size // config.scale_factor) ** 2
 
-    def project(self, states: Tensor) -> Tensor:
+    def project(self, states: Tensor, batch: PixelBatch) -> Tensor:
         return self.hf.model.connector(states)
 
 

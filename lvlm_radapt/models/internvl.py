@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any, ClassVar
 
 from PIL import Image
@@ -26,7 +27,7 @@ class InternVLLVLM(TiledLVLM):
     """
 
     default_conversation: ClassVar[Conversation] = CONVERSATIONS["chatml"]
-    processing: ClassVar[Mapping[str, bool]] = {"crop_to_patches": True}
+    processing = MappingProxyType({"crop_to_patches": True})
 
     @classmethod
     def check_config(cls, config: Any, name: str) -> None:
@@ -70,7 +71,7 @@ class InternVLLVLM(TiledLVLM):
     def patch_states(self, batch: PixelBatch) -> Tensor:
         return super().patch_states(batch)[:, 1:]
 
-    def project(self, states: Tensor) -> Tensor:
+    def project(self, states: Tensor, batch: PixelBatch) -> Tensor:
         high = int(states.shape[1] ** 0.5)
         shuffled = self.hf.model.pixel_shuffle(
             states.unflatten(1, (high, high)), scale_factor=self.hf.config.downsample_ratio

@@ -95,14 +95,15 @@ def greedy(
     max_new_tokens: int,
     end_ids: Collection[int],
     first: Mapping[str, Any],
+    each: Callable[[Tensor], Mapping[str, Any]],
     on_tokens: Callable[[list[list[int]]], None] | None = None,
 ) -> list[list[int]]:
     """The most likely token again and again, with a key-value cache; end tokens are cut off.
 
     ids, mask: [B, L] left-padded; embeds: [B, L, D]; positions: [B, L] or [3, B, L]; first: further keywords
-    of the language model for the pass over the prompt, `attention_mask` among them where it is not `mask`; on_tokens:
-    gets the answers as far as they go, after every token. It differs from `hf.generate` in that the vision tower has
-    already run, on unrounded pixels, as it does for the loss.
+    of the language model for the pass over the prompt, `attention_mask` among them where it is not `mask`; each: those
+    for a pass over the token ids [B, 1]; on_tokens: gets the answers as far as they go, after every token. It differs
+    from `hf.generate` in that the vision tower has already run, on unrounded pixels, as it does for the loss.
     """
     head, embed = output_head(hf), hf.get_input_embeddings()
     penalty = hf.generation_config.repetition_penalty
@@ -126,7 +127,6 @@ def greedy(
             **cached,
             **{"attention_mask": mask, **extra},
         )
-        extra = {}
         logits = head(out.last_hidden_state[:, -1]).float().to(ids.device)
         token = (logits if penalise is None else penalise(said, logits)).argmax(-1)
         open_rows &= ~torch.isin(token, ends)
@@ -139,5 +139,5 @@ def greedy(
         said = torch.cat([said, token[:, None]], 1)
         mask = torch.cat([mask, mask.new_ones(len(mask), 1)], 1)
         positions = position = position + 1
-        embeds = embed(token[:, None])
+        embeds, extra = embed(token[:, None]), dict(each(token[:, None]))
     return answers

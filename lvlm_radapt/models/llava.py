@@ -10,13 +10,16 @@ from PIL import Image
 from torch import Tensor, nn
 
 from lvlm_radapt.models.base import LVLM, FeaturePoint, PixelBatch
+from lvlm_radapt.models.checks import lost_layer
 from lvlm_radapt.models.conversations import CONVERSATIONS, Conversation
 from lvlm_radapt.models.family import Family
 from lvlm_radapt.models.geometry import clip_canvas, clip_canvas_bytes, pad_to_square
 from lvlm_radapt.models.language import text_positions
+from lvlm_radapt.models.mistral3 import PixtralLVLM
 from lvlm_radapt.models.speedups import hidden_states
 from lvlm_radapt.towers import find_tower
 from lvlm_radapt.towers.clip import CLIPTower
+from lvlm_radapt.towers.pixtral import PixtralTower
 from lvlm_radapt.towers.siglip import SiglipTower
 from lvlm_radapt.utils.errors import UserError
 
@@ -93,13 +96,6 @@ class LlavaLVLM(LVLM):
         return text_positions(mask)
 
 
-def lost_layer(config: Any, depth: int) -> int | None:
-    """The first hidden layer that a LLaVA's config has read and a tower of that depth does not have."""
-    layers = config.vision_feature_layer
-    each = [layers] if isinstance(layers, int) else layers
-    return next((layer for layer in each if not -depth - 1 <= layer <= depth), None)
-
-
 PLAIN_LAYERS = ("LlamaDecoderLayer", "MistralDecoderLayer", "Qwen2DecoderLayer", "Qwen3DecoderLayer")
 """Of the language models that LLaVA's checkpoints are built on."""
 UNQUANTISED = ("model.vision_tower", "model.multi_modal_projector", "lm_head")
@@ -107,8 +103,9 @@ UNQUANTISED = ("model.vision_tower", "model.multi_modal_projector", "lm_head")
 FAMILY = Family(
     checkpoints={"llava": ("LlavaForConditionalGeneration",)},
     lvlm=LlavaLVLM,
-    towers=(CLIPTower, SiglipTower),
-    image_processors=("CLIPImageProcessor", "LlavaImageProcessor", "SiglipImageProcessor"),
+    lvlm_over={"pixtral": PixtralLVLM},
+    towers=(CLIPTower, SiglipTower, PixtralTower),
+    image_processors=("CLIPImageProcessor", "LlavaImageProcessor", "SiglipImageProcessor", "PixtralImageProcessor"),
     plain_layers=PLAIN_LAYERS,
     unquantised=UNQUANTISED,
 )

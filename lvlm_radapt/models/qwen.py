@@ -38,9 +38,23 @@ class QwenLVLM(LVLM):
     def __init__(self, hf: Any, tokenizer: Any, image_processor: Any, **settings: Any) -> None:
         super().__init__(hf, tokenizer, image_processor, **settings)
         batch_equal_windows(hf)
+        self._check_positions()
         shape = QwenTower(self.tower)
         self._patch, self._merge, self._temporal = shape.patch_size, shape.merge_size, shape.temporal
         self._window = shape.window
+
+    def _check_positions(self) -> None:
+        """UserError where the three axes of config.json's mrope_section do not share out what is rotated of a head."""
+        rotary = self.language_model.rotary_emb
+        half = rotary.inv_freq
+        try:
+            rotary(half.new_zeros(1, 1, 1), torch.zeros(3, 1, 1, dtype=torch.long, device=half.device))
+        except RuntimeError as error:
+            section = [*rotary.mrope_section]
+            raise UserError(
+                f"{self.name}: mrope_section {section} in config.json adds up to {sum(section)}, not to half of what "
+                f"is rotated of a head, {len(half)}: one of the two is of another model"
+            ) from error
 
     def _reserved_ids(self) -> list[int]:
         config = self.hf.config

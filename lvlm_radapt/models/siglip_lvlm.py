@@ -37,15 +37,15 @@ class SiglipLVLM(LVLM):
         if at not in ("tower", "projector"):
             raise UserError(f"features at {at!r} are unknown, choose tower or projector")
         states = self.patch_states(batch)
-        states = self.project(states) if at == "projector" else states
+        states = self.project(states, batch) if at == "projector" else states
         return states.reshape(len(batch), -1, states.shape[-1])
 
     def patch_states(self, batch: PixelBatch) -> Tensor:
         """[views, patches, D] of the tower's last state, without CLS."""
         return self.run_tower(batch).last_hidden_state
 
-    def project(self, states: Tensor) -> Tensor:
-        """[views, tokens, D] for the language model, of `patch_states`."""
+    def project(self, states: Tensor, batch: PixelBatch) -> Tensor:
+        """[views, tokens, D] for the language model, of the batch's `patch_states`."""
         return self.hf.model.multi_modal_projector(states)
 
     def image_embeds(self, batch: PixelBatch) -> Tensor:

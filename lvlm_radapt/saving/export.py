@@ -1,7 +1,7 @@
 """A robustified model as a complete model folder that needs transformers alone.
 
 config.json           model_type `radapt_...`, auto_map to modeling_radapt.py, the defence under `radapt`
-radapt.safetensors    every weight, `radapt_mix.anchor` too; the patch embedding's weight as a matrix
+radapt.safetensors    every weight, `radapt_mix.anchor` too; the patch embedding's weight in another shape
                       (in shards: radapt.safetensors.index.json and the files it names)
 modeling_radapt.py    the stock class with the defence in, and beside it radapt_*.py, the code it uses
 radapt_export.json    what `load_model` must know besides: format, version, stock model type, geometry, base
@@ -23,8 +23,6 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, Literal
 
-from torch import nn
-
 from lvlm_radapt.defences.base import refuse_attached
 from lvlm_radapt.defences.radapt.hooks import injected_anchor, injected_config, injected_white
 from lvlm_radapt.loading.export import load_export
@@ -43,8 +41,10 @@ from lvlm_radapt.loading.export_files import (
 )
 from lvlm_radapt.loading.load_options import no_loading_bar
 from lvlm_radapt.models.base import LVLM
+from lvlm_radapt.saving.export_template import marked
 from lvlm_radapt.saving.plain_weights import refuse_unwritable, save_companions, weight_bytes
 from lvlm_radapt.towers.base import Tower, find_tower
+from lvlm_radapt.towers.parts import patch_embedding
 from lvlm_radapt.utils.atomic_folder import new_folder
 from lvlm_radapt.utils.errors import UserError
 
@@ -78,11 +78,11 @@ def export_model(
         raise UserError(f"{model.name} has no R-Adapt in it: call robustify() before exporting it")
     refuse_unwritable(model)
     stored = anchor if white is None and config.alpha != 0 else None
-    patches, convolution = _patch_embedding(model)
+    patches, embedding = _patch_embedding(model)
     place = None
     if stored is not None:
         place = AnchorPlace(rows=len(stored.values), grid=stored.grid, prefix_tokens=stored.prefix_tokens)
-    mark = Patches(module=patches, shape=tuple(convolution.weight.shape))
+    mark = Patches(module=patches, shape=tuple(embedding.weight.shape))
     settings = ExportSettings(
         format=FORMAT,
         version=VERSION,
@@ -91,7 +91,7 @@ def export_model(
         geometry=model.geometry,
     )
     weights = model.hf.state_dict()
-    weights[f"{patches}.weight"] = convolution.weight.detach().flatten(1)
+    weights[f"{patches}.weight"] = marked(embedding.weight.detach())
     if stored is not None:
         weights[ANCHOR] = stored.values
     with new_folder(out, room=weight_bytes(model)) as folder:
@@ -133,12 +133,9 @@ def _out_of_sight(folder: Path) -> Literal["radapt.safetensors", "radapt.safeten
 
 
 def _patch_embedding(model: LVLM) -> tuple[str, Any]:
-    """The tower's first convolution, by its path in the model."""
-    inside = list(find_tower(model.hf).module.modules())
-    for path, module in model.hf.named_modules():
-        if type(module) in (nn.Conv2d, nn.Conv3d) and any(module is part for part in inside):
-            return path, module
-    raise UserError(f"{model.name}: its vision tower has no patch convolution to mark: keep an adapter instead")
+    """What makes tokens of patches, by its path in the model."""
+    embedding = patch_embedding(find_tower(model.hf))
+    return next((path, module) for path, module in model.hf.named_modules() if module is embedding)
 
 
 def _code(stock: Any, tower: type[Tower]) -> dict[str, str]:

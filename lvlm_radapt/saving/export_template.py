@@ -2,8 +2,9 @@
 a fixed anchor is mixed into the first attention's output (arXiv 2603.12799).
 
 `AutoModelForImageTextToText.from_pretrained(FOLDER, trust_remote_code=True)` opens it; torch and transformers
-are all it needs. The weights lie in a file that the code here alone asks for, and the patch embedding's is stored as
-a matrix: both on purpose, lest a stock class, which knows neither filter nor anchor, bring the model back unprotected.
+are all it needs. The weights lie in a file that the code here alone asks for, and the patch embedding's is stored in
+another shape: both on purpose, lest a stock class, which knows neither filter nor anchor, bring the model back
+unprotected.
 """
 
 from __future__ import annotations
@@ -55,7 +56,23 @@ class MatrixConv3d(nn.Module):
         return nn.Conv3d._conv_forward(conv, input, conv.weight.unflatten(1, (-1, *conv.kernel_size)), conv.bias)
 
 
-_MATRIX = {nn.Conv2d: MatrixConv2d, nn.Conv3d: MatrixConv3d}
+class StackedLinear(nn.Module):
+    """A linear map whose weight is kept as a stack of one matrix [1, out, in]; no nn.Linear, whose weight libraries
+    that quantise would take for a matrix."""
+
+    weight: nn.Parameter
+    bias: nn.Parameter | None
+
+    def forward(self, input: Tensor) -> Tensor:
+        return nn.functional.linear(input, self.weight[0], self.bias)
+
+
+_MARKED = {nn.Conv2d: MatrixConv2d, nn.Conv3d: MatrixConv3d, nn.Linear: StackedLinear}
+
+
+def marked(weight: Tensor) -> Tensor:
+    """A patch embedding's weight in a shape at which a stock class stops."""
+    return weight[None] if weight.ndim == 2 else weight.flatten(1)
 
 
 class _Defended(PreTrainedModel):
@@ -84,8 +101,8 @@ class _Defended(PreTrainedModel):
         if place is not None:
             self.radapt_mix = injection.mix  # in the module tree, so that the anchor is loaded and saved
         patches: Any = self.get_submodule(defence["patches"]["module"].removeprefix(self._path))
-        patches.__class__ = _MATRIX[type(patches)]
-        patches.weight = nn.Parameter(patches.weight.detach().flatten(1))
+        patches.__class__ = _MARKED[type(patches)]
+        patches.weight = nn.Parameter(marked(patches.weight.detach()))
 
     def _init_weights(self, module: nn.Module) -> None:
         if isinstance(module, AnchorMix):

@@ -147,7 +147,7 @@ def _save_code(folder: Path, module: str, template: ModuleType, stock: str, own:
 def _canvas(model: LVLM) -> dict[str, Any]:
     """The numbers of radapt_filter.py that say how this model's processor lays an image on its canvas."""
     processor: Any = model.image_processor
-    size = dict(processor.size)
+    size = dict(getattr(processor, "size", None) or {})
     sized = size.get("shortest_edge") or size.get("height")
     if model.views_apart or model.counts_frames or not processor.do_resize or not sized:
         raise UserError(

@@ -94,18 +94,26 @@ def _padding(model: PixelModel) -> Any:
 
 
 def torchvision_user(model: LVLM) -> str | None:
-    """The processor's class, if it takes videos too: AutoProcessor then needs torchvision. None for the others."""
+    """The processor's class, if it takes videos too or asks for it itself: AutoProcessor then needs torchvision. None
+    for the others."""
     name, takes = _processor_class(model)
-    return name if "video_processor" in takes else None
+    return name if takes is None or "video_processor" in takes else None
 
 
-def _processor_class(model: LVLM) -> tuple[str, Collection[str]]:
-    """The name of the class that AutoProcessor opens, and what it is made of."""
-    name = transformers.models.auto.processing_auto.PROCESSOR_MAPPING_NAMES[model.hf.config.model_type]
-    return name, inspect.signature(getattr(transformers, name).__init__).parameters
+def _processor_class(model: LVLM) -> tuple[str, Collection[str] | None]:
+    """The name of the class that AutoProcessor opens, and what it is made of; None where what it needs is not
+    installed."""
+    by_type = transformers.models.auto.processing_auto.PROCESSOR_MAPPING_NAMES
+    name = model.processor_class or by_type[model.hf.config.model_type]
+    try:
+        kind: Any = getattr(transformers, name)
+    except ImportError:
+        return name, None
+    return name, None if getattr(kind, "is_dummy", False) else inspect.signature(kind.__init__).parameters
 
 
 def _processor_values(model: LVLM) -> dict[str, Any]:
     """What AutoProcessor must know: its class, and what the class takes that the model itself tells."""
     name, takes = _processor_class(model)
-    return {"processor_class": name} | {key: value for key, value in model.processor_values().items() if key in takes}
+    values = model.processor_values()
+    return {"processor_class": name} | {key: each for key, each in values.items() if takes is None or key in takes}

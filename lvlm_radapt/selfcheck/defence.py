@@ -81,21 +81,27 @@ def _anchor(trial: Trial, config: RAdaptConfig, limit: float) -> Check:
         outputs_of(tower.first_attention, first=False) as mixed,
     ):
         trial.model.features(trial.batch)
-    r = plain[-1].double()
+    args, kwargs = seen[-1]
+    high, wide = tower.grid(args, kwargs)
+
+    def rows(output: Tensor) -> Tensor:
+        """Without padding, which nothing reads."""
+        return output[:, : tower.prefix_tokens + high * wide] if output.ndim == 3 else output
+
+    r = rows(plain[-1]).double()
     if config.anchor == "white":
         with trial.model.undefended(), outputs_of(tower.first_attention, first=True) as white:
             trial.model.features(trial.batch.replace(torch.ones_like(trial.batch.x)))
-        a = white[-1].double()
+        a = rows(white[-1]).double()
     else:
         anchor = injected_anchor(trial.model.hf)
         if anchor is None:
             raise Skipped("the defence keeps no anchor")
-        args, kwargs = seen[-1]
-        rows = anchor.resized(tower.grid(args, kwargs)).values.to(r)
+        placed = anchor.resized((high, wide)).values.to(r)
         order = tower.order(args, kwargs)
-        a = rows if order is None or len(rows) == 1 else rows[order.to(rows.device)]
+        a = placed if order is None or len(placed) == 1 else placed[order.to(placed.device)]
     expected = config.alpha * a + (r if config.mix == "add" else (1 - config.alpha) * r)
-    off = apart(mixed[-1], expected)
+    off = apart(rows(mixed[-1]), expected)
     kind = f"{config.anchor} anchor, alpha {config.alpha:g}"
     said = f"the first attention's output is {off:.2g} of its spread from the formula ({kind}, {config.mix})"
     return checked("anchor", off <= limit, said, relative=off, alpha=config.alpha)

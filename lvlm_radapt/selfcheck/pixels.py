@@ -64,7 +64,11 @@ def _levels(trial: Trial, stock: Tensor) -> tuple[float, float] | tuple[None, No
     if ours.numel() != stock.numel():
         return None, None
     apart = (ours - stock.reshape(ours.shape).double()).abs() * 255
-    # rows of patches hold a colour after the other, images a plane each
     std = torch.tensor(trial.model.image_std, dtype=torch.float64)
-    scaled = apart.unflatten(-1, (3, -1)) * std[:, None] if ours.ndim == 2 else apart * std.view(3, 1, 1)
+    if ours.ndim == 2:  # rows of patches, a colour after the other
+        scaled = apart.unflatten(-1, (3, -1)) * std[:, None]
+    elif ours.shape[-3] == 3:  # images, a plane each
+        scaled = apart * std.view(3, 1, 1)
+    else:  # rows of patches, the colours of each pixel together
+        scaled = apart.unflatten(-1, (-1, 3)) * std
     return float(scaled.max()), float(scaled.mean())

@@ -104,10 +104,10 @@ def _text(words: str) -> dict[str, str]:
 
 def _processor(model: LVLM, trial: Trial) -> Any:
     """AutoProcessor's, with its PIL image processor; where it opens none without torchvision, put together from the
-    same files without its video processor."""
+    same files without its processors of videos and sounds."""
     images = pil_processor(trial)
-    family: Any = getattr(transformers, PROCESSOR_MAPPING_NAMES[model.hf.config.model_type])
     try:
+        family: Any = getattr(transformers, PROCESSOR_MAPPING_NAMES[model.hf.config.model_type])
         # a video processor wants torchvision
         if transformers.utils.is_torchvision_available() or "video_processor" not in family.get_attributes():
             processor = transformers.AutoProcessor.from_pretrained(trial.source)
@@ -117,15 +117,15 @@ def _processor(model: LVLM, trial: Trial) -> Any:
         tokenizer = transformers.AutoTokenizer.from_pretrained(trial.source)
         takes = inspect.signature(family.__init__).parameters.keys() & stored.keys() - {"chat_template"}
         template = stored.get("chat_template") or tokenizer.chat_template
-        parts = {"image_processor": images, "tokenizer": tokenizer, "video_processor": _NoVideos()}
+        parts = dict.fromkeys(family.get_attributes(), _Absent()) | {"image_processor": images, "tokenizer": tokenizer}
         bare: Any = type(family.__name__, (family,), {"check_argument_for_proper_class": lambda *_: None})
         return bare(**parts, chat_template=template, **{key: stored[key] for key in takes if key not in parts})
     except ImportError as error:
         raise Skipped(f"this transformers opens no processor here: {first_sentence(error)}") from error
 
 
-class _NoVideos:
-    """In the place of a video processor that is never asked."""
+class _Absent:
+    """In the place of a processor of videos or sounds that is never asked."""
 
     num_frames = fps = None
 

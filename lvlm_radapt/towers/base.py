@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from functools import reduce
+from functools import partial, reduce
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import torch
@@ -141,7 +141,26 @@ class Tower(ABC):
 
 
 class AnyGridTower(Tower):
-    """An encoder that takes every image on a patch grid of its own."""
+    """An encoder that takes every image on a patch grid of its own, without a class token."""
+
+    prefix_tokens = 0
+
+    @abstractmethod
+    def grids(self, args: Args, kwargs: Kwargs) -> list[tuple[int, int]]:
+        """(high, wide) in patches of each image of the call."""
+
+    def grid(self, args: Args, kwargs: Kwargs) -> tuple[int, int]:
+        return self.grids(args, kwargs)[0]
+
+    def order(self, args: Args, kwargs: Kwargs) -> Tensor | None:
+        return None
+
+    def place_anchor(
+        self, values: Tensor, grid: tuple[int, int] | None, args: Args, kwargs: Kwargs
+    ) -> tuple[Args, Kwargs]:
+        if grid is None:
+            return args, kwargs
+        return self.place_anchor_per_grid(partial(resize_rows, values, 0, grid), args, kwargs)
 
     @abstractmethod
     def uniform_input(self, colour: Tensor, grid: tuple[int, int] | None = None) -> tuple[Args, Kwargs]:

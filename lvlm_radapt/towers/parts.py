@@ -88,9 +88,11 @@ def tower_blocks(tower: Tower) -> Sequence[nn.Module]:
     return list(module)
 
 
-def patch_embedding(tower: Tower) -> nn.Conv2d | nn.Conv3d:
-    """The convolution that makes tokens of patches: weight [D, 3, p, p], with a frame axis (Qwen) [D, 3, T, p, p]."""
-    return next(module for module in tower.module.modules() if isinstance(module, nn.Conv2d | nn.Conv3d))
+def patch_embedding(tower: Tower) -> nn.Conv2d | nn.Conv3d | nn.Linear:
+    """What makes tokens of patches: a convolution with weight [D, 3, p, p], with a frame axis (Qwen) [D, 3, T, p, p],
+    or a linear map of rows of pixels (Gemma 4) [D, p * p * 3]."""
+    kinds = (nn.Conv2d, nn.Conv3d, nn.Linear)
+    return next(module for module in tower.module.modules() if isinstance(module, kinds))
 
 
 def replace_parts(tower: Tower, guide_tower: Tower, parts: Sequence[str]) -> None:

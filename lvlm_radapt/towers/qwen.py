@@ -24,7 +24,6 @@ from lvlm_radapt.towers.base import (
     PartLayout,
     argument,
     encoder_classes,
-    resize_rows,
     softmax_weights,
     with_argument,
 )
@@ -141,7 +140,6 @@ class QwenTower(AnyGridTower):
         "Qwen3_5MoeVisionModel",
     )
     layout = PartLayout(("patch_embed.", "pos_embed."), "blocks.", "norm1")
-    prefix_tokens = 0
 
     def __init__(self, module: nn.Module) -> None:
         super().__init__(module)
@@ -189,13 +187,6 @@ class QwenTower(AnyGridTower):
             start = stop
         return with_argument(args, kwargs, 0, "hidden_states", torch.cat(done))
 
-    def place_anchor(
-        self, values: Tensor, grid: tuple[int, int] | None, args: Args, kwargs: Kwargs
-    ) -> tuple[Args, Kwargs]:
-        if grid is None:
-            return args, kwargs
-        return self.place_anchor_per_grid(functools.partial(resize_rows, values, 0, grid), args, kwargs)
-
     def place_anchor_per_grid(
         self, rows_on: Callable[[tuple[int, int]], Tensor], args: Args, kwargs: Kwargs
     ) -> tuple[Args, Kwargs]:
@@ -207,9 +198,8 @@ class QwenTower(AnyGridTower):
     def order(self, args: Args, kwargs: Kwargs) -> Tensor:
         return token_order(argument(args, kwargs, 1, "grid_thw"), self.merge_size, self.window)
 
-    def grid(self, args: Args, kwargs: Kwargs) -> tuple[int, int]:
-        _, high, wide = _grids(argument(args, kwargs, 1, "grid_thw"))[0]
-        return high, wide
+    def grids(self, args: Args, kwargs: Kwargs) -> list[tuple[int, int]]:
+        return [(high, wide) for _, high, wide in _grids(argument(args, kwargs, 1, "grid_thw"))]
 
     def uniform_input(self, colour: Tensor, grid: tuple[int, int] | None = None) -> tuple[Args, Kwargs]:
         high, wide = self._usual_grid() if grid is None else grid

@@ -10,6 +10,12 @@ from lvlm_radapt.models.families import lvlm_families
 from tests.helpers.paths import ROOT
 from tests.helpers.scripts import script
 
+KINDS = [*lvlm_families(), "llava over pixtral"]
+
+
+def test_every_model_of_the_benchmark_is_counted(flops: Any) -> None:
+    assert list(flops.kinds()) == KINDS
+
 
 @pytest.fixture
 def flops(monkeypatch: pytest.MonkeyPatch) -> Any:
@@ -18,9 +24,9 @@ def flops(monkeypatch: pytest.MonkeyPatch) -> Any:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", lvlm_families())
+@pytest.mark.parametrize("kind", KINDS)
 def test_a_step_costs_what_its_parts_do(flops: Any, kind: str) -> None:
-    family = lvlm_families()[kind]
+    family = flops.kinds()[kind]
     model, _ = flops.build(kind, family)
     assert abs(flops.parts(model, family).off) < 0.03
 

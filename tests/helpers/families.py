@@ -4,9 +4,11 @@ through it, for one image and one question. A new family is one entry of FAMILIE
 from __future__ import annotations
 
 import copy
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from importlib import import_module
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -15,7 +17,9 @@ import torch
 import transformers
 from PIL import Image
 from torch import Tensor
+from transformers.models.pixtral import image_processing_pil_pixtral
 from transformers.models.smolvlm import processing_smolvlm
+from transformers.utils import is_torchvision_available
 
 from lvlm_radapt import load_model
 from lvlm_radapt.models import LVLM, family
@@ -23,6 +27,9 @@ from lvlm_radapt.models.families import lvlm_families
 from tests.helpers import tiny_checkpoints, tiny_random
 from tests.helpers.slow import slow
 
+if not is_torchvision_available():  # the processor's file takes one function of there, which the PIL file has too
+    sys.modules["transformers.models.pixtral.image_processing_pixtral"] = image_processing_pil_pixtral
+PixtralProcessor: Any = import_module("transformers.models.pixtral.processing_pixtral").PixtralProcessor
 Inputs = dict[str, Tensor]
 # a package that spells the number of a video's frames
 processing_smolvlm.num2words = processing_smolvlm.num2words or str
@@ -53,7 +60,11 @@ class Family:
 
     @property
     def openable(self) -> bool:
-        """Whether the installed packages open it."""
+        """Whether the installed packages open it, and its processor's file."""
+        try:
+            getattr(transformers, self.processor or self.stock)
+        except ImportError:  # of Gemma 4 in transformers 5.17, without torchvision
+            return False
         return not getattr(getattr(transformers, self.pil, None), "is_dummy", False)
 
     @property
@@ -206,6 +217,32 @@ def aya_inputs(model: LVLM, image: Image.Image, prompt: str) -> Inputs:
     return dict(processor(images=[image], text=[_AYA.format(prompt)], return_tensors="pt"))
 
 
+_MISTRAL = "[INST][IMG]{}[/INST]"
+
+
+def _pixtral_inputs(merge: int) -> Callable[[LVLM, Image.Image, str], Inputs]:
+    """What Mistral 3's or Pixtral's own processor makes."""
+
+    def inputs(model: LVLM, image: Image.Image, prompt: str) -> Inputs:
+        processor = PixtralProcessor(model.image_processor, model.tokenizer, patch_size=14, spatial_merge_size=merge)
+        return dict(processor(images=[image], text=[_MISTRAL.format(prompt)], return_tensors="pt"))
+
+    return inputs
+
+
+_GEMMA4 = "<|turn>user\n<|image|>{}<turn|>\n<|turn>model\n"
+
+
+def gemma4_inputs(model: LVLM, image: Image.Image, prompt: str) -> Inputs:
+    processor = without_videos(
+        transformers.Gemma4Processor,
+        model.image_processor,
+        copy.deepcopy(model.tokenizer),  # the processor adds a token to it
+        feature_extractor=None,
+    )
+    return dict(processor(images=[image], text=[_GEMMA4.format(prompt)], return_tensors="pt"))
+
+
 def without_videos(kind: Any, image_processor: Any, tokenizer: Any, **settings: Any) -> Any:
     """That processor of transformers', without the video processor that wants torchvision."""
     bare = type(kind.__name__, (kind,), {"check_argument_for_proper_class": lambda *_: None})
@@ -339,6 +376,43 @@ _TABLE += [
         "<|END_OF_TURN_TOKEN|>",
         question=_AYA,
     ),
+]
+_TABLE += [
+    Family(
+        "mistral3",
+        tiny_checkpoints.save_mistral3,
+        "Mistral3ForConditionalGeneration",
+        _pixtral_inputs(2),
+        "[IMG]",
+        "</s>",
+        "PixtralProcessor",
+        question=_MISTRAL,
+    ),
+    Family(
+        "pixtral",
+        partial(tiny_checkpoints.save_mistral3, make=tiny_random.pixtral, seed=1),
+        "LlavaForConditionalGeneration",
+        _pixtral_inputs(1),
+        "[IMG]",
+        "</s>",
+        "PixtralProcessor",
+        question=_MISTRAL,
+        variant=True,
+    ),
+]
+_TABLE += [
+    Family(
+        name,
+        partial(tiny_checkpoints.save_gemma4, large=large, seed=4 if large else 3),
+        "Gemma4ForConditionalGeneration",
+        gemma4_inputs,
+        "<|image|>",
+        "<turn|>",
+        "Gemma4Processor",
+        question=_GEMMA4,
+        release="gemma4" if large else "",
+    )
+    for name, large in (("gemma4", False), ("gemma4-large", True))
 ]
 FAMILIES = {family.name: family for family in _TABLE if family.openable}
 NAMES = [slow(name) if family.variant else name for name, family in FAMILIES.items()]

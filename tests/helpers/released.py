@@ -19,7 +19,7 @@ import transformers
 from PIL import Image
 
 from tests.helpers import tiny_checkpoints, tiny_random
-from tests.helpers.families import FAMILIES, without_videos
+from tests.helpers.families import FAMILIES, PixtralProcessor, without_videos
 
 Place = Literal["chat_template.json", "chat_template.jinja", "processor_config.json"]
 
@@ -145,6 +145,32 @@ _GLM = (
     "{%- if add_generation_prompt -%}\n    <|assistant|>"
     "{{- '\\n<think></think>' if (enable_thinking is defined and not enable_thinking) else '' -}}\n{%- endif -%}\n"
 )
+# Of Gemma 4: where thoughts are left out, the answer follows an empty one.
+_GEMMA4 = (
+    "{{ bos_token }}\n{%- for message in messages -%}\n"
+    "    {%- set role = 'model' if message['role'] == 'assistant' else message['role'] -%}\n"
+    "    {{- '<|turn>' + role + '\\n' }}\n    {%- if message['content'] is string -%}\n"
+    "        {{- message['content'] | trim -}}\n    {%- else -%}\n        {%- for item in message['content'] -%}\n"
+    "            {%- if item['type'] == 'text' -%}\n                {{- item['text'] | trim -}}\n"
+    "            {%- elif item['type'] == 'image' -%}\n                {{- '\\n\\n<|image|>\\n\\n' -}}\n"
+    "            {%- endif -%}\n        {%- endfor -%}\n    {%- endif -%}\n    {{- '<turn|>\\n' -}}\n"
+    "{%- endfor -%}\n{%- if add_generation_prompt -%}\n    {{- '<|turn>model\\n' -}}\n"
+    "    {%- if not enable_thinking | default(false) -%}\n        {{- '<|channel>thought\\n<channel|>' -}}\n"
+    "    {%- endif -%}\n{%- endif -%}\n"
+)
+# Of Mistral Small 3.1: the day stands in its system prompt.
+_MISTRAL3 = (
+    "{%- set today = strftime_now('%Y-%m-%d') %}\n{{- bos_token }}\n"
+    "{{- '[SYSTEM_PROMPT]You are helpful. The date is ' + today + '.[/SYSTEM_PROMPT]' }}\n"
+    "{%- for message in messages %}\n    {%- if message['role'] == 'user' %}\n        {{- '[INST]' }}\n"
+    "        {%- if message['content'] is string %}\n            {{- message['content'] }}\n        {%- else %}\n"
+    "            {%- for block in message['content'] %}\n                {%- if block['type'] == 'text' %}\n"
+    "                    {{- block['text'] }}\n"
+    "                {%- elif block['type'] == 'image' or block['type'] == 'image_url' %}\n"
+    "                    {{- '[IMG]' }}\n                {%- endif %}\n            {%- endfor %}\n"
+    "        {%- endif %}\n        {{- '[/INST]' }}\n    {%- else %}\n"
+    "        {{- message['content'][0]['text'] + eos_token }}\n    {%- endif %}\n{%- endfor %}\n"
+)
 
 
 @dataclass(frozen=True)
@@ -168,6 +194,9 @@ TEMPLATES = {
     "glm": Templates(_GLM, _GLM),
     "idefics3": Templates(f"<s>{tiny_checkpoints.IDEFICS_TEMPLATE}", ""),
     "smolvlm": Templates(f"<|im_start|>{tiny_checkpoints.IDEFICS_TEMPLATE}", ""),
+    "gemma4": Templates(_GEMMA4, _GEMMA4),
+    "mistral3": Templates(_MISTRAL3, ""),
+    "pixtral": Templates(f"<s>{tiny_checkpoints.MISTRAL_TEMPLATE}", ""),
     "internvl": Templates(_INTERNVL, _INTERNVL.replace("<IMG_CONTEXT>", "")),
     "aya": Templates(_AYA, _AYA.replace("<image>", "")),
 }
@@ -205,6 +234,8 @@ NUMBERS: dict[str, dict[str, Any]] = {
     "smolvlm": {"image_seq_len": 4},
     "internvl": {"image_seq_length": 4},
     "aya": {"patch_size": 28, "img_size": 56},
+    "mistral3": {"patch_size": 14, "spatial_merge_size": 2, "processor_class": "PixtralProcessor"},
+    "pixtral": {"patch_size": 14, "spatial_merge_size": 1, "processor_class": "PixtralProcessor"},
 }
 """What a release's processor_config.json says of the model; the others have none."""
 
@@ -232,11 +263,20 @@ def stock_processor(name: str, folder: Path) -> Any:
     """
     if not FAMILIES[name].processor:
         return transformers.AutoProcessor.from_pretrained(folder, trust_remote_code=True)
+    if name in ("mistral3", "pixtral"):
+        stored, _ = PixtralProcessor.get_processor_dict(folder)
+        return PixtralProcessor(
+            transformers.PixtralImageProcessorPil.from_pretrained(folder),
+            transformers.AutoTokenizer.from_pretrained(folder, trust_remote_code=True),
+            **{key: stored[key] for key in ("patch_size", "spatial_merge_size", "chat_template")},
+        )
     kind: Any = getattr(transformers, FAMILIES[name].processor)
     stored, _ = kind.get_processor_dict(folder)
-    if name in ("smolvlm", "internvl"):
+    if name in ("smolvlm", "internvl", "gemma4", "gemma4-large"):
         images = json.loads((folder / "preprocessor_config.json").read_bytes())["image_processor_type"]
         number = {key: stored[key] for key in ("image_seq_len", "image_seq_length") if key in stored}
+        if "feature_extractor" in kind.get_attributes():
+            number["feature_extractor"] = None
         return without_videos(
             kind,
             getattr(transformers, images.removesuffix("Pil") + "Pil").from_pretrained(folder),

@@ -80,6 +80,16 @@ AYA_TEMPLATE = (
     "<|END_OF_TURN_TOKEN|>{% endfor %}"
     "{% if add_generation_prompt %}<|START_OF_TURN_TOKEN|><|CHATBOT_TOKEN|>{% endif %}"
 )
+GEMMA4_TEMPLATE = (
+    "{% for m in messages %}<|turn>{{ 'model' if m['role'] == 'assistant' else m['role'] }}\n"
+    "{% for c in m['content'] %}{% if c['type'] == 'image' %}<|image|>{% else %}{{ c['text'] }}{% endif %}"
+    "{% endfor %}<turn|>\n{% endfor %}<|turn>model{{ '\n' }}"
+)
+MISTRAL_TEMPLATE = (
+    "{% for m in messages %}{% if m['role'] == 'user' %}[INST]{% for c in m['content'] %}"
+    "{% if c['type'] == 'image' %}[IMG]{% else %}{{ c['text'] }}{% endif %}{% endfor %}[/INST]{% else %}"
+    "{{ m['content'][0]['text'] + eos_token }}{% endif %}{% endfor %}"
+)
 
 
 def word_tokenizer(
@@ -274,6 +284,42 @@ def save_aya_vision(folder: Path, *, chat_template: str | None = AYA_TEMPLATE, s
         size={"height": 56, "width": 56}, max_patches=4, image_mean=half, image_std=half
     )
     return _save(folder, model, tokenizer, processor, chat_template)
+
+
+def save_gemma4(
+    folder: Path, *, chat_template: str | None = GEMMA4_TEMPLATE, seed: int = 0, large: bool = False
+) -> Path:
+    """tiny_random.gemma4, patches of 4 px, canvases of up to 280 of them."""
+    model = tiny_random.gemma4(seed=seed, large=large)
+    model.generation_config = GenerationConfig(eos_token_id=[2, IM_END], pad_token_id=0)
+    names = {"image_token": "<|image|>", "boi_token": "<|image>", "eoi_token": "<image|>", "audio_token": "<|audio|>"}
+    names |= {"boa_token": "<|audio>", "eoa_token": "<audio|>"}
+    ids = (tiny_random.IMAGE_TOKEN, tiny_random.VISION_START, tiny_random.VISION_END, tiny_random.AUDIO_TOKEN, 86, 87)
+    special = dict(zip(ids, names.values(), strict=True))
+    special |= {tiny_random.VIDEO_TOKEN: "<|video|>", IM_START: "<|turn>", IM_END: "<turn|>"}
+    special |= {tiny_random.THINK: "<|channel>", tiny_random.END_THINK: "<channel|>"}
+    tokenizer = word_tokenizer(special, bos=True, eos="</s>", names=names)
+    processor = transformers.Gemma4ImageProcessorPil(patch_size=4, max_soft_tokens=70, pooling_kernel_size=2)
+    return _save(folder, model, tokenizer, processor, chat_template)
+
+
+def save_mistral3(
+    folder: Path,
+    *,
+    chat_template: str | None = MISTRAL_TEMPLATE,
+    seed: int = 0,
+    make: Callable[..., Any] = tiny_random.mistral3,
+) -> Path:
+    """tiny_random.mistral3 or .pixtral, patches of 14 px, canvases up to 112x112; as released, its image processor's
+    file knows nothing of merged patches."""
+    model = make(seed=seed)
+    model.generation_config = GenerationConfig(bos_token_id=1, eos_token_id=2, pad_token_id=0)
+    marks = ("[SYSTEM_PROMPT]", "[IMG]", "[IMG_BREAK]", "[IMG_END]", "[INST]", "[/INST]", "[/SYSTEM_PROMPT]")
+    special = dict(enumerate(marks, start=tiny_random.IMAGE_TOKEN - 1))
+    processor = transformers.PixtralImageProcessorPil(
+        size={"longest_edge": 112}, patch_size={"height": 14, "width": 14}
+    )
+    return _save(folder, model, word_tokenizer(special, bos=True, eos="</s>"), processor, chat_template)
 
 
 def save_qwen(folder: Path, *, version: str = "2.5", chat_template: str | None = QWEN_TEMPLATE, seed: int = 0) -> Path:

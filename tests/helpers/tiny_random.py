@@ -17,6 +17,7 @@ WIDTH = 32
 VOCAB = 96
 GLM_VIDEO = 86, 87
 THINK, END_THINK = 88, 89
+AUDIO_TOKEN = 85
 IMAGE_TOKEN = 90
 VIDEO_TOKEN = 91
 VISION_START = 92
@@ -28,11 +29,11 @@ PINPOINTS = [[56, 112], [112, 56], [112, 112]]  # what views of 56 px an any-res
 
 
 def randomise(model: nn.Module, seed: int) -> Any:
-    """Draws every parameter from `seed` (norm weights around 1, to which Gemma's add 1 themselves, the rest
+    """Draws every parameter from `seed` (norm weights around 1, to which Gemma 1 to 3 add 1 themselves, the rest
     N(0, 0.2^2)); eval mode, frozen."""
     generator = torch.Generator().manual_seed(seed)
     kinds = {place: type(module).__name__ for place, module in model.named_modules()}
-    from_zero = {f"{place}.weight" for place, kind in kinds.items() if re.fullmatch(r"Gemma\d?RMSNorm", kind)}
+    from_zero = {f"{place}.weight" for place, kind in kinds.items() if re.fullmatch(r"Gemma[23]?RMSNorm", kind)}
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             noise = torch.randn(parameter.shape, generator=generator, dtype=torch.float32)
@@ -270,6 +271,89 @@ def aya_vision(*, seed: int = 0) -> Any:
         vision_config=siglip_vision_config(vision_use_head=False), text_config=text, image_token_index=IMAGE_TOKEN
     )
     return randomise(transformers.AyaVisionForConditionalGeneration(full), seed)
+
+
+def _pixtral(kind: str, seed: int, **config: Any) -> Any:
+    text = transformers.MistralConfig(
+        **_TEXT, num_key_value_heads=2, head_dim=8, max_position_embeddings=512, sliding_window=None
+    )
+    vision = {**_SIZES, "model_type": "pixtral", "num_hidden_layers": 2, "image_size": 112, "patch_size": 14}
+    full = getattr(transformers, f"{kind}Config")(
+        vision_config=vision,
+        text_config=text,
+        image_token_index=IMAGE_TOKEN,
+        vision_feature_layer=-1,
+        tie_word_embeddings=False,
+        **config,
+    )
+    return randomise(getattr(transformers, f"{kind}ForConditionalGeneration")(full), seed)
+
+
+def mistral3(*, seed: int = 0) -> Any:
+    """Mistral3ForConditionalGeneration: two layers of Pixtral's tower, 2 x 2 patches of 14 px merged into a token, a
+    two-layer Mistral."""
+    return _pixtral("Mistral3", seed, spatial_merge_size=2)
+
+
+def pixtral(*, seed: int = 0) -> Any:
+    """LlavaForConditionalGeneration over the same tower, each patch a token."""
+    return _pixtral("Llava", seed, vision_feature_select_strategy="full")
+
+
+def gemma4(*, seed: int = 0, large: bool = False) -> Any:
+    """Gemma4ForConditionalGeneration: two vision layers, 2 x 2 patches of 4 px averaged into a token; two language
+    layers with windows of 8 tokens and two that see everything.
+
+    As the small ones, an embedding of each token in every layer, the last two layers share keys and values, and the
+    tower's numbers are bounded. As the `large` ones, tokens of an image see each other, two of four experts a token,
+    values that are keys, and image tokens that are standardised.
+    """
+    text = {
+        **_TEXT,
+        "num_hidden_layers": 4,
+        "layer_types": ["sliding_attention", "full_attention"] * 2,
+        "num_key_value_heads": 2,
+        "head_dim": 8,
+        "global_head_dim": 16,
+        "sliding_window": 8,
+        "max_position_embeddings": 512,
+        "final_logit_softcapping": 20.0,
+        "hidden_size_per_layer_input": 0,
+    }
+    small_text = {"hidden_size_per_layer_input": 8, "vocab_size_per_layer_input": VOCAB, "num_kv_shared_layers": 2}
+    large_text = {"attention_k_eq_v": True, "use_bidirectional_attention": "vision", "enable_moe_block": True}
+    large_text |= {
+        "num_experts": 4,
+        "top_k_experts": 2,
+        "moe_intermediate_size": WIDTH,
+        "num_global_key_value_heads": 1,
+    }
+    sizes = {**_SIZES, "num_hidden_layers": 2, "num_key_value_heads": 4, "head_dim": 8}
+    marks = dict(
+        zip(("image", "video", "boi", "eoi"), (IMAGE_TOKEN, VIDEO_TOKEN, VISION_START, VISION_END), strict=True)
+    )
+    config = transformers.Gemma4Config(
+        text_config=text | (large_text if large else small_text),
+        vision_config=sizes
+        | {"patch_size": 4, "pooling_kernel_size": 2, "position_embedding_size": 160}
+        | {"standardize": large, "use_clipped_linears": not large},
+        audio_token_id=AUDIO_TOKEN,
+        tie_word_embeddings=False,
+        **{f"{name}_token_id": token for name, token in marks.items()},
+    )
+    model = randomise(transformers.Gemma4ForConditionalGeneration(config), seed)
+    # placeholders are never said, as by released ones: transformers feeds padding back in their place
+    model.lm_head.weight[[IMAGE_TOKEN, VIDEO_TOKEN, AUDIO_TOKEN]] = 0
+    for name, parameter in model.named_parameters():
+        if name.endswith(("q_norm.weight", "k_norm.weight")):
+            parameter.mul_(0.6)  # scores have no other scale: larger ones look at one token alone
+    tower = model.model.vision_tower
+    tower.patch_embedder.position_embedding_table.mul_(5)  # next to a patch's sum of many pixels they would not show
+    for name, buffer in tower.named_buffers():
+        bound = {"input_max": 6.0, "input_min": -6.0, "std_bias": 0.5, "std_scale": 0.2}.get(name.rpartition(".")[2])
+        if bound is not None:
+            buffer.fill_(bound)
+    return model
 
 
 def _qwen_tokens() -> dict[str, Any]:

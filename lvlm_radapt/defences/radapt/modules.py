@@ -185,11 +185,12 @@ class AnchorMix(nn.Module):
         self.mix = mix
 
     def forward(self, r: Tensor, anchor: Tensor | None = None) -> Tensor:
-        """Mixes `r` [..., T, D] with `anchor` [T, D] or [1, D] (None: its own); r's shape and dtype."""
+        """Mixes `r` [..., T, D] with `anchor` [T, D], one for each sequence [..., T, D], or [1, D] (None: its own);
+        r's shape and dtype."""
         if self.alpha == 0:
             return r
         a = self.anchor if anchor is None else anchor
-        if a.shape[-1] != r.shape[-1] or a.shape[0] not in (1, r.shape[-2]):
+        if a.shape[-1] != r.shape[-1] or a.shape[-2] not in (1, r.shape[-2]):
             raise ValueError(
                 f"the anchor is {tuple(a.shape)}, the attention's output {tuple(r.shape)}: "
                 "give an anchor with as many rows as tokens, or one row"

@@ -174,9 +174,13 @@ def test_the_weights_make_the_attentions_own_output(name: str, tmp_path: Path) -
             ]
             made = attention.proj(torch.cat(parts))
         else:
-            value = attention.v_proj(hidden).unflatten(-1, (attention.num_heads, -1))
-            project = getattr(attention, "out_proj", None) or attention.projection_layer
+            names = ("out_proj", "o_proj", "projection_layer")
+            project = next(getattr(attention, name) for name in names if hasattr(attention, name))
+            images, (heads, _, length) = len(weights), weights[0].shape
+            value = attention.v_proj(hidden).reshape(images, -1, heads, hidden.shape[-1] // heads)[:, :length]
+            value = attention.v_norm(value) if hasattr(attention, "v_norm") else value
             made = project(torch.einsum("bhqk,bkhd->bqhd", torch.stack(weights), value).flatten(2))
+            out = out.reshape(images, -1, out.shape[-1])[:, :length]  # without padding
     assert torch.allclose(made, out, atol=1e-5)
 
 

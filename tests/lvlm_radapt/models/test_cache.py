@@ -73,6 +73,7 @@ def test_answers_with_a_cache_are_those_of_whole_passes(signature: type[Wrapped]
             max_new_tokens=6,
             end_ids=[],
             first={},
+            each=lambda _: {},
         )
     assert answers == expected
     assert len({token for answer in answers for token in answer}) > 3

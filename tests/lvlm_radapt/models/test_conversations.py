@@ -88,6 +88,7 @@ BY_HAND = {
         "detailed, and polite answers to the user's questions. USER: <image>\nQ1 ASSISTANT: A1</s>USER: Q2 ASSISTANT:"
     ),
     "mistral_instruct": "[INST] <image>\nQ1 [/INST] A1 </s>[INST] Q2 [/INST]",
+    "mistral": "[INST]<image>Q1[/INST]A1</s>[INST]Q2[/INST]",
     "qwen": (
         "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n<|im_start|>user\n<|vision_start|><image>"
         "<|vision_end|>Q1<|im_end|>\n<|im_start|>assistant\nA1<|im_end|>\n<|im_start|>user\nQ2<|im_end|>\n"
@@ -112,6 +113,7 @@ BY_HAND = {
         "<start_of_turn>user\n<image>Q1<end_of_turn>\n<start_of_turn>model\nA1<end_of_turn>\n<start_of_turn>user\nQ2"
         "<end_of_turn>\n<start_of_turn>model\n"
     ),
+    "gemma4": ("<|turn>user\n<image>Q1<turn|>\n<|turn>model\nA1<turn|>\n<|turn>user\nQ2<turn|>\n<|turn>model\n"),
     "idefics3": (
         "User:<image>Q1<end_of_utterance>\nAssistant: A1<end_of_utterance>\nUser: Q2<end_of_utterance>\nAssistant:"
     ),

@@ -296,6 +296,7 @@ def test_the_last_mlp_sees_the_answer_alone(case: Case) -> None:
     embeds = torch.randn(2, 11, model.config.hidden_size, generator=generator)
     read = torch.tensor([[6, 7, 8], [9, 10, 0]])
     inputs = {"inputs_embeds": embeds, "attention_mask": None, "use_cache": False}
+    inputs |= case.ours.token_inputs(torch.arange(22).view(2, 11))
     whole = model(**inputs).last_hidden_state
     seen: list[int] = []
     handle = model.layers[-1].mlp.register_forward_pre_hook(lambda _module, args: seen.append(args[0].shape[1]))
@@ -533,6 +534,20 @@ else:
     raise AssertionError
 """
     subprocess.run([sys.executable, "-c", script], check=True)
+
+
+@pytest.mark.parametrize("name", ["qwen2", "qwen2.5", "glm"])
+def test_positions_that_do_not_share_out_a_head_are_one_line(name: str, tmp_path: Path) -> None:
+    """They would end in a traceback at the first question."""
+    folder = FAMILIES[name].save(tmp_path / "model")
+    path = folder / "config.json"
+    config = json.loads(path.read_text())
+    config["text_config"]["rope_parameters"]["mrope_section"] = [2, 2, 1]
+    path.write_text(json.dumps(config))
+    with one_line(
+        r"mrope_section \[2, 2, 1\] in config.json adds up to 5, not to half of .* a head, 4: one of the two"
+    ):
+        load_model(folder)
 
 
 def truncated(folder: Path) -> None:

@@ -21,10 +21,22 @@ from lvlm_radapt.utils.errors import UserError
 from tests.helpers import tiny_checkpoints
 from tests.helpers.families import FAMILIES
 
-DIFFERENT = ["llava", "llava-next", "onevision", "qwen2.5", "qwen3", "glm", "gemma3", "idefics3", "internvl"]
+DIFFERENT = [
+    "llava",
+    "llava-next",
+    "onevision",
+    "qwen2.5",
+    "qwen3",
+    "glm",
+    "gemma3",
+    "idefics3",
+    "internvl",
+    "mistral3",
+    "gemma4",
+]
 DIFFERENT = [name for name in DIFFERENT if name in FAMILIES]
 """An image processor each."""
-LVLMS = [*DIFFERENT, *(name for name in ("qwen2", "paligemma", "smolvlm") if name in FAMILIES)]
+LVLMS = [*DIFFERENT, *(name for name in ("qwen2", "paligemma", "smolvlm", "pixtral") if name in FAMILIES)]
 SIZES = [(56, 56), (57, 56), (80, 61), (40, 200), (200, 40), (13, 17), (333, 500), (1, 9), (56, 300)]
 MODES = ["RGB", "L", "RGBA", "P", "LA", "1", "CMYK"]
 
