@@ -95,7 +95,9 @@ def _loaded(task: Task, data: Path) -> Sequence[Sample]:
     except UserError:
         raise
     except Exception as error:  # outside code may raise anything
-        raise UserError(f"task {task.name}: {data} cannot be loaded: {one_line(repr(error))}") from error
+        raise UserError(
+            f"task {task.name}: {data} cannot be loaded: {one_line(f'{type(error).__name__}: {error}')}"
+        ) from error
     if not samples or not all(isinstance(sample, Sample) for sample in samples):
         raise UserError(f"task {task.name}: its loader must give a list of Sample, at least one, from {data}")
     twice = [own for own, count in Counter(sample.id for sample in samples).items() if count > 1]

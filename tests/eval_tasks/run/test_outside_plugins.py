@@ -1,6 +1,5 @@
 """An attack and a task from outside, each the one file that docs/extend.md shows, through the command line."""
 
-import json
 import re
 import sys
 from pathlib import Path
@@ -17,25 +16,12 @@ PAGE = (ROOT / "docs" / "extend.md").read_text()
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with the page's files, scenes, and a file of counting questions."""
+    """A folder with scenes and the page's files."""
     folder = tmp_path_factory.mktemp("place")
+    write_scenes(folder / "scenes", count=4)
     for name, code in re.findall(r"```\w+ file=(\S+)\n(.*?)```", PAGE, re.DOTALL):
         assert len(code.splitlines()) <= 60
         (folder / name).write_text(code)
-    write_scenes(folder / "scenes", count=4)
-    questions = json.loads((folder / "scenes" / "v2_OpenEnded_mscoco_val2014_questions.json").read_text())["questions"]
-    answers = json.loads((folder / "scenes" / "v2_mscoco_val2014_annotations.json").read_text())["annotations"]
-    right = {answer["question_id"]: answer["multiple_choice_answer"] for answer in answers}
-    rows = [
-        {
-            "id": str(asked["question_id"]),
-            "image": f"val2014/COCO_val2014_{asked['image_id']:012d}.png",
-            "question": asked["question"],
-            "answers": [right[asked["question_id"]]] * 10,
-        }
-        for asked in questions
-    ]
-    (folder / "scenes" / "counting.json").write_text(json.dumps(rows))
     return folder
 
 
@@ -109,10 +95,14 @@ def test_a_plug_in_that_is_none_is_one_line(flag: str, value: str, words: str, c
 @pytest.mark.parametrize(
     ("body", "words"),
     [
-        ("return {}['images']", r"scenes cannot be loaded: KeyError\('images'\)"),
+        ("return {}['images']", "scenes cannot be loaded: KeyError: 'images'"),
+        ("return (data / 'absent.json').read_text()", r"FileNotFoundError: .*'scenes/absent.json'"),
         ("return []", "must give a list of Sample, at least one"),
         ("return ['a picture']", "scenes cannot be loaded: AttributeError"),
         ("return [Sample('1', data, 'a?', ('b',))] * 2", "two samples with the id '1'"),
+        ("return [Sample(1, data, 'a?', ('b',))]", "sample 1: its id must be a text, got int"),
+        ("return [Sample('1', data, 'a?', 'b')]", "sample 1: its references must be a tuple of texts, got str"),
+        ("return [Sample('1', 'a.png', 'a?', ('b',))]", "sample 1: its image must be a Path, got str"),
     ],
 )
 def test_a_loader_that_fails_is_one_line(place: Path, body: str, words: str, tmp_path: Path, cli: Cli) -> None:
