@@ -51,6 +51,29 @@ def cli(capsys: pytest.CaptureFixture[str]) -> Any:
     return Cli(capsys)
 
 
+@pytest.fixture(scope="session")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Four drawn scenes under `data` and a tiny random LLaVA under `llava`, which no test changes."""
+    from lvlm_radapt.embedded.dataset import write_scenes
+    from tests.helpers.tiny_checkpoints import save_llava
+
+    root = tmp_path_factory.mktemp("place")
+    write_scenes(root / "data", count=4)
+    save_llava(root / "llava")
+    return root
+
+
+@pytest.fixture
+def score(cli: Any, place: Path, tmp_path: Path) -> Callable[..., tuple[int, str, str]]:
+    """score(*more): what `eval` on the questions of `place` ends with and says. out: where in `tmp_path`."""
+
+    def run(*more: object, model: object = None, out: str | None = "run") -> tuple[int, str, str]:
+        words = ["eval", model or place / "llava", "--task", "vqav2", "--data", place / "data", "--preset", "scenes"]
+        return cli(*words, *(("--out", tmp_path / out) if out else ()), *more)  # type: ignore[no-any-return]
+
+    return run
+
+
 @pytest.fixture
 def survived() -> Callable[[str, int], None]:
     """survived(what, how many): counted up over all tests and printed at the end."""

@@ -9,6 +9,8 @@ import pytest
 from PIL import Image
 
 from lvlm_radapt.embedded.dataset import write_scenes
+from tests.helpers.commands import Command
+from tests.helpers.tiny_checkpoints import save_llava
 
 ANSWERS = ["red"] * 7 + ["dark red", "Red", "maroon"]
 
@@ -33,6 +35,17 @@ def scenes_folder(**how: Any) -> Any:
         return out
 
     return folder
+
+
+def attacked_place(root: Path, task: str, count: int) -> Path:
+    """`root` with that many scenes in `data`, a tiny random LLaVA in `llava`, and in `made` attacked images of it."""
+    write_scenes(root / "data", count=count)
+    save_llava(root / "llava")
+    words = ["eval", root / "llava", "--task", task, "--data", root / "data", "--attack", "embedding", "--eps", "8/255"]
+    words += ["--steps", 2, "--samples", count, "--preset", "scenes", "--out", root / "made"]
+    command = Command([str(word) for word in words], root / "logs")
+    assert command.wait() == 0, command.err
+    return root
 
 
 def write(path: Path, content: Any) -> None:
@@ -77,16 +90,8 @@ def vqa_files() -> tuple[dict[str, Any], dict[str, Any]]:
     ]
     answers = [{"answer": text, "answer_confidence": "yes", "answer_id": k + 1} for k, text in enumerate(ANSWERS)]
     yes = [{"answer": "yes", "answer_confidence": "maybe", "answer_id": k + 1} for k in range(10)]
-    common = {
-        "question_type": "what",
-        "multiple_choice_answer": "red",
-        "image_id": 42,
-        "answer_type": "other",
-    }
-    annotations = [
-        common | {"question_id": 4201, "answers": yes},
-        common | {"question_id": 42000, "answers": answers},
-    ]
+    common = {"question_type": "what", "multiple_choice_answer": "red", "image_id": 42, "answer_type": "other"}
+    annotations = [common | {"question_id": 4201, "answers": yes}, common | {"question_id": 42000, "answers": answers}]
     return {"questions": questions, "data_type": "mscoco"}, {"annotations": annotations, "license": {}}
 
 

@@ -1,6 +1,7 @@
 """Common corruptions as an attack without an attacker."""
 
 import sys
+from functools import partial
 
 import numpy as np
 import pytest
@@ -8,30 +9,16 @@ import torch
 
 from eval_tasks.crafting.make_attack import make_attack
 from eval_tasks.run.records import read_run
-from lvlm_radapt.embedded.dataset import write_scenes
 from lvlm_radapt.models.base import PixelBatch
 from tests.helpers.endpoint_server import serving
-from tests.helpers.tiny_checkpoints import save_llava
 
 library = pytest.importorskip("imagecorruptions", reason="the extra corruptions is not installed")
 COMMON = library.get_corruption_names("common")
 
 
-@pytest.fixture(scope="module")
-def place(tmp_path_factory):
-    root = tmp_path_factory.mktemp("place")
-    write_scenes(root / "data", count=4)
-    save_llava(root / "llava")
-    return root
-
-
 @pytest.fixture
-def score(cli, place, tmp_path):
-    def run(*more, model=None, out="run"):
-        words = ["eval", model or place / "llava", "--task", "vqav2", "--data", place / "data", "--preset", "scenes"]
-        return cli(*words, "--attack", "corruption", "--samples", 4, "--out", tmp_path / out, *more)
-
-    return run
+def score(score):
+    return partial(score, "--attack", "corruption", "--samples", 4)
 
 
 def craft(x, **settings):

@@ -1,32 +1,20 @@
 """Black-box search on what a model answers, with a budget of queries."""
 
+from functools import partial
+
 import pytest
 
 from eval_tasks.crafting.query import Query, likeness
 from eval_tasks.run.records import read_run
-from lvlm_radapt.embedded.dataset import write_scenes
 from lvlm_radapt.models.base import LVLM
 from tests.helpers.endpoint_server import serving
-from tests.helpers.tiny_checkpoints import save_llava
 
 N, QUERIES = 2, 12
 
 
-@pytest.fixture(scope="module")
-def place(tmp_path_factory):
-    root = tmp_path_factory.mktemp("place")
-    write_scenes(root / "data", count=4)
-    save_llava(root / "llava")
-    return root
-
-
 @pytest.fixture
-def score(cli, place, tmp_path):
-    def run(model, *more, out="run"):
-        words = ["eval", model, "--task", "vqav2", "--data", place / "data", "--preset", "scenes", "--attack", "query"]
-        return cli(*words, "--samples", N, "--eps", "32/255", "--out", tmp_path / out, *more)
-
-    return run
+def score(score):
+    return partial(score, "--attack", "query", "--samples", N, "--eps", "32/255")
 
 
 def test_texts_are_alike_by_their_characters():
@@ -40,7 +28,7 @@ def test_an_endpoint_is_asked_no_more_than_the_budget_and_nothing_twice(score, p
     with serving() as server:
         flags = ["--base-url", server.url, "--surrogate", place / "llava"]
         flags += ["--attack-set", f"queries={QUERIES}", "--attack-set", f"search={search}"]
-        code, _, err = score("openai:seer", *flags)
+        code, _, err = score(*flags, model="openai:seer")
     assert code == 0, err
     run = read_run(tmp_path / "run")
     assert set(server.answered.values()) == {1}
@@ -64,8 +52,8 @@ def test_a_resumed_search_pays_for_no_query_again(score, place, tmp_path):
 
     with serving(fault=fault) as server:
         flags += ["--base-url", server.url]
-        assert score("openai:seer", *flags)[0] == 2
-        code, _, err = score("openai:seer", *flags, "--resume")
+        assert score(*flags, model="openai:seer")[0] == 2
+        code, _, err = score(*flags, "--resume", model="openai:seer")
         assert code == 0, err
     assert set(server.answered.values()) == {1}
 
@@ -86,7 +74,7 @@ def test_a_model_that_runs_here_may_tell_its_loss_and_gives_no_gradient(score, p
 
     monkeypatch.setattr(Query, "craft", crafted)
     monkeypatch.setattr(LVLM, "loss", loss)
-    code, _, err = score(place / "llava", "--attack-set", "queries=8", "--attack-set", "sees=loss")
+    code, _, err = score("--attack-set", "queries=8", "--attack-set", "sees=loss")
     assert code == 0, err
     assert all(one.adversarial.loss > 0 for one in read_run(tmp_path / "run").samples)
 
@@ -101,7 +89,7 @@ def test_a_model_that_runs_here_may_tell_its_loss_and_gives_no_gradient(score, p
     ],
 )
 def test_what_makes_no_sense_is_refused(score, place, tmp_path, flags, said):
-    code, _, err = score(place / "llava", *flags)
+    code, _, err = score(*flags)
     assert code == 2
     assert said in err
     assert not (tmp_path / "run").exists()

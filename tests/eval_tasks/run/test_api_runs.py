@@ -15,11 +15,10 @@ import pytest
 
 from eval_tasks.run.answers import FILE
 from eval_tasks.run.records import read_run
-from lvlm_radapt.embedded.dataset import write_scenes
 from lvlm_radapt.models.endpoint import HALVES
 from tests.helpers.commands import Command, free_port
+from tests.helpers.data_sets import attacked_place
 from tests.helpers.endpoint_server import IMAGE_TOKENS, serving
-from tests.helpers.tiny_checkpoints import save_llava
 
 KEY = "sk-secret-0123456789"
 N = 6
@@ -29,16 +28,7 @@ AGAIN = {"retry_after_ms": "5"}
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
     """A folder with data, a small model, and a run on it whose attacked images are scored again."""
-    root = tmp_path_factory.mktemp("place")
-    write_scenes(root / "data", count=N)
-    save_llava(root / "llava")
-    words = [
-        "eval", str(root / "llava"), "--task", "vqav2", "--data", str(root / "data"), "--attack", "embedding",
-        "--eps", "8/255", "--steps", "2", "--samples", str(N), "--preset", "scenes", "--out", str(root / "made"),
-    ]  # fmt: skip
-    command = Command(words, root / "logs")
-    assert command.wait() == 0, command.err
-    return root
+    return attacked_place(tmp_path_factory.mktemp("place"), "vqav2", N)
 
 
 @pytest.fixture(autouse=True)

@@ -9,25 +9,14 @@ import pytest
 
 from eval_tasks.run.pack import unpacked, write_pack
 from eval_tasks.run.records import read_run
-from lvlm_radapt.embedded.dataset import write_scenes
 from lvlm_radapt.utils.errors import NoRoom, UserError
-from tests.helpers.commands import Command
+from tests.helpers.data_sets import attacked_place
 from tests.helpers.run_folders import Maker, attack
-from tests.helpers.tiny_checkpoints import save_llava
 
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
-    root = tmp_path_factory.mktemp("place")
-    write_scenes(root / "data", count=3)
-    save_llava(root / "llava")
-    words = [
-        "eval", str(root / "llava"), "--task", "coco", "--data", str(root / "data"), "--attack", "embedding",
-        "--eps", "8/255", "--steps", "2", "--samples", "3", "--preset", "scenes", "--out", str(root / "made"),
-    ]  # fmt: skip
-    command = Command(words, root / "logs")
-    assert command.wait() == 0, command.err
-    return root
+    return attacked_place(tmp_path_factory.mktemp("place"), "coco", 3)
 
 
 @pytest.fixture

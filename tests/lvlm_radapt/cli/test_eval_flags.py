@@ -3,34 +3,16 @@
 import pytest
 
 from eval_tasks.run.records import read_run
-from lvlm_radapt.embedded.dataset import write_scenes
 from lvlm_radapt.loading import load
 from lvlm_radapt.loading.load import load_surrogate
 from tests.helpers.tiny_checkpoints import save_llava
 
 
-@pytest.fixture(scope="module")
-def place(tmp_path_factory):
-    root = tmp_path_factory.mktemp("place")
-    write_scenes(root / "data", count=3)
-    save_llava(root / "llava")
-    return root
-
-
-@pytest.fixture
-def score(cli, place):
-    def run(*more):
-        words = ["eval", place / "llava", "--task", "vqav2", "--data", place / "data", "--preset", "scenes"]
-        return cli(*words, *more)
-
-    return run
-
-
 def test_several_budgets_are_a_run_each_as_if_made_alone(score, tmp_path):
     attack = ["--attack", "e2e", "--steps", 1, "--limit", 2]
-    code, out, err = score(*attack, "--eps", "8/255, 16/255", "--output_path", tmp_path / "all")
+    code, out, err = score(*attack, "--eps", "8/255, 16/255", "--output_path", tmp_path / "all", out=None)
     assert code == 0, err
-    assert score(*attack, "--eps", "16/255", "--out", tmp_path / "one")[0] == 0
+    assert score(*attack, "--eps", "16/255", out="one")[0] == 0
     both = [read_run(tmp_path / "all" / name) for name in ("eps-8-255", "eps-16-255")]
     assert [run.metrics["eps"] for run in both] == [8 / 255, 16 / 255]
     alone = read_run(tmp_path / "one")
@@ -40,12 +22,12 @@ def test_several_budgets_are_a_run_each_as_if_made_alone(score, tmp_path):
     assert "8/255" in out
     assert "16/255" in out
     assert "16/255" in (tmp_path / "all" / "report.html").read_text()
-    assert score(*attack, "--eps", "8/255, 16/255", "--out", tmp_path / "all", "--resume")[0] == 0
+    assert score(*attack, "--eps", "8/255, 16/255", "--resume", out="all")[0] == 0
 
 
 def test_a_defence_is_put_in_once_for_all_budgets(score, tmp_path):
     flags = ["--attack", "embedding", "--steps", 1, "--samples", 2, "--defence", "jpeg"]
-    code, _, err = score(*flags, "--eps", "8/255,16/255", "--out", tmp_path / "all")
+    code, _, err = score(*flags, "--eps", "8/255,16/255", out="all")
     assert code == 0, err
     for name in ("eps-8-255", "eps-16-255"):
         assert read_run(tmp_path / "all" / name).settings["model"]["defence"]["name"] == "jpeg"
@@ -62,11 +44,11 @@ def test_a_surrogate_is_opened_once_for_all_budgets(score, place, tmp_path, monk
     save_llava(tmp_path / "other", seed=1)
     flags = ["--attack", "embedding", "--steps", 1, "--samples", 2, "--threat", "transfer"]
     flags += ["--surrogate", tmp_path / "other"]
-    code, _, err = score(*flags, "--eps", "8/255,16/255", "--out", tmp_path / "all")
+    code, _, err = score(*flags, "--eps", "8/255,16/255", out="all")
     assert code == 0, err
     assert opened == [str(tmp_path / "other")]
     monkeypatch.undo()
-    assert score(*flags, "--eps", "16/255", "--out", tmp_path / "one")[0] == 0
+    assert score(*flags, "--eps", "16/255", out="one")[0] == 0
     runs = read_run(tmp_path / "all" / "eps-16-255"), read_run(tmp_path / "one")
     both, alone = ([one.model_copy(update={"seconds": 0}) for one in run.samples] for run in runs)
     assert both == alone
@@ -82,7 +64,7 @@ def test_a_surrogate_is_opened_once_for_all_budgets(score, place, tmp_path, monk
     ],
 )
 def test_budgets_that_make_no_sense_are_refused_before_any_run(score, tmp_path, flags, said):
-    code, _, err = score(*flags, "--out", tmp_path / "all")
+    code, _, err = score(*flags, out="all")
     assert code == 2
     assert said in err
     assert len(err.strip().splitlines()) == 1
