@@ -26,13 +26,7 @@ class BlackBoxResult:
 
 @torch.no_grad()
 def random_search(
-    loss_fn: LossFn,
-    x: Tensor,
-    *,
-    eps: float,
-    queries: int,
-    norm: Norm = "Linf",
-    seed: int | Sequence[int] = 0,
+    loss_fn: LossFn, x: Tensor, *, eps: float, queries: int, norm: Norm = "Linf", seed: int | Sequence[int] = 0
 ) -> BlackBoxResult:
     """Maximise `loss_fn` by trying random squares and keeping the ones that raise it.
 

@@ -7,10 +7,7 @@ from attacks import apgd
 from lvlm_radapt import RAdaptConfig, load_model, robustify
 from lvlm_radapt.embedded import scenes
 
-pytestmark = [
-    pytest.mark.gpu,
-    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
-]
+pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
 QUESTION = "what color is the background?\nAnswer the question using a single word or phrase."
 
 

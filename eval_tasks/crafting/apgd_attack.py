@@ -36,12 +36,7 @@ class APGDAttack(Attack):
     step_scale: Annotated[float, Field(gt=0)] = 2.0
 
     def climb(
-        self,
-        loss: LossFn,
-        batch: PixelBatch,
-        seeds: Sequence[int],
-        batch_size: int,
-        success: SuccessFn | None = None,
+        self, loss: LossFn, batch: PixelBatch, seeds: Sequence[int], batch_size: int, success: SuccessFn | None = None
     ) -> Crafted:
         """What APGD on that loss makes of the batch."""
         found = apgd(

@@ -126,10 +126,7 @@ def _coco_layout(root: Path, path: Path) -> list[Sample]:
     refuse_duplicates(path, "image id", ids)
     captions: dict[int, list[str]] = {image_id: [] for image_id in ids}
     refuse_unmatched(
-        path,
-        (row.image_id for row in content.annotations),
-        captions,
-        "captions without an entry in images: id",
+        path, (row.image_id for row in content.annotations), captions, "captions without an entry in images: id"
     )
     for annotation in content.annotations:
         captions[annotation.image_id].append(annotation.caption)

@@ -8,14 +8,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from eval_tasks.data.layout import (
-    ImageFolders,
-    Row,
-    data_folder,
-    read_lines,
-    refuse_duplicates,
-    safe_name,
-)
+from eval_tasks.data.layout import ImageFolders, Row, data_folder, read_lines, refuse_duplicates, safe_name
 from eval_tasks.data.loader import reads
 from eval_tasks.data.sample import Sample
 from lvlm_radapt.utils.errors import UserError

@@ -88,10 +88,7 @@ def load_questions(
     refuse_duplicates(answered, "question_id", (row.question_id for row in annotations))
     by_id = {row.question_id: row for row in annotations}
     refuse_unmatched(
-        answered,
-        (row.question_id for row in questions),
-        by_id,
-        "no answers for the question with question_id",
+        answered, (row.question_id for row in questions), by_id, "no answers for the question with question_id"
     )
     refuse_unmatched(
         asked, by_id, (row.question_id for row in questions), "no question for the answers with question_id"

@@ -52,16 +52,7 @@ _FIXED = {
 _FIRST_ONLY = 35  # one character of the match is the token
 _GIVEN_BACK = {25: 1, 26: 1, 32: 1, 34: 1, 36: 1, 46: 1, 51: 1, 42: 2, 48: 2, 50: 3, 53: 4}
 # Rules with a context of variable length: where the token (read forwards) and the context (backwards) begin.
-_CONTEXT = {
-    24: (13, 14),
-    30: (3, 4),
-    40: (5, 6),
-    41: (16, 17),
-    43: (15, 14),
-    44: (9, 10),
-    47: (7, 8),
-    49: (11, 12),
-}
+_CONTEXT = {24: (13, 14), 30: (3, 4), 40: (5, 6), 41: (16, 17), 43: (15, 14), 44: (9, 10), 47: (7, 8), 49: (11, 12)}
 _TRIMMED = {44, 47}  # trailing blanks of the match are given back
 _SHARED_PERIOD = {33, 47, 49}  # an abbreviation that ends a sentence: its period is read again as a token
 _BLANKS = " \t\n\v\f\r\x85"

@@ -20,15 +20,7 @@ from lvlm_radapt.plots.curves import Curve, draw_curves, finish_eps
 from lvlm_radapt.plots.images import DIFFERENCE_GAIN, difference_image
 from lvlm_radapt.utils.printing import readable
 
-__all__ = [
-    "DIFFERENCE_GAIN",
-    "difference_image",
-    "eps_panels",
-    "loss_panels",
-    "png_uri",
-    "points",
-    "text_uri",
-]
+__all__ = ["DIFFERENCE_GAIN", "difference_image", "eps_panels", "loss_panels", "png_uri", "points", "text_uri"]
 
 LARGEST_SIDE = 512  # pixels; larger images are embedded reduced
 
@@ -115,11 +107,7 @@ def _panel(
 
 
 def _draw(
-    rows: Sequence[Row],
-    stock: Sequence[Row],
-    curves: Sequence[tuple[str, str]],
-    axis: _Axis,
-    palette: tuple[str, ...],
+    rows: Sequence[Row], stock: Sequence[Row], curves: Sequence[tuple[str, str]], axis: _Axis, palette: tuple[str, ...]
 ) -> str:
     text, line, transfer, adaptive, undefended = palette
     looks = {"transfer": (transfer, "--"), "adaptive": (adaptive, "-")}

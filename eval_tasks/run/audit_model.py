@@ -57,12 +57,7 @@ def run_audit(
         )
     check_new_folder(out)
     selection = select_samples(task, asked.options)
-    victim = load_any(
-        model,
-        **asked.protocol.opening(),
-        tower=tower,
-        **place,
-    )
+    victim = load_any(model, **asked.protocol.opening(), tower=tower, **place)
     attach(victim, defence, eot_draws)
     source = load_any(texts, device=victim.device, dtype=victim.dtype) if texts else None
     advance = announce(f"{Path(model).name} · {task.name} · audit", len(CHECKS))

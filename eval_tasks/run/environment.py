@@ -45,10 +45,7 @@ def _git() -> dict[str, Any] | None:
     commit = _run_git(root, "rev-parse", "HEAD")
     if not commit:
         return None
-    return {
-        "commit": commit,
-        "changed": bool(_run_git(root, "status", "--porcelain", "--untracked-files=no")),
-    }
+    return {"commit": commit, "changed": bool(_run_git(root, "status", "--porcelain", "--untracked-files=no"))}
 
 
 def _run_git(root: Path, *arguments: str) -> str | None:

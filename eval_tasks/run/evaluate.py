@@ -91,10 +91,7 @@ def evaluate(
     run.check(attack, samples)
     if attack is not None:
         more += _remarks(model, surrogate, attack, samples[0])
-    document = run_document(run, attack, options, command) | {
-        "processes": group.size,
-        "left_out": selection.left_out,
-    }
+    document = run_document(run, attack, options, command) | {"processes": group.size, "left_out": selection.left_out}
     source, document = image_source(images_from, attack, document, samples)
     if source is not None and source.remark is not None:
         more.append(f"of {images_from}: {source.remark}")

@@ -32,11 +32,7 @@ def mean_score(
 
 
 def metrics(
-    records: Sequence[SampleRecord],
-    task: Task,
-    attack: Attack | None,
-    remarks: Sequence[str],
-    seconds: float,
+    records: Sequence[SampleRecord], task: Task, attack: Attack | None, remarks: Sequence[str], seconds: float
 ) -> dict[str, Any]:
     """What metrics.json says of these records."""
 

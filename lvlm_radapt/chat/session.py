@@ -265,10 +265,7 @@ class Session:
         batch = self._seen()
         with self.model.naming_size(batch), self._as(side):
             (answer,) = self.model.generate(
-                batch,
-                [_prompt(side, question, before)],
-                self.max_new_tokens,
-                on_text=lambda so_far: on_text(so_far[0]),
+                batch, [_prompt(side, question, before)], self.max_new_tokens, on_text=lambda so_far: on_text(so_far[0])
             )
         return answer
 

@@ -106,12 +106,7 @@ def analyze(
         shifted=_on_other_data(scored, data_shifted),
         command=command_line(),
     )
-    opened = load_any(
-        model,
-        **protocol.opening(),
-        tower=tower,
-        **place,
-    )
+    opened = load_any(model, **protocol.opening(), tower=tower, **place)
     with resumable(command_line()), progress() as announce:
         analyse(
             opened,

@@ -133,7 +133,7 @@ def _report(found: LearnedAnchor, settings: LearnSettings) -> None:
         f"learned in {settings.steps} steps; distance of held-back images to the undefended model's clean features "
         f"(1: as far as their mean): clean {first.clean:.3f} -> {last.clean:.3f}, "
         f"attacked {first.robust:.3f} -> {last.robust:.3f}, attacked without any defence {found.undefended:.3f}"
-        + ("" if last.robust <= first.robust else "; it got WORSE: lower --learn-rate, or give more --learn-steps"),
+        + ("" if last.robust <= first.robust else "; it got WORSE: lower --learn-rate, or give more --learn-steps")
     )
 
 

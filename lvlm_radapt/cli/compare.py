@@ -56,8 +56,7 @@ def compare(
         int | None, typer.Option(min=1, max=MOST, help="Of every attack; the preset's or its own if left out.")
     ] = None,
     eps: Annotated[
-        str | None,
-        typer.Option(help="Budgets with commas: 2/255,4/255,8/255; the preset's, or 4/255, if left out."),
+        str | None, typer.Option(help="Budgets with commas: 2/255,4/255,8/255; the preset's, or 4/255, if left out.")
     ] = None,
     preset: Annotated[
         str | None, typer.Option(help="For MODEL ROW...: the protocol; scenes for embedded models, native for others.")
@@ -94,12 +93,7 @@ def compare(
         early_exit=early_exit or None,
     )
     place = place_of(device, dtype, None, None)
-    with (
-        JsonLines.to(log_json) as log,
-        resumable(command_line("--resume")),
-        log.ended(),
-        progress(log) as announce,
-    ):
+    with JsonLines.to(log_json) as log, resumable(command_line("--resume")), log.ended(), progress(log) as announce:
         compared = run_comparison(
             chosen,
             out,

@@ -96,12 +96,7 @@ def harden(
         also=also,
     )
     place = place_of(device, dtype, quantize, device_map, model=model)
-    with (
-        JsonLines.to(log_json) as log,
-        resumable(command_line("--resume")),
-        log.ended(),
-        progress(log) as announce,
-    ):
+    with JsonLines.to(log_json) as log, resumable(command_line("--resume")), log.ended(), progress(log) as announce:
         prepared = prepare(search, out, resume=resume, **place)
         few = judge(prepared.split.images[1], None, None, None)
         if few.word == "NO VERDICT":

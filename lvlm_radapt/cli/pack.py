@@ -16,8 +16,7 @@ def pack(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="A finished run under attack.")],
     out: Annotated[Path, typer.Option(metavar="FILE.zip", help="The file to write.")],
     licence: Annotated[
-        str | None,
-        typer.Option(help="Of the images, for the notice; the task's own if left out.", show_default=False),
+        str | None, typer.Option(help="Of the images, for the notice; the task's own if left out.", show_default=False)
     ] = None,
 ) -> None:
     """Pack a run's attacked images with labels, budgets, checksums and a notice into one file to hand on.

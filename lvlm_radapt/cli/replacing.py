@@ -49,6 +49,4 @@ def replace_in(flags: Mapping[str, Any], place: dict[str, Any]) -> None:
     named = [part.strip() for part in flags["replace"].split(",") if part.strip()]
     check_new_folder(out)
     write_replaced(load_any(model, tower=flags["tower"], **place), guide, named, out)
-    console.tell(
-        f"{out}: {model} with {', '.join(named)} of {guide}, plain stock weights, no filter and no anchor",
-    )
+    console.tell(f"{out}: {model} with {', '.join(named)} of {guide}, plain stock weights, no filter and no anchor")

@@ -72,12 +72,7 @@ def tune(
     place = place_of(device, dtype, quantize, device_map, model=model)
     plan = attack_of(attack, protocol, place, eps=eps, steps=steps)
     asked = evaluation_of(task, data, protocol, plan, samples=samples, seed=seed, batch_size=batch_size)
-    with (
-        JsonLines.to(log_json) as log,
-        resumable(command_line("--resume")),
-        log.ended(),
-        progress(log) as announce,
-    ):
+    with JsonLines.to(log_json) as log, resumable(command_line("--resume")), log.ended(), progress(log) as announce:
         found = run_tune(
             model,
             asked,

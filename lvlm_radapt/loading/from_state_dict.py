@@ -14,13 +14,7 @@ from lvlm_radapt.utils.errors import UserError
 
 
 def from_state_dict(
-    hf_class: Any,
-    config: Any,
-    tensors: dict[str, Tensor],
-    name: str,
-    options: LoadOptions,
-    *,
-    kept: Sequence[str] = (),
+    hf_class: Any, config: Any, tensors: dict[str, Tensor], name: str, options: LoadOptions, *, kept: Sequence[str] = ()
 ) -> Any:
     """`hf_class(config)` with exactly these weights.
 

@@ -59,12 +59,7 @@ def is_original(config: Mapping[str, Any]) -> bool:
 
 
 def load_original(
-    source: str,
-    name: str,
-    config: Mapping[str, Any],
-    *,
-    geometry: Geometry | None,
-    options: LoadOptions,
+    source: str, name: str, config: Mapping[str, Any], *, geometry: Geometry | None, options: LoadOptions
 ) -> LVLM:
     """The LVLM of an original LLaVA-1.5 or LLaVA-1.6 checkpoint; arguments and errors as for `load_model`.
 

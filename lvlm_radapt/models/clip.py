@@ -100,10 +100,7 @@ class CLIPEncoder(PixelModel):
 
 
 FAMILY = Family(
-    checkpoints={
-        "clip": ("CLIPModel",),
-        "clip_vision_model": ("CLIPVisionModel", "CLIPVisionModelWithProjection"),
-    },
+    checkpoints={"clip": ("CLIPModel",), "clip_vision_model": ("CLIPVisionModel", "CLIPVisionModelWithProjection")},
     encoder=CLIPEncoder,
     towers=(CLIPTower,),
     image_processors=("CLIPImageProcessor",),

@@ -14,13 +14,7 @@ from lvlm_radapt.models.base import LVLM, FeaturePoint, PixelBatch
 from lvlm_radapt.models.conversations import CONVERSATIONS, Conversation
 from lvlm_radapt.models.family import Family
 from lvlm_radapt.models.geometry import eight_bit
-from lvlm_radapt.towers.qwen import (
-    QwenTower,
-    batch_equal_windows,
-    images_to_rows,
-    rows_to_images,
-    token_order,
-)
+from lvlm_radapt.towers.qwen import QwenTower, batch_equal_windows, images_to_rows, rows_to_images, token_order
 from lvlm_radapt.utils.errors import UserError
 
 

@@ -8,11 +8,7 @@ import torch
 from accelerate.utils import align_module_device
 from torch import nn
 
-DTYPES: dict[str, torch.dtype] = {
-    "float32": torch.float32,
-    "bfloat16": torch.bfloat16,
-    "float16": torch.float16,
-}
+DTYPES: dict[str, torch.dtype] = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 """The precisions that a tower can be fingerprinted in, by name."""
 
 

@@ -28,14 +28,7 @@ class TrainingImages:
     left_out: str | None
 
     @classmethod
-    def of(
-        cls,
-        folder: Path,
-        *,
-        limit: int | None,
-        seed: int,
-        classes: bool,
-    ) -> TrainingImages:
+    def of(cls, folder: Path, *, limit: int | None, seed: int, classes: bool) -> TrainingImages:
         """The images of any folder or, with `classes`, of a folder of images for each class (ImageFolder).
 
         limit: at most so many, drawn by `seed`.

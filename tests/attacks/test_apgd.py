@@ -251,12 +251,7 @@ def test_success_at_the_start_takes_no_step():
     x = images(3)
     spy = Spy(waves(3))
     result = apgd(
-        spy,
-        x,
-        eps=0.1,
-        steps=9,
-        random_start=False,
-        success=lambda z, index: torch.ones(len(index), dtype=torch.bool),
+        spy, x, eps=0.1, steps=9, random_start=False, success=lambda z, index: torch.ones(len(index), dtype=torch.bool)
     )
     assert torch.equal(result.x_adv, x)
     assert result.steps.tolist() == [0, 0, 0]
@@ -325,12 +320,7 @@ def test_vanishing_gradients_are_followed_and_zero_gradients_reported():
     scale = torch.tensor([0.0, 1e-30, 1.0])  # 1e-30 squared is 0 in float32
     for norm in ("Linf", "L2"):
         result = apgd(
-            lambda z, index: scale[index] * z.flatten(1).sum(1),
-            x,
-            eps=0.1,
-            steps=4,
-            norm=norm,
-            seed=[1, 1, 1],
+            lambda z, index: scale[index] * z.flatten(1).sum(1), x, eps=0.1, steps=4, norm=norm, seed=[1, 1, 1]
         )
         assert result.zero_grad.tolist() == [True, False, False]
         torch.testing.assert_close(result.x_adv[1], result.x_adv[2], rtol=0, atol=1e-6)

@@ -10,15 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from attacks.autoattack import LibraryMissingError
-from attacks.classification import (
-    ce_loss,
-    dlr_loss,
-    fooled,
-    likely_wrong,
-    margin,
-    margin_loss,
-    targeted_dlr_loss,
-)
+from attacks.classification import ce_loss, dlr_loss, fooled, likely_wrong, margin, margin_loss, targeted_dlr_loss
 from attacks.pgd import pgd
 from attacks.suite import SuiteSettings, check_members, run_suite
 from tests.helpers.classifiers import K, classifier, images, labelled

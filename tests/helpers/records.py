@@ -3,12 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from eval_tasks.run.records import (
-    Attacked,
-    RunFolder,
-    SampleRecord,
-    Scored,
-)
+from eval_tasks.run.records import Attacked, RunFolder, SampleRecord, Scored
 
 SETTINGS: dict[str, Any] = {
     "command": "lvlm-radapt eval tiny-llava --task coco",

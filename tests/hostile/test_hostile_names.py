@@ -68,14 +68,8 @@ CASES: dict[str, Case] = {
     ),
     "a conversation": simple("robustify", "{at.model}", "--conversation", EVIL, "--out", "{at.out}", expected=SHOWN),
     # what files are called
-    "a damaged preset": (
-        lambda at: [*evaluated({}, "")[0](at), "--preset", evil_file(at, ".yaml")],
-        SHOWN,
-    ),
-    "a tower": (
-        lambda at: ["robustify", at.model, "--tower", evil_file(at, ".pt"), "--out", at.out],
-        SHOWN,
-    ),
+    "a damaged preset": (lambda at: [*evaluated({}, "")[0](at), "--preset", evil_file(at, ".yaml")], SHOWN),
+    "a tower": (lambda at: ["robustify", at.model, "--tower", evil_file(at, ".pt"), "--out", at.out], SHOWN),
     "a checkpoint that no library reads in its folder": (
         lambda at: ["robustify", shutil.copytree(at.model, at.tmp / "\udcff"), "--out", at.out],
         r"\\xff/model.safetensors cannot be read under this path, which is not UTF-8",

@@ -13,16 +13,7 @@ from hypothesis import strategies as st
 
 from lvlm_radapt.experiments.compare.preset import load_comparison
 from lvlm_radapt.utils.names import is_one_part, leaves_folder
-from tests.helpers.cases import (
-    Case,
-    Place,
-    Words,
-    adapter,
-    checkpoint,
-    evaluated,
-    file,
-    run_folder,
-)
+from tests.helpers.cases import Case, Place, Words, adapter, checkpoint, evaluated, file, run_folder
 
 try:
     import h5py

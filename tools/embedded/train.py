@@ -76,11 +76,7 @@ class Order:
 
 
 def _labels(pool: Pool, rows: np.ndarray) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    return (
-        torch.from_numpy(pool.dense[rows]),
-        torch.from_numpy(pool.whole[rows]),
-        torch.from_numpy(pool.pairs[rows]),
-    )
+    return (torch.from_numpy(pool.dense[rows]), torch.from_numpy(pool.whole[rows]), torch.from_numpy(pool.pairs[rows]))
 
 
 def train_lvlm(args: argparse.Namespace) -> nn.Module:

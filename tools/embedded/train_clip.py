@@ -99,9 +99,7 @@ def embed_image(model: Any, hidden: Tensor) -> Tensor:
         return states.unflatten(-1, (attention.num_heads, -1)).transpose(1, 2)
 
     seen = F.scaled_dot_product_attention(
-        heads(attention.q_proj(normed[:, :1])),
-        heads(attention.k_proj(normed)),
-        heads(attention.v_proj(normed)),
+        heads(attention.q_proj(normed[:, :1])), heads(attention.k_proj(normed)), heads(attention.v_proj(normed))
     )
     cls = hidden[:, :1] + attention.out_proj(seen.transpose(1, 2).flatten(2))
     cls = cls + block.mlp(block.layer_norm2(cls))

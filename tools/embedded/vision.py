@@ -50,8 +50,7 @@ class QwenVision(nn.Module):
         seen: dict[int, dict[str, Any]] = {}
         hooks = [
             block.register_forward_pre_hook(
-                lambda _m, args, kwargs, i=i: seen.__setitem__(i, {"hidden": args[0], **kwargs}),
-                with_kwargs=True,
+                lambda _m, args, kwargs, i=i: seen.__setitem__(i, {"hidden": args[0], **kwargs}), with_kwargs=True
             )
             for i, block in enumerate(visual.blocks)
         ]

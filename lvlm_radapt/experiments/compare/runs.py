@@ -62,13 +62,7 @@ class ComparisonRuns:
 
 @on_recorded_threads
 def run_comparison(
-    comparison: Comparison,
-    out: Path,
-    *,
-    announce: Announce,
-    resume: bool = False,
-    command: str = "",
-    **place: Any,
+    comparison: Comparison, out: Path, *, announce: Announce, resume: bool = False, command: str = "", **place: Any
 ) -> ComparisonRuns:
     """Make every row's model and score it; what is in `out` already is not done again (`resume`).
 

@@ -56,10 +56,7 @@ def test_another_system_prompt_changes_the_token_ids_and_is_recorded(data: Path,
     tokenizer = load_model("tiny-llava").tokenizer
     shipped, usual = asked("fare", data, tmp_path / "fare")
     brief, changed = asked(own(tmp_path / "b", system="a red circle."), data, tmp_path / "brief")
-    for run, heard, text in (
-        (shipped, usual, VICUNA),
-        (brief, changed, "a red circle. USER: <image>\n{} ASSISTANT:"),
-    ):
+    for run, heard, text in ((shipped, usual, VICUNA), (brief, changed, "a red circle. USER: <image>\n{} ASSISTANT:")):
         suffix = "\nAnswer the question using a single word or phrase."
         expected = [tokenizer(text.format(f"{s.question}{suffix}"))["input_ids"] for s in run.samples]
         assert heard == expected

@@ -177,10 +177,7 @@ def test_a_users_own_protocol(tmp_path: Path) -> None:
         ({"prompts": {"caption": "x"}}, "a prompt for vqa is missing"),
         ({"prompts": {"caption": "x", "vqa": "no place"}}, "must contain {question}"),
         ({"max_new_tokens": {"coco": 0}}, "field max_new_tokens.coco"),
-        (
-            {"thresholds": {"coco": {"kind": "absolute", "value": float("nan")}}},
-            "field thresholds.coco.value",
-        ),
+        ({"thresholds": {"coco": {"kind": "absolute", "value": float("nan")}}}, "field thresholds.coco.value"),
         ({"vqa_styles": {"vqav2": "official"}}, "field vqa_styles.vqav2"),
         ({"attacks": {"e2e": {"step_scale": 0}}}, "field attacks.e2e.step_scale"),
         ({"conversation": {"name": "x", "system": "", "template": "USER:"}}, "must contain <image> once"),

@@ -144,11 +144,7 @@ def test_vqav2(tmp_path: Path, name: str) -> None:
     picture(tmp_path / name)
     first, second = load_task("vqav2", tmp_path)
     assert (first.id, first.question, first.references) == ("4201", "Is it raining?", ("yes",) * 10)
-    assert (second.id, second.question, second.references) == (
-        "42000",
-        "What colour is {it}?",
-        tuple(ANSWERS),
-    )
+    assert (second.id, second.question, second.references) == ("42000", "What colour is {it}?", tuple(ANSWERS))
     assert first.image == second.image == tmp_path / name
 
 
@@ -284,17 +280,7 @@ def test_missing_and_empty_folders_say_what_is_wanted(tmp_path: Path, task: str)
 @pytest.mark.parametrize("task", MAKERS)
 @pytest.mark.parametrize(
     "content",
-    [
-        b"",
-        b"{",
-        b"[]",
-        b"null",
-        b"{}",
-        b"\xff\xfe",
-        b'{"images": 3}',
-        b"[" * 100_000,
-        b'{"images": [{"id": "x"}]}',
-    ],
+    [b"", b"{", b"[]", b"null", b"{}", b"\xff\xfe", b'{"images": 3}', b"[" * 100_000, b'{"images": [{"id": "x"}]}'],
 )
 def test_malformed_json_names_the_file(tmp_path: Path, task: str, content: bytes) -> None:
     make, name = MAKERS[task]

@@ -46,7 +46,7 @@ ROWS: dict[str, list[dict[str, Any]]] = {
     ],
     "vqav2": [
         {"question_id": 42, "question": "Why?", "image_id": 3, "multiple_choice_answer": "red"}
-        | {"answers": [{"answer": a, "answer_confidence": "yes", "answer_id": k} for k, a in enumerate(TEN)]},
+        | {"answers": [{"answer": a, "answer_confidence": "yes", "answer_id": k} for k, a in enumerate(TEN)]}
     ],
     "textvqa": [{"question_id": 34602, "question": "what brand?", "answers": TEN, "image_id": "003a"}],
     "okvqa": [{"question_id": "2971475", "question": "What sport?", "answers": TEN}],

@@ -276,10 +276,7 @@ def test_lists_of_images(tmp_path: Path) -> None:
         "fgvc-aircraft",
         {f"{base}/images_variant_test.txt": "0062765 DH-82\n1514522 Falcon 2000\n"},
         [f"{base}/images/0062765.jpg", f"{base}/images/1514522.jpg"],
-    ) == [
-        ("0062765", f"{base}/images/0062765.jpg", "DH-82"),
-        ("1514522", f"{base}/images/1514522.jpg", "Falcon 2000"),
-    ]
+    ) == [("0062765", f"{base}/images/0062765.jpg", "DH-82"), ("1514522", f"{base}/images/1514522.jpg", "Falcon 2000")]
     assert listed(
         "sun397",
         {"SUN397/ClassName.txt": "/a/airplane_cabin\n/a/apse/indoor\n"},

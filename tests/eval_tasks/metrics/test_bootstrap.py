@@ -52,10 +52,7 @@ def test_bounds_determinism_and_order(scores: list[float], seed: int, rng) -> No
 @settings(deadline=None, max_examples=30)
 @given(st.lists(st.floats(0, 1), min_size=2, max_size=20))
 def test_higher_level_contains_lower_level(scores: list[float]) -> None:
-    narrow, wide = (
-        bootstrap_ci(scores, level=0.5, resamples=300),
-        bootstrap_ci(scores, level=0.99, resamples=300),
-    )
+    narrow, wide = (bootstrap_ci(scores, level=0.5, resamples=300), bootstrap_ci(scores, level=0.99, resamples=300))
     assert wide.low <= narrow.low <= narrow.high <= wide.high
 
 

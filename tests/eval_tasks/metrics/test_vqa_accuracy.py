@@ -59,16 +59,7 @@ def test_ten_answers_by_hand(style: str, matches: int, accuracy: float) -> None:
 
 @pytest.mark.parametrize(
     ("total", "matches", "accuracy"),
-    [
-        (1, 0, 0.0),
-        (1, 1, 1.0),
-        (2, 2, 1.0),
-        (2, 1, 0.5),
-        (3, 3, 1.0),
-        (3, 1, 1 / 3),
-        (4, 4, 1.0),
-        (5, 1, 4 / 15),
-    ],
+    [(1, 0, 0.0), (1, 1, 1.0), (2, 2, 1.0), (2, 1, 0.5), (3, 3, 1.0), (3, 1, 1 / 3), (4, 4, 1.0), (5, 1, 4 / 15)],
 )
 def test_other_numbers_of_answers(total: int, matches: int, accuracy: float) -> None:
     answers = ["red"] * matches + ["blue"] * (total - matches)
@@ -124,11 +115,7 @@ def test_accuracy_is_between_zero_and_one(prediction: str, answers: list[str]) -
         ("Im", "im", "im"),  # the entry has a capital and is looked up in lower case
         ("couldnt've couldn'tve", "couldn't've couldn't've", "couldn't've couldn't've"),
         ("yalld've", "yalld've", "yalld've"),
-        (
-            "y'alld've yall'd've y'all'dve",
-            "y'all'd've y'all'd've y'all'd've",
-            "y'all'd've y'all'd've y'all'd've",
-        ),
+        ("y'alld've yall'd've y'all'dve", "y'all'd've y'all'd've y'all'd've", "y'all'd've y'all'd've y'all'd've"),
         ("ows'at", "ows'at", "ows'at"),
         ("twas oclock maam", "'twas o'clock ma'am", "'twas o'clock ma'am"),
         ("somebody'd", "somebodyd", "somebodyd"),

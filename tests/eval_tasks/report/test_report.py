@@ -297,10 +297,7 @@ def test_numbers_have_one_decimal_and_no_minus_zero() -> None:
 
 def flat(make: Maker) -> list[Run]:
     """Scores of one value, so that means and intervals are known without drawing."""
-    return [
-        make([12.25] * N, None, attack(), clean=[100.0] * N),
-        make([12.25] * N, RADAPT, attack(), clean=[90.0] * N),
-    ]
+    return [make([12.25] * N, None, attack(), clean=[100.0] * N), make([12.25] * N, RADAPT, attack(), clean=[90.0] * N)]
 
 
 def test_markdown_by_hand(make: Maker) -> None:
@@ -397,10 +394,7 @@ def test_reading_follows_the_numbers(make: Maker) -> None:
 def test_a_model_has_one_headline_with_the_worst_first(make: Maker) -> None:
     runs = []
     for eps, defended in ((1 / 255, 70), (2 / 255, 70), (4 / 255, 10)):
-        runs += [
-            make(spread(40, 1), None, attack(eps=eps)),
-            make(spread(defended, 2), RADAPT, attack(eps=eps)),
-        ]
+        runs += [make(spread(40, 1), None, attack(eps=eps)), make(spread(defended, 2), RADAPT, attack(eps=eps))]
     runs.append(make(spread(80, 3), None, attack(name="noise")))
     stock, defended_model = headlines_of(comparison(runs))
     assert (stock.model, stock.verdict, len(stock.findings)) == ("tiny-llava", "Undefended", 4)

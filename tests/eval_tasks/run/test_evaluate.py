@@ -352,10 +352,7 @@ def test_what_does_not_fit_is_refused_before_anything_is_written(tmp_path, data,
 def test_a_surrogate_of_another_family_and_canvas_attacks_on_the_victims_canvas(tmp_path, data, checkpoint):
     surrogate = load_model(save_qwen(tmp_path / "qwen"))
     run = score(
-        load_model(checkpoint),
-        settings(data, threat="transfer", samples=3),
-        tmp_path / "run",
-        surrogate=surrogate,
+        load_model(checkpoint), settings(data, threat="transfer", samples=3), tmp_path / "run", surrogate=surrogate
     )
     assert run.settings["attack"]["surrogate"] == str(tmp_path / "qwen")
     assert all(0 < r.adversarial.linf <= 8 / 255 + 1e-6 for r in run.samples)

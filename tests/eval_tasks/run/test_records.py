@@ -58,12 +58,7 @@ def test_round_trip(tmp_path: Path) -> None:
     assert [entry.id for entry in folder.records()] == IDS
     folder.finish(METRICS)
     assert folder.finished
-    assert sorted(entry.name for entry in path.iterdir()) == [
-        "images",
-        "metrics.json",
-        "run.json",
-        "samples.jsonl",
-    ]
+    assert sorted(entry.name for entry in path.iterdir()) == ["images", "metrics.json", "run.json", "samples.jsonl"]
     run = read_run(str(path))
     assert run.samples == [record(sample_id) for sample_id in IDS]
     assert run.metrics == METRICS
@@ -168,10 +163,7 @@ def test_a_setting_that_is_off_may_be_left_out_on_resume(tmp_path: Path) -> None
 
 def test_differences_are_named_on_resume(tmp_path: Path) -> None:
     started(tmp_path)
-    changed = SETTINGS | {
-        "attack": SETTINGS["attack"] | {"eps": 2 / 255, "steps": 100},
-        "radapt": {"alpha": 1.0},
-    }
+    changed = SETTINGS | {"attack": SETTINGS["attack"] | {"eps": 2 / 255, "steps": 100}, "radapt": {"alpha": 1.0}}
     with pytest.raises(UserError) as caught:
         RunFolder(tmp_path).create(changed, IDS, resume=True)
     text = one_line(caught)
@@ -652,11 +644,7 @@ def test_a_kill_while_saving_leaves_the_old_image(tmp_path: Path, monkeypatch: p
 
 def test_images_of_another_kind_and_absent_ones(tmp_path: Path) -> None:
     folder = started(tmp_path)
-    for wrong in (
-        torch.rand(3, 4, 4),
-        torch.zeros(4, 4, 3, dtype=torch.uint8),
-        np.zeros((1, 3, 4, 4), np.uint8),
-    ):
+    for wrong in (torch.rand(3, 4, 4), torch.zeros(4, 4, 3, dtype=torch.uint8), np.zeros((1, 3, 4, 4), np.uint8)):
         with pytest.raises(ValueError, match=r"uint8 \[3, H, W\]"):
             folder.save_image("9", wrong)
     with pytest.raises(UserError, match=r"cannot read image .*9\.png"):

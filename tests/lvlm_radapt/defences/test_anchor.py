@@ -20,12 +20,7 @@ from lvlm_radapt.utils.errors import UserError
 from tests.helpers import tiny_random
 from tests.helpers.first_attention import HALF, clip_first_attention
 
-CLIPS = [
-    tiny_random.clip_vision,
-    tiny_random.clip_vision_with_projection,
-    tiny_random.clip,
-    tiny_random.llava,
-]
+CLIPS = [tiny_random.clip_vision, tiny_random.clip_vision_with_projection, tiny_random.clip, tiny_random.llava]
 NEXT = [tiny_random.llava_next]
 SIGLIPS = [tiny_random.siglip_vision, tiny_random.siglip, tiny_random.llava_onevision, tiny_random.idefics3]
 QWENS = [tiny_random.qwen2_vl, tiny_random.qwen2_5_vl]

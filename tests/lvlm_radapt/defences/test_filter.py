@@ -31,16 +31,7 @@ def test_reflected_cosines_are_scaled_by_h(size: tuple[int, int], cutoff: float,
     # symmetric filter under that boundary, so the measured factor is the response, with no border effect
     height, width = size
     low_pass = GaussianFilter(cutoff, unit)
-    for share_y, share_x in [
-        (0, 0),
-        (0, 1),
-        (1, 0),
-        (1, 1),
-        (0.1, 0.03),
-        (0.25, 0.5),
-        (0.75, 0.9),
-        (0.4, 0.4),
-    ]:
+    for share_y, share_x in [(0, 0), (0, 1), (1, 0), (1, 1), (0.1, 0.03), (0.25, 0.5), (0.75, 0.9), (0.4, 0.4)]:
         k, m = round(share_y * (height - 1)), round(share_x * (width - 1))
         wave_y = torch.cos(math.pi * k * torch.arange(height, dtype=torch.float64) / (height - 1))
         wave_x = torch.cos(math.pi * m * torch.arange(width, dtype=torch.float64) / (width - 1))

@@ -16,14 +16,7 @@ from torch.utils.checkpoint import checkpoint
 
 from lvlm_radapt.defences.radapt.anchor import CLIP_MEAN, CLIP_STD, Anchor, white_anchor
 from lvlm_radapt.defences.radapt.config import RAdaptConfig
-from lvlm_radapt.defences.radapt.hooks import (
-    disabled,
-    inject,
-    injected_anchor,
-    injected_config,
-    is_injected,
-    remove,
-)
+from lvlm_radapt.defences.radapt.hooks import disabled, inject, injected_anchor, injected_config, is_injected, remove
 from lvlm_radapt.defences.radapt.modules import GaussianFilter
 from lvlm_radapt.towers import find_tower
 from lvlm_radapt.towers.clip import CLIPTower
@@ -63,10 +56,7 @@ QWENS = [tiny_random.qwen2_vl, tiny_random.qwen2_5_vl, *QWEN3S, tiny_random.glm4
 GRIDS = [(4, 6), (8, 6), (8, 6), (2, 10)]
 
 # image tokens of 112x112 px, four crops: a row's end after each row of 8 patches; OneVision shrinks them to 5
-ANYRES_TOKENS = {
-    "LlavaNextForConditionalGeneration": 16 + 8 * 9,
-    "LlavaOnevisionForConditionalGeneration": 16 + 5 * 6,
-}
+ANYRES_TOKENS = {"LlavaNextForConditionalGeneration": 16 + 8 * 9, "LlavaOnevisionForConditionalGeneration": 16 + 5 * 6}
 
 
 def row_width(model: Any) -> int:

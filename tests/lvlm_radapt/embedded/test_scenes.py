@@ -69,9 +69,7 @@ def test_splits_share_no_content(drawn: dict[str, list[scenes.Scene]]) -> None:
     assert not content["validation"] & content["test"]
 
 
-def test_held_out_pairs_are_kept_from_training_and_met_in_the_test(
-    drawn: dict[str, list[scenes.Scene]],
-) -> None:
+def test_held_out_pairs_are_kept_from_training_and_met_in_the_test(drawn: dict[str, list[scenes.Scene]]) -> None:
     seen = {split: {(t.colour, t.shape) for s in of for t in s.things} for split, of in drawn.items()}
     assert not seen["train"] & scenes.HELD_OUT
     assert seen["test"] >= scenes.HELD_OUT

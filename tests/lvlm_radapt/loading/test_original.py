@@ -25,13 +25,7 @@ from lvlm_radapt.models.llava_next import LlavaNextLVLM
 from lvlm_radapt.saving.adapter import save_adapter
 from tests.helpers import tiny_checkpoints, tiny_random
 from tests.helpers.failures import one_line
-from tests.helpers.original_llava import (
-    IMAGE_ID,
-    original_weights,
-    stock_llava,
-    write_original,
-    write_shards,
-)
+from tests.helpers.original_llava import IMAGE_ID, original_weights, stock_llava, write_original, write_shards
 
 VICUNA = (
     "A chat between a curious user and an artificial intelligence assistant. The assistant gives "

@@ -47,10 +47,7 @@ def tower_and_rest(name: str, *, tower: str, rest: str) -> dict[str, int | str |
 def test_offloaded_equals_whole(name: str, tower: str, rest: str, tmp_path: Path) -> None:
     folder = FAMILIES[name].save(tmp_path / "model")
     whole = robustify(load_model(folder), CONFIG)
-    places = {
-        "device_map": tower_and_rest(name, tower=tower, rest=rest),
-        "offload_folder": str(tmp_path / "offload"),
-    }
+    places = {"device_map": tower_and_rest(name, tower=tower, rest=rest), "offload_folder": str(tmp_path / "offload")}
     if name.startswith("glm") and tower == "disk":  # transformers reads its learned positions past their own module
         with pytest.raises(UserError, match=r"question cannot be processed .* not on the expected device meta"):
             load_model(folder, **places)

@@ -65,11 +65,7 @@ def _edit(adapter: Path, **changes: Any) -> None:
 
 @pytest.mark.parametrize(
     "config",
-    [
-        RAdaptConfig(),
-        RAdaptConfig(cutoff=21.5, boundary="periodic", alpha=0.3, mix="add"),
-        RAdaptConfig(alpha=0),
-    ],
+    [RAdaptConfig(), RAdaptConfig(cutoff=21.5, boundary="periodic", alpha=0.3, mix="add"), RAdaptConfig(alpha=0)],
     ids=["default", "all-set", "no-anchor"],
 )
 def test_round_trip_is_bit_equal(base: Path, tmp_path: Path, config: RAdaptConfig) -> None:

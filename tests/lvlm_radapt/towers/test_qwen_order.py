@@ -12,13 +12,7 @@ import torch
 from torch import Tensor
 
 from lvlm_radapt.towers import find_tower
-from lvlm_radapt.towers.qwen import (
-    batch_equal_windows,
-    frames_to_rows,
-    images_to_rows,
-    rows_to_frames,
-    rows_to_images,
-)
+from lvlm_radapt.towers.qwen import batch_equal_windows, frames_to_rows, images_to_rows, rows_to_frames, rows_to_images
 from lvlm_radapt.utils.errors import UserError
 from tests.helpers import tiny_random
 

@@ -53,8 +53,7 @@ def as_table(console: PlainConsole) -> None:
 
 
 @pytest.mark.parametrize(
-    "show",
-    [lambda console: console.print(EVIL), lambda console: console.tell(EVIL), as_text, as_bar, as_table],
+    "show", [lambda console: console.print(EVIL), lambda console: console.tell(EVIL), as_text, as_bar, as_table]
 )
 @pytest.mark.parametrize("terminal", [True, False])
 def test_all_that_is_printed_is_plain(show: Callable[[PlainConsole], None], terminal: bool) -> None:
