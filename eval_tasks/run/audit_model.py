@@ -52,8 +52,8 @@ def run_audit(
     task, attack = asked.task, asked.attack
     if attack is None or attack.threat != "adaptive" or attack.gradient_steps is None:
         raise UserError(
-            "an audit needs a white-box attack with gradient steps: use --attack e2e, embedding or apgd-ce, or give your "
-            "own a field steps and a loss"
+            "an audit needs a white-box attack with gradient steps: use --attack e2e, embedding or apgd-ce, or give "
+            "your own a field steps"
         )
     check_new_folder(out)
     selection = select_samples(task, asked.options)
