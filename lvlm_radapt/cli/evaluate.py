@@ -135,8 +135,7 @@ def eval_(
         ),
     ] = None,
     parallel: Annotated[
-        int | None,
-        typer.Option(min=1, max=256, help="Requests at a time.", show_default="8", rich_help_panel=_API),
+        int | None, typer.Option(min=1, max=256, help="Requests at a time.", show_default="8", rich_help_panel=_API)
     ] = None,
     price: Annotated[
         str | None,

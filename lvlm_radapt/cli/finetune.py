@@ -165,17 +165,15 @@ def finetune(
     counted = "weights" if rank is None else "numbers of low rank"
     console.tell(
         f"{out}: {model.label} fine-tuned by {method}, {log.trained:,} {counted}, {len(found.files):,} images, "
-        f"{len(log.losses):,} steps ({LOG} has each)",
+        f"{len(log.losses):,} steps ({LOG} has each)"
     )
     console.tell(
         f"{log.watched} of {len(found.watched)} held-back images: clean {before.clean:.3f} -> {after.clean:.3f}, "
-        f"attacked {before.robust:.3f} -> {after.robust:.3f}",
+        f"attacked {before.robust:.3f} -> {after.robust:.3f}"
     )
     use = f"LLAVA --tower {out}" if alone else str(out)
     flags = place_flags(device, "auto" if dtype == "float32" else dtype)
-    console.tell(
-        f"next: lvlm-radapt eval {use} --task coco --data DIR --attack e2e --eps 4/255{flags} --out RUN",
-    )
+    console.tell(f"next: lvlm-radapt eval {use} --task coco --data DIR --attack e2e --eps 4/255{flags} --out RUN")
 
 
 def _saved(state: Path) -> str:

@@ -35,8 +35,7 @@ def robustify(
     model: ModelArgument,
     out: Annotated[Path, typer.Option(help="A new or empty folder for what is written.")],
     cutoff: Annotated[
-        float | None,
-        typer.Option(help="D0 of the Gaussian filter, cycles per 224 px; above 0.", show_default="40"),
+        float | None, typer.Option(help="D0 of the Gaussian filter, cycles per 224 px; above 0.", show_default="40")
     ] = None,
     no_filter: Annotated[bool, typer.Option("--no-filter", help="Leave the filter out.")] = False,
     alpha: Annotated[
@@ -226,12 +225,12 @@ def _write_model(protected: Any, out: Path, notes: dict[str, str], *, fold: bool
             console.tell(
                 f"The filter (cutoff {config.cutoff:g}) is NOT in the weights. The processor in the folder runs it: "
                 f"AutoProcessor.from_pretrained({str(out)!r}, trust_remote_code=True). Without it, pass every image "
-                f"through filter_image of {out / FILTER} first, or the model is only half protected.",
+                f"through filter_image of {out / FILTER} first, or the model is only half protected."
             )
         return
     export_model(protected, out, notes=notes)
     console.tell(f"{out}: {protected.name} with {config.describe()} inside")
     console.tell(
         f"load: AutoModelForImageTextToText.from_pretrained({str(out)!r}, trust_remote_code=True); "
-        f"every lvlm-radapt command takes it as a model too",
+        f"every lvlm-radapt command takes it as a model too"
     )

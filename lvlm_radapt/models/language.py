@@ -121,11 +121,7 @@ def greedy(
     extra = dict(first)
     for _ in range(max_new_tokens):
         out = language_model(
-            inputs_embeds=embeds,
-            position_ids=positions,
-            use_cache=True,
-            **cached,
-            **{"attention_mask": mask, **extra},
+            inputs_embeds=embeds, position_ids=positions, use_cache=True, **cached, **{"attention_mask": mask, **extra}
         )
         logits = head(out.last_hidden_state[:, -1]).float().to(ids.device)
         token = (logits if penalise is None else penalise(said, logits)).argmax(-1)

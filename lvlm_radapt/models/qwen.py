@@ -111,10 +111,7 @@ class QwenLVLM(LVLM):
         return eight_bit(frames[0][0].numpy())
 
     def _meta(self, image: Image.Image, canvas: tuple[int, int]) -> dict[str, Any]:
-        return {
-            **super()._meta(image, canvas),
-            "grid": (1, canvas[0] // self._patch, canvas[1] // self._patch),
-        }
+        return {**super()._meta(image, canvas), "grid": (1, canvas[0] // self._patch, canvas[1] // self._patch)}
 
     def tower_input(self, batch: PixelBatch) -> Tensor:
         """[B * gh * gw, 3 * T * p * p] normalised patch rows, image after image, in merge-block order."""

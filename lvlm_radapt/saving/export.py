@@ -84,11 +84,7 @@ def export_model(
         place = AnchorPlace(rows=len(stored.values), grid=stored.grid, prefix_tokens=stored.prefix_tokens)
     mark = Patches(module=patches, shape=tuple(embedding.weight.shape))
     settings = ExportSettings(
-        format=FORMAT,
-        version=VERSION,
-        model_type=model.hf.config.model_type,
-        base=model.name,
-        geometry=model.geometry,
+        format=FORMAT, version=VERSION, model_type=model.hf.config.model_type, base=model.name, geometry=model.geometry
     )
     weights = model.hf.state_dict()
     weights[f"{patches}.weight"] = marked(embedding.weight.detach())

@@ -106,12 +106,7 @@ def _projection(model: LVLM) -> tuple[str, nn.Linear]:
 
 def _filter_source(model: LVLM, config: RAdaptConfig) -> str:
     """radapt_filter.py with this model's numbers."""
-    values = {
-        "CUTOFF": config.cutoff,
-        "UNIT": config.cutoff_unit,
-        "BOUNDARY": config.boundary,
-        **_canvas(model),
-    }
+    values = {"CUTOFF": config.cutoff, "UNIT": config.cutoff_unit, "BOUNDARY": config.boundary, **_canvas(model)}
     source = inspect.getsource(filter_template)
     for name, value in values.items():
         literal = f'"{value}"' if isinstance(value, str) else repr(value)

@@ -244,11 +244,7 @@ def batch_equal_windows(hf_model: nn.Module) -> nn.Module:
 
 
 def _batched_attention(
-    attention: Any,
-    hidden_states: Tensor,
-    cu_seqlens: Tensor,
-    position_embeddings: tuple[Tensor, Tensor],
-    **kwargs: Any,
+    attention: Any, hidden_states: Tensor, cu_seqlens: Tensor, position_embeddings: tuple[Tensor, Tensor], **kwargs: Any
 ) -> Tensor:
     """The vision attention's forward: `hidden_states` [N, D], sequences between the bounds `cu_seqlens`."""
     if "flash" in attention.config._attn_implementation:

@@ -305,11 +305,7 @@ _TABLE = [
     ),
     _qwen("qwen3.5", tiny_checkpoints.save_qwen3_5, "Qwen3_5", "Qwen3VL", variant=True),
     _qwen(
-        "qwen3.5-moe",
-        partial(tiny_checkpoints.save_qwen3_5, experts=True),
-        "Qwen3_5Moe",
-        "Qwen3VL",
-        release="qwen3.5",
+        "qwen3.5-moe", partial(tiny_checkpoints.save_qwen3_5, experts=True), "Qwen3_5Moe", "Qwen3VL", release="qwen3.5"
     ),
     _glm("glm", "Glm4v", "Glm4v"),
     _glm("glm4.6", "Glm46V", "Glm46V", release="glm", variant=True),

@@ -187,9 +187,7 @@ def save_vipllava(folder: Path) -> Path:
 def save_llava_next(folder: Path, *, chat_template: str | None = LLAVA_TEMPLATE, seed: int = 1, **vision: Any) -> Path:
     """tiny_random.llava_next: views of 56 px, 4 x 4 patches each, of two up to four crops."""
     processor = LlavaNextImageProcessorPil(
-        size={"shortest_edge": 56},
-        crop_size={"height": 56, "width": 56},
-        image_grid_pinpoints=tiny_random.PINPOINTS,
+        size={"shortest_edge": 56}, crop_size={"height": 56, "width": 56}, image_grid_pinpoints=tiny_random.PINPOINTS
     )
     return _save_vicuna(folder, tiny_random.llava_next(seed=seed, **vision), processor, chat_template)
 

@@ -410,10 +410,7 @@ def qwen2_5_vl(*, seed: int = 0, patch_size: int = 14, window_patches: int = 4, 
 def qwen3_vl(*, seed: int = 0, patch_size: int = 16, layers: int = 3) -> Any:
     """Qwen3VLForConditionalGeneration, width 32: 6 x 6 learned positions, and the outputs of the first two of
     three vision blocks added to those of the two language layers."""
-    vision = _merged_vision(layers, patch_size) | {
-        "num_position_embeddings": 36,
-        "deepstack_visual_indexes": [0, 1],
-    }
+    vision = _merged_vision(layers, patch_size) | {"num_position_embeddings": 36, "deepstack_visual_indexes": [0, 1]}
     text = {**_qwen_text(), "head_dim": WIDTH // 4}
     text["rope_parameters"]["mrope_interleaved"] = True
     return _positioned("Qwen3VL", text, vision, seed)
@@ -503,17 +500,10 @@ def llava_inputs(pixel_values: torch.Tensor, *, patches: int = 16) -> dict[str, 
     """A batch of equal prompts with an image each: `pixel_values` [B, 3, H, W], `patches` tokens an image."""
     ids = [BOS_TOKEN, 10] + [IMAGE_TOKEN] * patches + [11, 12, 13]
     input_ids = torch.tensor([ids] * len(pixel_values))
-    return {
-        "input_ids": input_ids,
-        "attention_mask": torch.ones_like(input_ids),
-        "pixel_values": pixel_values,
-    }
+    return {"input_ids": input_ids, "attention_mask": torch.ones_like(input_ids), "pixel_values": pixel_values}
 
 
 def anyres_inputs(views: torch.Tensor, *, size: tuple[int, int], tokens: int) -> dict[str, torch.Tensor]:
     """Equal prompts with an image each for LLaVA-NeXT and OneVision: `views` [B, V, 3, H, W], `size` (height,
     width) of the originals, `tokens` an image."""
-    return {
-        **llava_inputs(views, patches=tokens),
-        "image_sizes": torch.tensor([size] * len(views)),
-    }
+    return {**llava_inputs(views, patches=tokens), "image_sizes": torch.tensor([size] * len(views))}

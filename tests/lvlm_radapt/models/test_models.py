@@ -259,11 +259,7 @@ def test_llava_with_other_feature_settings(cases: dict[str, Case], layers: int |
     """Some checkpoints read several layers, or keep CLS."""
     ours = cases["llava"].ours
     config = transformers.LlavaConfig(
-        **{
-            **ours.hf.config.to_dict(),
-            "vision_feature_layer": layers,
-            "vision_feature_select_strategy": strategy,
-        }
+        **{**ours.hf.config.to_dict(), "vision_feature_layer": layers, "vision_feature_select_strategy": strategy}
     )
     hf = transformers.LlavaForConditionalGeneration(config)
     for parameter in hf.parameters():
@@ -281,10 +277,7 @@ def test_llava_with_other_feature_settings(cases: dict[str, Case], layers: int |
     labels = ids.clone()
     labels[:, :-3] = -100
     expected = hf(
-        input_ids=ids,
-        pixel_values=model.pixel_values(batch),
-        attention_mask=torch.ones_like(ids),
-        labels=labels,
+        input_ids=ids, pixel_values=model.pixel_values(batch), attention_mask=torch.ones_like(ids), labels=labels
     ).loss
     torch.testing.assert_close(model.loss(batch, ["what"], ["a pig"])[0], expected)
 

@@ -82,12 +82,7 @@ def test_bit_equal_in_every_colour_mode(models: dict[str, Any], name: str, mode:
     assert torch.equal(models[name].pixel_values(models[name].pixels([image])), stock(models[name], [image]))
 
 
-@given(
-    st.integers(1, 260),
-    st.integers(1, 260),
-    st.integers(0, 9),
-    st.sampled_from(DIFFERENT),
-)
+@given(st.integers(1, 260), st.integers(1, 260), st.integers(0, 9), st.sampled_from(DIFFERENT))
 @settings(max_examples=50, deadline=None)
 def test_bit_equal_at_any_size(models: dict[str, Any], height: int, width: int, seed: int, name: str) -> None:
     model = models[name]
