@@ -90,7 +90,8 @@ def run(job):
     patches = headless.get_submodule(headless.config.radapt["patches"]["module"].removeprefix("model."))
     assert not isinstance(patches, torch.nn.Conv2d | torch.nn.Conv3d)
     result |= {"logits": logits, "answer": answer, "anchor": None if anchor is None else anchor.anchor.dtype}
-    four, eight = (transformers.BitsAndBytesConfig(**{f"load_in_{bits}bit": True}) for bits in (4, 8))
+    four, eight = (transformers.BitsAndBytesConfig(
+        **{f"load_in_{bits}bit": True}, llm_int8_skip_modules=job["kept"]) for bits in (4, 8))
     if job["refusals"]:
         result["refusals"] = {
             "stock": outcome(lambda: stock.from_pretrained(folder)),
@@ -229,6 +230,8 @@ def exported(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
             "base": str(base),
             "dtype": variant.opened,
             "refusals": name in CORE,
+            # bitsandbytes takes no images of tokens, which Aya Vision's projector reads
+            "kept": list(family.record.unquantised) if variant.family == "aya" else None,
             "processor": "" if name not in FAMILIES else "parts" if name in PROCESSORS else "AutoProcessor",
             "image": str(root / "image.png"),
             "text": family.question.format(PROMPT),
