@@ -1,7 +1,5 @@
 """The documentation holds: its commands parse, its links lead somewhere, every public name is explained."""
 
-from __future__ import annotations
-
 import ast
 import importlib
 import inspect

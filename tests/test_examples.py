@@ -1,7 +1,5 @@
 """The Python examples of the documentation run, and print what stands beside them."""
 
-from __future__ import annotations
-
 import contextlib
 import io
 import re

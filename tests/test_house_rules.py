@@ -1,7 +1,5 @@
 """Rules of the tests themselves: none leans on another test, nor on what a package keeps private."""
 
-from __future__ import annotations
-
 import ast
 from collections.abc import Iterator
 from pathlib import Path

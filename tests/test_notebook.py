@@ -1,7 +1,5 @@
 """The tour: what is stored is what a run gave, and it runs."""
 
-from __future__ import annotations
-
 import ast
 import importlib
 import re

@@ -1,7 +1,5 @@
 """The locked set-up: what `make setup` and `make test-compat` install is what pyproject.toml asks for."""
 
-from __future__ import annotations
-
 import re
 import tomllib
 from collections.abc import Iterator

@@ -1,7 +1,5 @@
 """The mean over draws, its gradient, and a straight-through function, on losses that are known in closed form."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 from torch import Tensor

@@ -1,7 +1,5 @@
 """The script that packs a comparison and prints it again, against the table that the comparison itself wrote."""
 
-from __future__ import annotations
-
 import csv
 import zipfile
 from pathlib import Path

@@ -1,7 +1,5 @@
 """The full-size benchmark: its configurations are the published ones, and without a GPU it says so."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import pytest

@@ -1,7 +1,5 @@
 """The benchmark that says how much of full fine-tuning's gain a cheaper defence has, on scores made by hand."""
 
-from __future__ import annotations
-
 import json
 import shutil
 from pathlib import Path

@@ -3,8 +3,6 @@
 They are forked from a server that has everything imported, so that one costs a second and not ten.
 """
 
-from __future__ import annotations
-
 import contextlib
 import json
 import multiprocessing

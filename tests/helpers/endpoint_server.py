@@ -1,7 +1,5 @@
 """A server on this machine that speaks the chat-completions protocol over HTTP, and can go wrong in all usual ways."""
 
-from __future__ import annotations
-
 import base64
 import contextlib
 import hashlib

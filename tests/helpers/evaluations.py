@@ -1,7 +1,5 @@
 """Evaluations in one call: a task, an attack and how much of it."""
 
-from __future__ import annotations
-
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any

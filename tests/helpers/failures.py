@@ -1,7 +1,5 @@
 """What a user sees when something cannot be opened: one line, and nothing beside it."""
 
-from __future__ import annotations
-
 import io
 import logging
 from collections.abc import Iterator

@@ -1,7 +1,5 @@
 """The first attention of CLIP and of plain vision transformers by hand."""
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass
 

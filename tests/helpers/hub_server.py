@@ -2,8 +2,6 @@
 
 It asks for every file inside the commit, as the hub does for small ones."""
 
-from __future__ import annotations
-
 import base64
 import contextlib
 import hashlib

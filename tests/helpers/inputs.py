@@ -1,7 +1,5 @@
 """Images of noise, questions and answers."""
 
-from __future__ import annotations
-
 import numpy as np
 from PIL import Image
 

@@ -3,8 +3,6 @@
 Its state dict has the names that open_clip saves under `visual.`.
 """
 
-from __future__ import annotations
-
 from collections import OrderedDict
 
 import torch

@@ -1,7 +1,5 @@
 """Checkpoints as the original LLaVA code writes them."""
 
-from __future__ import annotations
-
 import copy
 import json
 from pathlib import Path

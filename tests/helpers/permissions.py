@@ -1,7 +1,5 @@
 """Permissions that hold for the superuser too, as whom containers often run the tests."""
 
-from __future__ import annotations
-
 import ctypes
 import os
 from collections.abc import Iterator

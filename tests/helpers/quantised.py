@@ -1,7 +1,5 @@
 """A quantised model with its weights as plain numbers."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 

@@ -3,8 +3,6 @@
 Tests may put other values into a document; a key that the program does not write is refused.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace

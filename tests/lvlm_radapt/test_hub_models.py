@@ -1,7 +1,5 @@
 """Models saved, pushed to the hub and opened from there, with a card that says what was measured."""
 
-from __future__ import annotations
-
 import json
 import shutil
 from collections.abc import Iterator

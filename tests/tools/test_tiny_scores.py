@@ -1,7 +1,5 @@
 """The embedded models' score card and tiny-clip's training, on models whose answers are known."""
 
-from __future__ import annotations
-
 import argparse
 import json
 from pathlib import Path

@@ -1,7 +1,5 @@
 """photo-clip's training, on drawn stand-ins for photographs, and on photographs where there are any."""
 
-from __future__ import annotations
-
 import argparse
 import json
 import os

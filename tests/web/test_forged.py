@@ -1,7 +1,5 @@
 """Requests that no honest page sends: they get none of the server's files, and nothing of the server is even opened."""
 
-from __future__ import annotations
-
 import http.client
 import itertools
 import json

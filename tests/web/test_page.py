@@ -1,7 +1,5 @@
 """The web chat in a real browser: what people do with it, and what must not happen to them."""
 
-from __future__ import annotations
-
 import base64
 import http.client
 import io

@@ -1,8 +1,6 @@
 """How the chat and a report look: light, dark, on a phone, on paper. `LVLM_RADAPT_PICTURES=docs/images make test-web`
 keeps the pictures."""
 
-from __future__ import annotations
-
 import io
 import os
 from collections.abc import Callable

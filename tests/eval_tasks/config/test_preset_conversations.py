@@ -1,7 +1,5 @@
 """A preset's conversation decides what the model is asked, and the run says so."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

@@ -1,7 +1,5 @@
 """The field's zero-shot data sets in every layout they lie on disk in: the right images, the right class names."""
 
-from __future__ import annotations
-
 import io
 import json
 import os

@@ -1,7 +1,5 @@
 """Zero-shot classifiers from the command line: robustify, eval, resume, transfer, audit, report; and mistakes."""
 
-from __future__ import annotations
-
 import json
 import re
 from dataclasses import replace

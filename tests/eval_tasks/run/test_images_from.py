@@ -1,7 +1,5 @@
 """`eval --images-from RUN` takes from that run what it fixes, and refuses only what says something else."""
 
-from __future__ import annotations
-
 import copy
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """Retrieval: ranks and recalls counted by hand, the contrastive loss, and runs on the embedded CLIP."""
 
-from __future__ import annotations
-
 import json
 import math
 from dataclasses import replace

@@ -1,7 +1,5 @@
 """Zero-shot classification: the classifier, its data folder, and attacks on it that are scored from 8-bit images."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 

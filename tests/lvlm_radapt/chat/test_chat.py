@@ -1,7 +1,5 @@
 """The terminal chat: what lines mean, what a session does and keeps, and the program at the end of a pipe."""
 
-from __future__ import annotations
-
 import contextlib
 import io
 import json

@@ -1,7 +1,5 @@
 """The web chat without a browser: its users, whose turn it is, what is shown, what is served."""
 
-from __future__ import annotations
-
 import base64
 import io
 import json

@@ -1,7 +1,5 @@
 """Defences from the command line: recorded, reproducible, never taken for the undefended model; outsiders' too."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import re

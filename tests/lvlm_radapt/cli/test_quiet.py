@@ -3,8 +3,6 @@
 Real processes: one that has imported before hides some.
 """
 
-from __future__ import annotations
-
 import os
 import subprocess
 import sys

@@ -1,7 +1,5 @@
 """The white anchor against the first block written out by hand, and the anchor's own rules."""
 
-from __future__ import annotations
-
 import copy
 import math
 import threading

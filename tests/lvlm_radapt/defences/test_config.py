@@ -1,7 +1,5 @@
 """RAdaptConfig: defaults, validation, dict round trip."""
 
-from __future__ import annotations
-
 import dataclasses
 import json
 import math

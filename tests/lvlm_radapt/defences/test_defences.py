@@ -1,7 +1,5 @@
 """The contract of a defence: every family sees it, it can be taken out to the bit, and runs know all of it."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """TTC and CSR: against plain loops over one image at a time, and what each does to an encoder that is known."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable
 from pathlib import Path

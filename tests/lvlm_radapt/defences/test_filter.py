@@ -1,7 +1,5 @@
 """The Gaussian filter against its definition in the frequency domain, and against plain convolution."""
 
-from __future__ import annotations
-
 import math
 
 import numpy as np

@@ -1,7 +1,5 @@
 """Injection into real model classes: the right numbers, nothing else touched, and all of it undone."""
 
-from __future__ import annotations
-
 import copy
 import functools
 import itertools

@@ -1,7 +1,5 @@
 """JPEG as a defence: Pillow's own compression, a gradient that goes straight through, and no leak between images."""
 
-from __future__ import annotations
-
 import io
 
 import numpy as np

@@ -1,7 +1,5 @@
 """Random resize and pad: what a draw makes of an image, whatever else is in the batch, and how it is attacked."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 

@@ -1,7 +1,5 @@
 """Scenes: repeatable, honestly split, within their canvas, and readable by the loaders once on disk."""
 
-from __future__ import annotations
-
 import json
 from collections import Counter
 from dataclasses import replace

@@ -1,7 +1,5 @@
 """The demonstration on the embedded models, with one task and one budget."""
 
-from __future__ import annotations
-
 import threading
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """Files of a checkpoint that are damaged or need more than is installed: one line that names file or package."""
 
-from __future__ import annotations
-
 import re
 import subprocess
 import sys

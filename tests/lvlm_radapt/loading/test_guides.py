@@ -1,7 +1,5 @@
 """The model-guided anchor: another encoder's answer to white, in this encoder's tokens; and what is no guide."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from typing import Any

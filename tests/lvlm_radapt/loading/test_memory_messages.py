@@ -1,7 +1,5 @@
 """Memory that does not suffice: while weights are loaded, and for an image that is too large."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """open_clip, FARE and TeCoA files as image encoders, against a plain torch retelling of open_clip's tower."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from typing import Any

@@ -3,8 +3,6 @@
 The files are written here by hand from a stock model, so that the two key maps have different authors.
 """
 
-from __future__ import annotations
-
 import copy
 import json
 import math

@@ -1,7 +1,5 @@
 """What a run and an adapter know of where a model came from and how it was opened."""
 
-from __future__ import annotations
-
 import json
 import shutil
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Language models in 4 and 8 bits: what is quantised, and that the attack's gradients through it are right."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Another tower in LLaVA's place, against a stock LLaVA built with that tower from scratch."""
 
-from __future__ import annotations
-
 import copy
 import json
 from pathlib import Path

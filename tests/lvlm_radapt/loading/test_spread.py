@@ -1,7 +1,5 @@
 """A model spread over memory and disk by accelerate: the same losses, gradients and answers as in one piece."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import numpy as np

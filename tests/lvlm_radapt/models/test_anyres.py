@@ -1,7 +1,5 @@
 """LLaVA-NeXT and LLaVA-OneVision: views on one tall canvas, and image tokens that depend on the original size."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable
 from pathlib import Path

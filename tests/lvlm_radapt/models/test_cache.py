@@ -1,7 +1,5 @@
 """The key-value cache reaches the language model under either name that transformers has had for it."""
 
-from __future__ import annotations
-
 import ast
 from typing import Any
 

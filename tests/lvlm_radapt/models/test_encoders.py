@@ -1,7 +1,5 @@
 """SigLIP and bare vision towers behind the pixel interface, against the library's own road."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """A family is one record in its own file or package, and nothing else lists it."""
 
-from __future__ import annotations
-
 import os
 import re
 import subprocess

@@ -1,7 +1,5 @@
 """What Gemma's families have of their own: masks, PaliGemma without a chat template, PaliGemma 2."""
 
-from __future__ import annotations
-
 import inspect
 from pathlib import Path
 from typing import Any

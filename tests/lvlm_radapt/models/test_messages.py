@@ -1,7 +1,5 @@
 """Qwen-style chat messages, with and without its helper package."""
 
-from __future__ import annotations
-
 import base64
 import importlib.machinery
 import io

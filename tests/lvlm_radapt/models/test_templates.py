@@ -1,8 +1,6 @@
 """Chat templates where released checkpoints keep them: a text-only one with the tokenizer, another with the
 processor. What counts is transformers' own processor."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import numpy as np

@@ -1,7 +1,5 @@
 """Models that cut images into crops: the texts around them, their views, their towers' first attention by hand."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest

@@ -1,7 +1,5 @@
 """What stands in the axes is what was given: numbers, bands, places, pixels."""
 
-from __future__ import annotations
-
 import subprocess
 import sys
 from functools import partial

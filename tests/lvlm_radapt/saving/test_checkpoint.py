@@ -1,7 +1,5 @@
 """Adapter folders: a robustified model comes back bit for bit, and nothing else passes for it."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 from collections.abc import Callable

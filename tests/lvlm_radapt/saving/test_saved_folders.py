@@ -4,8 +4,6 @@ Sources are tiny checkpoints with the small files of released ones, and an origi
 tokenizer begins every piece of text with a space.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """The parts of every family's encoder, and one encoder's parts in another's place."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Qwen vision encoders: pixels to patch rows and back, token order, attention batched over equal windows."""
 
-from __future__ import annotations
-
 import copy
 import functools
 from typing import Any

@@ -1,7 +1,5 @@
 """Adversarial fine-tuning: the losses against their definitions, what is trained and what stays, resuming, mistakes."""
 
-from __future__ import annotations
-
 import copy
 import json
 import math

@@ -1,7 +1,5 @@
 """The learned anchor: what gradients reach, what one step does, how it stops, goes on, and is kept."""
 
-from __future__ import annotations
-
 import dataclasses
 import json
 import math

@@ -1,7 +1,5 @@
 """Folders of images to train on: what is found, drawn, left out, and how it is put into batches."""
 
-from __future__ import annotations
-
 import itertools
 from pathlib import Path
 

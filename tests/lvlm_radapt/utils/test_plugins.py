@@ -1,7 +1,5 @@
 """Plug-ins by name: three kinds of names, what each may be, one clear line for what is wrong, and which code it was."""
 
-from __future__ import annotations
-
 import hashlib
 import subprocess
 import sys

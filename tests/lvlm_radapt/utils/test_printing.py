@@ -1,7 +1,5 @@
 """What reaches the terminal: text as it is, with nothing in it that drives the terminal."""
 
-from __future__ import annotations
-
 import io
 import os
 import re
