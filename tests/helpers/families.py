@@ -413,6 +413,10 @@ _TABLE += [
 FAMILIES = {family.name: family for family in _TABLE if family.openable}
 NAMES = [slow(name) if family.variant else name for name, family in FAMILIES.items()]
 """For a test that every family runs."""
+CORE = ("llava", "qwen2.5", "gemma3")
+"""A fixed canvas with CLS, rows of patches of any shape, and SigLIP's pooled patches."""
+FEW = [name if name in CORE else slow(name) for name in FAMILIES]
+"""For what shared code does, whatever the family: `make test` runs the core alone."""
 
 
 def open_case(name: str, folder: Path) -> Case:

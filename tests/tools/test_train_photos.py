@@ -84,6 +84,7 @@ def test_the_tokenizer_knows_every_training_text_and_no_other_word() -> None:
     assert tokenizer("a tabby").input_ids[-1] == len(tokenizer) - 1
 
 
+@pytest.mark.slow
 def test_training_learns_goes_on_where_it_was_stopped_and_opens_as_a_clip(
     photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

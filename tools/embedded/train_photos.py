@@ -134,7 +134,7 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=Path(".train"), help="checkpoints")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--batch", type=int, default=128, help="photos a step")
-    parser.add_argument("--small-steps", type=int, default=3000, help="steps at 40 px")
+    parser.add_argument("--small-steps", type=int, default=6000, help="steps at 40 px")
     parser.add_argument("--steps", type=int, default=800, help="steps at 64 px, after those")
     args = parser.parse_args()
     args.name = "photo-clip"

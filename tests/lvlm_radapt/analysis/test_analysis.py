@@ -35,7 +35,7 @@ from tests.helpers import tiny_checkpoints, tiny_random
 from tests.helpers.cli import Cli
 from tests.helpers.evaluations import evaluation, with_options
 from tests.helpers.failures import one_line
-from tests.helpers.families import FAMILIES, NAMES
+from tests.helpers.families import FAMILIES, FEW
 from tests.helpers.slow import slow
 
 
@@ -154,7 +154,7 @@ def attention_call(model: PixelModel, batch: Any) -> tuple[tuple[Any, ...], dict
     return seen[0]
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", FEW)
 def test_the_weights_make_the_attentions_own_output(name: str, tmp_path: Path) -> None:
     model = load_any(FAMILIES[name].save(tmp_path / "m"))
     batch = model.pixels(pictures(2, size=(112, 84)))

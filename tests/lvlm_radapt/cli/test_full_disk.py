@@ -71,6 +71,7 @@ def test_an_exported_model_is_there_whole_or_not_at_all(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["logs"]
 
 
+@pytest.mark.slow
 def test_an_audit_that_cannot_be_written_is_on_the_screen(data, tmp_path):
     words = ["audit", "tiny-llava", "--task", "vqav2", "--data", str(data), "--samples", "2", "--steps", "1"]
     command = Command(

@@ -94,6 +94,7 @@ class Blur(Defence):
 """
 
 
+@pytest.mark.slow
 def test_defences_around_the_model_are_rows_attacked_as_eval_attacks_them(folders, tmp_path, monkeypatch, cli):
     (tmp_path / "ownrow.py").write_text(BLUR)
     monkeypatch.syspath_prepend(tmp_path)

@@ -21,6 +21,7 @@ def quiet(_title, _total):
     return lambda _done, _what: None
 
 
+@pytest.mark.slow
 def test_every_model_is_scored_stock_and_protected_and_a_second_call_does_nothing_again(tmp_path, small):
     out = tmp_path / "demo"
     threads = torch.get_num_threads()

@@ -18,7 +18,7 @@ from lvlm_radapt.loading.quantised import quantisation_of
 from lvlm_radapt.models import LVLM
 from lvlm_radapt.utils.errors import UserError
 from tests.helpers import tiny_checkpoints
-from tests.helpers.families import FAMILIES, NAMES
+from tests.helpers.families import FAMILIES, FEW
 from tests.helpers.quantised import bitsandbytes, dequantised
 
 PROMPTS = ["What is this?", "describe the small red circle on the left with a word"]
@@ -43,7 +43,7 @@ def loss_and_gradient(model: LVLM, images: list[Image.Image]) -> tuple[Tensor, T
 
 
 @pytest.mark.parametrize("kind", ["4bit", "8bit"])
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", FEW)
 def test_gradients_are_those_of_the_dequantised_model(folders: dict[str, Path], name: str, kind: Any) -> None:
     model = robustify(load_model(folders[name], quantize=kind), RAdaptConfig(cutoff=60, alpha=0.3))
     assert quantisation_of(model.hf) == kind
@@ -62,7 +62,7 @@ def test_gradients_are_those_of_the_dequantised_model(folders: dict[str, Path], 
 
 
 @pytest.mark.parametrize("kind", ["4bit", "8bit"])
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", FEW)
 def test_only_the_language_model_is_quantised(folders: dict[str, Path], name: str, kind: Any) -> None:
     model = load_model(folders[name], quantize=kind, dtype=torch.bfloat16)
     wanted = {"4bit": bitsandbytes.nn.Linear4bit, "8bit": bitsandbytes.nn.Linear8bitLt}[kind]

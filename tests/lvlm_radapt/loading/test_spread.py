@@ -12,7 +12,7 @@ from lvlm_radapt import RAdaptConfig, export_model, load_model, robustify
 from lvlm_radapt.models import LVLM
 from lvlm_radapt.saving.adapter import save_adapter
 from lvlm_radapt.utils.errors import UserError
-from tests.helpers.families import FAMILIES, NAMES
+from tests.helpers.families import FAMILIES, FEW
 
 PROMPTS = ["What is this?", "describe the small red circle on the left with a word"]
 TARGETS = ["a pig", "yes"]
@@ -41,7 +41,7 @@ def tower_and_rest(name: str, *, tower: str, rest: str) -> dict[str, int | str |
 
 @pytest.mark.filterwarnings("ignore:The following device_map keys do not match any submodules")  # that parameter
 @pytest.mark.parametrize(("tower", "rest"), [("cpu", "disk"), ("disk", "cpu")])
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", FEW)
 def test_offloaded_equals_whole(name: str, tower: str, rest: str, tmp_path: Path) -> None:
     folder = FAMILIES[name].save(tmp_path / "model")
     whole = robustify(load_model(folder), CONFIG)

@@ -190,6 +190,7 @@ assert not {"lvlm_radapt", "narrow"} & sys.modules.keys()
 """
 
 
+@pytest.mark.slow
 def test_an_export_brings_another_packages_tower_along(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     checkpoint = tiny_checkpoints.save_llava(tmp_path / "model")
     (tmp_path / "package").mkdir()

@@ -41,7 +41,7 @@ from lvlm_radapt.utils.errors import UserError
 from tests.helpers import tiny_checkpoints
 from tests.helpers.cli import Cli
 from tests.helpers.failures import one_line, quiet
-from tests.helpers.families import FAMILIES, NAMES
+from tests.helpers.families import FAMILIES, FEW
 from tests.helpers.slow import slow
 
 PROMPT, TARGET = "what is this ?", "a pig"
@@ -265,7 +265,7 @@ def refusing(request: pytest.FixtureRequest, exported: dict[str, Exported]) -> E
     return exported[request.param]
 
 
-@pytest.mark.parametrize("name", [*NAMES, *(name for name in VARIANTS if name not in FAMILIES)])
+@pytest.mark.parametrize("name", [*FEW, *(name for name in VARIANTS if name not in FAMILIES)])
 def test_without_this_package_the_logits_are_bit_equal(exported: dict[str, Exported], name: str) -> None:
     case = exported[name]
     ours = load_model(case.folder, dtype=torch.bfloat16) if case.variant.opened else case.ours
@@ -280,7 +280,7 @@ def test_without_this_package_the_logits_are_bit_equal(exported: dict[str, Expor
     assert torch.equal(case.elsewhere["answer"], answer)
 
 
-@pytest.mark.parametrize("name", [*NAMES, *(name for name in VARIANTS if name not in FAMILIES)])
+@pytest.mark.parametrize("name", [*FEW, *(name for name in VARIANTS if name not in FAMILIES)])
 def test_the_model_without_its_head_that_servers_ask_for_is_protected_too(
     exported: dict[str, Exported], name: str
 ) -> None:
@@ -334,7 +334,7 @@ def test_weights_under_the_common_names_are_opened_too(exported: dict[str, Expor
     assert torch.equal(_loss(load_model(folder)), _loss(case.ours))
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", FEW)
 def test_inputs_are_made_from_the_folder_alone(exported: dict[str, Exported], name: str) -> None:
     case = exported[name]
     made = case.elsewhere["inputs"]
@@ -354,7 +354,7 @@ def _loss(model: LVLM) -> torch.Tensor:
         return model.loss(model.pixels([_image()]), [PROMPT], [TARGET])
 
 
-@pytest.mark.parametrize("name", [*NAMES, "all set", "filter alone", "sharded"])
+@pytest.mark.parametrize("name", [*FEW, "all set", "filter alone", "sharded"])
 def test_load_model_opens_it(exported: dict[str, Exported], name: str) -> None:
     case = exported[name]
     back = load_model(case.folder)
@@ -402,7 +402,7 @@ def test_shards(exported: dict[str, Exported]) -> None:
     assert not list(folder.glob("model.safetensors*"))
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", FEW)
 def test_the_code_in_the_folder(exported: dict[str, Exported], name: str) -> None:
     files = {path.name: path.read_text() for path in exported[name].folder.glob("*.py")}
     assert files["radapt_defences_radapt_modules.py"] == inspect.getsource(modules)
@@ -699,7 +699,7 @@ def test_the_image_processor_in_a_folded_folder_filters(tmp_path: Path, name: st
     assert torch.equal(_loss(load_model(folder)), _loss(load_model(tmp_path / "base", geometry=geometry)))
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", FEW)
 def test_who_needs_torchvision_is_known(exported: dict[str, Exported], name: str) -> None:
     case = exported[name]
     assert torchvision_user(case.ours) == PROCESSORS.get(name)

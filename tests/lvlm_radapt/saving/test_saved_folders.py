@@ -23,7 +23,7 @@ from lvlm_radapt.saving.export import export_model
 from lvlm_radapt.saving.fold import fold_model
 from lvlm_radapt.saving.plain_weights import save_stock
 from tests.helpers import original_llava, released, tiny_checkpoints
-from tests.helpers.families import FAMILIES, NAMES
+from tests.helpers.families import FAMILIES, FEW
 from tests.helpers.slow import slow
 
 QUESTION = "What is this?"
@@ -122,7 +122,7 @@ def finetuned(source: Path, folder: Path) -> None:
     assert done.exit_code == 0, done.output
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", FEW)
 def test_a_fine_tuned_folder_of_every_family(name: str, tmp_path: Path) -> None:
     """Its weights are other ones than the source's; images and prompts come to it as to the source."""
     source = load_model(released.write(name, tmp_path / "source"))

@@ -334,6 +334,7 @@ def test_bfloat16_learns_in_float32(shelf: Path) -> None:
     assert (found.anchor.values.bfloat16().float() != found.anchor.values).float().mean() > 0.5
 
 
+@pytest.mark.slow
 def test_memory_for_a_few_images_at_a_time_gives_the_same_anchor(shelf: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     settings = dataclasses.replace(SHORT, steps=2)
     whole = _learn(shelf, settings=settings)
