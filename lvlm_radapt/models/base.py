@@ -18,7 +18,6 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor, nn
-from transformers.modeling_layers import GradientCheckpointingLayer
 
 from attacks.auto_batch import out_of_memory
 from lvlm_radapt.defences.base import derived_seed
@@ -26,7 +25,7 @@ from lvlm_radapt.models.checks import check_finite, check_normalisation
 from lvlm_radapt.models.conversations import Conversation, Prompt
 from lvlm_radapt.models.language import greedy, left_pad, output_head, right_pad, target_nll, target_positions
 from lvlm_radapt.models.pretrained import Pretrained
-from lvlm_radapt.models.speedups import last_layer, patch_gradient
+from lvlm_radapt.models.speedups import last_layer, patch_gradient, recomputed
 from lvlm_radapt.models.text import PromptEncoder, renderer
 from lvlm_radapt.towers import find_tower
 from lvlm_radapt.utils.errors import UserError
@@ -197,18 +196,10 @@ class PixelModel(Pretrained, ABC):
         """uint8 [3, H, W]: the image on the canvas."""
 
     def recompute_activations(self) -> bool:
-        """Keep each layer's input alone for the backward pass, and compute the rest anew (gradient checkpointing, Chen
-        et al. 2016, arXiv 1604.06174): far less memory, about a third more time, the same gradient. False where that is
-        on already, or the model has no such layers."""
-        layers = [one for one in self.hf.modules() if isinstance(one, GradientCheckpointingLayer)]
-        if not layers or layers[0].gradient_checkpointing:
-            return False
-        # the second name is that of older versions of transformers
-        enable = getattr(self.hf, "activation_checkpointing_enable", None) or self.hf.gradient_checkpointing_enable
-        enable({"use_reentrant": False})
-        for layer in layers:
-            layer.training = True  # transformers asks for it; the layer's parts stay in eval mode
-        return True
+        """Keep each layer's input alone for the backward pass, and compute the rest anew (gradient checkpointing): far
+        less memory, about a third more time, the same gradient. False where that is on already, or the model has no
+        such layers."""
+        return recomputed.switch_on(self.hf)
 
     @property
     def members(self) -> tuple[PixelModel, ...]:

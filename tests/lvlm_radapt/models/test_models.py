@@ -82,10 +82,10 @@ def test_recomputed_activations_give_the_same_gradient_from_less_memory(name: st
     answers = model.generate(batch, PROMPTS[:1], max_new_tokens=3)
 
     def measured() -> tuple[torch.Tensor, torch.Tensor, int]:
-        kept: dict[int, int] = {}
+        kept: dict[int, torch.UntypedStorage] = {}
 
         def keep(saved: torch.Tensor) -> torch.Tensor:
-            kept[saved.untyped_storage().data_ptr()] = saved.untyped_storage().nbytes()
+            kept[saved.untyped_storage().data_ptr()] = saved.untyped_storage()
             return saved
 
         x = batch.x.clone().requires_grad_()
@@ -94,7 +94,7 @@ def test_recomputed_activations_give_the_same_gradient_from_less_memory(name: st
         loss.sum().backward()
         assert x.grad is not None
         weights = {one.untyped_storage().data_ptr() for one in model.hf.parameters()}
-        return loss.detach(), x.grad, sum(size for at, size in kept.items() if at not in weights)
+        return loss.detach(), x.grad, sum(one.nbytes() for at, one in kept.items() if at not in weights)
 
     loss, gradient, before = measured()
     assert model.recompute_activations()
