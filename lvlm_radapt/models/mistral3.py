@@ -76,7 +76,12 @@ class PixtralLVLM(SiglipLVLM):
         size = dict(self.image_processor.size)
         most = size.get("longest_edge") or (size["height"], size["width"])
         shape_alone = np.broadcast_to(np.uint8(0), (3, image.height, image.width))
-        return get_resize_output_image_size(shape_alone, most, self._unit, "channels_first")
+        height, width = get_resize_output_image_size(shape_alone, most, self._unit, "channels_first")
+        if min(height, width) < 1:
+            raise UserError(
+                f"{self.name}: {image.width}x{image.height} px are too thin: nothing is left of the shorter side"
+            )
+        return height, width
 
     def patch_states(self, batch: PixelBatch) -> Tensor:
         """[B, patches, D] of the layer(s) that the projector reads, joined."""

@@ -91,9 +91,20 @@ def test_bit_equal_at_any_size(models: dict[str, Any], height: int, width: int, 
         with pytest.raises(UserError, match="aspect ratio"):
             model.canvas(image)
         return
+    try:
+        wanted = stock(model, [image])
+    except ValueError:
+        with pytest.raises(UserError, match="too thin"):
+            model.canvas(image)
+        return
     batch = model.pixels([image])
     assert batch.x.shape[-2:] == model.canvas(image)
-    assert torch.equal(model.pixel_values(batch), stock(model, [image]))
+    assert torch.equal(model.pixel_values(batch), wanted)
+
+
+def test_an_image_that_nothing_is_left_of_is_told_in_one_line(models: dict[str, Any]) -> None:
+    with pytest.raises(UserError, match="113x1 px are too thin"):
+        models["mistral3"].pixels([noise(1, 113, 0)])
 
 
 def test_pixels_are_exact_multiples_of_one_255th(models: dict[str, Any]) -> None:
