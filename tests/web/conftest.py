@@ -28,6 +28,7 @@ elif find_spec("playwright") is None:
 
 CAPTION = "Provide a short caption for this image."
 PATIENCE = 60_000  # ms
+HAND = 200  # ms that a person's hand takes; gradio's client loses a click in the very moment in which an event ends
 
 
 class Gate:
@@ -134,6 +135,7 @@ def visit(browser: Browser, site: Site) -> Iterator[Callable[..., Page]]:
         page.wait_for_selector("#ra-original img")  # the first sample
         expect(page.locator("#ra-stop")).to_be_disabled()  # whole, so that no change to it is taken for another's
         expect(page.locator("#ra-go")).to_be_enabled()
+        page.wait_for_timeout(HAND)
         return page
 
     yield enter

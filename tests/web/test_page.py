@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import CAPTION, Site
+from conftest import CAPTION, HAND, Site
 from PIL import Image
 from playwright.sync_api import Page, expect
 
@@ -24,7 +24,13 @@ def pick(page: Page, sample: int) -> None:
         return
     before = page.locator("#ra-original").inner_html()
     page.click(f"#ra-sample-{sample}")
+    changed(page, before)
+
+
+def changed(page: Page, before: str) -> None:
+    """Wait until another image than `before` is there."""
     page.wait_for_function("html => document.querySelector('#ra-original').innerHTML != html", arg=before)
+    page.wait_for_timeout(HAND)
 
 
 def begin(page: Page, *, steps: int, loss: str | None = None) -> None:
@@ -44,6 +50,7 @@ def stage(page: Page, name: str) -> None:
 def idle(page: Page) -> None:
     expect(page.locator("#ra-stop")).to_be_disabled()
     expect(page.locator("#ra-go")).to_be_enabled()
+    page.wait_for_timeout(HAND)
 
 
 def answers(page: Page, side: str) -> list[str]:
@@ -56,7 +63,7 @@ def test_upload_attack_compare_download(site: Site, visit: Visit, tmp_path: Path
     expect(page.locator("#ra-eps input[type=number]")).to_have_value("4")
     before = page.locator("#ra-original").inner_html()
     page.set_input_files("#ra-file input[type=file]", str(_saved(site.samples[3][1], tmp_path / "mine.png")))
-    page.wait_for_function("html => document.querySelector('#ra-original').innerHTML != html", arg=before)
+    changed(page, before)
     idle(page)
     page.click("#ra-ask")
     expect(page.locator("#ra-conversation .ra-answer")).to_have_count(2)
