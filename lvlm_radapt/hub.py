@@ -49,7 +49,8 @@ _OPENED = {
 
 
 class _Folder(NamedTuple):
-    """What a model's folder is. base: the model it was made from, where that is known."""
+    """What a model's folder is. base: the model it was made from, where that is known. weights: the model that it is
+    with `defence` in it, as runs name it."""
 
     path: Path
     base: str | None
@@ -57,6 +58,7 @@ class _Folder(NamedTuple):
     relation: str
     opened: str
     defence: RAdaptConfig | None = None
+    weights: str | None = None
 
     @classmethod
     def of(cls, path: Path) -> _Folder:
@@ -69,19 +71,23 @@ class _Folder(NamedTuple):
                     f"`lvlm-radapt robustify {path} --out DIR --export` writes"
                 )
             config = adapter_files.stored_config(path, saved)
-            return cls(path, saved.base.name, "lvlm-radapt", "adapter", "lvlm-radapt", config)
+            return cls(path, saved.base.name, "lvlm-radapt", "adapter", "lvlm-radapt", config, saved.base.name)
         if export_files.is_export(path):
-            return cls(path, export_files.exported_from(path), "transformers", "finetune", "export")
+            weights, (_, stored) = export_files.exported_from(path), export_files.stored_defence(path)
+            base = tuned_from(weights) or weights
+            config = RAdaptConfig.from_dict(stored.config)
+            return cls(path, base, "transformers", "finetune", "export", config, weights)
         if (path / "config.json").is_file():
             return cls(path, tuned_from(str(path)), "transformers", "finetune", "transformers")
         raise UserError(f"{path} is no model folder: it has neither {adapter_files.SETTINGS} nor config.json")
 
     def owns(self, run: Run) -> bool:
-        """Whether the run is of this model. An adapter's runs are named after its base."""
-        if self.defence is None:
-            return is_named(run, str(self.path)) or Path(str(setting(run, "model", "name"))).name == self.path.name
+        """Whether the run is of this model. One with a defence in it is named after its weights, too."""
+        if is_named(run, str(self.path)) or Path(str(setting(run, "model", "name"))).name == self.path.name:
+            return True
         radapt = setting(run, "model", "radapt")
-        return is_named(run, str(self.base)) and radapt is not None and RAdaptConfig.from_dict(radapt) == self.defence
+        own = self.weights is not None and is_named(run, self.weights)
+        return own and radapt is not None and RAdaptConfig.from_dict(radapt) == self.defence
 
     def is_base(self, run: Run) -> bool:
         return self.base is not None and is_named(run, self.base) and not defended(run)

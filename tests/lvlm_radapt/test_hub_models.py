@@ -103,6 +103,20 @@ def test_the_card_holds_the_scores_and_says_which_are_adaptive(adapter: Path, ma
     assert "nothing is claimed of its robustness" in model_card(adapter, "me/hardened")
 
 
+def test_what_harden_writes_goes_up_with_the_runs_that_it_made(make: Maker, tmp_path: Path, cli: Any) -> None:
+    weights, out = tmp_path / "weights", tmp_path / "hardened"
+    shutil.copytree(embedded_models()["tiny-llava"], weights)
+    (weights / "training.json").write_text(json.dumps({"base": "tiny-llava"}))
+    cli.done("robustify", weights, "--alpha", 0, "--out", out, "--export")
+    name = {"name": str(weights), "radapt": {**RAdaptConfig(alpha=0).to_dict()}}
+    before, after = make(spread(10, 1), attacked=attack()), make(spread(70, 2), attacked=attack(), model=name)
+    told = cli.done("push", out, "me/hardened", before.path, after.path, "--dry-run")
+    assert comparison([before, after]).to_markdown() in told
+    assert ", made from tiny-llava" in told
+    other = make(spread(70, 2), attacked=attack(), model=name | {"radapt": RAdaptConfig(cutoff=20, alpha=0).to_dict()})
+    assert "neither" in cli.refused("push", out, "me/hardened", other.path, "--dry-run")
+
+
 def test_what_was_in_the_card_stays_and_a_second_push_changes_nothing(adapter: Path, make: Maker) -> None:
     (adapter / "README.md").write_text("---\nlicense: llama2\nlanguage: en\n---\n# Mine\n\nWords of my own.\n")
     run = make(spread(30, 2), RADAPT, attack())
