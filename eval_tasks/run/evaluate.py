@@ -30,6 +30,7 @@ from eval_tasks.run.score_batch import OUT_OF_MEMORY, canvas_groups, check_kept,
 from eval_tasks.run.threads import on_recorded_threads
 from eval_tasks.tasks.base import Task
 from lvlm_radapt.defences.base import defence_remarks
+from lvlm_radapt.loading.image_processor import filters_images
 from lvlm_radapt.models.base import PixelModel
 from lvlm_radapt.utils.errors import Unfinished, UserError
 from lvlm_radapt.utils.locking import Lock
@@ -88,6 +89,8 @@ def evaluate(
         model, selection.everything, samples, batch_size=options.batch_size, surrogate=surrogate, texts=texts
     )
     more = [*model.remarks(), *run.remarks(), *defence_remarks(model)]
+    if filters_images(Path(model.name)):
+        more.append("the folder's image processor filters images, and is not asked here: the weights are scored alone")
     run.check(attack, samples)
     if attack is not None:
         more += _remarks(model, surrogate, attack, samples[0])

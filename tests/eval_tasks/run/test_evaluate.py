@@ -141,6 +141,16 @@ def test_a_text_that_no_model_can_be_given_is_told_before_the_run_is_begun(
         assert len(score(load_model(checkpoint), asked, tmp_path / "run").samples) == 7
 
 
+def test_a_run_of_folded_weights_says_that_it_leaves_their_filter_out(tmp_path, data, cli):
+    cli.done("robustify", "tiny-llava", "--fold", "--alpha", 0, "--out", tmp_path / "folded")
+    for name, said in (("folded", True), ("tiny-llava", False)):
+        model = tmp_path / name if said else name
+        words = ["--task", "coco", "--data", data, "--samples", 2, "--out", tmp_path / f"run-{name}"]
+        cli.done("eval", model, *words, "--preset", "scenes")
+        notes = json.loads((tmp_path / f"run-{name}" / "metrics.json").read_text())["notes"]
+        assert any("the weights are scored alone" in note for note in notes) is said
+
+
 def test_clean_answers_of_an_earlier_run_are_not_asked_for_again(tmp_path, data, checkpoint, monkeypatch):
     model = load_model(checkpoint)
     asked = []
