@@ -78,6 +78,16 @@ def unpacked(path: Path | None) -> Iterator[Path | None]:
         yield folder
 
 
+_UNREADABLE = (
+    zipfile.BadZipFile,  # no archive, or checksums that do not fit
+    zlib.error,  # content that was changed
+    EOFError,  # content that ends too early
+    NotImplementedError,  # a later version of the format
+    UnicodeDecodeError,  # a name that is no UTF-8 although its entry says so
+)
+"""What zipfile raises for a file that it cannot read."""
+
+
 def _unpack(path: Path, folder: Path) -> None:
     try:
         with zipfile.ZipFile(path) as pack:
@@ -96,7 +106,7 @@ def _unpack(path: Path, folder: Path) -> None:
             for entry in entries:
                 with pack.open(entry) as source, (folder / entry.filename).open("xb") as target:
                     _copy(source, target, entry.file_size)
-    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, UnicodeDecodeError) as error:
+    except _UNREADABLE as error:
         raise UserError(f"{path} is no pack of this program, or is damaged: {' '.join(str(error).split())}") from error
 
 

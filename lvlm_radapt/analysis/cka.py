@@ -37,7 +37,7 @@ def cka_matrix(xs: Sequence[Tensor], ys: Sequence[Tensor]) -> Tensor:
 
 
 def _prepared(x: Tensor) -> Tensor:
-    """Centred, which changes nothing but rounding, and scaled, lest a product overflow."""
+    """Centred, which changes nothing but rounding, and scaled, so that no product overflows."""
     x = x.detach().double()
     x = x - x.mean(0)
     scale = x.square().mean().sqrt()

@@ -197,8 +197,8 @@ class PixelModel(Pretrained, ABC):
 
     def recompute_activations(self) -> bool:
         """Keep each layer's input alone for the backward pass, and compute the rest anew (gradient checkpointing): far
-        less memory, about a third more time, the same gradient. False where that is on already, or the model has no
-        such layers."""
+        less memory and the same gradient, for one more forward pass. False where that is on already, or the model has
+        no such layers."""
         return recomputed.switch_on(self.hf)
 
     @property

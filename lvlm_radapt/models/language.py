@@ -109,7 +109,7 @@ def greedy(
     penalty = hf.generation_config.repetition_penalty
     penalise = RepetitionPenaltyLogitsProcessor(float(penalty)) if penalty and penalty != 1.0 else None
     ends = torch.tensor(sorted(end_ids), dtype=torch.long, device=ids.device)
-    # what the penalty counts as said; padding is replaced, lest an answer depend on its neighbours' lengths
+    # what the penalty counts as said; padding is replaced, so that no answer depends on its neighbours' lengths
     said = torch.where(mask.bool(), ids, ids[:, -1:])
     position = positions[..., -1:].clone()
     position[:] = positions.amax(-1, keepdim=True)

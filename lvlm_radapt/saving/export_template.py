@@ -3,8 +3,7 @@ a fixed anchor is mixed into the first attention's output (arXiv 2603.12799).
 
 `AutoModelForImageTextToText.from_pretrained(FOLDER, trust_remote_code=True)` opens it; torch and transformers
 are all it needs. The weights lie in a file that the code here alone asks for, and the patch embedding's is stored in
-another shape: both on purpose, lest a stock class, which knows neither filter nor anchor, bring the model back
-unprotected.
+another shape. Both are on purpose: a stock class knows neither filter nor anchor, and would open the model unprotected.
 """
 
 from __future__ import annotations

@@ -26,7 +26,7 @@ def altered_captions(
     The kinds of change come equally often where the scene allows them; an order is only changed in the
     canonical wording (not every paraphrase tells one). A sign put into a scene without one may bring another
     paraphrase of the rest with it. held_out: False keeps out captions with a pair of
-    colour and shape that no training scene has, lest a text encoder learn that such a pair is always wrong.
+    colour and shape that no training scene has: a text encoder would learn that such a pair is always wrong.
     """
     kinds = [k for k in KINDS if k != "order" or (wording is None and len(scene.things) > 1)]
     found = [describe(scene, wording)]
