@@ -1,8 +1,9 @@
-"""Pack a comparison with `cross: true` without its images, and print its numbers from the pack.
+"""Pack a comparison with `cross: true`, or adaptive runs of `eval`, and print its numbers from the pack.
 
-A pack holds the plan, and of every run run.json, metrics.json and the score of each sample. So every number of
-docs/results.md that is said to come from here can be computed again. Rows called "NAME, seed 0", "NAME, seed 1" ... are
+A pack has no images. It holds the plan, and of every run run.json, metrics.json and a score a sample. So every number
+of docs/results.md that is said to come from here can be computed again. Rows called "NAME, seed 0", "NAME, seed 1" are
 one defence: its score of a sample is the mean over them. Intervals: bootstrap over images, paired for the gain.
+Runs of `eval` have no plan: their table has a line for each budget and number of steps, and a column for each model.
 
 Run: python benchmarks/evidence.py pack FOLDER NAME, then: python benchmarks/evidence.py [NAME...]
 """
@@ -17,11 +18,12 @@ import sys
 import zipfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from attacks.eps import eps_text
 from eval_tasks.metrics import paired_difference_ci
 from eval_tasks.metrics.intervals import score_ci
 from eval_tasks.run.records import read_run
@@ -32,7 +34,7 @@ from lvlm_radapt.utils.errors import UserError
 Scores = NDArray[np.float64]
 PACKS = Path(__file__).parent / "evidence"
 FIELDS = ("id", "image", "clean", "adversarial")
-METRIC = "metric"
+PLAN, METRICS = "plan.json", "metrics.json"
 
 
 def main() -> None:
@@ -52,16 +54,21 @@ def main() -> None:
 
 
 def pack(folder: Path, file: Path) -> Path:
-    """Write the comparison in `folder` to `file`. UserError for a folder that holds no finished comparison."""
-    if not (folder / "comparison.json").is_file():
-        raise UserError(f"{folder} holds no finished comparison: run lvlm-radapt compare first")
+    """Write the comparison or the runs in `folder` to `file`.
+
+    UserError for a folder that holds neither a finished comparison nor, where there is no plan of one, a run.
+    """
+    plan, runs = folder / PLAN, sorted(folder.rglob(METRICS))
+    if not runs or plan.is_file() != (folder / "comparison.json").is_file():
+        raise UserError(f"{folder} holds no finished comparison or run: run lvlm-radapt compare or eval first")
     around = f"{folder.resolve().parent}/"
     file.parent.mkdir(parents=True, exist_ok=True)
     with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as made:
-        made.writestr("plan.json", (folder / "plan.json").read_text())
-        for path in sorted(folder.glob("runs/*/*/metrics.json")):
+        if plan.is_file():
+            made.writestr(PLAN, plan.read_text())
+        for path in runs:
             run, at = read_run(path.parent), path.parent.relative_to(folder)
-            for name in ("run.json", "metrics.json"):
+            for name in ("run.json", METRICS):
                 made.writestr(f"{at}/{name}", (path.parent / name).read_text().replace(around, ""))
             lines = io.StringIO()
             table = csv.writer(lines, lineterminator="\n")
@@ -83,14 +90,16 @@ class Scored(NamedTuple):
 
 
 def tables(file: Path) -> Iterator[str]:
-    """A Markdown table for each budget. UserError for a pack that is not there."""
+    """A Markdown table for each budget, of runs without a plan one for all. UserError for a pack that is not there."""
     if not file.is_file():
         raise UserError(f"there is no {file}: pack a comparison first")
     with zipfile.ZipFile(file) as packed:
-        plan = Comparison.model_validate_json(packed.read("plan.json"))
-        runs = {
-            name.removesuffix("/scores.csv"): _scored(packed, name) for name in packed.namelist() if "scores" in name
-        }
+        names = [name.removesuffix("/scores.csv") for name in packed.namelist() if name.endswith("/scores.csv")]
+        runs = {name: _scored(packed, name) for name in names}
+        if PLAN not in packed.namelist():
+            yield from _curves(file.stem, [(json.loads(packed.read(f"{name}/run.json")), runs[name]) for name in names])
+            return
+        plan = Comparison.model_validate_json(packed.read(PLAN))
     for eps in plan.eps:
         n = len(next(iter(runs.values())).images)
         asked = plan.columns[0]
@@ -99,10 +108,26 @@ def tables(file: Path) -> Iterator[str]:
 
 
 def _scored(packed: zipfile.ZipFile, name: str) -> Scored:
-    rows = list(csv.DictReader(io.StringIO(packed.read(name).decode())))
+    rows = list(csv.DictReader(io.StringIO(packed.read(f"{name}/scores.csv").decode())))
     clean, attacked = (np.array([float(row[part]) for row in rows]) for part in FIELDS[2:])
-    metric = json.loads(packed.read(name.replace("scores.csv", "metrics.json")))[METRIC]
+    metric = json.loads(packed.read(f"{name}/{METRICS}"))["metric"]
     return Scored([row["image"] for row in rows], clean, attacked, metric)
+
+
+def _curves(name: str, runs: Sequence[tuple[dict[str, Any], Scored]]) -> Iterator[str]:
+    """Every run's adaptive score, by budget and number of steps."""
+    at = {(run["attack"]["eps"], run["attack"]["steps"], run["model"]["name"]): scored for run, scored in runs}
+    models = list(dict.fromkeys(model for *_, model in at))
+    (settings, any_run), shown = runs[0], {model: run for (*_, model), run in at.items()}
+    attack = settings["attack"]
+    words = [settings["task"], attack["name"], attack["threat"], attack["norm"], f"n = {len(any_run.images)}"]
+    yield f"\n{name}: {', '.join(words)}\n"
+    yield f"| eps | steps | {' | '.join(models)} |"
+    yield "|---:|---:|" + "---:|" * len(models)
+    yield f"| clean | | {' | '.join(_interval(shown[model].clean, shown[model]) for model in models)} |"
+    for eps, steps in sorted({(eps, steps) for eps, steps, _ in at}):
+        cells = [_interval(one.attacked, one) if (one := at.get((eps, steps, model))) else "" for model in models]
+        yield f"| {eps_text(eps)} | {steps} | {' | '.join(cells)} |"
 
 
 def _table(plan: Comparison, runs: dict[str, Scored], eps: str) -> Iterator[str]:

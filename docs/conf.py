@@ -36,7 +36,7 @@ suppress_warnings = ["myst.xref_missing"]  # files of the repository, which are 
 GUIDES = {
     "Use it": ["install", "harden", "llava", "qwen", "families", "encoders", "data", "chat", "serve", "operations"],
     "Measure": ["attacks", "numbers", "papers", "r-adapt", "finetune", "results", "photos"],
-    "Know it": ["how-it-works", "limits", "security", "extend"],
+    "Know it": ["holds", "how-it-works", "limits", "security", "extend"],
     "Reference": ["commands", "api/index"],
 }
 """Pages in the order of the side bar."""

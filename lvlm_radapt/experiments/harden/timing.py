@@ -58,7 +58,7 @@ def time_steps(
     attack_memory = _peak(model)
     _begin(model)
     tuning = _training_step(model, files, recipe)
-    return _costs(step, answer, tuning, recipe, (attack_memory, _peak(model)))
+    return costs_of(step, answer, tuning, recipe, (attack_memory, _peak(model)))
 
 
 def answer_seconds(model: PixelModel, plain: PixelModel, asked: Evaluation) -> tuple[float, float]:
@@ -87,8 +87,8 @@ def answer_seconds(model: PixelModel, plain: PixelModel, asked: Evaluation) -> t
     return median(one for one, _ in taken), median(other for _, other in taken)
 
 
-def _costs(step: float, answer: float, tuning: float, recipe: FinetuneRecipe, memory: tuple[int, int]) -> Costs:
-    """From the seconds of an attack step, an answer and a training step without a probe."""
+def costs_of(step: float, answer: float, tuning: float, recipe: FinetuneRecipe, memory: tuple[int, int]) -> Costs:
+    """From what an attack step, an answer and a training step without a probe take, in seconds or FLOP."""
     gradient = tuning / recipe.batch_size / (recipe.pgd_steps + 1)  # through the tower, for an image
     probes = (1 + recipe.steps // recipe.probe_every) * _WATCHED * recipe.pgd_steps * gradient
     how = LearnSettings()
