@@ -135,6 +135,16 @@ def test_the_drawn_pictures_are_those_that_the_script_draws_and_small():
             assert picture.width > 1000
 
 
+def test_every_figure_of_what_holds_stands_in_the_table_that_it_names():
+    page = ROOT / "docs" / "holds.md"
+    rows = re.findall(r"^\| [^|]+ \| ([^|]+) \| \[[^]]+\]\((\w+\.md)[^|]*\|$", page.read_text(), re.MULTILINE)
+    assert len(rows) > 10
+    for figures, table in rows:
+        text = re.sub(" [▲▼]", "", (page.parent / table).read_text())
+        for figure in re.findall(r"[\d.]+(?: %)? \[[^]]+\]", figures):
+            assert figure.replace(" %", "") in text, f"{figure} is not in {table}"
+
+
 def sentences(text: str) -> Iterator[str]:
     """The sentences of a page's running text: no code, tables or links' addresses; a list item begins a sentence."""
     text = re.sub(r"```.*?```|<[^>]+>|!\[[^\]]*\]\([^)]*\)", "", text, flags=re.DOTALL)
