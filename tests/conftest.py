@@ -1,5 +1,6 @@
 """Settings every test shares."""
 
+import gc
 import math
 import os
 import shutil
@@ -114,6 +115,13 @@ def mounted(tmp_path: Path) -> Iterator[Path]:
         yield point
     finally:
         subprocess.run(["umount", str(point)], check=True)
+
+
+def pytest_collection_finish() -> None:
+    """What is imported by now stays to the end: the garbage collector, which the program calls itself where memory does
+    not suffice, need not walk over it again and again."""
+    gc.collect()
+    gc.freeze()
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

@@ -19,6 +19,7 @@ from lvlm_radapt.models.endpoint import HALVES
 from tests.helpers.commands import Command, free_port
 from tests.helpers.data_sets import attacked_place
 from tests.helpers.endpoint_server import IMAGE_TOKENS, serving
+from tests.helpers.slow import slow
 
 KEY = "sk-secret-0123456789"
 N = 6
@@ -173,13 +174,14 @@ def test_what_gives_half_answers_for_ever_is_left_open_and_resumed(ask, tmp_path
     assert len(read_run(tmp_path / "run").samples) == N
 
 
-def test_a_kill_loses_no_answer_and_none_is_paid_twice(place, tmp_path):
+@pytest.mark.parametrize("kills", [1, slow(3)])
+def test_a_kill_loses_no_answer_and_none_is_paid_twice(kills, place, tmp_path):
     out, parallel = tmp_path / "run", 2
     with serving(delay=0.1, key=KEY) as server:
         flags = [str(word) for word in words(place, server, out, "--parallel", parallel)]
         whole = started([str(word) for word in words(place, server, tmp_path / "whole")], tmp_path)
         assert whole.wait() == 0, whole.err
-        for _ in range(3):
+        for _ in range(kills):
             server.requests.clear()
             server.answered.clear()
             command = started([*flags, "--resume"], tmp_path)
@@ -201,11 +203,12 @@ def test_a_kill_loses_no_answer_and_none_is_paid_twice(place, tmp_path):
     assert contents_of(out) == contents_of(tmp_path / "whole")
 
 
-def test_an_endpoint_that_reads_idempotency_keys_bills_nothing_twice_even_at_a_kill(place, tmp_path):
+@pytest.mark.parametrize("kills", [1, slow(2)])
+def test_an_endpoint_that_reads_idempotency_keys_bills_nothing_twice_even_at_a_kill(kills, place, tmp_path):
     out = tmp_path / "run"
     with serving(delay=0.1, key=KEY, remembers=True) as server:
         flags = [str(word) for word in words(place, server, out, "--parallel", 4, "--resume")]
-        for _ in range(2):
+        for _ in range(kills):
             command, before = started(flags, tmp_path), len(safe(out))
             while len(safe(out)) < before + 3:
                 time.sleep(0.01)

@@ -28,6 +28,7 @@ from tests.helpers.evaluations import evaluation, score
 from tests.helpers.failures import one_line
 from tests.helpers.interruption import Killed
 from tests.helpers.run_folders import without_checksums
+from tests.helpers.slow import slow
 from tests.helpers.tiny_checkpoints import save_llava, save_qwen
 
 data = scenes_folder(count=6)
@@ -174,7 +175,7 @@ def test_clean_answers_of_an_earlier_run_are_not_asked_for_again(tmp_path, data,
     ]
 
 
-@pytest.mark.parametrize("stop_after", [1, 3, 5])
+@pytest.mark.parametrize("stop_after", [slow(1), 3, slow(5)])
 def test_a_resumed_run_is_the_uninterrupted_one(tmp_path, data, checkpoint, stop_after):
     model = load_model(checkpoint)
     whole = score(model, settings(data), tmp_path / "whole")

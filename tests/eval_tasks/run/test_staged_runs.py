@@ -139,7 +139,7 @@ def test_a_question_answered_wrongly_is_not_attacked(tmp_path, data, checkpoint)
     assert "5 of 5 images fell under the ensemble's threshold: 5 already clean" in run.metrics["notes"]
 
 
-@pytest.mark.parametrize("half", ["bfloat16", "float16"])
+@pytest.mark.parametrize("half", ["bfloat16", slow("float16")])
 def test_half_precision_stages_leave_the_weights_as_they_were(tmp_path, data, checkpoint, letters, half, monkeypatch):
     model = load_model(checkpoint)
     before = {name: tensor.clone() for name, tensor in model.hf.state_dict().items()}

@@ -70,7 +70,7 @@ def _survive_kills(kills: int, draw: random.Random, data: Path, whole: Path, tmp
 
 
 def test_a_run_killed_anywhere_is_resumed_to_the_same_bits(data, whole, tmp_path, survived):
-    _survive_kills(2, random.Random(2), data, whole, tmp_path, survived)
+    _survive_kills(1, random.Random(2), data, whole, tmp_path, survived)
 
 
 @pytest.mark.slow
@@ -143,6 +143,7 @@ def test_memory_for_one_image_at_a_time_gives_the_same_results(data, whole, tmp_
         assert one["adversarial"]["loss"] == pytest.approx(other["adversarial"]["loss"], rel=0.02)
 
 
+@pytest.mark.slow
 def test_memory_for_no_image_at_all_is_one_line(data, tmp_path):
     command = Command(evaluation("tiny-llava", data, tmp_path / "run"), tmp_path / "logs", {"largest_batch": 0})
     assert command.wait() == 1
@@ -152,6 +153,7 @@ def test_memory_for_no_image_at_all_is_one_line(data, tmp_path):
     assert "--max-pixels" in command.err
 
 
+@pytest.mark.slow
 def test_losses_that_are_no_numbers_are_counted(data, whole, tmp_path):
     out = tmp_path / "run"
     question = read_run(whole).samples[-1].question

@@ -10,13 +10,12 @@ import pytest
 import torch
 
 from eval_tasks.api import run_evaluation
-from lvlm_radapt import load_model
+from lvlm_radapt import load_encoder, load_model
 from lvlm_radapt.embedded.dataset import write_scenes
 from lvlm_radapt.utils.errors import UserError, first_sentence
 from tests.helpers import original_llava, released, tiny_checkpoints
 from tests.helpers.evaluations import evaluation
 from tests.helpers.failures import one_line, quiet
-from tests.helpers.slow import slow
 
 EXTRA = r"needs two packages, sentencepiece and protobuf: pip install 'lvlm-radapt\[original\]'"
 
@@ -33,19 +32,35 @@ def opened_without_sentencepiece(folder: Path) -> str:
     return done.stderr
 
 
-@pytest.mark.parametrize("kept", [slow(True), False])
-def test_a_siglip_tokenizer_names_the_extra(kept: bool, tmp_path: Path) -> None:
-    """Released SigLIPs name a class that reads spiece.model alone, tokenizer.json beside it or not."""
-    folder = tiny_checkpoints.save_siglip(tmp_path / "siglip")
+def released_siglip(folder: Path) -> Path:
+    """Released SigLIPs name a class that reads spiece.model alone."""
+    tiny_checkpoints.save_siglip(folder)
     released.merge(folder / "tokenizer_config.json", tokenizer_class="SiglipTokenizer")
     (folder / "spiece.model").write_bytes(b"a SentencePiece model")
+    return folder
+
+
+def test_spiece_model_alone_names_the_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = released_siglip(tmp_path / "siglip")
+    (folder / "tokenizer.json").unlink()
+    monkeypatch.setattr("lvlm_radapt.loading.tokenizer.is_sentencepiece_available", lambda: False)
+    with one_line(EXTRA):
+        load_encoder(folder)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kept", [True, False])
+def test_a_siglip_tokenizer_names_the_extra(kept: bool, tmp_path: Path) -> None:
+    """tokenizer.json beside it or not."""
+    folder = released_siglip(tmp_path / "siglip")
     if not kept:
         (folder / "tokenizer.json").unlink()
     # transformers warns of the tiny config's token ids, so that this is not the only line
     assert re.search(EXTRA, opened_without_sentencepiece(folder))
 
 
-@pytest.mark.parametrize("original", [slow(True), slow(False)])
+@pytest.mark.slow
+@pytest.mark.parametrize("original", [True, False])
 def test_so_does_a_folder_with_tokenizer_model_alone(original: bool, tmp_path: Path) -> None:
     if original:
         folder = original_llava.write_original(tmp_path, original_llava.stock_llava(), tower=True)

@@ -104,10 +104,10 @@ def test_a_file_that_asks_transformers_for_what_it_lacks_is_absent(package: Pack
 
 def test_of_an_older_transformers_the_newer_families_are_absent(monkeypatch: pytest.MonkeyPatch) -> None:
     """One lacks a class, the other a module."""
-    whole = lvlm_families()
+    whole, known = lvlm_families(), {name for name in dir(transformers) if "Qwen3_5" not in name}
     lvlm_families.cache_clear()
     with monkeypatch.context() as older:
-        older.setattr(family, "known_classes", lambda: {name for name in dir(transformers) if "Qwen3_5" not in name})
+        older.setattr(family, "known_classes", lambda: known)
         older.setitem(sys.modules, "transformers.models.glm4v.image_processing_pil_glm4v", None)
         older.delitem(sys.modules, "lvlm_radapt.models.glm")
         found = lvlm_families()

@@ -30,8 +30,9 @@ from tests.helpers import tiny_checkpoints
 from tests.helpers.failures import one_line
 from tests.helpers.families import FAMILIES, FEW, NAMES, Case, open_case
 from tests.helpers.inputs import PROMPTS, TARGETS, noise
+from tests.helpers.slow import slow
 
-GRIDS = [(56, 56), (84, 56), (112, 168), (196, 84)]
+GRIDS = [(84, 56), (196, 84), slow((56, 56)), slow((112, 168))]
 
 
 @pytest.fixture(scope="module")
@@ -48,6 +49,12 @@ def cases(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Case]:
 
 @pytest.fixture(params=NAMES)
 def case(request: pytest.FixtureRequest, cases: dict[str, Case]) -> Case:
+    return cases[request.param]
+
+
+@pytest.fixture(params=FEW)
+def core(request: pytest.FixtureRequest, cases: dict[str, Case]) -> Case:
+    """For what is shared code of ours."""
     return cases[request.param]
 
 
@@ -159,46 +166,46 @@ def test_answers_equal_the_library_s_greedy_search(case: Case, size: tuple[int, 
     assert len({*answers}) > 1  # else the test shows nothing
 
 
-def test_generation_stops_at_every_end_token(case: Case) -> None:
-    batch = case.ours.pixels([noise(56, 56, i) for i in range(3)])
-    free = case.ours.generate(batch, PROMPTS, 10)
-    tokenizer = case.ours.tokenizer
+def test_generation_stops_at_every_end_token(core: Case) -> None:
+    batch = core.ours.pixels([noise(56, 56, i) for i in range(3)])
+    free = core.ours.generate(batch, PROMPTS, 10)
+    tokenizer = core.ours.tokenizer
     said = [tokenizer(answer, add_special_tokens=False)["input_ids"] for answer in free]
     end = said[0][2]
-    config = case.ours.hf.generation_config
+    config = core.ours.hf.generation_config
     stock = config.eos_token_id
     config.eos_token_id = [2, end]
     try:
-        stopped = case.ours.generate(batch, PROMPTS, 10)
+        stopped = core.ours.generate(batch, PROMPTS, 10)
     finally:
         config.eos_token_id = stock
     for before, after in zip(said, stopped, strict=True):
         assert after == tokenizer.decode(before[: before.index(end)] if end in before else before).strip()
 
 
-def test_the_checkpoint_s_repetition_penalty_is_applied(case: Case) -> None:
+def test_the_checkpoint_s_repetition_penalty_is_applied(core: Case) -> None:
     images = [noise(56, 84, i) for i in range(3)]
-    batch = case.ours.pixels(images)
-    config = case.ours.hf.generation_config
-    plain = case.ours.generate(batch, PROMPTS, 10)
+    batch = core.ours.pixels(images)
+    config = core.ours.hf.generation_config
+    plain = core.ours.generate(batch, PROMPTS, 10)
     config.repetition_penalty = 1.7
     try:
-        answers = case.ours.generate(batch, PROMPTS, 10)
-        alone = [case.ours.generate(batch[i], [PROMPTS[i]], 10)[0] for i in range(3)]
+        answers = core.ours.generate(batch, PROMPTS, 10)
+        alone = [core.ours.generate(batch[i], [PROMPTS[i]], 10)[0] for i in range(3)]
     finally:
         config.repetition_penalty = None
     expected = [
-        case.stock_answer(image, prompt, 10, repetition_penalty=1.7)
+        core.stock_answer(image, prompt, 10, repetition_penalty=1.7)
         for image, prompt in zip(images, PROMPTS, strict=True)
     ]
     assert answers == alone == expected
     assert answers != plain
 
 
-def test_generation_says_nothing(case: Case, capfd: pytest.CaptureFixture[str]) -> None:
+def test_generation_says_nothing(core: Case, capfd: pytest.CaptureFixture[str]) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        case.ours.generate(case.ours.pixels([noise(56, 56)]), ["what"], 3)
+        core.ours.generate(core.ours.pixels([noise(56, 56)]), ["what"], 3)
     assert capfd.readouterr() == ("", "")
 
 

@@ -11,8 +11,9 @@ from PIL import Image
 from lvlm_radapt import load_model
 from tests.helpers import released
 from tests.helpers.failures import one_line
-from tests.helpers.families import NAMES
+from tests.helpers.families import CORE, FAMILIES, FEW
 from tests.helpers.released import Templates, asked, stock_processor, templates_of, write
+from tests.helpers.slow import slow
 
 QUESTION = "What is this?"
 
@@ -21,8 +22,16 @@ def picture() -> Image.Image:
     return Image.fromarray(np.random.default_rng(0).integers(0, 256, (112, 84, 3), dtype=np.uint8))
 
 
-@pytest.mark.parametrize("place", ["chat_template.json", "chat_template.jinja", "processor_config.json"])
-@pytest.mark.parametrize("name", NAMES)
+PLACES: tuple[released.Place, ...] = ("chat_template.json", "chat_template.jinja", "processor_config.json")
+# shared code finds the template, so that of most families one place is enough
+PLACED = [
+    slow(name, place) if family.variant or (place != PLACES[0] and name not in CORE) else (name, place)
+    for name, family in FAMILIES.items()
+    for place in PLACES
+]
+
+
+@pytest.mark.parametrize(("name", "place"), PLACED)
 def test_prompts_and_pixels_are_the_processor_s_own(name: str, place: released.Place, tmp_path: Path) -> None:
     folder = write(name, tmp_path / "model", templates_of(name), place)
     model, processor = load_model(folder), stock_processor(name, folder)
@@ -50,7 +59,7 @@ def test_a_text_only_template_alone_is_not_taken(name: str, tmp_path: Path) -> N
     assert "content" not in (model.tokenizer.chat_template or "")
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", FEW)
 def test_the_tokenizer_s_template_is_taken_where_it_knows_images(name: str, tmp_path: Path) -> None:
     templates = Templates(templates_of(name).processor, templates_of(name).processor)
     both, one = (write(name, tmp_path / place, templates) for place in ("both", "one"))
@@ -58,7 +67,7 @@ def test_the_tokenizer_s_template_is_taken_where_it_knows_images(name: str, tmp_
     assert load_model(one).text.prompt(QUESTION, 4) == load_model(both).text.prompt(QUESTION, 4)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", FEW)
 def test_a_processor_s_template_that_takes_no_image_is_one_line_at_once(name: str, tmp_path: Path) -> None:
     folder = write(name, tmp_path / "model", Templates(templates_of("onevision").tokenizer, ""))
     with one_line("chat template does not render an image and a question .*can only concatenate str"):

@@ -28,6 +28,7 @@ from lvlm_radapt.utils.errors import UserError
 from tests.helpers import tiny_checkpoints
 from tests.helpers.cli import Cli
 from tests.helpers.failures import one_line
+from tests.helpers.slow import slow
 
 SHORT = LearnSettings(steps=5, batch=4, attack_steps=2)
 LEARNED = RAdaptConfig(anchor="learned")
@@ -225,7 +226,7 @@ def test_the_seed_makes_the_result(shelf: Path) -> None:
     assert not _same(first, _learn(shelf, settings=dataclasses.replace(SHORT, seed=1)))
 
 
-@pytest.mark.parametrize(("name", "at"), [("clip", 1), ("clip", 3), ("clip", 5), ("qwen2.5", 2)])
+@pytest.mark.parametrize(("name", "at"), [slow("clip", 1), ("clip", 3), slow("clip", 5), ("qwen2.5", 2)])
 def test_learning_that_was_stopped_goes_on_to_the_same_bits(shelf: Path, tmp_path: Path, name: str, at: int) -> None:
     settings = dataclasses.replace(SHORT, learn_alpha=True)
     whole = _learn(shelf, name, settings)

@@ -18,7 +18,6 @@ from lvlm_radapt.embedded.dataset import write_scenes
 from lvlm_radapt.utils.printing import PlainConsole, readable
 from lvlm_radapt.utils.progress import bars
 from tests.helpers.cli import Cli
-from tests.helpers.slow import slow
 
 EVIL = "a\x1b]0;pwned\x07b\x9b31mcd\u202ee\udcff\ud800[/b][red]:x:"
 SAFE = r"a\x1b]0;pwned\x07b\x9b31mcd\u202ee\xff\ud800[/b][red]:x:"
@@ -77,12 +76,24 @@ NAMES = ["x[/b] [red]y :x: z", "esc\x1b]0;pwned\x07 not utf-8 \udcff"]
 
 
 def run(*words: object, folder: Path) -> subprocess.CompletedProcess[bytes]:
-    """The command in a process of its own, as names that are not UTF-8 reach it by the system alone."""
+    """The command in a process of its own, which the system gives its words."""
     command = [sys.executable, "-m", "lvlm_radapt", *(os.fsencode(str(word)) for word in words)]
     return subprocess.run(command, cwd=folder, capture_output=True, check=False, timeout=120)
 
 
-@pytest.mark.parametrize("name", [slow(NAMES[0]), NAMES[1]])
+@pytest.mark.parametrize("name", NAMES)
+def test_names_are_told_as_they_are(name: str, tmp_path: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    told = cli.done("data", "scenes", "--out", name, "--count", 2, "--per-class", 0)
+    missing = cli.refused("chat", "tiny-llava", "--image", f"{name}.png")
+    assert (tmp_path / name).is_dir()
+    for said in (told, missing):
+        assert readable(name) in said
+        assert not set("\x1b\x07\udcff") & set(said)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", NAMES)
 def test_names_are_printed_as_they_are(name: str, tmp_path: Path) -> None:
     shown = readable(name).encode()
     done = run("data", "scenes", "--out", name, "--count", 2, "--per-class", 0, folder=tmp_path)
