@@ -3,7 +3,8 @@
 A pack has no images. It holds the plan, and of every run run.json, metrics.json and a score a sample. So every number
 of docs/results.md that is said to come from here can be computed again. Rows called "NAME, seed 0", "NAME, seed 1" are
 one defence: its score of a sample is the mean over them. Intervals: bootstrap over images, paired for the gain.
-Runs of `eval` have no plan: their table has a line for each budget and number of steps, and a column for each model.
+Runs of `eval` have no plan: FOLDER has a folder for each model, with the model's runs anywhere in it. The table has a
+line for each budget and number of steps, and a column for each of these folders.
 
 Run: python benchmarks/evidence.py pack FOLDER NAME, then: python benchmarks/evidence.py [NAME...]
 """
@@ -97,7 +98,8 @@ def tables(file: Path) -> Iterator[str]:
         names = [name.removesuffix("/scores.csv") for name in packed.namelist() if name.endswith("/scores.csv")]
         runs = {name: _scored(packed, name) for name in names}
         if PLAN not in packed.namelist():
-            yield from _curves(file.stem, [(json.loads(packed.read(f"{name}/run.json")), runs[name]) for name in names])
+            settings = {name: json.loads(packed.read(f"{name}/run.json")) for name in names}
+            yield from _curves(file.stem, settings, runs)
             return
         plan = Comparison.model_validate_json(packed.read(PLAN))
     for eps in plan.eps:
@@ -114,19 +116,21 @@ def _scored(packed: zipfile.ZipFile, name: str) -> Scored:
     return Scored([row["image"] for row in rows], clean, attacked, metric)
 
 
-def _curves(name: str, runs: Sequence[tuple[dict[str, Any], Scored]]) -> Iterator[str]:
+def _curves(title: str, settings: dict[str, dict[str, Any]], runs: dict[str, Scored]) -> Iterator[str]:
     """Every run's adaptive score, by budget and number of steps."""
-    at = {(run["attack"]["eps"], run["attack"]["steps"], run["model"]["name"]): scored for run, scored in runs}
+    attacks = {name: one["attack"] for name, one in settings.items()}
+    at = {(one["eps"], one["steps"], name.split("/")[0]): runs[name] for name, one in attacks.items()}
     models = list(dict.fromkeys(model for *_, model in at))
-    (settings, any_run), shown = runs[0], {model: run for (*_, model), run in at.items()}
-    attack = settings["attack"]
-    words = [settings["task"], attack["name"], attack["threat"], attack["norm"], f"n = {len(any_run.images)}"]
-    yield f"\n{name}: {', '.join(words)}\n"
+    shown = {model: run for (*_, model), run in at.items()}
+    one = next(iter(settings.values()))
+    words = [one["task"], *(one["attack"][key] for key in ("name", "threat", "norm"))]
+    yield f"\n{title}: {', '.join(words)}, n = {len(shown[models[0]].images)}\n"
     yield f"| eps | steps | {' | '.join(models)} |"
     yield "|---:|---:|" + "---:|" * len(models)
     yield f"| clean | | {' | '.join(_interval(shown[model].clean, shown[model]) for model in models)} |"
     for eps, steps in sorted({(eps, steps) for eps, steps, _ in at}):
-        cells = [_interval(one.attacked, one) if (one := at.get((eps, steps, model))) else "" for model in models]
+        found = [at.get((eps, steps, model)) for model in models]
+        cells = ["" if run is None else _interval(run.attacked, run) for run in found]
         yield f"| {eps_text(eps)} | {steps} | {' | '.join(cells)} |"
 
 

@@ -1,12 +1,13 @@
 """Draws the pictures of these pages into docs/images.
 
-python docs/draw.py svg          answer.svg (from results.md) and how-it-works.svg, each light and dark by itself
+python docs/draw.py svg          answer.svg, curves.svg (both from results.md) and how-it-works.svg, each light and dark
 python docs/draw.py demo DIR     demo-light.png and demo-dark.png from the folder `lvlm-radapt demo` wrote
 """
 
 from __future__ import annotations
 
 import argparse
+import math
 import re
 from pathlib import Path
 
@@ -115,6 +116,95 @@ def answer(results: str) -> str:
     )
 
 
+CURVES = {"tiny-llava": ("as it is", ""), "low-rank-filter": ("low rank + filter", "ours")}
+"""The lines of curves.svg: how the table's column is called, the label and its style."""
+_CURVES_STYLE = """
+.line { stroke-width: 2; } .grid { stroke: #dcdfe4; } circle { fill: #8a919c; } .end { text-anchor: end; }
+path.ours { stroke: #2f6db3; fill: none; } circle.ours, text.ours { fill: #2f6db3; stroke: none; }
+@media (prefers-color-scheme: dark) {
+.grid { stroke: #343a43; } circle { fill: #78808c; } path.ours { stroke: #7fb0ea; }
+circle.ours, text.ours { fill: #7fb0ea; }
+}
+"""
+
+
+def curves(results: str) -> str:
+    """Scores under the adaptive attack against its steps and its budget, with their intervals, as an SVG document.
+
+    results: the text of results.md, whose table is drawn. ValueError where it has no such table.
+    """
+    head = re.search(r"^\| eps \| steps \|(.*)\|$", results, re.MULTILINE)
+    if head is None:
+        raise ValueError("results.md has no table that begins with eps and steps")
+    models = [cell.strip() for cell in head[1].split("|")]
+    points: dict[str, dict[tuple[int, int], tuple[float, float, float]]] = {model: {} for model in models}
+    for eps, steps, cells in re.findall(r"^\| (\d+)/255 \| (\d+) \|(.*)\|$", results[head.end() :], re.MULTILINE):
+        for model, cell in zip(models, cells.split("|"), strict=True):
+            if cell.strip():
+                value, low, high = map(float, re.findall(r"\d+\.\d", cell))
+                points[model][int(eps), int(steps)] = (value, low, high)
+    parts = [
+        '<rect class="page" width="910" height="376" rx="10"/>',
+        _text(20, 32, "Right answers of 100 when the attacker knows the defence", "head left"),
+        _text(20, 54, "tiny-llava, 64 questions on drawn scenes, end-to-end APGD, Linf", "soft left"),
+        *_legend(),
+        *_panel(
+            60, "attack steps, at eps 4/255", {m: {s: v for (e, s), v in points[m].items() if e == 4} for m in models}
+        ),
+        *_panel(
+            510, "eps in 1/255, at 50 steps", {m: {e: v for (e, s), v in points[m].items() if s == 50} for m in models}
+        ),
+        _text(
+            20,
+            362,
+            "Upright lines: 95 % intervals over images. One training seed, one attack, one run a point.",
+            "soft left",
+        ),
+    ]
+    label = "Right answers of 100 against the attack's steps and its budget"
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 910 376" role="img" aria-label="{label}">\n'
+        f"<style>{_STYLE}{_CURVES_STYLE}</style>\n" + "\n".join(parts) + "\n</svg>\n"
+    )
+
+
+def _legend() -> list[str]:
+    parts = []
+    for place, (label, kind) in enumerate(CURVES.values()):
+        x = 610 + 120 * place
+        parts.append(
+            f'<path class="line {kind}" d="M{x} 50 h24"/><circle class="{kind}" cx="{x + 12}" cy="50" r="3.5"/>'
+        )
+        parts.append(_text(x + 32, 54, label, "soft left"))
+    return parts
+
+
+def _panel(left: int, title: str, lines: dict[str, dict[int, tuple[float, float, float]]]) -> list[str]:
+    """Axes from x = left on and a line for each model; the values of x lie on a logarithmic scale."""
+    wide, bottom, unit = 360, 300, 2.1
+    ticks = sorted({x for line in lines.values() for x in line})
+    first, last = math.log(ticks[0]), math.log(ticks[-1])
+
+    def place(x: int) -> float:
+        return left + 14 + (wide - 28) * (math.log(x) - first) / (last - first)
+
+    parts = [_text(left + wide // 2, bottom + 34, title, "soft")]
+    for y in (0, 25, 50, 75, 100):
+        level = bottom - y * unit
+        parts += [
+            f'<path class="grid" d="M{left} {level:.1f} h{wide}"/>',
+            _text(left - 8, int(level) + 4, f"{y}", "soft end"),
+        ]
+    parts += [_text(round(place(x)), bottom + 17, f"{x:,}", "soft") for x in ticks]
+    for (model, line), aside in zip(lines.items(), (-2, 2), strict=True):  # intervals beside each other
+        kind = CURVES[model][1]
+        at = [(place(x) + aside, *(bottom - y * unit for y in line[x])) for x in sorted(line)]
+        parts.append(f'<path class="line {kind}" d="M' + " L".join(f"{x:.1f} {y:.1f}" for x, y, *_ in at) + '"/>')
+        parts += [f'<path class="{kind}" d="M{x:.1f} {low:.1f} V{high:.1f}"/>' for x, _, low, high in at]
+        parts += [f'<circle class="{kind}" cx="{x:.1f}" cy="{y:.1f}" r="3.5"/>' for x, y, *_ in at]
+    return parts
+
+
 def demo(folder: Path) -> list[Path]:
     """One sample and the scores of a demo, for light and dark pages; the files that were written."""
     return [
@@ -206,6 +296,7 @@ def main() -> None:
         (IMAGES / "how-it-works.svg").write_text(how_it_works(), encoding="utf-8")
         results = (IMAGES.parent / "results.md").read_text(encoding="utf-8")
         (IMAGES / "answer.svg").write_text(answer(results), encoding="utf-8")
+        (IMAGES / "curves.svg").write_text(curves(results), encoding="utf-8")
     elif asked.folder is None:
         parser.error("demo needs the folder that `lvlm-radapt demo` wrote")
     else:

@@ -77,7 +77,8 @@ def test_every_command_parses_and_names_tasks_attacks_and_presets_that_exist(pag
         attack = load_attack(given["attack"] or "none")
         if given.get("preset"):
             load_protocol(given["preset"])
-        parse_eps(given["eps"] or "4/255", given["norm"] or attack.settings.get("norm", "Linf"))
+        for eps in (given["eps"] or "4/255").split(","):
+            parse_eps(eps, given["norm"] or attack.settings.get("norm", "Linf"))
 
 
 def test_the_commands_are_found_where_they_stand():
@@ -135,6 +136,7 @@ def test_the_drawn_pictures_are_those_that_the_script_draws_and_small():
     results = (ROOT / "docs" / "results.md").read_text(encoding="utf-8")
     assert (images / "how-it-works.svg").read_text(encoding="utf-8") == draw.how_it_works()
     assert (images / "answer.svg").read_text(encoding="utf-8") == draw.answer(results)
+    assert (images / "curves.svg").read_text(encoding="utf-8") == draw.curves(results)
     for name in ("demo-light.png", "demo-dark.png"):
         assert (images / name).stat().st_size < 120_000
         with Image.open(images / name) as picture:

@@ -1,6 +1,7 @@
 """The script that packs a comparison and prints it again, against the table that the comparison itself wrote."""
 
 import csv
+import json
 import zipfile
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import yaml
 
 from lvlm_radapt.experiments.compare.preset import load_comparison
 from lvlm_radapt.utils.errors import UserError
+from tests.helpers.paths import ROOT
 from tests.helpers.scripts import script
 
 
@@ -18,7 +20,7 @@ def test_a_pack_gives_the_numbers_of_the_comparison_without_its_images_or_paths(
     few = shipped.changed(samples=6, steps=1, eps=["4/255"], rows=shipped.rows[:3], columns=shipped.columns[::2])
     (tmp_path / "own.yaml").write_text(yaml.safe_dump(few.model_dump(mode="json")))
     out = tmp_path / "compared"
-    with pytest.raises(UserError, match="no finished comparison"):
+    with pytest.raises(UserError, match="no finished comparison or run"):
         evidence.pack(tmp_path, tmp_path / "x.zip")
     cli.done("compare", tmp_path / "own.yaml", "--out", out, "--device", "cpu")
     file = evidence.pack(out, tmp_path / "packs" / "small.zip")
@@ -42,3 +44,39 @@ def test_a_pack_gives_the_numbers_of_the_comparison_without_its_images_or_paths(
     with zipfile.ZipFile(file) as packed:
         assert not [name for name in packed.namelist() if name.endswith(".png")]
         assert not [name for name in packed.namelist() if str(tmp_path).encode() in packed.read(name)]
+
+
+def test_a_pack_of_runs_gives_a_line_for_each_budget_and_number_of_steps(tmp_path: Path, cli) -> None:
+    evidence = script("benchmarks/evidence.py")
+    cli.done("data", "scenes", "--count", "4", "--out", tmp_path / "scenes")
+    words = [
+        "eval",
+        "tiny-llava",
+        "--task",
+        "vqav2",
+        "--data",
+        tmp_path / "scenes",
+        "--attack",
+        "e2e",
+        "--samples",
+        "4",
+    ]
+    runs = tmp_path / "runs"
+    cli.done(*words, "--eps", "2/255,16/255", "--steps", "1", "--out", runs / "plain" / "eps")
+    cli.done(*words, "--eps", "16/255", "--steps", "3", "--out", runs / "plain" / "steps-3")
+    head, columns, _, clean, *lines = evidence.tables(evidence.pack(runs, tmp_path / "packs" / "small.zip"))
+    assert head == "\nsmall: vqav2, e2e, adaptive, Linf, n = 4\n"
+    assert columns == "| eps | steps | plain |"
+    assert [line.rsplit("|", 2)[0] for line in lines] == ["| 2/255 | 1 ", "| 16/255 | 1 ", "| 16/255 | 3 "]
+    folders = ("eps/eps-2-255", "eps/eps-16-255", "steps-3")
+    metrics = [json.loads((runs / "plain" / folder / "metrics.json").read_text()) for folder in folders]
+    wanted = [metrics[0]["clean"], *(one["adversarial"] for one in metrics)]
+    for line, score in zip([clean, *lines], wanted, strict=True):
+        low, high = score["ci95"]
+        assert line.split("|")[3] == f" {score['vqa_accuracy']:.1f} [{low:.1f}, {high:.1f}] "
+
+
+def test_the_curves_of_the_page_are_those_of_the_pack() -> None:
+    evidence = script("benchmarks/evidence.py")
+    table = [line for line in evidence.tables(evidence.PACKS / "curves.zip") if line.startswith("|")]
+    assert "\n".join(table) in (ROOT / "docs" / "results.md").read_text(encoding="utf-8")
