@@ -9,20 +9,20 @@ import shlex
 import subprocess
 import sys
 from collections.abc import Iterator
-from functools import cache, cached_property
+from functools import cached_property
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import click
 import pytest
-import typer
 from PIL import Image
 
 import lvlm_radapt.cli
 from eval_tasks.config.presets import load_attack, load_protocol, load_task_config
 from lvlm_radapt.utils.budget import parse_eps
 from lvlm_radapt.utils.plugins import is_plugin
+from tests.helpers.cli import commands_of
 from tests.helpers.pages import PAGES, blocks
 from tests.helpers.paths import ROOT
 from tests.helpers.scripts import script
@@ -43,15 +43,9 @@ def commands(page: Path) -> list[str]:
     return found + re.findall(r"`lvlm-radapt ([a-z]+ [^`]*--[^`]*)`", prose)
 
 
-@cache
-def program() -> Any:
-    """All commands with their flags."""
-    return typer.main.get_command(lvlm_radapt.cli.app)
-
-
 def parsed(words: list[str]) -> click.Context:
     """The command's arguments as the program reads them, without running it."""
-    command = program()
+    command = commands_of(lvlm_radapt.cli.app)
     while hasattr(command, "commands"):
         assert words[0] in command.commands, f"there is no command {words[0]}"
         command, words = command.commands[words[0]], words[1:]
@@ -225,7 +219,7 @@ def test_every_public_name_tells_what_it_does_its_shapes_and_its_errors():
 def test_every_command_has_its_section_and_an_example() -> None:
     page = ROOT / "docs" / "commands.md"
     text = page.read_text(encoding="utf-8")
-    named = {" ".join(words) for words in command_names(program())}
+    named = {" ".join(words) for words in command_names(commands_of(lvlm_radapt.cli.app))}
     assert set(re.findall(r"^## (.+)$", text, re.MULTILINE)) == named
     assert set(re.findall(r"\{command-help\} (.+)$", text, re.MULTILINE)) == named
     assert {name for name in named if any(one.startswith(f"{name} ") or one == name for one in commands(page))} == named

@@ -1,10 +1,15 @@
 """The command line called in this process."""
 
 import sys
+from functools import cache
 
 import pytest
+import typer.main
 
 import lvlm_radapt.cli
+
+commands_of = cache(typer.main.get_command)
+"""The commands of a Typer app, built once: Typer builds all of them anew at every call."""
 
 
 def exit_code(*words: object) -> int:
@@ -12,6 +17,7 @@ def exit_code(*words: object) -> int:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "argv", ["lvlm-radapt", *map(str, words)])
         patch.setenv("COLUMNS", "200")
+        patch.setattr(typer.main, "get_command", commands_of)
         try:
             lvlm_radapt.cli.main()
         except SystemExit as stop:

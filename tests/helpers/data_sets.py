@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from lvlm_radapt.embedded.dataset import write_scenes
-from tests.helpers.commands import Command
+from tests.helpers.cli import exit_code
 from tests.helpers.tiny_checkpoints import save_llava
 
 ANSWERS = ["red"] * 7 + ["dark red", "Red", "maroon"]
@@ -43,8 +43,7 @@ def attacked_place(root: Path, task: str, count: int) -> Path:
     save_llava(root / "llava")
     words = ["eval", root / "llava", "--task", task, "--data", root / "data", "--attack", "embedding", "--eps", "8/255"]
     words += ["--steps", 2, "--samples", count, "--preset", "scenes", "--out", root / "made"]
-    command = Command([str(word) for word in words], root / "logs")
-    assert command.wait() == 0, command.err
+    assert exit_code(*words) == 0
     return root
 
 

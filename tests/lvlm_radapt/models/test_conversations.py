@@ -18,7 +18,7 @@ from lvlm_radapt.models.conversations import CONVERSATIONS, Conversation
 from lvlm_radapt.models.families import lvlm_families
 from lvlm_radapt.utils.errors import UserError
 from tests.helpers import tiny_checkpoints
-from tests.helpers.families import NAMES, Case, open_case
+from tests.helpers.families import NAMES, Case
 
 TALK = ("what is this", "a red circle", "how many", "two", "what color is the circle?")
 # By role, as the templates of released checkpoints are; the families' own test templates know users alone.
@@ -35,8 +35,8 @@ BY_ROLE = {
 
 
 @pytest.fixture(scope="module", params=NAMES)
-def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Case:
-    return open_case(request.param, tmp_path_factory.mktemp("checkpoint") / request.param)
+def case(request: pytest.FixtureRequest, cases: dict[str, Case]) -> Case:
+    return cases[request.param]
 
 
 def noise(seed: int = 0) -> Image.Image:

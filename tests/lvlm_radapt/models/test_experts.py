@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map
 
-from tests.helpers.families import FAMILIES, Case, open_case
+from tests.helpers.families import FAMILIES, Case
 from tests.helpers.inputs import noise
 
 NAMES = [name for name in ("qwen3-moe", "qwen3.5-moe", "glm-moe", "gemma4-large") if name in FAMILIES]
@@ -19,8 +19,8 @@ OTHERS = [("what", "a large blue square"), ("describe the image with a word .", 
 
 
 @pytest.fixture(scope="module", params=NAMES)
-def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Case:
-    return open_case(request.param, tmp_path_factory.mktemp("checkpoint") / request.param)
+def case(request: pytest.FixtureRequest, cases: dict[str, Case]) -> Case:
+    return cases[request.param]
 
 
 def routers(model: Any) -> list[Any]:

@@ -35,18 +35,6 @@ from tests.helpers.slow import slow
 GRIDS = [(84, 56), (196, 84), slow((56, 56)), slow((112, 168))]
 
 
-@pytest.fixture(scope="module")
-def cases(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Case]:
-    root = tmp_path_factory.mktemp("checkpoints")
-
-    class Opened(dict[str, Case]):
-        def __missing__(self, name: str) -> Case:
-            self[name] = open_case(name, root / name)
-            return self[name]
-
-    return Opened()
-
-
 @pytest.fixture(params=NAMES)
 def case(request: pytest.FixtureRequest, cases: dict[str, Case]) -> Case:
     return cases[request.param]
@@ -113,8 +101,8 @@ def test_recomputed_activations_give_the_same_gradient_from_less_memory(name: st
     assert not model.recompute_activations()
 
 
-def test_pixel_gradient_equals_finite_differences(case: Case) -> None:
-    model = load_model(case.folder, dtype=torch.float64, attn="sdpa")
+def test_pixel_gradient_equals_finite_differences(core: Case) -> None:
+    model = load_model(core.folder, dtype=torch.float64, attn="sdpa")
     if "experts" in str(model.hf):
         model.hf.set_experts_implementation("eager")  # the fast one takes no double precision
     batch = model.pixels([noise(84, 56, 1), noise(84, 56, 2)])
@@ -396,8 +384,7 @@ def test_weights_stored_in_half_precision_come_in_the_dtype_asked_for(
     cases: dict[str, Case], tmp_path: Path, dtype: torch.dtype
 ) -> None:
     folder = tiny_checkpoints.save_llava(tmp_path)
-    cases["llava"].stock.half().save_pretrained(folder)
-    cases["llava"].stock.float()
+    cases["llava"].family.open_stock(cases["llava"].folder).half().save_pretrained(folder)
     model = load_model(folder, dtype=dtype)
     weight = cases["llava"].ours.hf.model.vision_tower.pre_layrnorm.weight
     assert model.dtype == dtype

@@ -15,7 +15,7 @@ from lvlm_radapt.models.tiles import TiledLVLM
 from lvlm_radapt.towers import find_tower
 from lvlm_radapt.utils.errors import UserError
 from tests.helpers import tiny_checkpoints, tiny_random
-from tests.helpers.families import FAMILIES, Case, open_case
+from tests.helpers.families import FAMILIES, Case
 from tests.helpers.first_attention import INTERNVL, vit_first_attention
 from tests.helpers.inputs import PROMPTS, TARGETS, noise
 from tests.helpers.released import stock_processor, write
@@ -25,8 +25,8 @@ CROPS = [(0, 0), (1, 2), (2, 1), (2, 2)]
 
 
 @pytest.fixture(scope="module", params=NAMES)
-def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Case:
-    return open_case(request.param, tmp_path_factory.mktemp("checkpoint") / request.param)
+def case(request: pytest.FixtureRequest, cases: dict[str, Case]) -> Case:
+    return cases[request.param]
 
 
 def model_of(case: Case) -> TiledLVLM:
