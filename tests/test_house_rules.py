@@ -16,10 +16,15 @@ def private(name: str) -> bool:
     return name.startswith("_") and not name.startswith("__") and name.isidentifier()
 
 
-def own_names(tree: ast.AST) -> set[str]:
+def parts_of(file: Path) -> list[ast.AST]:
+    """All of a file's syntax tree."""
+    return [*ast.walk(ast.parse(file.read_text("utf-8")))]
+
+
+def own_names(nodes: list[ast.AST]) -> set[str]:
     """Names that a file defines: functions, classes, variables and attributes that it sets."""
-    defined = {node.name for node in ast.walk(tree) if isinstance(node, (ast.FunctionDef, ast.ClassDef))}
-    stored = [node for node in ast.walk(tree) if isinstance(getattr(node, "ctx", None), ast.Store)]
+    defined = {node.name for node in nodes if isinstance(node, (ast.FunctionDef, ast.ClassDef))}
+    stored = [node for node in nodes if isinstance(getattr(node, "ctx", None), ast.Store)]
     return defined | {getattr(node, "attr", None) or getattr(node, "id", "") for node in stored}
 
 
@@ -27,12 +32,12 @@ def own_names(tree: ast.AST) -> set[str]:
 def kept_private() -> set[str]:
     """The private names of the packages."""
     files = [file for package in OURS[:4] for file in (ROOT / package).rglob("*.py")]
-    return {name for file in files for name in own_names(ast.parse(file.read_text("utf-8"))) if private(name)}
+    return {name for file in files for name in own_names(parts_of(file)) if private(name)}
 
 
-def imports(tree: ast.AST) -> Iterator[str]:
+def imports(nodes: list[ast.AST]) -> Iterator[str]:
     """Modules and names in them, as dotted names."""
-    for node in ast.walk(tree):
+    for node in nodes:
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
@@ -41,13 +46,13 @@ def imports(tree: ast.AST) -> Iterator[str]:
 
 @pytest.mark.parametrize("file", TESTS, ids=lambda file: file.relative_to(ROOT / "tests").as_posix())
 def test_it_imports_no_test_and_no_private_name(file: Path, kept_private: set[str]) -> None:
-    tree = ast.parse(file.read_text("utf-8"))
-    parts = [(name, part) for name in imports(tree) for part in name.split(".")]
+    nodes = parts_of(file)
+    parts = [(name, part) for name in imports(nodes) for part in name.split(".")]
     assert [name for name, part in parts if part.startswith("test_")] == []
     assert [name for name, part in parts if private(part) and name.split(".")[0] in OURS] == []
-    foreign = kept_private - own_names(tree)
-    used = {node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
-    patched = {node.args[1].value for node in ast.walk(tree) if is_patch(node)}
+    foreign = kept_private - own_names(nodes)
+    used = {node.attr for node in nodes if isinstance(node, ast.Attribute)}
+    patched = {node.args[1].value for node in nodes if is_patch(node)}
     assert sorted(foreign & (used | patched)) == []
 
 

@@ -252,7 +252,7 @@ def test_an_early_exit_spends_fewer_steps_and_leaves_no_higher_score(tmp_path, a
     monkeypatch.setattr("eval_tasks.run.audit_of_run.short_audit", noted)
     write_scenes(tmp_path / "scenes", count=16, seed=3)
     model = load_model("tiny-llava")
-    more = {"attack": attack, "task": "vqav2", "samples": 16, "steps": 6, "chunk_size": 16, "batch_size": 4}
+    more = {"attack": attack, "task": "vqav2", "samples": 16, "steps": 4, "chunk_size": 16, "batch_size": 4}
     data = tmp_path / "scenes"
     whole = score(model, settings(data, **more), tmp_path / "whole")
     early = score(model, settings(data, early_exit=True, **more), tmp_path / "early")
