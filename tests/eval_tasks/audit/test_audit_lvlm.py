@@ -38,6 +38,7 @@ def target(model, data, *, samples=4, steps=3, attack="e2e", target=None):
     return target_of_run(run, chosen, batch, made, seed=0)
 
 
+@pytest.mark.slow
 def test_a_protected_model_passes_the_whole_audit(data):
     audit = full_audit(target(robustify(load_model("tiny-llava"), RAdaptConfig()), data, samples=3))
     assert audit.verdict == "pass", [f for f in audit.findings if f.verdict != "pass"]

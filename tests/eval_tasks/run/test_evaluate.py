@@ -218,7 +218,7 @@ def threads(count):
         torch.set_num_threads(before)
 
 
-@pytest.mark.parametrize("earlier", [False, True])
+@pytest.mark.parametrize("earlier", [slow(False), True])
 def test_a_resumed_run_goes_on_with_its_own_threads(tmp_path, data, checkpoint, monkeypatch, earlier):
     model, out, seen = load_model(checkpoint), tmp_path / "run", []
     with threads(3):

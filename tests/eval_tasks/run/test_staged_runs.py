@@ -85,6 +85,7 @@ class Killed(Exception):
     pass
 
 
+@pytest.mark.slow
 def test_an_ensemble_killed_in_the_middle_ends_at_the_same_numbers(tmp_path, data, checkpoint, letters, monkeypatch):
     model = load_model(checkpoint)
     real, calls, stop = type(model).loss, 0, -1

@@ -102,6 +102,7 @@ def test_a_signal_saves_and_says_how_to_go_on(data, whole, tmp_path, number, cod
     assert all(e["rate"] > 0 for e in chunks)
 
 
+@pytest.mark.slow
 def test_a_second_launch_of_a_running_run_is_refused(data, whole, tmp_path):
     out = tmp_path / "run"
     words = [*evaluation("tiny-llava", data, out), "--resume"]

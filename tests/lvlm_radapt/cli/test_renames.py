@@ -146,13 +146,14 @@ class Trial:
 
 
 @pytest.mark.parametrize("name", [name if name == "finetune" else slow(name) for name in SHORT])
-def test_a_command_killed_at_a_rename_goes_on_to_the_same_bits(name, data, tmp_path, survived):
+@pytest.mark.parametrize("last", [slow(False), True])
+def test_a_command_killed_at_a_rename_goes_on_to_the_same_bits(name, last, data, tmp_path, survived):
     trial = Trial(SHORT[name], data, tmp_path)
     # of what is written whole at the end, the last rename makes it so
-    for at, done in ((1, False), (trial.renames, name in ("finetune", "robustify"))):
-        assert trial.kill(at, done=done, again=False)
-        survived("kills at renames survived")
-        trial.finish()
+    done = last and name in ("finetune", "robustify")
+    assert trial.kill(trial.renames if last else 1, done=done, again=False)
+    survived("kills at renames survived")
+    trial.finish()
 
 
 @pytest.mark.slow

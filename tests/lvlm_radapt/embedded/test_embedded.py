@@ -68,11 +68,13 @@ def _run(model, data, out, attack, steps=None, task="vqav2", samples=64):
     return score(model, asked, out)
 
 
-@pytest.mark.parametrize(("name", "steps"), [("tiny-llava", 5), slow("tiny-qwen", 20)])
-def test_it_answers_and_an_attack_breaks_it_where_noise_does_not(name, steps, tmp_path, data):
+@pytest.mark.parametrize(
+    ("name", "steps", "samples"), [("tiny-llava", 5, 16), slow("tiny-llava", 5, 32), slow("tiny-qwen", 20, 32)]
+)
+def test_it_answers_and_an_attack_breaks_it_where_noise_does_not(name, steps, samples, tmp_path, data):
     model = load_model(name)
-    noise = _run(model, data[name], tmp_path / "noise", "noise", samples=32).metrics
-    attacked = _run(model, data[name], tmp_path / "e2e", "e2e", steps=steps, samples=32).metrics
+    noise = _run(model, data[name], tmp_path / "noise", "noise", samples=samples).metrics
+    attacked = _run(model, data[name], tmp_path / "e2e", "e2e", steps=steps, samples=samples).metrics
     clean = attacked["clean"]["vqa_accuracy"]
     assert clean >= 80
     assert attacked["adversarial"]["vqa_accuracy"] < clean / 2

@@ -213,7 +213,7 @@ def test_of_a_language_model_the_blocks_that_it_reads_are_trained_and_nothing_el
         tiny_checkpoints.save_onevision,
     ],
 )
-@pytest.mark.parametrize("rank", [None, 2])
+@pytest.mark.parametrize("rank", [None, slow(2)])
 def test_families_with_canvases_of_several_shapes_are_trained_too(
     save: Any, rank: int | None, folder: Path, tmp_path: Path
 ) -> None:
