@@ -1,15 +1,16 @@
 """A quantised model with its weights as plain numbers."""
 
+from typing import Any
+
 import pytest
 import torch
 
 from lvlm_radapt.models import LVLM
 
-bitsandbytes = pytest.importorskip("bitsandbytes")
-
 
 def dequantised(model: LVLM, plain: LVLM) -> LVLM:
     """`plain` with the weights that the quantised layers of `model` stand for, in float32."""
+    bitsandbytes: Any = pytest.importorskip("bitsandbytes")  # not before: it brings torch's compiler along
     replaced = 0
     with torch.no_grad():
         for name, layer in model.hf.named_modules():

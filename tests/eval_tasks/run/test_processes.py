@@ -172,6 +172,7 @@ def test_four_processes_make_the_same_bits_as_one(data, whole, tmp_path, survive
     _share(4, data, whole, tmp_path, survived)
 
 
+@pytest.mark.slow
 def test_a_death_leaves_its_chunk_to_be_resumed(data, whole, tmp_path, survived):
     words = evaluation("tiny-llava", data, tmp_path / "run")
     faults = {0: {"slow": 0.1}, 1: {"signal": signal.SIGKILL, "at_fsync": 4}}

@@ -19,10 +19,15 @@ from lvlm_radapt.models import LVLM
 from lvlm_radapt.utils.errors import UserError
 from tests.helpers import tiny_checkpoints
 from tests.helpers.families import FAMILIES, FEW
-from tests.helpers.quantised import bitsandbytes, dequantised
+from tests.helpers.quantised import dequantised
 
 PROMPTS = ["What is this?", "describe the small red circle on the left with a word"]
 TARGETS = ["a pig", "two large blue squares and one small green circle on the right"]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def bitsandbytes() -> Any:
+    return pytest.importorskip("bitsandbytes")
 
 
 @pytest.fixture(scope="module")
@@ -63,7 +68,9 @@ def test_gradients_are_those_of_the_dequantised_model(folders: dict[str, Path], 
 
 @pytest.mark.parametrize("kind", ["4bit", "8bit"])
 @pytest.mark.parametrize("name", FEW)
-def test_only_the_language_model_is_quantised(folders: dict[str, Path], name: str, kind: Any) -> None:
+def test_only_the_language_model_is_quantised(
+    folders: dict[str, Path], bitsandbytes: Any, name: str, kind: Any
+) -> None:
     model = load_model(folders[name], quantize=kind, dtype=torch.bfloat16)
     wanted = {"4bit": bitsandbytes.nn.Linear4bit, "8bit": bitsandbytes.nn.Linear8bitLt}[kind]
     for path, module in model.hf.named_modules():
@@ -78,7 +85,7 @@ def test_only_the_language_model_is_quantised(folders: dict[str, Path], name: st
 
 
 def test_the_repacking_that_spoils_gradients_is_off_in_every_4_bit_layer(
-    folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+    folders: dict[str, Path], bitsandbytes: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(bitsandbytes.nn.modules, "has_avx512bf16", lambda: True)  # as on the CPUs that do it
     model = load_model(folders["llava"], quantize="4bit")
