@@ -31,6 +31,7 @@ from eval_tasks.run.records import read_run
 from lvlm_radapt.experiments.compare.preset import Comparison
 from lvlm_radapt.experiments.rows import slug
 from lvlm_radapt.utils.errors import UserError
+from lvlm_radapt.utils.writing import write_whole
 
 Scores = NDArray[np.float64]
 PACKS = Path(__file__).parent / "evidence"
@@ -57,14 +58,16 @@ def main() -> None:
 def pack(folder: Path, file: Path) -> Path:
     """Write the comparison or the runs in `folder` to `file`.
 
-    UserError for a folder that holds neither a finished comparison nor, where there is no plan of one, a run.
+    UserError for a folder that holds neither a finished comparison nor, where there is no plan of one, a run; and for a
+    run without an attack. Then no file is written.
     """
     plan, runs = folder / PLAN, sorted(folder.rglob(METRICS))
     if not runs or plan.is_file() != (folder / "comparison.json").is_file():
         raise UserError(f"{folder} holds no finished comparison or run: run lvlm-radapt compare or eval first")
     around = f"{folder.resolve().parent}/"
     file.parent.mkdir(parents=True, exist_ok=True)
-    with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as made:
+    whole = io.BytesIO()
+    with zipfile.ZipFile(whole, "w", zipfile.ZIP_DEFLATED) as made:
         if plan.is_file():
             made.writestr(PLAN, plan.read_text())
         for path in runs:
@@ -75,10 +78,11 @@ def pack(folder: Path, file: Path) -> Path:
             table = csv.writer(lines, lineterminator="\n")
             table.writerow(FIELDS)
             for sample in run.samples:
-                assert sample.adversarial is not None
+                if sample.adversarial is None:
+                    raise UserError(f"run {path.parent} has no attacked images: pack runs with an attack alone")
                 table.writerow([sample.id, sample.image, sample.clean.score, sample.adversarial.score])
             made.writestr(f"{at}/scores.csv", lines.getvalue())
-    return file
+    return write_whole(file, whole.getvalue())
 
 
 class Scored(NamedTuple):

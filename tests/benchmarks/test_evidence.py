@@ -46,6 +46,15 @@ def test_a_pack_gives_the_numbers_of_the_comparison_without_its_images_or_paths(
         assert not [name for name in packed.namelist() if str(tmp_path).encode() in packed.read(name)]
 
 
+def test_a_run_without_an_attack_is_refused_and_leaves_no_pack(tmp_path: Path, cli) -> None:
+    cli.done("data", "scenes", "--count", "2", "--out", tmp_path / "scenes")
+    asked = ("eval", "tiny-llava", "--task", "vqav2", "--data", tmp_path / "scenes", "--samples", "2")
+    cli.done(*asked, "--attack", "none", "--device", "cpu", "--out", tmp_path / "runs" / "clean")
+    with pytest.raises(UserError, match="clean has no attacked images"):
+        script("benchmarks/evidence.py").pack(tmp_path / "runs", tmp_path / "packs" / "x.zip")
+    assert not list((tmp_path / "packs").iterdir())
+
+
 def test_a_pack_of_runs_gives_a_line_for_each_budget_and_number_of_steps(tmp_path: Path, cli) -> None:
     evidence = script("benchmarks/evidence.py")
     cli.done("data", "scenes", "--count", "4", "--out", tmp_path / "scenes")
