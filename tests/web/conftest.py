@@ -31,6 +31,21 @@ PATIENCE = 60_000  # ms
 HAND = 200  # ms that a person's hand takes; gradio's client loses a click in the very moment in which an event ends
 
 
+def pick(page: Page, sample: int) -> None:
+    """Talk about this sample; the first one is there from the start. It waits until the page shows it."""
+    if sample == 0:
+        return
+    before = page.locator("#ra-original").inner_html()
+    page.click(f"#ra-sample-{sample}")
+    changed(page, before)
+
+
+def changed(page: Page, before: str) -> None:
+    """Wait until another image than `before` is there."""
+    page.wait_for_function("html => document.querySelector('#ra-original').innerHTML != html", arg=before)
+    page.wait_for_timeout(HAND)
+
+
 class Gate:
     """Between two steps of every attack: open, or letting through as many as it is told to."""
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import CAPTION, HAND, Site
+from conftest import CAPTION, HAND, Site, changed, pick
 from PIL import Image
 from playwright.sync_api import Page, expect
 
@@ -16,21 +16,6 @@ from lvlm_radapt import load_model, robustify
 
 pytestmark = pytest.mark.web
 Visit = Callable[..., Page]
-
-
-def pick(page: Page, sample: int) -> None:
-    """Talk about this sample; the first one is there from the start."""
-    if sample == 0:
-        return
-    before = page.locator("#ra-original").inner_html()
-    page.click(f"#ra-sample-{sample}")
-    changed(page, before)
-
-
-def changed(page: Page, before: str) -> None:
-    """Wait until another image than `before` is there."""
-    page.wait_for_function("html => document.querySelector('#ra-original').innerHTML != html", arg=before)
-    page.wait_for_timeout(HAND)
 
 
 def begin(page: Page, *, steps: int, loss: str | None = None) -> None:

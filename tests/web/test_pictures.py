@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from conftest import Site
+from conftest import Site, pick
 from PIL import Image
 from playwright.sync_api import Browser, Page, expect
 
@@ -40,8 +40,7 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> str:
 @pytest.mark.parametrize("look", LOOKS)
 def test_the_chat(site: Site, visit: Callable[..., Page], look: str, tmp_path: Path) -> None:
     page = visit(**LOOKS[look])
-    page.click("#ra-sample-4")
-    page.wait_for_selector("#ra-original img")
+    pick(page, 4)
     page.click("#ra-go")
     expect(page.locator("#ra-conversation .ra-answer")).to_have_count(4)
     expect(page.locator("#ra-stop")).to_be_disabled()
