@@ -14,10 +14,11 @@ from __future__ import annotations
 import argparse
 import csv
 import io
+import itertools
 import json
 import sys
-import zipfile
-from collections.abc import Iterator, Sequence
+import tarfile
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -37,6 +38,7 @@ Scores = NDArray[np.float64]
 PACKS = Path(__file__).parent / "evidence"
 FIELDS = ("id", "image", "clean", "adversarial")
 PLAN, METRICS = "plan.json", "metrics.json"
+ENDING = ".tar.xz"  # a pack's files are much alike: compressed as one they take a tenth of a zip
 
 
 def main() -> None:
@@ -46,10 +48,10 @@ def main() -> None:
     words = parser.parse_args().words
     try:
         if words[:1] == ["pack"] and len(words) == 3:
-            print(pack(Path(words[1]), PACKS / f"{words[2]}.zip"))
+            print(pack(Path(words[1]), PACKS / f"{words[2]}{ENDING}"))
             return
-        for name in words or sorted(one.stem for one in PACKS.glob("*.zip")):
-            print("\n".join(tables(PACKS / f"{name}.zip")))
+        for name in words or sorted(one.name.removesuffix(ENDING) for one in PACKS.glob(f"*{ENDING}")):
+            print("\n".join(tables(PACKS / f"{name}{ENDING}")))
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(2) from error
@@ -67,13 +69,13 @@ def pack(folder: Path, file: Path) -> Path:
     around = f"{folder.resolve().parent}/"
     file.parent.mkdir(parents=True, exist_ok=True)
     whole = io.BytesIO()
-    with zipfile.ZipFile(whole, "w", zipfile.ZIP_DEFLATED) as made:
+    with tarfile.open(fileobj=whole, mode="w:xz") as made:
         if plan.is_file():
-            made.writestr(PLAN, plan.read_text())
+            _add(made, PLAN, plan.read_text())
         for path in runs:
             run, at = read_run(path.parent), path.parent.relative_to(folder)
             for name in ("run.json", METRICS):
-                made.writestr(f"{at}/{name}", (path.parent / name).read_text().replace(around, ""))
+                _add(made, f"{at}/{name}", (path.parent / name).read_text().replace(around, ""))
             lines = io.StringIO()
             table = csv.writer(lines, lineterminator="\n")
             table.writerow(FIELDS)
@@ -81,8 +83,23 @@ def pack(folder: Path, file: Path) -> Path:
                 if sample.adversarial is None:
                     raise UserError(f"run {path.parent} has no attacked images: pack runs with an attack alone")
                 table.writerow([sample.id, sample.image, sample.clean.score, sample.adversarial.score])
-            made.writestr(f"{at}/scores.csv", lines.getvalue())
+            _add(made, f"{at}/scores.csv", lines.getvalue())
     return write_whole(file, whole.getvalue())
+
+
+def _add(made: tarfile.TarFile, name: str, text: str) -> None:
+    data = text.encode()
+    entry = tarfile.TarInfo(name)
+    entry.size = len(data)
+    made.addfile(entry, io.BytesIO(data))
+
+
+def texts(file: Path) -> dict[str, str]:
+    """The text of every file of a pack, by its name. UserError for a pack that is not there."""
+    if not file.is_file():
+        raise UserError(f"there is no {file}: pack a comparison first")
+    with tarfile.open(file, "r:xz") as packed:
+        return {entry.name: found.read().decode() for entry in packed if (found := packed.extractfile(entry))}
 
 
 class Scored(NamedTuple):
@@ -95,28 +112,27 @@ class Scored(NamedTuple):
 
 
 def tables(file: Path) -> Iterator[str]:
-    """A Markdown table for each budget, of runs without a plan one for all. UserError for a pack that is not there."""
-    if not file.is_file():
-        raise UserError(f"there is no {file}: pack a comparison first")
-    with zipfile.ZipFile(file) as packed:
-        names = [name.removesuffix("/scores.csv") for name in packed.namelist() if name.endswith("/scores.csv")]
-        runs = {name: _scored(packed, name) for name in names}
-        if PLAN not in packed.namelist():
-            settings = {name: json.loads(packed.read(f"{name}/run.json")) for name in names}
-            yield from _curves(file.stem, settings, runs)
-            return
-        plan = Comparison.model_validate_json(packed.read(PLAN))
-    for eps in plan.eps:
-        n = len(next(iter(runs.values())).images)
-        asked = plan.columns[0]
-        yield f"\n{file.stem}: {asked.model}, {asked.task}, Linf {eps}, {plan.steps} steps, n = {n}\n"
-        yield from _table(plan, runs, eps)
+    """A Markdown table for each budget, model and task, of runs without a plan one for all. UserError as `texts`."""
+    packed, title = texts(file), file.name.removesuffix(ENDING)
+    names = [name.removesuffix("/scores.csv") for name in packed if name.endswith("/scores.csv")]
+    runs = {name: _scored(packed, name) for name in names}
+    if PLAN not in packed:
+        yield from _curves(title, {name: json.loads(packed[f"{name}/run.json"]) for name in names}, runs)
+        return
+    plan = Comparison.model_validate_json(packed[PLAN])
+    groups: dict[tuple[str, str, str], list[str]] = {}
+    for column in plan.columns:
+        groups.setdefault((column.model, column.task, column.set), []).append(column.title)
+    for eps, ((model, task, _), titles) in itertools.product(plan.eps, groups.items()):
+        n = len(runs[_own(plan.rows[0].name, titles[0], eps)].images)
+        yield f"\n{title}: {model}, {task}, Linf {eps}, {plan.steps} steps, n = {n}\n"
+        yield from _table(plan, runs, titles, eps)
 
 
-def _scored(packed: zipfile.ZipFile, name: str) -> Scored:
-    rows = list(csv.DictReader(io.StringIO(packed.read(f"{name}/scores.csv").decode())))
+def _scored(packed: Mapping[str, str], name: str) -> Scored:
+    rows = list(csv.DictReader(io.StringIO(packed[f"{name}/scores.csv"])))
     clean, attacked = (np.array([float(row[part]) for row in rows]) for part in FIELDS[2:])
-    metric = json.loads(packed.read(f"{name}/{METRICS}"))["metric"]
+    metric = json.loads(packed[f"{name}/{METRICS}"])["metric"]
     return Scored([row["image"] for row in rows], clean, attacked, metric)
 
 
@@ -138,8 +154,7 @@ def _curves(title: str, settings: dict[str, dict[str, Any]], runs: dict[str, Sco
         yield f"| {eps_text(eps)} | {steps} | {' | '.join(cells)} |"
 
 
-def _table(plan: Comparison, runs: dict[str, Scored], eps: str) -> Iterator[str]:
-    titles = [column.title for column in plan.columns]
+def _table(plan: Comparison, runs: dict[str, Scored], titles: Sequence[str], eps: str) -> Iterator[str]:
     seeds: dict[str, list[str]] = {}
     for row in plan.rows:
         seeds.setdefault(row.name.partition(", seed ")[0], []).append(row.name)
@@ -148,7 +163,7 @@ def _table(plan: Comparison, runs: dict[str, Scored], eps: str) -> Iterator[str]
     base: Scores | None = None
     for name, rows in seeds.items():
         parts = [_parts(runs, row, titles, eps) for row in rows]
-        any_run = runs[f"runs/{slug(rows[0])}/{slug(titles[0])}-adaptive-{slug(eps)}"]
+        any_run = runs[_own(rows[0], titles[0], eps)]
         means = [np.mean(one, axis=0) for one in zip(*parts, strict=True)]
         base = means[-1] if base is None else base
         gain = ""
@@ -161,10 +176,15 @@ def _table(plan: Comparison, runs: dict[str, Scored], eps: str) -> Iterator[str]
 
 def _parts(runs: dict[str, Scored], row: str, titles: Sequence[str], eps: str) -> list[Scores]:
     """Of one row a score a sample: clean, under each attack, on images of other rows, and the worst of all."""
-    of_row = {name.split("/")[-1]: run for name, run in runs.items() if name.startswith(f"runs/{slug(row)}/")}
-    own = [of_row[f"{slug(title)}-adaptive-{slug(eps)}"].attacked for title in titles]
-    others = [run.attacked for name, run in of_row.items() if f"-transfer-{slug(eps)}" in name]
-    return [next(iter(of_row.values())).clean, *own, np.min(others, axis=0), np.min(own + others, axis=0)]
+    own = [runs[_own(row, title, eps)] for title in titles]
+    crossed = tuple(f"runs/{slug(row)}/{slug(title)}-transfer-{slug(eps)}" for title in titles)  # the first row's too
+    others = [run.attacked for name, run in runs.items() if name.startswith(crossed)]
+    adaptive = [run.attacked for run in own]
+    return [own[0].clean, *adaptive, np.min(others, axis=0), np.min(adaptive + others, axis=0)]
+
+
+def _own(row: str, title: str, eps: str) -> str:
+    return f"runs/{slug(row)}/{slug(title)}-adaptive-{slug(eps)}"
 
 
 def _interval(scores: Scores, run: Scored) -> str:

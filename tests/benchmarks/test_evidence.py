@@ -2,7 +2,6 @@
 
 import csv
 import json
-import zipfile
 from pathlib import Path
 
 import pytest
@@ -17,33 +16,41 @@ from tests.helpers.scripts import script
 def test_a_pack_gives_the_numbers_of_the_comparison_without_its_images_or_paths(tmp_path: Path, cli) -> None:
     evidence = script("benchmarks/evidence.py")
     shipped = load_comparison("evidence")
-    few = shipped.changed(samples=6, steps=1, eps=["4/255"], rows=shipped.rows[:3:2], columns=shipped.columns[::2])
+    captions = shipped.columns[0].model_copy(update={"title": "captions e2e", "task": "coco"})
+    columns = [*shipped.columns[::2], captions]
+    few = shipped.changed(samples=6, steps=1, eps=["4/255"], rows=shipped.rows[:3:2], columns=columns)
     (tmp_path / "own.yaml").write_text(yaml.safe_dump(few.model_dump(mode="json")))
     out = tmp_path / "compared"
     with pytest.raises(UserError, match="no finished comparison or run"):
-        evidence.pack(tmp_path, tmp_path / "x.zip")
+        evidence.pack(tmp_path, tmp_path / "x.tar.xz")
     cli.done("compare", tmp_path / "own.yaml", "--out", out, "--device", "cpu")
-    file = evidence.pack(out, tmp_path / "packs" / "small.zip")
-    lines = list(evidence.tables(file))
-    assert "tiny-llava, vqav2, Linf 4/255, 1 steps, n = 6" in lines[0]
-    printed = {cells[1]: cells for cells in ([cell.strip() for cell in line.split("|")] for line in lines[3:])}
+    file = evidence.pack(out, tmp_path / "packs" / "small.tar.xz")
+    vqa, coco = "\n".join(evidence.tables(file)).strip().split("\n\nsmall: ")
+    assert "tiny-llava, vqav2, Linf 4/255, 1 steps, n = 6" in vqa
+    assert coco.startswith("tiny-llava, coco, Linf 4/255")
     table = {
         (row["defence"], row["column"], row["threat"]): row
         for row in csv.DictReader((out / "comparison.csv").read_text().splitlines())
     }
-    for name in ("none", "R-Adapt_CLIP"):
-        worst = table[name, "VQA e2e", "worst"]
-        shown = [table[name, "VQA e2e", "clean"], *(table[name, c.title, "adaptive"] for c in few.columns), None, worst]
-        for cell, row in zip(printed[name][3:], shown, strict=False):
-            if row is not None:
+    for printed, titles in (vqa, ["VQA e2e", "VQA embedding"]), (coco, ["captions e2e"]):
+        lines = [[cell.strip() for cell in line.split("|")] for line in printed.splitlines()[-2:]]
+        assert [cells[1] for cells in lines] == ["none", "R-Adapt_CLIP"]
+        for _, name, _, clean, *cells in lines:
+            attacked = [table[name, title, "adaptive"] for title in titles]
+            worst = table[name, titles[0], "worst"]
+            shown = zip(
+                [clean, *cells[: len(titles)], cells[-3]],
+                [table[name, titles[0], "clean"], *attacked, worst],
+                strict=True,
+            )
+            for cell, row in shown:
                 score, low, high = (float(row[key]) for key in ("score", "score_low", "score_high"))
                 assert cell == f"{score:.1f} [{low:.1f}, {high:.1f}]"
-        if name != "none":
-            change, low, high = (float(worst[key]) for key in ("change", "change_low", "change_high"))
-            assert printed[name][-2] == f"{change:+.1f} [{low:+.1f}, {high:+.1f}]"
-    with zipfile.ZipFile(file) as packed:
-        assert not [name for name in packed.namelist() if name.endswith(".png")]
-        assert not [name for name in packed.namelist() if str(tmp_path).encode() in packed.read(name)]
+            if name != "none":
+                change, low, high = (float(worst[key]) for key in ("change", "change_low", "change_high"))
+                assert cells[-2] == f"{change:+.1f} [{low:+.1f}, {high:+.1f}]"
+    packed = evidence.texts(file)
+    assert not [name for name in packed if name.endswith(".png") or str(tmp_path) in packed[name]]
 
 
 def test_a_run_without_an_attack_is_refused_and_leaves_no_pack(tmp_path: Path, cli) -> None:
@@ -51,7 +58,7 @@ def test_a_run_without_an_attack_is_refused_and_leaves_no_pack(tmp_path: Path, c
     asked = ("eval", "tiny-llava", "--task", "vqav2", "--data", tmp_path / "scenes", "--samples", "2")
     cli.done(*asked, "--attack", "none", "--device", "cpu", "--out", tmp_path / "runs" / "clean")
     with pytest.raises(UserError, match="clean has no attacked images"):
-        script("benchmarks/evidence.py").pack(tmp_path / "runs", tmp_path / "packs" / "x.zip")
+        script("benchmarks/evidence.py").pack(tmp_path / "runs", tmp_path / "packs" / "x.tar.xz")
     assert not list((tmp_path / "packs").iterdir())
 
 
@@ -73,7 +80,7 @@ def test_a_pack_of_runs_gives_a_line_for_each_budget_and_number_of_steps(tmp_pat
     runs = tmp_path / "runs"
     cli.done(*words, "--eps", "2/255,16/255", "--steps", "1", "--out", runs / "plain" / "eps")
     cli.done(*words, "--eps", "16/255", "--steps", "3", "--out", runs / "plain" / "steps-3")
-    head, columns, _, clean, *lines = evidence.tables(evidence.pack(runs, tmp_path / "packs" / "small.zip"))
+    head, columns, _, clean, *lines = evidence.tables(evidence.pack(runs, tmp_path / "packs" / "small.tar.xz"))
     assert head == "\nsmall: vqav2, e2e, adaptive, Linf, n = 4\n"
     assert columns == "| eps | steps | plain |"
     assert [line.rsplit("|", 2)[0] for line in lines] == ["| 2/255 | 1 ", "| 16/255 | 1 ", "| 16/255 | 3 "]
@@ -87,5 +94,5 @@ def test_a_pack_of_runs_gives_a_line_for_each_budget_and_number_of_steps(tmp_pat
 
 def test_the_curves_of_the_page_are_those_of_the_pack() -> None:
     evidence = script("benchmarks/evidence.py")
-    table = [line for line in evidence.tables(evidence.PACKS / "curves.zip") if line.startswith("|")]
+    table = [line for line in evidence.tables(evidence.PACKS / "curves.tar.xz") if line.startswith("|")]
     assert "\n".join(table) in (ROOT / "docs" / "results.md").read_text(encoding="utf-8")
