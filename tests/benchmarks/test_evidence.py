@@ -18,7 +18,7 @@ def test_a_pack_gives_the_numbers_of_the_comparison_without_its_images_or_paths(
     shipped = load_comparison("evidence")
     captions = shipped.columns[0].model_copy(update={"title": "captions e2e", "task": "coco"})
     columns = [*shipped.columns[::2], captions]
-    few = shipped.changed(samples=6, steps=1, eps=["4/255"], rows=shipped.rows[:3:2], columns=columns)
+    few = shipped.changed(samples=3, steps=1, eps=["4/255"], rows=shipped.rows[:3:2], columns=columns)
     (tmp_path / "own.yaml").write_text(yaml.safe_dump(few.model_dump(mode="json")))
     out = tmp_path / "compared"
     with pytest.raises(UserError, match="no finished comparison or run"):
@@ -26,7 +26,7 @@ def test_a_pack_gives_the_numbers_of_the_comparison_without_its_images_or_paths(
     cli.done("compare", tmp_path / "own.yaml", "--out", out, "--device", "cpu")
     file = evidence.pack(out, tmp_path / "packs" / "small.tar.xz")
     vqa, coco = "\n".join(evidence.tables(file)).strip().split("\n\nsmall: ")
-    assert "tiny-llava, vqav2, Linf 4/255, 1 steps, n = 6" in vqa
+    assert "tiny-llava, vqav2, Linf 4/255, 1 steps, n = 3" in vqa
     assert coco.startswith("tiny-llava, coco, Linf 4/255")
     table = {
         (row["defence"], row["column"], row["threat"]): row

@@ -24,6 +24,7 @@ from tests.helpers.cases import (
     simple,
 )
 from tests.helpers.cli import Cli
+from tests.helpers.slow import slow
 
 EVIL = "\x1b]0;pwned\x07[/b]:x:\udcff"
 SHOWN = r"\\x1b\]0;pwned\\x07\[[/-]b\]:x:\\(xff|udcff)"  # the latter in quotes
@@ -137,7 +138,7 @@ ACCEPTED: dict[str, tuple[str, ...]] = {
 }
 
 
-@pytest.mark.parametrize("command", ACCEPTED)
+@pytest.mark.parametrize("command", [slow(name) if name == "analyze" else name for name in ACCEPTED])
 def test_a_command_works_in_folders_of_any_name(
     command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cli: Cli
 ) -> None:

@@ -11,6 +11,7 @@ from eval_tasks.crafting.make_attack import make_attack
 from eval_tasks.run.records import read_run
 from lvlm_radapt.models.base import PixelBatch
 from tests.helpers.endpoint_server import serving
+from tests.helpers.slow import slow
 
 library = pytest.importorskip("imagecorruptions", reason="the extra corruptions is not installed")
 COMMON = library.get_corruption_names("common")
@@ -27,7 +28,7 @@ def craft(x, **settings):
     return attack.craft(None, batch, None, [11 + 7 * i for i in range(len(x))])
 
 
-@pytest.mark.parametrize("name", COMMON)
+@pytest.mark.parametrize("name", [slow(name) if name == "glass_blur" else name for name in COMMON])
 def test_a_corruption_is_a_function_of_image_and_seed_alone(name):
     x = torch.rand(3, 3, 40, 48, generator=torch.Generator().manual_seed(1))
     before = np.random.get_state()[1].copy()
