@@ -66,32 +66,34 @@ def how_it_works() -> str:
     )
 
 
-ANSWER = (
-    ("as it is", "| nothing | |", 4),
-    ("R-Adapt, no training", "| tiny-llava + R-Adapt | VQA, % | 4/255 |", 5),
-    ("low-rank fine-tuning", "| rank 16 | |", 4),
-    ("low rank + filter", "| rank 16 | filter |", 4),
-)
-"""The bars of answer.svg: label, how the row of results.md begins, and the column of its adaptive score."""
+ANSWER = {
+    "none": "as it is",
+    "R-Adapt_CLIP": "R-Adapt, no training",
+    "low rank": "low-rank fine-tuning",
+    "low rank + filter": "low rank + filter",
+}
+"""The bars of answer.svg: the row of results.md, and its label."""
+_SCORE = re.compile(r"(\d+\.\d) \[(\d+\.\d), (\d+\.\d)\]")
 
 
 def answer(results: str) -> str:
-    """Right answers left under the adaptive attack, with their intervals, as an SVG document.
+    """Right answers left under the worst of all attacks, with their intervals, as an SVG document.
 
-    results: the text of results.md, whose rows are drawn. ValueError where a row is missing.
+    results: the text of results.md, whose first table of the worst of several attacks is drawn. ValueError where a row
+    is missing.
     """
-    section = results[results.index("**On top, and at 100 steps**") :]
     parts = [
         '<rect class="page" width="910" height="304" rx="10"/>',
-        _text(20, 32, "Right answers of 100 when the attacker knows the defence", "head left"),
-        _text(20, 54, "tiny-llava, 500 questions on drawn scenes, end-to-end APGD, Linf 4/255, 100 steps", "soft left"),
+        _text(20, 32, "Right answers of 100 under the worst of several attacks", "head left"),
+        _text(20, 54, "tiny-llava, 100 questions on drawn scenes, Linf 4/255, 50 steps", "soft left"),
     ]
-    for place, (label, start, column) in enumerate(ANSWER):
-        rows = [line for line in (section + results).splitlines() if line.startswith(start)]
-        cell = rows[0].split("|")[1:-1][column] if rows else ""
-        score = re.fullmatch(r" (\d+\.\d) \[(\d+\.\d), (\d+\.\d)\] ", cell)
+    table = results[results.index("\n## The worst of several attacks") :]
+    rows = [line.split(" | ") for line in table.splitlines() if line.startswith("| ")]
+    found = {cells[0].removeprefix("| "): cells[-2] for cells in reversed(rows)}  # of two tables the first one
+    for place, (row, label) in enumerate(ANSWER.items()):
+        score = _SCORE.fullmatch(found.get(row, ""))
         if score is None:
-            raise ValueError(f"results.md has no score in column {column} of the row that begins with {start!r}")
+            raise ValueError(f"results.md has no score of the worst attack in a row {row!r}")
         value, low, high = (float(number) for number in score.groups())
         y, kind = 78 + 50 * place, "ours" if "rank" in label else ""
         unit = 5.2
@@ -105,11 +107,11 @@ def answer(results: str) -> str:
         _text(
             20,
             290,
-            "Lines: 95 % intervals. One training seed, one attack: a better attack can only lower these.",
+            "Lines: 95 % intervals. Fine-tuning: mean of three trainings. A better attack can only lower these.",
             "soft left",
         )
     )
-    label = "Right answers of 100 when the attacker knows the defence"
+    label = "Right answers of 100 under the worst of several attacks"
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 910 304" role="img" aria-label="{label}">\n'
         f"<style>{_STYLE}</style>\n" + "\n".join(parts) + "\n</svg>\n"
