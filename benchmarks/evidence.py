@@ -16,6 +16,7 @@ import csv
 import io
 import itertools
 import json
+import lzma
 import sys
 import tarfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -95,11 +96,14 @@ def _add(made: tarfile.TarFile, name: str, text: str) -> None:
 
 
 def texts(file: Path) -> dict[str, str]:
-    """The text of every file of a pack, by its name. UserError for a pack that is not there."""
+    """The text of every file of a pack, by its name. UserError for a pack that is not there or is damaged."""
     if not file.is_file():
         raise UserError(f"there is no {file}: pack a comparison first")
-    with tarfile.open(file, "r:xz") as packed:
-        return {entry.name: found.read().decode() for entry in packed if (found := packed.extractfile(entry))}
+    try:
+        with tarfile.open(file, "r:xz") as packed:
+            return {entry.name: found.read().decode() for entry in packed if (found := packed.extractfile(entry))}
+    except (tarfile.TarError, lzma.LZMAError, EOFError) as error:
+        raise UserError(f"{file} is no pack, or is damaged: pack it again") from error
 
 
 class Scored(NamedTuple):

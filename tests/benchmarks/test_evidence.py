@@ -100,3 +100,12 @@ def test_the_tables_of_the_page_are_those_of_the_packs() -> None:
     for pack in packs:
         for table in "\n".join(evidence.tables(pack)).strip().split("\n\n")[1::2]:
             assert table in page, f"{pack.name}: {table.splitlines()[0]}"
+
+
+def test_a_damaged_pack_is_one_line(tmp_path: Path) -> None:
+    evidence = script("benchmarks/evidence.py")
+    whole = (evidence.PACKS / "curves.tar.xz").read_bytes()
+    for content in (b"nothing", whole[: len(whole) // 2], whole[:2000] + b"?" + whole[2001:]):
+        (tmp_path / "x.tar.xz").write_bytes(content)
+        with pytest.raises(UserError, match="is no pack, or is damaged"):
+            list(evidence.tables(tmp_path / "x.tar.xz"))
