@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 KEY_VARIABLE = "OPENAI_API_KEY"
 HALVES = 3
 """How often a half answer is asked for again. Rate limits and lost connections are the client's own business."""
+PAUSE = 0.5
+"""Seconds before a half answer is asked for again. Each further pause is twice as long."""
 FILTERED = "content_filter"
 """How an answer ends that the endpoint's own filter cut off or refused."""
 _CHANGING = ("created", "permission")  # servers make these anew for every answer
@@ -114,7 +116,7 @@ class Endpoint:
         sent, why = 0, ""
         for attempt in range(HALVES):
             if attempt:
-                time.sleep(0.25 * 2**attempt)
+                time.sleep(PAUSE * 2 ** (attempt - 1))
             with self._told():
                 answer, retries = self._create(messages, most, f"{once}/{attempt}")
             sent += retries + 1

@@ -289,7 +289,8 @@ CASES: dict[str, Case] = {
 def test_nothing_hangs_or_fills_the_memory(
     name: str, refused: Callable[[Case], str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(text, "PATIENCE", 1.0)
+    if "without end" in name:  # the others end by themselves, on a busy machine after more than a second
+        monkeypatch.setattr(text, "PATIENCE", 1.0)
     refused(CASES[name])
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from huggingface_hub import ModelCard, constants
+from huggingface_hub import ModelCard, constants, hf_api
 
 from eval_tasks.report.build_table import comparison
 from lvlm_radapt import RAdaptConfig, load_model, load_pretrained, robustify
@@ -42,6 +42,7 @@ def online(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Hub]:
     with hub(TOKEN) as found:
         monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
         monkeypatch.setattr(constants, "ENDPOINT", found.url)
+        monkeypatch.setattr(hf_api.api, "endpoint", found.url)  # transformers lists chat templates by it
         monkeypatch.setattr(
             constants, "HUGGINGFACE_CO_URL_TEMPLATE", found.url + "/{repo_id}/resolve/{revision}/{filename}"
         )

@@ -35,6 +35,7 @@ def place(tmp_path_factory):
 @pytest.fixture(autouse=True)
 def key(monkeypatch):
     monkeypatch.setenv("OPENAI_API_KEY", KEY)
+    monkeypatch.setattr("lvlm_radapt.models.endpoint.PAUSE", 0.001)
 
 
 def words(place, server, out, *more):
@@ -175,12 +176,11 @@ def test_what_gives_half_answers_for_ever_is_left_open_and_resumed(ask, tmp_path
 
 
 @pytest.mark.parametrize("kills", [1, slow(3)])
-def test_a_kill_loses_no_answer_and_none_is_paid_twice(kills, place, tmp_path):
+def test_a_kill_loses_no_answer_and_none_is_paid_twice(kills, place, tmp_path, cli):
     out, parallel = tmp_path / "run", 2
     with serving(delay=0.1, key=KEY) as server:
         flags = [str(word) for word in words(place, server, out, "--parallel", parallel)]
-        whole = started([str(word) for word in words(place, server, tmp_path / "whole")], tmp_path)
-        assert whole.wait() == 0, whole.err
+        cli.done(*words(place, server, tmp_path / "whole"))
         for _ in range(kills):
             server.requests.clear()
             server.answered.clear()
