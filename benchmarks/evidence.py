@@ -61,12 +61,14 @@ def main() -> None:
 def pack(folder: Path, file: Path) -> Path:
     """Write the comparison or the runs in `folder` to `file`.
 
-    UserError for a folder that holds neither a finished comparison nor, where there is no plan of one, a run; and for a
-    run without an attack. Then no file is written.
+    UserError for a folder that holds neither a finished comparison nor, where there is no plan of one, a run; for a
+    comparison without `cross: true`; and for a run without an attack. Then no file is written.
     """
     plan, runs = folder / PLAN, sorted(folder.rglob(METRICS))
     if not runs or plan.is_file() != (folder / "comparison.json").is_file():
         raise UserError(f"{folder} holds no finished comparison or run: run lvlm-radapt compare or eval first")
+    if plan.is_file() and not Comparison.model_validate_json(plan.read_text()).cross:
+        raise UserError(f"{plan} has no cross: true, so no row saw the images of others: compare with it")
     around = f"{folder.resolve().parent}/"
     file.parent.mkdir(parents=True, exist_ok=True)
     whole = io.BytesIO()

@@ -102,6 +102,17 @@ def test_the_tables_of_the_page_are_those_of_the_packs() -> None:
             assert table in page, f"{pack.name}: {table.splitlines()[0]}"
 
 
+def test_a_comparison_whose_rows_saw_no_images_of_others_is_one_line(tmp_path: Path) -> None:
+    evidence = script("benchmarks/evidence.py")
+    plan = json.loads(evidence.texts(evidence.PACKS / "captions.tar.xz")["plan.json"])
+    (tmp_path / "plan.json").write_text(json.dumps(plan | {"cross": False}))
+    for name in ("comparison.json", "metrics.json"):
+        (tmp_path / name).write_text("{}")
+    with pytest.raises(UserError, match="has no cross: true"):
+        evidence.pack(tmp_path, tmp_path / "x.tar.xz")
+    assert not (tmp_path / "x.tar.xz").exists()
+
+
 def test_a_damaged_pack_is_one_line(tmp_path: Path) -> None:
     evidence = script("benchmarks/evidence.py")
     whole = (evidence.PACKS / "curves.tar.xz").read_bytes()
