@@ -13,9 +13,6 @@ from importlib.util import find_spec
 
 from PIL import Image
 
-from lvlm_radapt.chat.web_engine import Engine
-from lvlm_radapt.chat.web_guard import Asgi, Guard, Hosts
-from lvlm_radapt.chat.web_uploads import Uploads
 from lvlm_radapt.models.base import LVLM
 from lvlm_radapt.utils.errors import UserError
 
@@ -65,6 +62,10 @@ def serve(
         logging.getLogger("httpx").setLevel(logging.WARNING)
         import uvicorn
 
+        from lvlm_radapt.chat.web_guard import Guard, Hosts, Uploads
+        from lvlm_radapt.chat.web_page import make_app
+        from lvlm_radapt.chat.web_visitor import Engine
+
         uploads = Uploads()
         page = make_app(Engine(model), uploads, samples, questions, max_new_tokens=max_new_tokens)
         config = uvicorn.Config(
@@ -83,38 +84,6 @@ def serve(
         finally:
             server.should_exit = True
             thread.join(5)
-
-
-def make_app(
-    engine: Engine,
-    uploads: Uploads,
-    samples: Sequence[tuple[str, Image.Image]],
-    questions: Sequence[str],
-    *,
-    max_new_tokens: int,
-) -> Asgi:
-    """The page as gradio's ASGI application, which must not be reached but through a `Guard`."""
-    import gradio as gr
-    from fastapi import FastAPI
-
-    from lvlm_radapt.chat.web_page import STYLE, THEME, build, sample_style
-
-    page = build(engine, uploads, samples, questions, max_new_tokens=max_new_tokens)
-    return gr.mount_gradio_app(
-        FastAPI(docs_url=None, redoc_url=None, openapi_url=None),
-        page,
-        path="/",
-        allowed_paths=[],
-        show_error=False,
-        footer_links=[],
-        run_history=False,
-        ssr_mode=False,
-        enable_monitoring=False,
-        mcp_server=False,
-        pwa=False,
-        theme=THEME,
-        css=STYLE.read_text(encoding="utf-8") + sample_style(samples),
-    )
 
 
 def _address(bound: socket.socket) -> str:

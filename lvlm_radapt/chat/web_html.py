@@ -18,51 +18,54 @@ from eval_tasks.report.figures import DIFFERENCE_GAIN, difference_image, png_uri
 from eval_tasks.report.html_templates import data_uri
 from lvlm_radapt.chat.commands import Attack, Side
 from lvlm_radapt.chat.session import Attacked, Exchange
-from lvlm_radapt.chat.web_engine import WebSession
-from lvlm_radapt.chat.web_user import User, View
+from lvlm_radapt.chat.web_visitor import View, Visitor
 
 NAMES: dict[Side, str] = {"plain": "Undefended", "defended": "Defended"}
 _COARSE = 256  # pixels: smaller canvases are shown with their pixels as squares
 
 
-def notice(view: View) -> str:
+def notice(visitor: Visitor) -> str:
     """What went wrong."""
-    return f'<p class="ra-notice" role="alert">{escape(view.notice)}</p>' if view.notice else ""
+    said = visitor.view.notice
+    return f'<p class="ra-notice" role="alert">{escape(said)}</p>' if said else ""
 
 
-def original(session: WebSession) -> str:
+def original(visitor: Visitor) -> str:
     """The image on the model's canvas."""
-    clean = session.clean
+    clean = visitor.clean
     if clean is None:
         return _empty("Original", "upload an image, or pick a sample")
     return _figure("Original", clean, f"{clean.shape[2]} x {clean.shape[1]} pixels, as the model gets it")
 
 
-def adversarial(session: WebSession, view: View) -> str:
+def adversarial(visitor: Visitor) -> str:
     """The attacked image, or where the attack in hand stands; with a link that saves the exact one."""
+    view = visitor.view
     if view.point is not None:
         return _figure("Adversarial", view.point, "on its way")
-    if session.attacked is None or view.found is None:
+    if visitor.attacked is None or view.found is None:
         return _empty("Adversarial", "nothing attacked yet")
     order, found = view.found
-    link = f'<a class="ra-save" download="adversarial.png" href="{_exact(session.attacked)}">Save PNG</a>'
+    link = f'<a class="ra-save" download="adversarial.png" href="{_exact(visitor.attacked)}">Save PNG</a>'
     return _figure(
-        "Adversarial", session.attacked, f"largest change {found.linf}/255 (eps {eps_text(order.eps)})", link
+        "Adversarial", visitor.attacked, f"largest change {found.linf}/255 (eps {eps_text(order.eps)})", link
     )
 
 
-def difference(session: WebSession, view: View) -> str:
+def difference(visitor: Visitor) -> str:
     """What the attack changed, magnified."""
+    view = visitor.view
     title = f"Difference x{DIFFERENCE_GAIN}"
-    now = session.attacked if view.point is None else view.point
-    if session.clean is None or now is None:
+    now = visitor.attacked if view.point is None else view.point
+    if visitor.clean is None or now is None:
         return _empty(title, "grey is no change")
-    picture = difference_image(_rows(session.clean), _rows(now))
+    picture = difference_image(_rows(visitor.clean), _rows(now))
     return _figure(title, picture, "around grey")
 
 
-def progress(view: View) -> str:
-    """The attack in hand: how far it is, its loss by step; then what it did."""
+def progress(visitor: Visitor) -> str:
+    """How far the attack is and its loss by step; then what it did."""
+    view = visitor.view
     if view.order is None:
         return ""
     order, losses, done = view.order, view.losses, max(len(view.losses) - 1, 0)
@@ -82,9 +85,10 @@ def progress(view: View) -> str:
     return f'<div class="ra-progress" data-stage="done">{_outcome(*view.found)}{_curve(losses, order.steps)}</div>'
 
 
-def conversation(session: WebSession, view: View) -> str:
+def conversation(visitor: Visitor) -> str:
     """Question by question, the two models' answers side by side; the last ones as they come."""
-    exchanges = list(session.exchanges)
+    view = visitor.view
+    exchanges = list(visitor.exchanges)
     asking = view.stage == "asking"
     first = exchanges.pop() if asking and view.again and exchanges else None
     turns = [_turn(exchange) for exchange in exchanges]
@@ -98,41 +102,31 @@ def conversation(session: WebSession, view: View) -> str:
     return f'<div class="ra-talk" aria-live="polite" data-asking="{str(asking).lower()}">{"".join(turns)}</div>'
 
 
-def tower(session: WebSession, view: View) -> str:
+def tower(visitor: Visitor) -> str:
     """What the settings of the defence do: the image behind the filter, the answer now beside the undefended one."""
-    now = session.filtered()
+    now = visitor.filtered()
     if now is None:
         words = "Choose an image in the chat and ask something: here the answer follows the knobs."
         return f'<p class="ra-nothing">{words}</p>'
-    seen = "behind the filter" if session.settings.cutoff is not None else "no filter"
-    picture = _figure("What the tower gets", now, f"{'attacked' if session.is_attacked else 'clean'} image, {seen}")
-    if not session.exchanges:
+    seen = "behind the filter" if visitor.settings.cutoff is not None else "no filter"
+    picture = _figure("What the tower gets", now, f"{'attacked' if visitor.is_attacked else 'clean'} image, {seen}")
+    if not visitor.exchanges:
         return f'<div class="ra-tower">{picture}<p class="ra-nothing">Ask something in the chat first.</p></div>'
-    last = session.exchanges[-1]
-    tuned = view.tuned[1] if view.tuned is not None and view.tuned[0] == last.question else last.answers["defended"]
+    last = visitor.exchanges[-1]
+    question, answer = visitor.view.tuned or ("", "")
+    tuned = answer if question == last.question else last.answers["defended"]
     cells: dict[Side, str] = {"plain": _said(last.answers["plain"]), "defended": _said(tuned)}
     return f'<div class="ra-tower">{picture}{_columns(last.question, cells)}</div>'
 
 
-def settings(session: WebSession) -> str:
+def settings(visitor: Visitor) -> str:
     """The model and the defence the user talks to."""
-    words = escape(session.settings.describe())
-    return f'<p class="ra-settings"><b>{escape(session.model.label)}</b> against itself with {words}</p>'
+    words = escape(visitor.settings.describe())
+    return f'<p class="ra-settings"><b>{escape(visitor.model.label)}</b> against itself with {words}</p>'
 
 
-def pages(user: User) -> Mapping[str, str]:
-    """All of them, by the name of the part of the page each belongs to."""
-    session, view = user.session, user.view
-    return {
-        "notice": notice(view),
-        "settings": settings(session),
-        "original": original(session),
-        "adversarial": adversarial(session, view),
-        "difference": difference(session, view),
-        "progress": progress(view),
-        "conversation": conversation(session, view),
-        "tower": tower(session, view),
-    }
+PARTS = (notice, settings, original, adversarial, difference, progress, conversation, tower)
+"""What the page shows of a visitor. Each goes into the page's part of the same name."""
 
 
 def picture_uri(image: Image.Image) -> str:

@@ -3,24 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 import gradio as gr
+from fastapi import FastAPI
 from PIL import Image
+from starlette.types import ASGIApp
 
 from lvlm_radapt.chat.commands import Attack, Loss, Side
-from lvlm_radapt.chat.web_engine import Engine
-from lvlm_radapt.chat.web_html import pages, picture_uri
-from lvlm_radapt.chat.web_uploads import Uploads
-from lvlm_radapt.chat.web_user import FORMATS, LONGEST_QUESTION, User
+from lvlm_radapt.chat.web_guard import Uploads
+from lvlm_radapt.chat.web_html import PARTS, picture_uri
+from lvlm_radapt.chat.web_visitor import FORMATS, LONGEST_QUESTION, Engine, Visitor
 
 _SYSTEM_FONT = [gr.themes.Font(name) for name in ("ui-sans-serif", "system-ui", "sans-serif")]
 _SYSTEM_MONO = [gr.themes.Font(name) for name in ("ui-monospace", "Consolas", "monospace")]
-THEME = gr.themes.Base(
+_THEME = gr.themes.Base(
     primary_hue="blue", secondary_hue="blue", neutral_hue="slate", font=_SYSTEM_FONT, font_mono=_SYSTEM_MONO
 )
-STYLE = Path(__file__).with_name("web.css")
+_STYLE = Path(__file__).with_name("web.css")
 _SUFFIXES = [".png", ".jpg", ".jpeg", ".webp"]
 _GONE = '<p class="ra-notice" role="alert">this chat was forgotten: load the page again</p>'
 _LARGEST_EPS, _MOST_STEPS = 32, 100
@@ -33,7 +35,29 @@ Sample = tuple[str, Image.Image]
 """An image to pick, and its name."""
 
 
-def build(
+def make_app(
+    engine: Engine, uploads: Uploads, samples: Sequence[Sample], questions: Sequence[str], *, max_new_tokens: int
+) -> ASGIApp:
+    """The page as gradio's ASGI application, which must not be reached but through a `Guard`."""
+    page = _build(engine, uploads, samples, questions, max_new_tokens=max_new_tokens)
+    return gr.mount_gradio_app(
+        FastAPI(docs_url=None, redoc_url=None, openapi_url=None),
+        page,
+        path="/",
+        allowed_paths=[],
+        show_error=False,
+        footer_links=[],
+        run_history=False,
+        ssr_mode=False,
+        enable_monitoring=False,
+        mcp_server=False,
+        pwa=False,
+        theme=_THEME,
+        css=_STYLE.read_text(encoding="utf-8") + _sample_style(samples),
+    )
+
+
+def _build(
     engine: Engine, uploads: Uploads, samples: Sequence[Sample], questions: Sequence[str], *, max_new_tokens: int
 ) -> gr.Blocks:
     """The page. uploads: what visitors sent; questions: offered beside the text box, the first stands in it."""
@@ -93,7 +117,7 @@ def build(
                     with gr.Row(elem_id="ra-questions"):
                         for words in questions:
                             gr.Button(words, size="sm", min_width=80).click(
-                                _returns(words), outputs=question, queue=False, api_visibility="private"
+                                partial(str, words), outputs=question, queue=False, api_visibility="private"
                             )
             with gr.Tab("Tower", elem_id="ra-knobs"), gr.Row():
                 with gr.Column(scale=4, min_width=300):
@@ -110,92 +134,74 @@ def build(
                     part("tower")
         shown = [*parts.values(), attack, ask, stop, file]
 
-        def seen(user: User, known: Update) -> Update:
+        def seen(visitor: Visitor, known: Update) -> Update:
             """What is to be shown and is not shown yet; `known` is then all that is."""
-            now: Update = {parts[name]: html for name, html in pages(user).items()}
-            now |= {attack: not user.working, ask: not user.working, stop: user.working}
+            now: Update = {parts[part.__name__]: part(visitor) for part in PARTS}
+            now |= {attack: not visitor.working, ask: not visitor.working, stop: visitor.working}
             new = {key: value for key, value in now.items() if known.get(key, gr) != value}
             known.update(new)
             return {key: gr.update(interactive=v) if isinstance(v, bool) else v for key, v in new.items()}
 
         def handler(act: Act, *, clears_file: bool = False) -> Callable[..., Iterator[Update]]:
-            def handle(user: User | None, *values: Any) -> Iterator[Update]:
-                if user is None:
+            def handle(visitor: Visitor | None, *values: Any) -> Iterator[Update]:
+                if visitor is None:
                     yield {parts["notice"]: _GONE}
                     return
                 known: Update = {}
-                for _ in act(user, *values):
-                    if new := seen(user, known):
+                for _ in act(visitor, *values):
+                    if new := seen(visitor, known):
                         yield new
                 if clears_file:
                     yield {file: None}
 
             return handle
 
-        def upload(user: User, secret: str) -> Iterator[None]:
-            return user.upload(lambda: uploads.take(secret))
+        def shows(sample: Sample) -> Act:
+            return lambda visitor: visitor.showing(sample[1], sample[0])
 
         def enter() -> Iterator[Update]:
             """A visitor of its own, who sees the first sample."""
-            user = User(engine, max_new_tokens=max_new_tokens)
-            known: Update = {}
-            yield {state: user, **seen(user, known)}
-            for _ in _shows(samples[0])(user) if samples else ():
-                if new := seen(user, known):
-                    yield new
+            visitor = Visitor(engine, max_new_tokens=max_new_tokens)
+            yield {state: visitor, **seen(visitor, {})}
+            if samples:
+                yield from handler(shows(samples[0]))(visitor)
 
-        def on_stop(user: User | None) -> None:
-            if user is not None:
-                user.stop()
+        def on_attack(visitor: Visitor, loss: Loss, on: Side, eps: float, steps: float, asked: str) -> Iterator[None]:
+            # gradio itself holds what a browser sends against the sliders and radios
+            return visitor.attacking(Attack(int(eps) / 255, int(steps), on, None, loss), asked or "")
+
+        def on_tune(
+            visitor: Visitor, filtered: bool, cutoff: float, alpha: float, mix: Literal["interpolate", "add"]
+        ) -> Iterator[None]:
+            return visitor.tuning(float(cutoff) if filtered else None, float(alpha), mix)
+
+        def on_stop(visitor: Visitor | None) -> None:
+            if visitor is not None:
+                visitor.stop()
 
         private: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
         page.load(enter, outputs=[state, *shown], **private)
+        upload = handler(lambda visitor, secret: visitor.uploading(lambda: uploads.take(secret)), clears_file=True)
         file.upload(None, file, secret, js="file => file ? file.path : ''", **private).then(
-            handler(upload, clears_file=True), [state, secret], shown, **private
+            upload, [state, secret], shown, **private
         )
         for button, sample in zip(buttons, samples, strict=True):
-            button.click(handler(_shows(sample)), state, shown, **private)
-        gr.on([ask.click, question.submit], handler(_ask), [state, question], shown, **private)
-        attack.click(handler(_attack), [state, loss, on, eps, steps, question], shown, **private)
+            button.click(handler(shows(sample)), state, shown, **private)
+        asking = handler(lambda visitor, asked: visitor.asking(asked or ""))
+        gr.on([ask.click, question.submit], asking, [state, question], shown, **private)
+        attack.click(handler(on_attack), [state, loss, on, eps, steps, question], shown, **private)
         stop.click(on_stop, state, None, queue=False, **private)
-        reset.click(handler(_reset), state, shown, **private)
+        reset.click(handler(Visitor.resetting), state, shown, **private)
         gr.on(
             [filtered.change, cutoff.release, alpha.release, mix.change],
-            handler(_tune), [state, filtered, cutoff, alpha, mix], shown, trigger_mode="always_last", **private,
+            handler(on_tune), [state, filtered, cutoff, alpha, mix], shown, trigger_mode="always_last", **private,
         )  # fmt: skip
     # what takes long waits in the engine's own line, where it can be stopped
     return page.queue(default_concurrency_limit=None, max_size=200, api_open=False)
 
 
-def sample_style(samples: Sequence[Sample]) -> str:
+def _sample_style(samples: Sequence[Sample]) -> str:
     """CSS that puts the samples on their buttons, so that no file needs to be served."""
     return "\n".join(
         f"#ra-sample-{i} {{ background-image: url({picture_uri(image)}); }}" for i, (_, image) in enumerate(samples)
     )
-
-
-def _shows(sample: Sample) -> Act:
-    return lambda user: user.show(sample[1], sample[0])
-
-
-def _ask(user: User, question: str) -> Iterator[None]:
-    return user.ask(question or "")
-
-
-def _attack(user: User, loss: Loss, on: Side, eps: float, steps: float, question: str) -> Iterator[None]:
-    # the browser's word is not to be trusted: the sliders' and radios' own checks are made by gradio on the way
-    return user.attack(Attack(int(eps) / 255, int(steps), on, None, loss), question or "")
-
-
-def _reset(user: User) -> Iterator[None]:
-    return user.reset()
-
-
-def _tune(
-    user: User, filtered: bool, cutoff: float, alpha: float, mix: Literal["interpolate", "add"]
-) -> Iterator[None]:
-    return user.tune(float(cutoff) if filtered else None, float(alpha), mix)
-
-
-def _returns(words: str) -> Callable[[], str]:
-    return lambda: words

@@ -14,7 +14,7 @@ from lvlm_radapt import load_model
 from lvlm_radapt.chat import web
 from lvlm_radapt.chat.commands import Attack
 from lvlm_radapt.chat.session import Attacked, Step
-from lvlm_radapt.chat.web_engine import WebSession
+from lvlm_radapt.chat.web_visitor import Visitor
 from lvlm_radapt.embedded.scenes import render, sample_scene
 
 if TYPE_CHECKING:
@@ -71,12 +71,12 @@ class Site:
 
     def __init__(self, patch: pytest.MonkeyPatch) -> None:
         self.gate = Gate()
-        attack = WebSession.attack
+        attack = Visitor.attack
 
-        def gated(session: WebSession, order: Attack, tell: Callable[[Step], None]) -> Attacked:
-            return attack(session, order, lambda step: (self.gate.step(), tell(step))[1])
+        def gated(visitor: Visitor, order: Attack, tell: Callable[[Step], None]) -> Attacked:
+            return attack(visitor, order, lambda step: (self.gate.step(), tell(step))[1])
 
-        patch.setattr(WebSession, "attack", gated)
+        patch.setattr(Visitor, "attack", gated)
         self.model = load_model("tiny-llava")
         self.samples = [(f"scene {i}", render(sample_scene("test", 0, i))) for i in range(1, 7)]
         self.address = ""

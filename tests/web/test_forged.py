@@ -343,6 +343,13 @@ def test_a_form_holds_one_file(server: Server, body: bytes) -> None:
         assert server.ask("POST", "/gradio_api/upload", body, {"Content-Type": kind})[0] == 400
 
 
+def test_a_large_upload_touches_no_disk(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    written: list[object] = []
+    monkeypatch.setattr(tempfile, "TemporaryFile", lambda *_, **__: written.append(1) or BytesIO())
+    assert server.upload(png() + bytes(3 * 2**20))[0] == 200
+    assert written == []
+
+
 def test_large_images_are_refused_before_they_are_decoded(server: Server) -> None:
     side = 5001
     whole = bytearray(png(8))

@@ -1,4 +1,4 @@
-"""The web chat without a browser: its users, whose turn it is, what is shown, what is served."""
+"""The web chat without a browser: its visitors, whose turn it is, what is shown, what is served."""
 
 import base64
 import io
@@ -13,19 +13,17 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from starlette.exceptions import HTTPException
 
 from attacks.eight_bit import from_8bit
 from lvlm_radapt import RAdaptConfig, load_model, robustify
 from lvlm_radapt.chat import web, web_guard, web_html
 from lvlm_radapt.chat.commands import Attack
-from lvlm_radapt.chat.web_engine import Engine, Line
-from lvlm_radapt.chat.web_guard import Hosts, plain_call
-from lvlm_radapt.chat.web_uploads import Upload
-from lvlm_radapt.chat.web_user import User
+from lvlm_radapt.chat.web_guard import Hosts, Upload, plain_call
+from lvlm_radapt.chat.web_visitor import Engine, Visitor
 from lvlm_radapt.defences.radapt.hooks import inject, injected_anchor, remove
 from lvlm_radapt.embedded.scenes import render, sample_scene
 from lvlm_radapt.models.base import PixelBatch
-from lvlm_radapt.utils.errors import UserError
 from tests.helpers.cli import Cli
 
 CAPTION = "Provide a short caption for this image."
@@ -56,44 +54,43 @@ def order(loss: str = "e2e", on: str = "plain", steps: int = 2) -> Attack:
     return Attack(8 / 255, steps, on, None, loss)  # type: ignore[arg-type]
 
 
-def user_with(engine: Engine, scene: Image.Image) -> User:
-    user = User(engine, max_new_tokens=8)
-    finish(user.show(scene, "scene"))
-    return user
+def visitor_with(engine: Engine, scene: Image.Image) -> Visitor:
+    visitor = Visitor(engine, max_new_tokens=8)
+    finish(visitor.showing(scene, "scene"))
+    return visitor
 
 
-# What a user does
+# What a visitor does
 
 
 def test_an_attack_begins_with_the_question_and_ends_with_it(engine: Engine, scene: Image.Image) -> None:
-    user = user_with(engine, scene)
-    assert finish(user.attack(order(), CAPTION)) > 1
-    session = user.session
-    (exchange,) = session.exchanges
-    assert (user.view.notice, user.view.stage, exchange.image) == ("", "done", "adversarial")
+    visitor = visitor_with(engine, scene)
+    assert finish(visitor.attacking(order(), CAPTION)) > 1
+    (exchange,) = visitor.exchanges
+    assert (visitor.view.notice, visitor.view.stage, exchange.image) == ("", "done", "adversarial")
     model, batch = engine.model, engine.model.pixels([scene])
-    assert torch.equal(from_8bit(session.clean[None]), batch.x)
-    attacked = batch.replace(from_8bit(session.attacked[None]))
-    assert (session.clean.int() - session.attacked.int()).abs().max() <= 8
+    assert torch.equal(from_8bit(visitor.clean[None]), batch.x)
+    attacked = batch.replace(from_8bit(visitor.attacked[None]))
+    assert (visitor.clean.int() - visitor.attacked.int()).abs().max() <= 8
     assert exchange.first["defended"] == model.generate(batch, [CAPTION], 8)[0]
     assert exchange.answers["defended"] == model.generate(attacked, [CAPTION], 8)[0]
     with model.undefended():
         assert exchange.first["plain"] == model.generate(batch, [CAPTION], 8)[0]
         assert exchange.answers["plain"] == model.generate(attacked, [CAPTION], 8)[0]
-    assert len(user.view.losses) == 3, "the start point and two steps"
-    exact = web_html.adversarial(session, user.view).split('href="data:image/png;base64,')[1].split('"')[0]
+    assert len(visitor.view.losses) == 3, "the start point and two steps"
+    exact = web_html.adversarial(visitor).split('href="data:image/png;base64,')[1].split('"')[0]
     saved = np.asarray(Image.open(io.BytesIO(base64.b64decode(exact))))
-    assert np.array_equal(saved, session.attacked.permute(1, 2, 0).numpy())
+    assert np.array_equal(saved, visitor.attacked.permute(1, 2, 0).numpy())
 
 
 @pytest.mark.parametrize("on", ["plain", "defended"])
 def test_the_embedding_attack_needs_no_question(engine: Engine, scene: Image.Image, on: str) -> None:
-    user = user_with(engine, scene)
-    finish(user.attack(order("embedding", on, steps=4), ""))
-    assert user.view.found is not None
-    found = user.view.found[1]
-    assert (found.text, user.session.exchanges) == (None, [])
-    batch, attacked = engine.model.pixels([scene]), from_8bit(user.session.attacked[None])
+    visitor = visitor_with(engine, scene)
+    finish(visitor.attacking(order("embedding", on, steps=4), ""))
+    assert visitor.view.found is not None
+    found = visitor.view.found[1]
+    assert (found.text, visitor.exchanges) == (None, [])
+    batch, attacked = engine.model.pixels([scene]), from_8bit(visitor.attacked[None])
     with torch.no_grad(), engine.turn("plain" if on == "plain" else "defended", engine.settings):
         near, far = (engine.model.features(batch.replace(x), at="tower") for x in (batch.x, attacked))
     distance = 1 - torch.nn.functional.cosine_similarity(near, far, dim=-1).mean()
@@ -102,34 +99,34 @@ def test_the_embedding_attack_needs_no_question(engine: Engine, scene: Image.Ima
 
 
 def test_a_stop_ends_the_attack_with_the_step_in_hand(engine: Engine, scene: Image.Image) -> None:
-    user = user_with(engine, scene)
-    work = user.attack(order("embedding", steps=100_000), "")
-    while len(user.view.losses) < 3:
+    visitor = visitor_with(engine, scene)
+    work = visitor.attacking(order("embedding", steps=100_000), "")
+    while len(visitor.view.losses) < 3:
         next(work)
-    user.stop()
-    made = len(user.view.losses)
+    visitor.stop()
+    made = len(visitor.view.losses)
     finish(work)
-    assert len(user.view.losses) <= made + 1
-    assert (user.view.stage, user.view.notice) == ("stopped", "stopped")
-    assert user.session.attacked is None
-    assert "stays as it was" in web_html.progress(user.view)
-    assert finish(user.ask(CAPTION)) > 0, "and all goes on"
-    assert user.view.notice == ""
+    assert len(visitor.view.losses) <= made + 1
+    assert (visitor.view.stage, visitor.view.notice) == ("stopped", "stopped")
+    assert visitor.attacked is None
+    assert "stays as it was" in web_html.progress(visitor)
+    assert finish(visitor.asking(CAPTION)) > 0, "and all goes on"
+    assert visitor.view.notice == ""
 
 
 def test_who_leaves_gives_the_place_in_the_line_up(engine: Engine, scene: Image.Image) -> None:
-    first, second = user_with(engine, scene), user_with(engine, scene)
-    works = [user.attack(order("embedding", steps=100_000), "") for user in (first, second)]
+    first, second = visitor_with(engine, scene), visitor_with(engine, scene)
+    works = [visitor.attacking(order("embedding", steps=100_000), "") for visitor in (first, second)]
     while first.view.stage != "attacking":
         next(works[0])
     while second.view.ahead != 1:
         next(works[1])
-    assert "Waiting for one attack of others" in web_html.progress(second.view)
-    assert finish(second.ask(CAPTION)) == 1, "one thing at a time"
+    assert "Waiting for one attack of others" in web_html.progress(second)
+    assert finish(second.asking(CAPTION)) == 1, "one thing at a time"
     assert "one thing at a time" in second.view.notice
-    third = user_with(engine, scene)
-    finish(third.ask(CAPTION))
-    assert third.session.exchanges, "who only asks does not wait for attacks"
+    third = visitor_with(engine, scene)
+    finish(third.asking(CAPTION))
+    assert third.exchanges, "who only asks does not wait for attacks"
     works[0].close()  # as when a page is closed
     while second.view.stage != "attacking":
         next(works[1])
@@ -139,39 +136,39 @@ def test_who_leaves_gives_the_place_in_the_line_up(engine: Engine, scene: Image.
 
 
 def test_everyone_has_an_image_and_a_defence_of_their_own(engine: Engine, scene: Image.Image) -> None:
-    first, second = user_with(engine, scene), user_with(engine, render(sample_scene("test", 0, 6)))
-    finish(first.tune(None, 0.0, "interpolate"))
-    for user in (first, second, first):
-        finish(user.ask(CAPTION))
-    assert [len(user.session.exchanges) for user in (first, second)] == [2, 1]
-    bare, whole = first.session.exchanges[0].answers, second.session.exchanges[0].answers
+    first, second = visitor_with(engine, scene), visitor_with(engine, render(sample_scene("test", 0, 6)))
+    finish(first.tuning(None, 0.0, "interpolate"))
+    for visitor in (first, second, first):
+        finish(visitor.asking(CAPTION))
+    assert [len(visitor.exchanges) for visitor in (first, second)] == [2, 1]
+    bare, whole = first.exchanges[0].answers, second.exchanges[0].answers
     assert bare["plain"] == bare["defended"], "no filter and alpha 0 are the stock model"
     model = robustify(load_model("tiny-llava"))
     batch = model.pixels([render(sample_scene("test", 0, 6))])
     assert whole["defended"] == model.generate(batch, [CAPTION], 8)[0]
-    assert (first.session.settings.cutoff, second.session.settings) == (None, engine.settings)
-    assert not torch.equal(first.session.clean, second.session.clean)
-    finish(second.reset())
-    assert (len(first.session.exchanges), second.session.exchanges) == (2, [])
+    assert (first.settings.cutoff, second.settings) == (None, engine.settings)
+    assert not torch.equal(first.clean, second.clean)
+    finish(second.resetting())
+    assert (len(first.exchanges), second.exchanges) == (2, [])
 
 
 @pytest.mark.parametrize("name", ["tiny-llava", "tiny-qwen"])
 def test_the_knobs_are_those_of_the_defence(name: str, scene: Image.Image) -> None:
-    user = user_with(Engine(load_model(name)), scene)
-    finish(user.ask(CAPTION))
-    before = user.session.exchanges[0]
-    finish(user.tune(12.0, 0.35, "add"))
+    visitor = visitor_with(Engine(load_model(name)), scene)
+    finish(visitor.asking(CAPTION))
+    before = visitor.exchanges[0]
+    finish(visitor.tuning(12.0, 0.35, "add"))
     fresh = robustify(load_model(name), RAdaptConfig(cutoff=12, alpha=0.35, mix="add"))
-    assert user.view.tuned == (CAPTION, fresh.generate(fresh.pixels([scene]), [CAPTION], 8)[0])
-    assert user.session.exchanges == [before], "trying settings is no turn"
-    filtered = user.session.filtered()
+    assert visitor.view.tuned == (CAPTION, fresh.generate(fresh.pixels([scene]), [CAPTION], 8)[0])
+    assert visitor.exchanges == [before], "trying settings is no turn"
+    filtered = visitor.filtered()
     assert filtered is not None
-    assert filtered.double().std() < user.session.clean.double().std()
-    finish(user.tune(40.0, 1.0, "interpolate"))
-    assert user.view.tuned == (CAPTION, before.answers["defended"])
-    finish(user.tune(-1.0, 1.0, "interpolate"))
-    assert "cutoff is -1" in user.view.notice
-    assert user.session.settings == RAdaptConfig()
+    assert filtered.double().std() < visitor.clean.double().std()
+    finish(visitor.tuning(40.0, 1.0, "interpolate"))
+    assert visitor.view.tuned == (CAPTION, before.answers["defended"])
+    finish(visitor.tuning(-1.0, 1.0, "interpolate"))
+    assert "cutoff is -1" in visitor.view.notice
+    assert visitor.settings == RAdaptConfig()
 
 
 def test_an_adapter_s_own_anchor_stays(scene: Image.Image) -> None:
@@ -183,11 +180,10 @@ def test_an_adapter_s_own_anchor_stays(scene: Image.Image) -> None:
     other = replace(anchor, values=anchor.values * -2)
     inject(model.hf, own, other)
     engine = Engine(model)
-    assert not engine.given_defence
-    user = user_with(engine, scene)
-    finish(user.tune(30.0, 0.0, "interpolate"))
-    finish(user.ask(CAPTION))
-    finish(user.tune(30.0, 0.9, "interpolate"))
+    visitor = visitor_with(engine, scene)
+    finish(visitor.tuning(30.0, 0.0, "interpolate"))
+    finish(visitor.asking(CAPTION))
+    finish(visitor.tuning(30.0, 0.9, "interpolate"))
     found = injected_anchor(engine.model.hf)
     assert found is not None
     assert torch.equal(found.values, other.values)
@@ -204,38 +200,38 @@ def test_an_adapter_s_own_anchor_stays(scene: Image.Image) -> None:
     ],
 )
 def test_a_bad_upload_is_told(engine: Engine, scene: Image.Image, content: bytes | tuple[int, int], said: str) -> None:
-    user = user_with(engine, scene)
+    visitor = visitor_with(engine, scene)
     sent = Upload("mine.png", content if isinstance(content, bytes) else png(Image.new("RGB", content)))
-    finish(user.upload(lambda: sent))
-    assert said in user.view.notice
-    assert "mine.png" in user.view.notice
-    assert user.session.clean is not None, "the image before stays"
-    assert 'role="alert"' in web_html.notice(user.view)
-    finish(user.upload(lambda: Upload("mine.png", png(render(sample_scene("test", 0, 6))))))
-    assert user.view.notice == ""
+    finish(visitor.uploading(lambda: sent))
+    assert said in visitor.view.notice
+    assert "mine.png" in visitor.view.notice
+    assert visitor.clean is not None, "the image before stays"
+    assert 'role="alert"' in web_html.notice(visitor)
+    finish(visitor.uploading(lambda: Upload("mine.png", png(render(sample_scene("test", 0, 6))))))
+    assert visitor.view.notice == ""
 
 
 def test_what_cannot_be_done_is_told(engine: Engine, scene: Image.Image, monkeypatch: pytest.MonkeyPatch) -> None:
-    user = User(engine, max_new_tokens=4)
+    visitor = Visitor(engine, max_new_tokens=4)
     for work, said in [
-        (lambda: user.attack(order(), CAPTION), "choose an image"),
-        (lambda: user.ask(CAPTION), "no image yet"),
-        (lambda: user.show(scene, "scene"), ""),
-        (lambda: user.ask("  "), "ask something"),
-        (lambda: user.ask("x" * 2001), "at most 2000"),
-        (lambda: user.ask("what is <image>?"), "reserved token"),
-        (lambda: user.attack(order(), ""), "ask something"),
+        (lambda: visitor.attacking(order(), CAPTION), "choose an image"),
+        (lambda: visitor.asking(CAPTION), "no image yet"),
+        (lambda: visitor.showing(scene, "scene"), ""),
+        (lambda: visitor.asking("  "), "ask something"),
+        (lambda: visitor.asking("x" * 2001), "at most 2000"),
+        (lambda: visitor.asking("what is <image>?"), "reserved token"),
+        (lambda: visitor.attacking(order(), ""), "ask something"),
     ]:
         finish(work())
-        assert said in user.view.notice
-        assert bool(user.view.notice) == bool(said)
+        assert said in visitor.view.notice
+        assert bool(visitor.view.notice) == bool(said)
     broken: list[object] = []
     monkeypatch.setattr(threading, "excepthook", broken.append)
     monkeypatch.setattr(engine.model, "generate", lambda *_, **__: 1 / 0)
-    finish(user.ask(CAPTION))
-    assert "error of the program" in user.view.notice
+    finish(visitor.asking(CAPTION))
+    assert "error of the program" in visitor.view.notice
     assert len(broken) == 1, "and the server's log has it"
-    assert not user.working
+    assert not visitor.working
 
 
 # What is shown
@@ -244,26 +240,27 @@ def test_what_cannot_be_done_is_told(engine: Engine, scene: Image.Image, monkeyp
 def test_what_people_and_models_say_is_text(
     engine: Engine, scene: Image.Image, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    user = user_with(engine, scene)
+    visitor = visitor_with(engine, scene)
     bad = '<img src="http://example.org/x" onerror=alert(1)>'
     monkeypatch.setattr(engine.model, "generate", lambda batch, prompts, tokens, on_text: [bad])
-    finish(user.ask(f"what {bad}"))
-    finish(user.attack(order("embedding", steps=1), ""))
-    user.view.notice = bad
-    user.engine.model.name = bad
-    for name, html in web_html.pages(user).items():
+    finish(visitor.asking(f"what {bad}"))
+    finish(visitor.attacking(order("embedding", steps=1), ""))
+    visitor.view.notice = bad
+    visitor.engine.model.name = bad
+    for part in web_html.PARTS:
+        name, html = part.__name__, part(visitor)
         assert '<img src="http' not in html, name
         assert ("&lt;img" in html) == (name in ("notice", "settings", "conversation", "tower")), name
 
 
 def test_changed_words_are_marked(engine: Engine, scene: Image.Image) -> None:
-    user = user_with(engine, scene)
-    finish(user.ask(CAPTION))
-    one = user.session.exchanges[0]
-    user.session.exchanges[0] = replace(
+    visitor = visitor_with(engine, scene)
+    finish(visitor.asking(CAPTION))
+    one = visitor.exchanges[0]
+    visitor.exchanges[0] = replace(
         one, first={"plain": "a red cat", "defended": "a pig"}, answers={"plain": "a blue cat", "defended": "a pig"}
     )
-    html = web_html.conversation(user.session, user.view)
+    html = web_html.conversation(visitor)
     assert "a <mark>blue</mark> cat" in html
     assert html.count("changed") == html.count("the same") == html.count("<mark>") == 1
 
@@ -271,15 +268,13 @@ def test_changed_words_are_marked(engine: Engine, scene: Image.Image) -> None:
 # Whose turn it is
 
 
-def test_the_line_is_served_in_order_and_not_endless() -> None:
-    line = Line(3)
-    first, second, third = (line.join() for _ in range(3))
-    with pytest.raises(UserError, match="3 attacks are waiting already"):
-        line.join()
-    line.leave(second)
-    assert (line.ahead(first), line.ahead(third)) == (0, 1)
-    line.leave(first)
-    assert line.ahead(third) == 0
+def test_the_line_of_attacks_is_not_endless(engine: Engine, scene: Image.Image) -> None:
+    visitor = visitor_with(engine, scene)
+    engine.attacks += [Visitor(engine, max_new_tokens=8) for _ in range(16)]
+    finish(visitor.attacking(order("embedding"), ""))
+    assert visitor.view.notice == "16 attacks are waiting already: try again later"
+    assert visitor.attacked is None
+    assert visitor not in engine.attacks
 
 
 # What is served
@@ -331,7 +326,7 @@ def test_calls_hold_plain_values_alone(value: object) -> None:
     call = {"fn_index": 3, "session_hash": "abc", "data": [None, 1, 0.5, True, "a path: /etc"], "trigger_id": 7}
     assert json.loads(plain_call(json.dumps({**call, "event_data": value}).encode())) == call
     call["data"] = [value]
-    with pytest.raises(web_guard.Refused, match="not a call"):
+    with pytest.raises(HTTPException, match="not a call"):
         plain_call(json.dumps(call).encode())
 
 
@@ -348,13 +343,13 @@ def test_large_images_are_decoded_one_at_a_time(
         return pixels(images)
 
     monkeypatch.setattr(engine.model, "pixels", counted)
-    users = [User(engine, max_new_tokens=4) for _ in range(4)]
-    works = [user.upload(lambda: Upload("mine.png", png(scene))) for user in users]
+    visitors = [Visitor(engine, max_new_tokens=4) for _ in range(4)]
+    works = [visitor.uploading(lambda: Upload("mine.png", png(scene))) for visitor in visitors]
     for work in works:
         next(work)
     for work in works:
         finish(work)
-    assert [user.view.notice for user in users] == [""] * 4
+    assert [visitor.view.notice for visitor in visitors] == [""] * 4
     assert most == [1]
 
 
