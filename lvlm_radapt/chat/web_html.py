@@ -40,26 +40,24 @@ def original(visitor: Visitor) -> str:
 
 def adversarial(visitor: Visitor) -> str:
     """The attacked image, or where the attack in hand stands; with a link that saves the exact one."""
-    view = visitor.view
-    if view.point is not None:
-        return _figure("Adversarial", view.point, "on its way")
-    if visitor.attacked is None or view.found is None:
+    attacked, point, made = visitor.attacked, visitor.view.point, visitor.view.found
+    if point is not None:
+        return _figure("Adversarial", point, "on its way")
+    if attacked is None or made is None:
         return _empty("Adversarial", "nothing attacked yet")
-    order, found = view.found
-    link = f'<a class="ra-save" download="adversarial.png" href="{_exact(visitor.attacked)}">Save PNG</a>'
-    return _figure(
-        "Adversarial", visitor.attacked, f"largest change {found.linf}/255 (eps {eps_text(order.eps)})", link
-    )
+    order, found = made
+    link = f'<a class="ra-save" download="adversarial.png" href="{_exact(attacked)}">Save PNG</a>'
+    return _figure("Adversarial", attacked, f"largest change {found.linf}/255 (eps {eps_text(order.eps)})", link)
 
 
 def difference(visitor: Visitor) -> str:
     """What the attack changed, magnified."""
-    view = visitor.view
     title = f"Difference x{DIFFERENCE_GAIN}"
-    now = visitor.attacked if view.point is None else view.point
-    if visitor.clean is None or now is None:
+    clean, attacked, point = visitor.clean, visitor.attacked, visitor.view.point
+    now = attacked if point is None else point
+    if clean is None or now is None:
         return _empty(title, "grey is no change")
-    picture = difference_image(_rows(visitor.clean), _rows(now))
+    picture = difference_image(_rows(clean), _rows(now))
     return _figure(title, picture, "around grey")
 
 

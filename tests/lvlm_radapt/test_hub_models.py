@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from huggingface_hub import ModelCard, constants, hf_api
+from transformers.utils import hub as hub_of_transformers
 
 from eval_tasks.report.build_table import comparison
 from lvlm_radapt import RAdaptConfig, load_model, load_pretrained, robustify
@@ -42,7 +43,8 @@ def online(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Hub]:
     with hub(TOKEN) as found:
         monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
         monkeypatch.setattr(constants, "ENDPOINT", found.url)
-        monkeypatch.setattr(hf_api.api, "endpoint", found.url)  # transformers lists chat templates by it
+        for client in (hf_api.api, *([hub_of_transformers.hf_api()] if hasattr(hub_of_transformers, "hf_api") else [])):
+            monkeypatch.setattr(client, "endpoint", found.url)  # transformers lists chat templates by one of them
         monkeypatch.setattr(
             constants, "HUGGINGFACE_CO_URL_TEMPLATE", found.url + "/{repo_id}/resolve/{revision}/{filename}"
         )
