@@ -19,7 +19,6 @@ from lvlm_radapt.models.endpoint import HALVES
 from tests.helpers.commands import Command, free_port
 from tests.helpers.data_sets import attacked_place
 from tests.helpers.endpoint_server import IMAGE_TOKENS, serving
-from tests.helpers.slow import slow
 
 KEY = "sk-secret-0123456789"
 N = 6
@@ -175,13 +174,13 @@ def test_what_gives_half_answers_for_ever_is_left_open_and_resumed(ask, tmp_path
     assert len(read_run(tmp_path / "run").samples) == N
 
 
-@pytest.mark.parametrize("kills", [1, slow(3)])
-def test_a_kill_loses_no_answer_and_none_is_paid_twice(kills, place, tmp_path, cli):
+@pytest.mark.slow
+def test_a_kill_loses_no_answer_and_none_is_paid_twice(place, tmp_path, cli):
     out, parallel = tmp_path / "run", 2
     with serving(delay=0.1, key=KEY) as server:
         flags = [str(word) for word in words(place, server, out, "--parallel", parallel)]
         cli.done(*words(place, server, tmp_path / "whole"))
-        for _ in range(kills):
+        for _ in range(3):
             server.requests.clear()
             server.answered.clear()
             command = started([*flags, "--resume"], tmp_path)
