@@ -9,9 +9,7 @@ runs/, runs-shifted/  a run folder for each step and threat model of the replace
 
 from __future__ import annotations
 
-import csv
-import io
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -33,6 +31,7 @@ from lvlm_radapt.plots import analysis as plots
 from lvlm_radapt.training.images import image_files, images_digest
 from lvlm_radapt.utils.atomic_folder import check_own_folder, claimed
 from lvlm_radapt.utils.progress import Announce
+from lvlm_radapt.utils.text_table import TextTable
 from lvlm_radapt.utils.writing import write_whole, writing
 
 SCHEMA = 1
@@ -111,7 +110,8 @@ def analyse(
             write_whole(out / "figures" / f"{name}.png", light)
             write_whole(out / "figures" / f"{name}-dark.png", dark)
         for name, rows in _tables(document).items():
-            write_text(out / f"{name}.csv", _csv(rows))
+            table = TextTable([*rows[0]], [[*row.values()] for row in rows])
+            write_text(out / f"{name}.csv", table.to_csv())
         write_json(out / "analysis.json", document)
         write_text(out / "index.html", analysis_page(document, figures))
     return document
@@ -214,12 +214,3 @@ def _flat(row: Mapping[str, Any]) -> dict[str, Any]:
     for name in ("clean", "transfer", "adaptive"):
         flat |= {name: row[name]["value"], f"{name}_low": row[name]["low"], f"{name}_high": row[name]["high"]}
     return flat
-
-
-def _csv(rows: Iterable[Mapping[str, Any]]) -> str:
-    listed = list(rows)
-    text = io.StringIO()
-    writer = csv.DictWriter(text, [*listed[0]], lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(listed)
-    return text.getvalue()

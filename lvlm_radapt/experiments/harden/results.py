@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from eval_tasks.metrics.intervals import score_ci
-from eval_tasks.report.html_templates import write_page, write_text
-from eval_tasks.report.table_formats import METRICS, Cell
+from eval_tasks.report.html_templates import write_json, write_page
+from eval_tasks.report.table_formats import METRICS, Cell, score_cell
 from eval_tasks.run.environment import environment
-from eval_tasks.run.records import Run, images_of
+from eval_tasks.run.records import Part, Run, images_of
 from lvlm_radapt.experiments.harden.plan import CANDIDATES
-from lvlm_radapt.experiments.harden.run import AS_IT_IS, AUDIT, MODEL, Hardening, scores_of
+from lvlm_radapt.experiments.harden.run import AS_IT_IS, AUDIT, MODEL, Hardening, mean_score
 
 PAGE, DOCUMENT = "report.html", "harden.json"
 MADE = {
@@ -46,9 +44,9 @@ def table_of(runs: Mapping[tuple[str, str], Run]) -> list[Line]:
         adaptive, transfer = runs[name, "adaptive"], runs.get((name, "transfer"))
         return Line(
             name,
-            _cell(adaptive, attacked=False),
-            None if transfer is None or name == AS_IT_IS else _cell(transfer, attacked=True),
-            _cell(adaptive, attacked=True),
+            _cell(adaptive, "clean"),
+            None if transfer is None or name == AS_IT_IS else _cell(transfer, "adversarial"),
+            _cell(adaptive, "adversarial"),
             adaptive.path,
         )
 
@@ -68,8 +66,8 @@ def headline(found: Hardening, out: Path) -> list[str]:
         return [f"{word}. {_sentence(reason)}"]
     before, after = (found.scored[name, "adaptive"] for name in (AS_IT_IS, found.winner))
     metric = str(before.metrics["metric"])
-    clean = _mean(before, attacked=False)
-    old, new = (survivors(_mean(run, attacked=True), clean, metric) for run in (before, after))
+    clean = mean_score(before, "clean")
+    old, new = (survivors(mean_score(run, "adversarial"), clean, metric) for run in (before, after))
     what = "answers survive" if metric != "cider" else "points of the caption score survive"
     assert found.audit is not None
     audit = f"AUDIT: {found.audit.line()}."
@@ -80,7 +78,7 @@ def headline(found: Hardening, out: Path) -> list[str]:
         return [f"{word}. {_sentence(reason)}", _capital(numbers), audit]
     return [
         f"{word}. {numbers}",
-        f"COST: the clean score changes by {found.change}, to {_mean(after, attacked=False):.1f}."
+        f"COST: the clean score changes by {found.change}, to {mean_score(after, 'clean'):.1f}."
         f"{_other(found)}{_latency(found)}",
         f"STILL FALLS: {100 - new:.0f} of 100. A stronger attack takes more.",
         audit,
@@ -93,7 +91,7 @@ def _other(found: Hardening) -> str:
     """What becomes of the second task, in a sentence with a space in front; "" where there is none."""
     if not found.other or found.winner is None:
         return ""
-    before, after = (_cell(found.other[name], attacked=False) for name in (AS_IT_IS, found.winner))
+    before, after = (_cell(found.other[name], "clean") for name in (AS_IT_IS, found.winner))
     run = found.other[AS_IT_IS]
     return f" On {run.settings['task']} it is {after} instead of {before} (n = {len(run.samples)})."
 
@@ -163,12 +161,12 @@ def write_results(found: Hardening, out: Path, *, command: str) -> None:
         "search": asdict(found.prepared.search),
         "sizes": asdict(found.prepared.sizes),
         "candidates": [asdict(candidate) for candidate in found.candidates],
-        "gain": _numbers(found.gain),
-        "clean_change": _numbers(found.change),
+        "gain": found.gain and found.gain.numbers,
+        "clean_change": found.change and found.change.numbers,
         "seconds_per_answer": found.seconds,
         "audit": None if found.audit is None else found.audit.verdict,
     }
-    write_text(out / DOCUMENT, json.dumps(document, indent=1, allow_nan=False) + "\n")
+    write_json(out / DOCUMENT, document)
 
 
 def _columns(lines: list[Line]) -> list[str]:
@@ -178,20 +176,8 @@ def _columns(lines: list[Line]) -> list[str]:
     return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
 
 
-def _cell(run: Run, *, attacked: bool) -> Cell:
-    scores = scores_of(run, attacked=attacked)
-    interval = score_ci(scores, str(run.metrics["metric"]), images_of(run.samples))
-    return Cell(value=sum(scores) / len(scores), interval=interval)
-
-
-def _mean(run: Run, *, attacked: bool) -> float:
-    scores = scores_of(run, attacked=attacked)
-    return sum(scores) / len(scores)
-
-
-def _numbers(cell: Cell | None) -> list[float] | None:
-    """value, low, high."""
-    return None if cell is None or cell.value is None or cell.interval is None else [cell.value, *cell.interval]
+def _cell(run: Run, part: Part) -> Cell:
+    return score_cell([*run.scores(part).values()], str(run.metrics["metric"]), images_of(run.samples))
 
 
 def _capital(text: str) -> str:

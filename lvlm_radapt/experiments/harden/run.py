@@ -17,12 +17,12 @@ from eval_tasks.config.presets import FinetuneRecipe, load_attack, load_protocol
 from eval_tasks.crafting.make_attack import make_attack
 from eval_tasks.metrics.intervals import LEAST
 from eval_tasks.report.audit_page import write_audit
-from eval_tasks.report.html_templates import write_text
+from eval_tasks.report.html_templates import write_json
 from eval_tasks.report.table_formats import Cell, difference_cell
 from eval_tasks.run.audit_model import audit_opened
 from eval_tasks.run.evaluate import evaluate
 from eval_tasks.run.options import EvalOptions, Evaluation, Selection, select_samples
-from eval_tasks.run.records import Run, images_of
+from eval_tasks.run.records import Part, Run, images_of
 from eval_tasks.run.threads import on_recorded_threads
 from eval_tasks.tasks.make_task import make_task
 from eval_tasks.tasks.text import TextTask
@@ -214,7 +214,7 @@ def run_search(
         training = out / "data" / "training"
         if not (out / SPLIT).is_file():
             link_images(split.training, training)
-            write_text(out / PLAN, json.dumps({"search": asdict(search), "sizes": asdict(sizes)}, indent=1) + "\n")
+            write_json(out / PLAN, {"search": asdict(search), "sizes": asdict(sizes)})
             split.write(out / SPLIT)
         comparison = _comparison(search, sizes, training)
         models = RowModels(comparison, load_protocol(search.preset), out, announce, **place)
@@ -234,9 +234,12 @@ def run_search(
         for name, row in rows.items():
             with models.opened(row) as opened:
                 score(name, choosing, opened[base])
-        candidates = tuple(_candidate(name, sweep.runs[name, "choosing", "adaptive", ""]) for name in rows)
-        best = choose(candidates, search.max_clean_loss)
         chosen_on = _runs(sweep, "choosing")
+        attacked = {name: chosen_on[name, "adaptive"] for name in rows}
+        candidates = tuple(
+            Candidate(name, mean_score(run, "clean"), mean_score(run, "adversarial")) for name, run in attacked.items()
+        )
+        best = choose(candidates, search.max_clean_loss)
         if best is None:
             return Hardening(prepared, judge(split.images[1], None, None, None), candidates, None, chosen_on, {})
         scoring = Trial(base, "scoring", "", search.evaluation("ensemble", sizes, place, ids=split.scoring))
@@ -264,7 +267,7 @@ def run_search(
                              announce=announce, command=command)  # fmt: skip
             scored = _runs(sweep, "scoring")
             before, after = scored[AS_IT_IS, "adaptive"], scored[best.name, "adaptive"]
-            gain, change = (_difference(after, before, attacked=attacked) for attacked in (True, False))
+            gain, change = _difference(after, before, "adversarial"), _difference(after, before, "clean")
             verdict = judge(split.images[1], best.name, gain.interval, audit.verdict)
             found = Hardening(prepared, verdict, candidates, best.name, chosen_on, scored, gain=gain, change=change,
                               audit=audit, seconds=seconds, other=other)  # fmt: skip
@@ -335,18 +338,12 @@ def _runs(sweep: Sweep, part: str) -> dict[tuple[str, str], Run]:
     return {(row, threat): run for (row, column, threat, _), run in sweep.runs.items() if column == part}
 
 
-def scores_of(run: Run, *, attacked: bool) -> list[float]:
-    """The score of each sample, in the metric's unit."""
-    answers: list[Any] = [sample.adversarial if attacked else sample.clean for sample in run.samples]
-    return [float(answer.score) for answer in answers]
+def mean_score(run: Run, part: Part) -> float:
+    """In the metric's unit."""
+    scores = run.scores(part).values()
+    return sum(scores) / len(scores)
 
 
-def _candidate(name: str, run: Run) -> Candidate:
-    clean, adaptive = (scores_of(run, attacked=attacked) for attacked in (False, True))
-    return Candidate(name, sum(clean) / len(clean), sum(adaptive) / len(adaptive))
-
-
-def _difference(after: Run, before: Run, *, attacked: bool) -> Cell:
-    return difference_cell(
-        scores_of(after, attacked=attacked), scores_of(before, attacked=attacked), images_of(after.samples)
-    )
+def _difference(after: Run, before: Run, part: Part) -> Cell:
+    new, old = ([*run.scores(part).values()] for run in (after, before))
+    return difference_cell(new, old, images_of(after.samples))

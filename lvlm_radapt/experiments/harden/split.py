@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -12,7 +11,7 @@ from typing import Any
 
 from eval_tasks.data import Sample
 from eval_tasks.data.rows import RowImage
-from eval_tasks.report.html_templates import write_text
+from eval_tasks.report.html_templates import write_json
 from lvlm_radapt.training.images import image_files
 from lvlm_radapt.utils.atomic_folder import new_folder
 from lvlm_radapt.utils.errors import UserError
@@ -34,7 +33,7 @@ class Split:
 
     def write(self, path: Path) -> None:
         """As a JSON file."""
-        write_text(path, json.dumps(asdict(self), indent=1) + "\n")
+        write_json(path, asdict(self))
 
     @classmethod
     def read(cls, path: Path) -> Split:
