@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from eval_tasks.report.html_templates import data_uri, templates
-from lvlm_radapt.plots.analysis import DOTS_PER_INCH
+from lvlm_radapt.plots.axes import DOTS_PER_INCH
 
 
 def analysis_page(document: Mapping[str, Any], figures: Mapping[str, tuple[bytes, bytes]]) -> str:

@@ -28,6 +28,7 @@ from lvlm_radapt.experiments.mixing import Mixed
 from lvlm_radapt.experiments.replacement import Curve, replacement
 from lvlm_radapt.models.base import PixelModel
 from lvlm_radapt.plots import analysis as plots
+from lvlm_radapt.plots.axes import png
 from lvlm_radapt.training.images import image_files, images_digest
 from lvlm_radapt.utils.atomic_folder import check_own_folder, claimed
 from lvlm_radapt.utils.progress import Announce
@@ -171,7 +172,7 @@ def _figures(document: Mapping[str, Any], shown: Sequence[Mapping[str, Any]]) ->
         }
         metric = METRICS[next(iter(scored["curves"].values()))["metric"]]
         made["replacement"] = lambda look: plots.replacement_figure(curves, metric, look)
-    return {name: (plots.png(draw(plots.LIGHT)), plots.png(draw(plots.DARK))) for name, draw in made.items()}
+    return {name: (png(draw(plots.LIGHT)), png(draw(plots.DARK))) for name, draw in made.items()}
 
 
 def _tables(document: Mapping[str, Any]) -> dict[str, list[dict[str, Any]]]:

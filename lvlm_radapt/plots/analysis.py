@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -14,7 +13,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import ArrayLike, NDArray
 
-from lvlm_radapt.plots.axes import plain
+from lvlm_radapt.plots.axes import bare, colour_bar, plain, spectrum_extent, tidy
+from lvlm_radapt.plots.curves import Curve, draw_curves
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,6 @@ class Look:
 
 
 LIGHT = Look("#fcfcfb", "#3d444e", "#dcdfe4", "#6b7280", "#2f6db3", "#b3452c", "#6b7280", "#2c7a55")
-DOTS_PER_INCH = 160
 DARK = Look("#14171b", "#c3cad3", "#343a43", "#9aa3b0", "#7fb0ea", "#ea8a6e", "#9aa3b0", "#6cc49a")
 
 
@@ -54,7 +53,7 @@ def cka_figure(matrix: ArrayLike, layers: Sequence[str], look: Look = LIGHT) -> 
             colour = "#000000" if value > 0.6 else "#ffffff"
             axes.text(column, row, f"{value:.2f}", ha="center", va="center", fontsize=8, color=colour)
     _colours(axes, look)
-    _bar(figure, axes, shown, "linear CKA (no unit)", look)
+    colour_bar(figure, axes, shown, "linear CKA (no unit)", look.text)
     return figure
 
 
@@ -66,20 +65,12 @@ def replacement_figure(curves: Mapping[str, Sequence[Mapping[str, Any]]], metric
     panels: Any = figure.subplots(1, len(curves), sharey=True, squeeze=False)[0]
     looks = {"clean": (look.clean, ":"), "transfer": (look.transfer, "--"), "adaptive": (look.adaptive, "-")}
     for axes, (title, rows) in zip(panels, curves.items(), strict=True):
-        x = range(len(rows))
         for name, (colour, style) in looks.items():
-            axes.fill_between(
-                x,
-                [r[f"{name}_low"] for r in rows],
-                [r[f"{name}_high"] for r in rows],
-                color=colour,
-                alpha=0.14,
-                linewidth=0,
-            )
-            axes.plot(
-                x, [r[name] for r in rows], style, color=colour, label=name, linewidth=1.8, marker="o", markersize=4
-            )
-        axes.set_xticks(x, [str(r["step"]) for r in rows], rotation=45, ha="right", rotation_mode="anchor")
+            points = [(float(x), r[name], r[f"{name}_low"], r[f"{name}_high"]) for x, r in enumerate(rows)]
+            draw_curves(axes, [Curve(name, points, colour, style)])
+        axes.set_xticks(
+            range(len(rows)), [str(r["step"]) for r in rows], rotation=45, ha="right", rotation_mode="anchor"
+        )
         axes.set_xlabel("last part taken from the robust twin")
         axes.set_title(plain(title), color=look.text, fontsize=10)
         axes.yaxis.set_major_locator(MaxNLocator(6))
@@ -98,7 +89,7 @@ def kernel_figure(standard: ArrayLike, robust: ArrayLike, look: Look = LIGHT) ->
     before, after = (np.asarray(one, dtype=np.float64) for one in (standard, robust))
     figure = _figure(look, 10.6, 3.1)
     panels: Any = figure.subplots(1, 3)
-    extent = _extent(before.shape, before.shape)
+    extent = spectrum_extent(before.shape, before.shape)
     top = max(before.max(), after.max())
     shift = after - before
     limit = float(np.abs(shift).max()) or 1.0
@@ -116,8 +107,8 @@ def kernel_figure(standard: ArrayLike, robust: ArrayLike, look: Look = LIGHT) ->
         axes.xaxis.set_major_locator(MaxNLocator(7, integer=True))
         axes.yaxis.set_major_locator(MaxNLocator(7, integer=True))
         _colours(axes, look)
-    _bar(figure, panels[:2], shown[0], "mean magnitude", look)
-    _bar(figure, panels[2], shown[2], "mean magnitude, difference", look)
+    colour_bar(figure, panels[:2], shown[0], "mean magnitude", look.text)
+    colour_bar(figure, panels[2], shown[2], "mean magnitude, difference", look.text)
     panels[0].set_ylabel("vertical, cycles per patch")
     return figure
 
@@ -130,7 +121,7 @@ def perturbation_figure(
     before, after = (np.asarray(one, dtype=np.float64) for one in (standard, robust))
     figure = _figure(look, 10.6, 3.3)
     panels: Any = figure.subplots(1, 3)
-    extent = _extent(before.shape, (1, 1))
+    extent = spectrum_extent(before.shape, (1, 1))
     top = max(float(before.max()), float(after.max()), 1e-6)
     least = max(min(float(before.min()), float(after.min())), top / 1e4)  # a log scale has no 0
     titles = ("attack on the standard encoder", "attack on the robust twin")
@@ -147,7 +138,7 @@ def perturbation_figure(
         axes.set_title(title, color=look.text, fontsize=10)
         axes.set_xlabel("horizontal, cycles per pixel")
         _colours(axes, look)
-    _bar(figure, panels[:2], shown, "mean magnitude, 1/255", look)
+    colour_bar(figure, panels[:2], shown, "mean magnitude, 1/255", look.text)
     panels[0].set_ylabel("vertical, cycles per pixel")
     axes = panels[2]
     axes.set_box_aspect(1)
@@ -179,21 +170,11 @@ def attention_figure(rows: Sequence[Mapping[str, Any]], look: Look = LIGHT) -> F
                 np.asarray(row["maps"][title]), cmap="inferno", vmin=0, vmax=top, interpolation="nearest"
             )
         for axes in line:
-            axes.set_xticks([])
-            axes.set_yticks([])
-            for spine in axes.spines.values():
-                spine.set_visible(False)
+            bare(axes)
     for axes, title in zip(panels[0], ["clean image", *titles], strict=True):
         axes.set_title(title, color=look.text, fontsize=9.5)
-    _bar(figure, panels, shown, "attention a patch gets (1 = even)", look)
+    colour_bar(figure, panels, shown, "attention a patch gets (1 = even)", look.text)
     return figure
-
-
-def png(figure: Figure) -> bytes:
-    """The figure as a PNG file."""
-    out = io.BytesIO()
-    figure.savefig(out, format="png", dpi=DOTS_PER_INCH, metadata={"Software": None})
-    return out.getvalue()
 
 
 def _figure(look: Look, width: float, height: float) -> Figure:
@@ -202,33 +183,9 @@ def _figure(look: Look, width: float, height: float) -> Figure:
     return figure
 
 
-def _extent(shape: tuple[int, ...], cycles: tuple[int, int]) -> tuple[float, float, float, float]:
-    """Left, right, bottom, top of a shifted spectrum, its frequencies scaled to `cycles` a full axis."""
-    (bottom, top), (left, right) = (
-        ((-(side // 2) - 0.5) * total / side, (side - side // 2 - 0.5) * total / side)
-        for side, total in zip(shape, cycles, strict=True)
-    )
-    return left, right, bottom, top
-
-
-def _bar(figure: Figure, axes: Any, shown: Any, label: str, look: Look) -> None:
-    """A colour bar beside one axes, or beside several that share it."""
-    _dress(figure.colorbar(shown, ax=axes, fraction=0.046, pad=0.04), label, look)
-
-
-def _dress(bar: Any, label: str, look: Look) -> None:
-    bar.outline.set_visible(False)
-    bar.ax.tick_params(colors=look.text, length=0)
-    bar.set_label(label, color=look.text)
-
-
 def _tidy(axes: Axes, look: Look) -> None:
-    axes.grid(axis="y", color=look.line, linewidth=0.8)
-    axes.set_axisbelow(True)
-    for name, spine in axes.spines.items():
-        spine.set_visible(name == "bottom")
-        spine.set_color(look.line)
-    _colours(axes, look)
+    tidy(axes, look.text, look.line)
+    axes.set_facecolor(look.paper)
 
 
 def _colours(axes: Axes, look: Look) -> None:

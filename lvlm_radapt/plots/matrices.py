@@ -8,7 +8,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from numpy.typing import NDArray
 
-from lvlm_radapt.plots.axes import TEXT, axes_or_new
+from lvlm_radapt.plots.axes import TEXT, axes_or_new, colour_bar, spectrum_extent
 from lvlm_radapt.utils.errors import UserError
 
 
@@ -29,7 +29,8 @@ def cka_heatmap(
     shown = axes.imshow(values, origin="lower", cmap="magma", vmin=0, vmax=1, interpolation="nearest")
     axes.set_xlabel(x_label)
     axes.set_ylabel(y_label)
-    _bar(axes, shown, "CKA")
+    axes.tick_params(colors=TEXT, length=0)
+    colour_bar(axes.figure, axes, shown, "CKA")
     return axes
 
 
@@ -43,12 +44,11 @@ def spectral_shift(map: Any, ax: Axes | None = None) -> Axes:
     """
     values = _matrix(map, "a spectral shift map")
     axes = axes_or_new(ax, 4.4, 3.6)
-    (bottom, top), (left, right) = ((-(side // 2) - 0.5, -(side // 2) + side - 0.5) for side in values.shape)
     limit = float(np.abs(values).max()) or 1.0
     shown = axes.imshow(
         values,
         origin="lower",
-        extent=(left, right, bottom, top),
+        extent=spectrum_extent(values.shape, values.shape),
         cmap="RdBu_r",
         vmin=-limit,
         vmax=limit,
@@ -56,7 +56,8 @@ def spectral_shift(map: Any, ax: Axes | None = None) -> Axes:
     )
     axes.set_xlabel("horizontal, cycles per patch")
     axes.set_ylabel("vertical, cycles per patch")
-    _bar(axes, shown, "mean magnitude, robust minus standard")
+    axes.tick_params(colors=TEXT, length=0)
+    colour_bar(axes.figure, axes, shown, "mean magnitude, robust minus standard")
     return axes
 
 
@@ -65,11 +66,3 @@ def _matrix(values: Any, what: str) -> NDArray[np.float64]:
     if matrix.ndim != 2 or not matrix.size or not np.isfinite(matrix).all():
         raise UserError(f"{what} must be [rows, columns] of finite numbers, this one is {list(matrix.shape)}")
     return matrix
-
-
-def _bar(axes: Axes, shown: Any, label: str) -> None:
-    axes.tick_params(colors=TEXT, length=0)
-    bar = axes.figure.colorbar(shown, ax=axes, fraction=0.046, pad=0.04)
-    bar.outline.set_visible(False)
-    bar.ax.tick_params(colors=TEXT, length=0)
-    bar.set_label(label, color=TEXT)

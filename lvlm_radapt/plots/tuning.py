@@ -8,16 +8,12 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
-from lvlm_radapt.plots.axes import axes_or_new
+from lvlm_radapt.plots.axes import THREATS, axes_or_new, tidy
+from lvlm_radapt.plots.curves import Curve, draw_curves
 from lvlm_radapt.utils.errors import UserError
 
-# (colour, line, label) by score; transfer and adaptive have the colours they have in reports
-LOOKS = {
-    "clean": ("#4b5563", "-", "clean"),
-    "transfer": ("#2f6db3", "--", "transfer"),
-    "adaptive": ("#b3452c", "-", "adaptive"),
-}
-_GRID = "#dcdfe4"
+LOOKS = {**THREATS, "clean": ("#4b5563", "-")}
+"""Colour and line by score; dotted lines are the undefended model's here."""
 
 Rows = Sequence[Mapping[str, Any]]
 
@@ -46,12 +42,14 @@ def clean_robust_curves(
     values = [float(row[knob]) for row in numbered]
     step = (values[-1] - values[0]) / max(len(values) - 1, 1) if values else 1.0
     end = (values[-1] if values else 0.0) + 1.5 * (step or 1.0)
-    for name, (colour, style, text) in LOOKS.items():
+    for name, (colour, style) in LOOKS.items():
         if undefended is not None and undefended.get(name, {}).get("value") is not None:
             axes.axhline(
-                undefended[name]["value"], color=colour, linestyle=":", linewidth=1.4, label=f"undefended, {text}"
+                undefended[name]["value"], color=colour, linestyle=":", linewidth=1.4, label=f"undefended, {name}"
             )
-        _line(axes, values, [row[name] for row in numbered], colour, style, text)
+        cells = [(x, row[name]) for x, row in zip(values, numbered, strict=True) if row[name]["value"] is not None]
+        points = [(x, cell["value"], cell["low"], cell["high"]) for x, cell in cells]
+        draw_curves(axes, [Curve(name, points, colour, style)])
         for row in without:
             if row[name]["value"] is not None:
                 _errors(axes, end, row[name], colour)
@@ -121,17 +119,6 @@ def tradeoff(
     return axes
 
 
-def _line(axes: Axes, xs: Sequence[float], cells: Rows, colour: str, style: str, label: str) -> None:
-    pairs = [(x, cell) for x, cell in zip(xs, cells, strict=True) if cell["value"] is not None]
-    if not pairs:
-        return
-    at = [x for x, _ in pairs]
-    lows, highs = [cell["low"] for _, cell in pairs], [cell["high"] for _, cell in pairs]
-    axes.fill_between(at, lows, highs, color=colour, alpha=0.14, linewidth=0)
-    values = [cell["value"] for _, cell in pairs]
-    axes.plot(at, values, style, color=colour, label=label, linewidth=1.8, marker="o", markersize=3.5)
-
-
 def _errors(axes: Axes, x: float, cell: Mapping[str, Any], colour: str) -> None:
     spread = [[max(cell["value"] - cell["low"], 0)], [max(cell["high"] - cell["value"], 0)]]
     axes.errorbar([x], [cell["value"]], yerr=spread, color=colour, marker="o", markersize=4, linewidth=1.2, capsize=2)
@@ -147,9 +134,4 @@ def _furnish(axes: Axes, x: str, y: str) -> None:
     axes.set_xlabel(x)
     axes.set_ylabel(y)
     axes.yaxis.set_major_locator(MaxNLocator(6))
-    axes.grid(axis="y", color=_GRID, linewidth=0.8)
-    axes.set_axisbelow(True)
-    axes.tick_params(length=0)
-    for name, spine in axes.spines.items():
-        spine.set_visible(name == "bottom")
-        spine.set_color(_GRID)
+    tidy(axes)

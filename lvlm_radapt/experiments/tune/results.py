@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import shlex
 from datetime import UTC, datetime
 from pathlib import Path
@@ -24,6 +23,7 @@ from lvlm_radapt.defences.radapt.config import RAdaptConfig
 from lvlm_radapt.experiments.tune.knobs import DEFAULT, point_text, settled
 from lvlm_radapt.experiments.tune.measured import CELLS, numbers_of
 from lvlm_radapt.experiments.tune.run import Tuning
+from lvlm_radapt.plots.axes import png
 from lvlm_radapt.plots.tuning import clean_robust_curves, tradeoff
 from lvlm_radapt.utils.errors import UserError
 from lvlm_radapt.utils.json_files import read_json, validated
@@ -208,15 +208,9 @@ def _draw(document: dict[str, Any], tuning: Tuning, out: Path, best: str | None)
                 place.set_ylabel("")
         handles, labels = axes[0].get_legend_handles_labels()
         figure.legend(handles, labels, loc="outside lower center", ncols=5, frameon=False)
-        _save(figure, out / "curves.png")
+        write_whole(out / "curves.png", png(figure))
         figure = Figure(figsize=(7.2, 4.2), layout="constrained")
         place = figure.add_subplot()
         tradeoff(document["points"], place, undefended=undefended, best=best, max_loss=tuning.max_loss, label=label)
         figure.legend(loc="outside right upper", frameon=False, fontsize=9)
-        _save(figure, out / "tradeoff.png")
-
-
-def _save(figure: Figure, path: Path) -> None:
-    drawn = io.BytesIO()
-    figure.savefig(drawn, format="png", dpi=160)
-    write_whole(path, drawn.getvalue())
+        write_whole(out / "tradeoff.png", png(figure))
