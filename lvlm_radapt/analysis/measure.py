@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from lvlm_radapt.analysis.passes import layer_rows
 from lvlm_radapt.analysis.spectrum import kernel_spectrum, mean_magnitude, radial_profile
 from lvlm_radapt.experiments.mixing import Mixed
 from lvlm_radapt.models.base import PixelBatch
-from lvlm_radapt.training.images import load_pixels
+from lvlm_radapt.training.images import canvas_batches, load_pixels
 from lvlm_radapt.utils.errors import UserError
 
 ROWS = 4096  # tokens that CKA is estimated from
@@ -49,19 +50,8 @@ class Attacked:
 
 def open_images(mixed: Mixed, files: Sequence[Path], batch_size: int) -> Images:
     """`files` in batches of at most `batch_size` of one canvas, in the order of their first image."""
-    model = mixed.model
-    groups: dict[tuple[int, int], list[Path]] = {}
-    singles = {path: load_pixels(model, [path]) for path in files}
-    for path, batch in singles.items():
-        groups.setdefault((batch.x.shape[-2], batch.x.shape[-1]), []).append(path)
-    ordered, batches = [], []
-    for group in groups.values():
-        for start in range(0, len(group), batch_size):
-            some = group[start : start + batch_size]
-            ordered += some
-            alike = [singles[path] for path in some]
-            batches.append(PixelBatch(torch.cat([b.x for b in alike]), tuple(m for b in alike for m in b.meta)))
-    return Images(tuple(ordered), tuple(batches))
+    batches = canvas_batches(mixed.model, files, batch_size)
+    return Images(tuple(chain(*batches)), tuple(load_pixels(mixed.model, some) for some in batches))
 
 
 def cka(mixed: Mixed, images: Images, *, seed: int, advance: Advance) -> dict[str, Any]:

@@ -24,8 +24,8 @@ from lvlm_radapt.models.clip import CLIPEncoder
 from lvlm_radapt.towers import find_tower
 from lvlm_radapt.towers.fingerprint import tower_fingerprints
 from lvlm_radapt.training.data_parallel import SingleProcess
-from lvlm_radapt.training.images import batches_of, canvas_batches, load_pixels
-from lvlm_radapt.training.labelled import TrainingImages, batches_from
+from lvlm_radapt.training.images import batches_from, batches_of, canvas_batches, load_pixels
+from lvlm_radapt.training.labelled import TrainingImages
 from lvlm_radapt.training.low_rank import low_rank_changes
 from lvlm_radapt.training.objectives import Features, Method, Objective, Targets, objective_of
 from lvlm_radapt.training.recipe import FinetuneRecipe

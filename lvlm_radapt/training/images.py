@@ -13,10 +13,9 @@ from PIL import Image
 
 from lvlm_radapt.models.base import PixelBatch, PixelModel
 from lvlm_radapt.utils.errors import UserError
-from lvlm_radapt.utils.images import open_image
+from lvlm_radapt.utils.images import SUFFIXES, open_image
 from lvlm_radapt.utils.json_files import read_bytes
 
-SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm")
 _NAMED = 5  # unreadable files that are told by name; of the others, how many
 
 
@@ -91,12 +90,10 @@ def batches_of(model: PixelModel, files: Sequence[Path], size: int, *, seed: int
     shuffled = list(files)
     draw = random.Random(f"{seed} {epoch}")
     draw.shuffle(shuffled)
-    groups: dict[tuple[int, int], list[Path]] = {}
-    for path in shuffled:
-        groups.setdefault(_canvas(model, path), []).append(path)
-    batches = [g[i : i + size] for g in groups.values() for i in range(0, len(g) - size + 1, size)]
+    groups = _by_canvas(model, shuffled)
+    batches = [g[i : i + size] for g in groups for i in range(0, len(g) - size + 1, size)]
     if not batches:
-        most = max(map(len, groups.values()), default=0)
+        most = max(map(len, groups), default=0)
         apart = f", at most {most} of one canvas shape" if len(groups) > 1 else ""
         raise UserError(
             f"{len(files)} images are too few for a batch of {size}{apart}: give more images or a smaller batch"
@@ -107,28 +104,24 @@ def batches_of(model: PixelModel, files: Sequence[Path], size: int, *, seed: int
 
 def canvas_batches(model: PixelModel, files: Sequence[Path], size: int) -> list[list[Path]]:
     """All files, in order, in batches of at most `size` images that share a canvas: to measure on, not to train."""
-    groups: dict[tuple[int, int], list[Path]] = {}
-    for path in files:
-        groups.setdefault(_canvas(model, path), []).append(path)
-    return [group[i : i + size] for group in groups.values() for i in range(0, len(group), size)]
+    return [group[i : i + size] for group in _by_canvas(model, files) for i in range(0, len(group), size)]
 
 
-def pixel_batches(
+def batches_from(
     model: PixelModel, files: Sequence[Path], size: int, *, seed: int = 0, skip: int = 0
-) -> Iterator[PixelBatch]:
-    """Batches without end, epoch after epoch (`batches_of`), on the model's device.
+) -> Iterator[list[Path]]:
+    """The files of batch after batch without end, epoch after epoch (`batches_of`).
 
-    skip: so many batches first are passed over unopened, for work that is taken up again: batch number n is the
-        same whatever was skipped.
+    skip: so many batches first are passed over, for work that is taken up again: batch number n is the same whatever
+        was skipped.
 
     Raises:
-        UserError: too few images for a batch, or one that can no longer be opened.
+        UserError: too few images for a batch.
     """
     epoch = 0
     while True:
         batches = batches_of(model, files, size, seed=seed, epoch=epoch)
-        for files_of_batch in batches[skip:]:
-            yield load_pixels(model, files_of_batch)
+        yield from batches[skip:]
         skip = max(0, skip - len(batches))
         epoch += 1
 
@@ -161,8 +154,12 @@ def _decoded_size(path: Path, changed: int) -> tuple[int, int]:
     return open_image(path).size
 
 
-def _canvas(model: PixelModel, path: Path) -> tuple[int, int]:
-    return model.canvas(_blank(*_size(path)))
+def _by_canvas(model: PixelModel, files: Sequence[Path]) -> list[list[Path]]:
+    """The files of each canvas, in order."""
+    groups: dict[tuple[int, int], list[Path]] = {}
+    for path in files:
+        groups.setdefault(model.canvas(_blank(*_size(path))), []).append(path)
+    return [*groups.values()]
 
 
 @functools.lru_cache(maxsize=32)

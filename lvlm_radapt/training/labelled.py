@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from lvlm_radapt.models.base import PixelModel
-from lvlm_radapt.training.images import batches_of, image_files, images_digest
+from lvlm_radapt.training.images import image_files, images_digest
 from lvlm_radapt.utils.class_folders import class_folders, named_classes
 from lvlm_radapt.utils.errors import UserError
 
@@ -58,13 +56,3 @@ class TrainingImages:
             digest=images_digest(files),
             left_out=said[0] if said else None,
         )
-
-
-def batches_from(model: PixelModel, files: Sequence[Path], size: int, *, seed: int, skip: int) -> Iterator[list[Path]]:
-    """The files of batch after batch, without end, as `images.pixel_batches` has them; the first `skip` left out."""
-    epoch = 0
-    while True:
-        batches = batches_of(model, files, size, seed=seed, epoch=epoch)
-        yield from batches[skip:]
-        skip = max(0, skip - len(batches))
-        epoch += 1

@@ -37,7 +37,7 @@ from lvlm_radapt.defences.radapt.hooks import inject, injected_mix, is_injected,
 from lvlm_radapt.models.base import LVLM, PixelBatch, PixelModel
 from lvlm_radapt.models.clip import CLIPEncoder
 from lvlm_radapt.towers.fingerprint import tower_fingerprints
-from lvlm_radapt.training.images import batches_of, canvas_batches, images_digest, load_pixels, pixel_batches
+from lvlm_radapt.training.images import batches_from, batches_of, canvas_batches, images_digest, load_pixels
 from lvlm_radapt.training.state import StateFile
 from lvlm_radapt.utils.errors import UserError
 from lvlm_radapt.utils.progress import Announce
@@ -169,12 +169,12 @@ def _work_on(work: _Learning, files: Sequence[Path], kept: StateFile, announce: 
     if advance:
         advance(work.step, "")
     marks = {round(i * settings.steps / PROBES) for i in range(PROBES)}
-    batches = pixel_batches(work.model, files, settings.batch, seed=settings.seed, skip=work.step)
+    batches = batches_from(work.model, files, settings.batch, seed=settings.seed, skip=work.step)
     while work.step < settings.steps:
         if work.step in marks:
             work.probe()
         try:
-            work.learn(next(batches))
+            work.learn(load_pixels(work.model, next(batches)))
         except _Diverged as found:
             kept.remove()
             raise UserError(

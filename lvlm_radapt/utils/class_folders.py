@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from lvlm_radapt.utils.errors import UserError
+from lvlm_radapt.utils.images import SUFFIXES
 from lvlm_radapt.utils.json_files import read_bytes
 
 LAYOUT = (
@@ -14,7 +15,6 @@ LAYOUT = (
     'DIR/classnames.json {"CLASS": "name"} or DIR/classnames.txt (lines "CLASS name")'
 )
 _NAMES_JSON, _NAMES_TEXT = "classnames.json", "classnames.txt"
-_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm")
 
 
 def class_folders(root: Path, skipped: Sequence[str] = ()) -> dict[str, list[tuple[str, Path]]]:
@@ -26,7 +26,7 @@ def class_folders(root: Path, skipped: Sequence[str] = ()) -> dict[str, list[tup
         raise UserError(f"{root} has {len(folders)} class folders, two are the least; wanted: {LAYOUT}")
     found = {}
     for folder in folders:
-        files = [f for f in _listed(root / folder) if f.suffix.lower() in _SUFFIXES and f.is_file()]
+        files = [f for f in _listed(root / folder) if f.suffix.lower() in SUFFIXES and f.is_file()]
         if not files:
             raise UserError(f"class folder {root / folder} holds no images: fill it or remove it")
         ids = [f"{folder}/{file.stem}" for file in files]

@@ -22,6 +22,7 @@ MAX_SIDE = 16_384
 MAX_ASPECT = 300
 # Raster formats only: some others of Pillow's start external programs.
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
+SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm")
 
 
 class Held(Protocol):

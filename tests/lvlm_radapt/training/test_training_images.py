@@ -4,11 +4,10 @@ import itertools
 from pathlib import Path
 
 import pytest
-import torch
 from PIL import Image
 
 from lvlm_radapt.loading.load import load_any
-from lvlm_radapt.training.images import batches_of, image_files, images_digest, load_pixels, pixel_batches
+from lvlm_radapt.training.images import batches_from, batches_of, image_files, images_digest, load_pixels
 from tests.helpers.failures import one_line
 
 
@@ -113,14 +112,13 @@ def test_batches_share_a_canvas_where_images_keep_their_shape(folder: Path) -> N
 def test_too_few_images_for_a_batch_end_in_one_line(folder: Path) -> None:
     model, files = load_any("tiny-clip"), image_files(folder)
     with one_line("9 images are too few for a batch of 16"):
-        next(pixel_batches(model, files, 16))
+        next(batches_from(model, files, 16))
     with one_line("at least 1"):
-        next(pixel_batches(model, files, 0))
+        next(batches_from(model, files, 0))
 
 
 @pytest.mark.parametrize("skip", [1, 2, 3, 7])
 def test_batches_after_a_skip_are_those_that_came_without(folder: Path, skip: int) -> None:
     model, files = load_any("tiny-clip"), image_files(folder)
-    whole = [b.x for b in itertools.islice(pixel_batches(model, files, 3, seed=5), skip + 2)]
-    rest = [b.x for b in itertools.islice(pixel_batches(model, files, 3, seed=5, skip=skip), 2)]
-    assert all(torch.equal(a, b) for a, b in zip(whole[skip:], rest, strict=True))
+    whole = [*itertools.islice(batches_from(model, files, 3, seed=5), skip + 2)]
+    assert [*itertools.islice(batches_from(model, files, 3, seed=5, skip=skip), 2)] == whole[skip:]
