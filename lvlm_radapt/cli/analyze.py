@@ -8,19 +8,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from lvlm_radapt.cli import options
 from lvlm_radapt.cli.app import app, console
 from lvlm_radapt.cli.asking import attack_of, evaluation_of, protocol_of
 from lvlm_radapt.cli.group import exit_unless_rank0
-from lvlm_radapt.cli.options import (
-    DeviceOption,
-    DtypeOption,
-    EpsOption,
-    ModelArgument,
-    PresetOption,
-    SeedOption,
-    StepsOption,
-    TowerOption,
-)
 from lvlm_radapt.cli.placing import place_of
 from lvlm_radapt.cli.resuming import command_line, progress, resumable
 from lvlm_radapt.utils.bounds import MOST
@@ -32,7 +23,7 @@ if TYPE_CHECKING:
 
 @app.command()
 def analyze(
-    model: ModelArgument,
+    model: options.ModelArgument,
     guide: Annotated[
         str,
         typer.Option(
@@ -53,18 +44,18 @@ def analyze(
     attack: Annotated[
         str | None, typer.Option(help="Of the scores.", show_default="apgd-ce for encoders, e2e for others")
     ] = None,
-    eps: EpsOption = "4/255",
-    steps: StepsOption = None,
+    eps: options.EpsOption = "4/255",
+    steps: options.StepsOption = None,
     samples: Annotated[
         int | None, typer.Option(max=MOST, help="How many samples are scored; the preset's if left out.")
     ] = None,
     image_count: Annotated[int, typer.Option(min=1, max=MOST, help="How many of the images are used at most.")] = 64,
-    seed: SeedOption = None,
-    preset: PresetOption = None,
-    batch_size: Annotated[int, typer.Option(min=1, max=MOST, help="Images at a time.")] = 32,
-    tower: TowerOption = None,
-    device: DeviceOption = "auto",
-    dtype: DtypeOption = "auto",
+    seed: options.SeedOption = None,
+    preset: options.PresetOption = None,
+    batch_size: options.BatchSizeOption = 32,
+    tower: options.TowerOption = None,
+    device: options.DeviceOption = "auto",
+    dtype: options.DtypeOption = "auto",
 ) -> None:
     """Compare MODEL's vision tower with a robust twin: CKA, spectra, attention, and parts replaced one by one.
 

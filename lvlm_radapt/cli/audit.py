@@ -7,30 +7,11 @@ from typing import Annotated
 
 import typer
 
+from lvlm_radapt.cli import options
 from lvlm_radapt.cli.app import app, console
 from lvlm_radapt.cli.asking import attack_of, evaluation_of, protocol_of
 from lvlm_radapt.cli.defending import defence_of
 from lvlm_radapt.cli.group import exit_unless_rank0
-from lvlm_radapt.cli.options import (
-    DefenceOption,
-    DefenceSetOption,
-    DeviceMapOption,
-    DeviceOption,
-    DtypeOption,
-    EotDrawsOption,
-    EpsOption,
-    LogJsonOption,
-    ModelArgument,
-    NormOption,
-    PresetOption,
-    QuantizeOption,
-    SeedOption,
-    StepsOption,
-    TargetOption,
-    TextsOption,
-    TokenizerOption,
-    TowerOption,
-)
 from lvlm_radapt.cli.placing import place_of
 from lvlm_radapt.cli.resuming import command_line, progress
 from lvlm_radapt.utils.bounds import MOST
@@ -39,32 +20,30 @@ from lvlm_radapt.utils.progress import JsonLines
 
 @app.command()
 def audit(
-    model: ModelArgument,
-    task: Annotated[
-        str, typer.Option(help="coco, vqav2, textvqa, imagenet, flickr30k-retrieval ... (lvlm-radapt list tasks).")
-    ],
+    model: options.ModelArgument,
+    task: options.TaskOption,
     data: Annotated[Path, typer.Option(help="The task's data folder.")],
     out: Annotated[Path, typer.Option(help="A new or empty folder for audit.json and audit.html.")],
     attack: Annotated[str, typer.Option(help="A white-box attack (lvlm-radapt list attacks).")] = "e2e",
-    target: TargetOption = None,
-    eps: EpsOption = "4/255",
-    norm: NormOption = None,
-    steps: StepsOption = None,
+    target: options.TargetOption = None,
+    eps: options.EpsOption = "4/255",
+    norm: options.NormOption = None,
+    steps: options.StepsOption = None,
     samples: Annotated[int, typer.Option(min=2, max=MOST, help="How many samples; more of them prove more.")] = 16,
-    seed: SeedOption = None,
-    preset: PresetOption = None,
-    batch_size: Annotated[int, typer.Option(min=1, max=MOST, help="Images at a time.")] = 16,
-    tokenizer: TokenizerOption = "ptb",
-    defence: DefenceOption = None,
-    defence_set: DefenceSetOption = None,
-    eot_draws: EotDrawsOption = None,
-    tower: TowerOption = None,
-    texts: TextsOption = None,
-    device: DeviceOption = "auto",
-    device_map: DeviceMapOption = None,
-    dtype: DtypeOption = "auto",
-    quantize: QuantizeOption = None,
-    log_json: LogJsonOption = None,
+    seed: options.SeedOption = None,
+    preset: options.PresetOption = None,
+    batch_size: options.BatchSizeOption = 16,
+    tokenizer: options.TokenizerOption = "ptb",
+    defence: options.DefenceOption = None,
+    defence_set: options.DefenceSetOption = None,
+    eot_draws: options.EotDrawsOption = None,
+    tower: options.TowerOption = None,
+    texts: options.TextsOption = None,
+    device: options.DeviceOption = "auto",
+    device_map: options.DeviceMapOption = None,
+    dtype: options.DtypeOption = "auto",
+    quantize: options.QuantizeOption = None,
+    log_json: options.LogJsonOption = None,
 ) -> None:
     """Check that an attack on MODEL measures what it says: some 20 checks, each pass, warn or fail.
 

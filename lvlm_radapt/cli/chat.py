@@ -7,19 +7,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from lvlm_radapt.cli import options
 from lvlm_radapt.cli.app import app, console
 from lvlm_radapt.cli.defending import defence_of
-from lvlm_radapt.cli.options import (
-    ConversationOption,
-    DefenceOption,
-    DefenceSetOption,
-    DeviceMapOption,
-    DeviceOption,
-    DtypeOption,
-    MaxPixelsOption,
-    ModelArgument,
-    QuantizeOption,
-)
 from lvlm_radapt.cli.placing import default_preset, place_of
 from lvlm_radapt.utils.bounds import MOST
 from lvlm_radapt.utils.errors import UserError
@@ -33,7 +23,7 @@ if TYPE_CHECKING:
 
 @app.command()
 def chat(
-    model: ModelArgument,
+    model: options.ModelArgument,
     image: Annotated[Path | None, typer.Option(help="The image to talk about; /image FILE shows another.")] = None,
     compare: Annotated[
         bool, typer.Option("--compare", help="The model without its defence and with it, side by side.")
@@ -43,15 +33,15 @@ def chat(
         str | None, typer.Option(help="For --web: whom to listen to; 127.0.0.1, this machine alone.")
     ] = None,
     port: Annotated[int | None, typer.Option(min=0, max=65535, help="For --web: 7860, 0 for any free one.")] = None,
-    defence: DefenceOption = None,
-    defence_set: DefenceSetOption = None,
+    defence: options.DefenceOption = None,
+    defence_set: options.DefenceSetOption = None,
     max_new_tokens: Annotated[int, typer.Option(min=1, max=MOST, help="The longest answer, in tokens.")] = 256,
-    device: DeviceOption = "auto",
-    device_map: DeviceMapOption = None,
-    dtype: DtypeOption = "auto",
-    quantize: QuantizeOption = None,
-    conversation: ConversationOption = None,
-    max_pixels: MaxPixelsOption = None,
+    device: options.DeviceOption = "auto",
+    device_map: options.DeviceMapOption = None,
+    dtype: options.DtypeOption = "auto",
+    quantize: options.QuantizeOption = None,
+    conversation: options.ConversationOption = None,
+    max_pixels: options.MaxPixelsOption = None,
 ) -> None:
     """Talk with MODEL about an image, attack the image, switch the defence, and see what it says then.
 

@@ -9,18 +9,9 @@ from typing import Annotated
 
 import typer
 
+from lvlm_radapt.cli import options
 from lvlm_radapt.cli.app import app, console
 from lvlm_radapt.cli.group import exit_unless_rank0
-from lvlm_radapt.cli.options import (
-    ConversationOption,
-    DeviceMapOption,
-    DeviceOption,
-    DtypeOption,
-    MaxPixelsOption,
-    ModelArgument,
-    QuantizeOption,
-    TowerOption,
-)
 from lvlm_radapt.cli.placing import place_of
 from lvlm_radapt.utils.errors import UserError
 
@@ -29,18 +20,18 @@ _FORMAT = "lvlm-radapt check"
 
 @app.command()
 def check(
-    model: ModelArgument,
+    model: options.ModelArgument,
     image: Annotated[Path | None, typer.Option(help="What it is shown.", show_default="a drawn one")] = None,
     written: Annotated[
         Path | None, typer.Option("--json", metavar="FILE", help="The checks and their numbers, as JSON.")
     ] = None,
-    tower: TowerOption = None,
-    device: DeviceOption = "auto",
-    device_map: DeviceMapOption = None,
-    dtype: DtypeOption = "auto",
-    quantize: QuantizeOption = None,
-    conversation: ConversationOption = None,
-    max_pixels: MaxPixelsOption = None,
+    tower: options.TowerOption = None,
+    device: options.DeviceOption = "auto",
+    device_map: options.DeviceMapOption = None,
+    dtype: options.DtypeOption = "auto",
+    quantize: options.QuantizeOption = None,
+    conversation: options.ConversationOption = None,
+    max_pixels: options.MaxPixelsOption = None,
 ) -> None:
     """Try MODEL before you measure with it: does it do here what it does in transformers, and can it be attacked?
 
@@ -56,8 +47,6 @@ def check(
         check_file(written, what="check", own=lambda head: f'"format": "{_FORMAT}"'.encode() in head)
     shown = None if image is None else open_image(image)
     place = place_of(device, dtype, quantize, device_map, max_pixels=max_pixels)
-    if dtype is None:
-        place["dtype"] = None  # the model's own
     found = []
     for one in self_check(model, {**place, "conversation": conversation, "tower": tower}, image=shown):
         found.append(one)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -12,11 +11,10 @@ from lvlm_radapt.cli.app import app, console
 from lvlm_radapt.cli.group import exit_unless_rank0
 from lvlm_radapt.cli.options import DeviceOption, DtypeOption, LogJsonOption, TableFormat
 from lvlm_radapt.cli.placing import default_preset, place_of
-from lvlm_radapt.cli.resuming import command_line, progress, resumable
+from lvlm_radapt.cli.resuming import command_line, resumable_progress
+from lvlm_radapt.cli.tables import print_table
 from lvlm_radapt.utils.bounds import MOST
 from lvlm_radapt.utils.errors import UserError
-from lvlm_radapt.utils.printing import readable
-from lvlm_radapt.utils.progress import JsonLines
 
 if TYPE_CHECKING:
     from lvlm_radapt.experiments.compare.preset import Comparison
@@ -93,7 +91,7 @@ def compare(
         early_exit=early_exit or None,
     )
     place = place_of(device, dtype, None, None)
-    with JsonLines.to(log_json) as log, resumable(command_line("--resume")), log.ended(), progress(log) as announce:
+    with resumable_progress(log_json) as announce:
         compared = run_comparison(
             chosen,
             out,
@@ -106,12 +104,7 @@ def compare(
         table = write_results(compared, out, command=command_line())
     if log_json == "-":
         return
-    if form == "markdown":
-        sys.stdout.write(readable(table.to_markdown()))
-    elif form == "csv":
-        sys.stdout.write(table.to_csv())
-    else:
-        console.print(table.to_rich())
+    print_table(table, form)
     console.tell(f"page: {out / 'comparison.html'}")
 
 

@@ -9,33 +9,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from lvlm_radapt.cli import options
 from lvlm_radapt.cli.app import app, console, progress_console
 from lvlm_radapt.cli.asking import attack_of, evaluation_of, protocol_of
 from lvlm_radapt.cli.defending import defence_of
 from lvlm_radapt.cli.group import Processes, is_first
-from lvlm_radapt.cli.options import (
-    DefenceOption,
-    DefenceSetOption,
-    DeviceMapOption,
-    DeviceOption,
-    DtypeOption,
-    EotDrawsOption,
-    Half,
-    LogJsonOption,
-    MaxPixelsOption,
-    ModelArgument,
-    NormOption,
-    PresetOption,
-    QuantizeOption,
-    ReportToOption,
-    SeedOption,
-    StepsOption,
-    TargetOption,
-    TextsOption,
-    Threat,
-    TokenizerOption,
-    TowerOption,
-)
 from lvlm_radapt.cli.placing import place_of
 from lvlm_radapt.cli.resuming import command_line, progress, resumable, saved_in
 from lvlm_radapt.cli.tables import print_tables
@@ -56,10 +34,8 @@ _API = "A model behind an API"
 
 @app.command("eval")
 def eval_(
-    model: ModelArgument,
-    task: Annotated[
-        str, typer.Option(help="coco, vqav2, textvqa, imagenet, flickr30k-retrieval ... (lvlm-radapt list tasks).")
-    ],
+    model: options.ModelArgument,
+    task: options.TaskOption,
     data: Annotated[Path, typer.Option(help="The task's data folder, or hf:OWNER/NAME of the Hugging Face hub.")],
     out: Annotated[Path, typer.Option("--out", "--output_path", help="The run folder.")],
     attack: Annotated[
@@ -69,7 +45,7 @@ def eval_(
         ),
     ] = None,
     threat: Annotated[
-        Threat | None,
+        options.Threat | None,
         typer.Option(help="adaptive: made through the defence; transfer: on the undefended model or --surrogate."),
     ] = None,
     surrogate: Annotated[
@@ -83,7 +59,7 @@ def eval_(
             help="Score the attacked images of this finished run or pack: its attack, samples, seed, preset; transfer.",
         ),
     ] = None,
-    target: TargetOption = None,
+    target: options.TargetOption = None,
     eps: Annotated[
         str | None,
         typer.Option(
@@ -92,8 +68,8 @@ def eval_(
             show_default="4/255",
         ),
     ] = None,
-    norm: NormOption = None,
-    steps: StepsOption = None,
+    norm: options.NormOption = None,
+    steps: options.StepsOption = None,
     attack_set: Annotated[
         list[str] | None,
         typer.Option(metavar="KEY=VALUE", help="A setting of --attack, such as severity=5; give it once for each."),
@@ -102,29 +78,30 @@ def eval_(
         int | None,
         typer.Option("--samples", "--limit", max=MOST, help="How many samples; the preset's number if left out."),
     ] = None,
-    seed: SeedOption = None,
-    preset: PresetOption = None,
-    batch_size: Annotated[int, typer.Option(min=1, max=MOST, help="Images at a time.")] = 32,
+    seed: options.SeedOption = None,
+    preset: options.PresetOption = None,
+    batch_size: options.BatchSizeOption = 32,
     chunk_size: Annotated[
         int, typer.Option(min=1, max=MOST, help="Samples of a unit of work; a kill costs at most one.")
     ] = 64,
-    tokenizer: TokenizerOption = "ptb",
-    defence: DefenceOption = None,
-    defence_set: DefenceSetOption = None,
-    eot_draws: EotDrawsOption = None,
-    tower: TowerOption = None,
-    texts: TextsOption = None,
-    device: DeviceOption = "auto",
-    device_map: DeviceMapOption = None,
-    dtype: DtypeOption = "auto",
+    tokenizer: options.TokenizerOption = "ptb",
+    defence: options.DefenceOption = None,
+    defence_set: options.DefenceSetOption = None,
+    eot_draws: options.EotDrawsOption = None,
+    tower: options.TowerOption = None,
+    texts: options.TextsOption = None,
+    device: options.DeviceOption = "auto",
+    device_map: options.DeviceMapOption = None,
+    dtype: options.DtypeOption = "auto",
     half: Annotated[
-        Half, typer.Option(help="Of an ensemble's first stages; auto: the attack's own on a GPU, none on a CPU.")
+        options.Half,
+        typer.Option(help="Of an ensemble's first stages; auto: the attack's own on a GPU, none on a CPU."),
     ] = "auto",
     early_exit: Annotated[
         bool, typer.Option("--early-exit", help="Adaptive e2e or ensemble: a sample leaves once its answer scores 0.")
     ] = False,
-    quantize: QuantizeOption = None,
-    max_pixels: MaxPixelsOption = None,
+    quantize: options.QuantizeOption = None,
+    max_pixels: options.MaxPixelsOption = None,
     base_url: Annotated[
         str | None,
         typer.Option(
@@ -147,8 +124,8 @@ def eval_(
         bool, typer.Option("--skip-missing", help="Leave samples without an image out; the run says how many.")
     ] = False,
     resume: Annotated[bool, typer.Option("--resume", help="Continue a run that was stopped.")] = False,
-    log_json: LogJsonOption = None,
-    report_to: ReportToOption = None,
+    log_json: options.LogJsonOption = None,
+    report_to: options.ReportToOption = None,
 ) -> None:
     """Score MODEL on a task, clean and under attack, into a run folder with a report.
 

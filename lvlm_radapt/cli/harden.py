@@ -7,21 +7,12 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from lvlm_radapt.cli import options
 from lvlm_radapt.cli.app import app, console
 from lvlm_radapt.cli.group import exit_unless_rank0
-from lvlm_radapt.cli.options import (
-    DeviceMapOption,
-    DeviceOption,
-    DtypeOption,
-    EpsOption,
-    LogJsonOption,
-    PresetOption,
-    QuantizeOption,
-)
 from lvlm_radapt.cli.placing import default_preset, place_of
-from lvlm_radapt.cli.resuming import command_line, progress, resumable
+from lvlm_radapt.cli.resuming import command_line, resumable_progress
 from lvlm_radapt.utils.bounds import MOST
-from lvlm_radapt.utils.progress import JsonLines
 
 if TYPE_CHECKING:
     from lvlm_radapt.experiments.harden.run import Prepared
@@ -37,7 +28,7 @@ def harden(
     data: Annotated[Path, typer.Option(help="The task's data folder: a third to choose on, the rest to score on.")],
     images: Annotated[Path, typer.Option(help="A folder of other images to train on; no labels are needed.")],
     out: Annotated[Path, typer.Option(help="A new or empty folder for runs, report.html and the model in hardened/.")],
-    eps: EpsOption = "4/255",
+    eps: options.EpsOption = "4/255",
     samples: Annotated[
         int | None,
         typer.Option(min=3, max=MOST, help="Of --data.", show_default="150 for embedded models, else the preset's"),
@@ -62,13 +53,13 @@ def harden(
     plan: Annotated[
         bool, typer.Option("--plan", help="Say what each stage takes in time and memory, and end there.")
     ] = False,
-    preset: PresetOption = None,
-    device: DeviceOption = "auto",
-    device_map: DeviceMapOption = None,
-    dtype: DtypeOption = "auto",
-    quantize: QuantizeOption = None,
+    preset: options.PresetOption = None,
+    device: options.DeviceOption = "auto",
+    device_map: options.DeviceMapOption = None,
+    dtype: options.DtypeOption = "auto",
+    quantize: options.QuantizeOption = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with a search that was stopped.")] = False,
-    log_json: LogJsonOption = None,
+    log_json: options.LogJsonOption = None,
 ) -> None:
     """Find a defence for MODEL that holds under attacks that know it, prove it on other images, and write the model.
 
@@ -96,7 +87,7 @@ def harden(
         also=also,
     )
     place = place_of(device, dtype, quantize, device_map, model=model)
-    with JsonLines.to(log_json) as log, resumable(command_line("--resume")), log.ended(), progress(log) as announce:
+    with resumable_progress(log_json) as announce:
         prepared = prepare(search, out, resume=resume, **place)
         few = judge(prepared.split.images[1], None, None, None)
         if few.word == "NO VERDICT":

@@ -26,6 +26,10 @@ ModelArgument = Annotated[
     str,
     typer.Argument(metavar="MODEL", help="An embedded name, a checkpoint or robustified folder, or a Hugging Face id."),
 ]
+TaskOption = Annotated[
+    str, typer.Option(help="coco, vqav2, textvqa, imagenet, flickr30k-retrieval ... (lvlm-radapt list tasks).")
+]
+BatchSizeOption = Annotated[int, typer.Option(min=1, max=MOST, help="Images at a time.")]
 DeviceOption = Annotated[str, typer.Option(help="cpu, cuda, cuda:1 ...; auto takes a GPU where there is one.")]
 DtypeOption = Annotated[
     Dtype,

@@ -38,6 +38,13 @@ def progress(log: JsonLines | None = None) -> AbstractContextManager[Announce]:
     return bars(progress_console, log)
 
 
+@contextmanager
+def resumable_progress(log_json: str | None) -> Iterator[Announce]:
+    """Progress of work that --resume goes on with, in the file of --log-json too."""
+    with JsonLines.to(log_json) as log, resumable(command_line("--resume")), log.ended(), progress(log) as announce:
+        yield announce
+
+
 def command_line(*more: str) -> str:
     arguments = sys.argv[1:]
     return shlex.join(["lvlm-radapt", *arguments, *(one for one in more if one not in arguments)])

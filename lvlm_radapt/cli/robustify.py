@@ -7,21 +7,10 @@ from typing import Annotated, Any
 
 import typer
 
+from lvlm_radapt.cli import options
 from lvlm_radapt.cli.anchors import LEARNED, AnchorChoice, made_anchor
 from lvlm_radapt.cli.app import app, console
 from lvlm_radapt.cli.group import exit_unless_rank0
-from lvlm_radapt.cli.options import (
-    Anchor,
-    ConversationOption,
-    DeviceMapOption,
-    DeviceOption,
-    DtypeOption,
-    MaxPixelsOption,
-    Mix,
-    ModelArgument,
-    QuantizeOption,
-    TowerOption,
-)
 from lvlm_radapt.cli.placing import default_preset, place_flags, place_of
 from lvlm_radapt.cli.replacing import ReplaceOption, replace_in
 from lvlm_radapt.utils.bounds import MOST
@@ -32,7 +21,7 @@ _LEARNED = "Learned anchor"
 
 @app.command()
 def robustify(
-    model: ModelArgument,
+    model: options.ModelArgument,
     out: Annotated[Path, typer.Option(help="A new or empty folder for what is written.")],
     cutoff: Annotated[
         float | None, typer.Option(help="D0 of the Gaussian filter, cycles per 224 px; above 0.", show_default="40")
@@ -42,10 +31,10 @@ def robustify(
         float | None, typer.Option(help="Weight of the anchor; 0 leaves it out.", show_default="1")
     ] = None,
     mix: Annotated[
-        Mix | None, typer.Option(help="(1 - alpha) r + alpha A, or r + alpha A.", show_default="interpolate")
+        options.Mix | None, typer.Option(help="(1 - alpha) r + alpha A, or r + alpha A.", show_default="interpolate")
     ] = None,
     anchor: Annotated[
-        Anchor | None,
+        options.Anchor | None,
         typer.Option(
             help="The encoder's own answer to white, a robust twin's, or a learned one.", show_default="white"
         ),
@@ -92,19 +81,19 @@ def robustify(
     tuned: Annotated[
         Path | None, typer.Option(help="The settings that this folder of `lvlm-radapt tune` recommends.")
     ] = None,
-    tower: TowerOption = None,
+    tower: options.TowerOption = None,
     export: Annotated[
         bool, typer.Option("--export", help="Write a whole model folder that needs transformers alone.")
     ] = False,
     fold: Annotated[
         bool, typer.Option("--fold", help="Write plain stock weights, for any server; images are filtered before.")
     ] = False,
-    device: DeviceOption = "auto",
-    device_map: DeviceMapOption = None,
-    dtype: DtypeOption = "auto",
-    quantize: QuantizeOption = None,
-    conversation: ConversationOption = None,
-    max_pixels: MaxPixelsOption = None,
+    device: options.DeviceOption = "auto",
+    device_map: options.DeviceMapOption = None,
+    dtype: options.DtypeOption = "auto",
+    quantize: options.QuantizeOption = None,
+    conversation: options.ConversationOption = None,
+    max_pixels: options.MaxPixelsOption = None,
 ) -> None:
     """Protect MODEL: write an adapter folder that every other command takes as a model.
 

@@ -10,6 +10,16 @@ from lvlm_radapt.cli.options import TableFormat
 from lvlm_radapt.utils.printing import readable
 
 
+def print_table(table: Any, form: TableFormat) -> None:
+    """A table on stdout. table: with `to_markdown`, `to_csv` and `to_rich`."""
+    if form == "markdown":
+        sys.stdout.write(readable(table.to_markdown()))
+    elif form == "csv":
+        sys.stdout.write(readable(table.to_csv()))
+    else:
+        console.print(table.to_rich())
+
+
 def print_tables(runs: list[Any], form: TableFormat = "table") -> None:
     """The comparison of `runs` on stdout, a table a preset, and recall in both directions where it was measured."""
     from eval_tasks.report.page import tables
@@ -18,12 +28,9 @@ def print_tables(runs: list[Any], form: TableFormat = "table") -> None:
     recalled = recall_rows(runs)  # a UserError before anything is printed
 
     for table in tables(runs).values():
+        print_table(table, form)
         if form == "markdown":
-            sys.stdout.write(readable(table.to_markdown()) + "\n")
-        elif form == "csv":
-            sys.stdout.write(readable(table.to_csv()))
-        else:
-            console.print(table.to_rich())
+            sys.stdout.write("\n")
     if recalled and form == "markdown":
         sys.stdout.write(readable(recall_markdown(recalled)))
     elif recalled and form == "table":

@@ -7,30 +7,18 @@ from typing import Annotated
 
 import typer
 
+from lvlm_radapt.cli import options
 from lvlm_radapt.cli.app import app, console
 from lvlm_radapt.cli.asking import attack_of, evaluation_of, protocol_of
 from lvlm_radapt.cli.group import exit_unless_rank0
-from lvlm_radapt.cli.options import (
-    DeviceMapOption,
-    DeviceOption,
-    DtypeOption,
-    EpsOption,
-    LogJsonOption,
-    ModelArgument,
-    PresetOption,
-    QuantizeOption,
-    SeedOption,
-    TowerOption,
-)
 from lvlm_radapt.cli.placing import place_of
-from lvlm_radapt.cli.resuming import command_line, progress, resumable
+from lvlm_radapt.cli.resuming import command_line, resumable_progress
 from lvlm_radapt.utils.bounds import MOST
-from lvlm_radapt.utils.progress import JsonLines
 
 
 @app.command()
 def tune(
-    model: ModelArgument,
+    model: options.ModelArgument,
     task: Annotated[str, typer.Option(help="What is asked of the calibration images (lvlm-radapt list tasks).")],
     data: Annotated[Path, typer.Option(help="The CALIBRATION data: never the images a score is reported on.")],
     out: Annotated[Path, typer.Option(help="A new or empty folder for runs, tune.json, figures and tune.html.")],
@@ -43,19 +31,19 @@ def tune(
         float, typer.Option(min=0, max=100, help="The price: percent of the undefended model's clean score.")
     ] = 2.0,
     attack: Annotated[str, typer.Option(help="A white-box attack (lvlm-radapt list attacks).")] = "e2e",
-    eps: EpsOption = "4/255",
+    eps: options.EpsOption = "4/255",
     steps: Annotated[int, typer.Option(min=1, max=MOST, help="Gradient steps.")] = 20,
     samples: Annotated[int, typer.Option(min=2, max=MOST, help="Calibration samples; more of them prove more.")] = 128,
-    seed: SeedOption = None,
-    preset: PresetOption = None,
-    batch_size: Annotated[int, typer.Option(min=1, max=MOST, help="Images at a time.")] = 32,
-    tower: TowerOption = None,
-    device: DeviceOption = "auto",
-    device_map: DeviceMapOption = None,
-    dtype: DtypeOption = "auto",
-    quantize: QuantizeOption = None,
+    seed: options.SeedOption = None,
+    preset: options.PresetOption = None,
+    batch_size: options.BatchSizeOption = 32,
+    tower: options.TowerOption = None,
+    device: options.DeviceOption = "auto",
+    device_map: options.DeviceMapOption = None,
+    dtype: options.DtypeOption = "auto",
+    quantize: options.QuantizeOption = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with a sweep that was stopped.")] = False,
-    log_json: LogJsonOption = None,
+    log_json: options.LogJsonOption = None,
 ) -> None:
     """Sweep filter and anchor settings of MODEL on a calibration set, and recommend one, if any is worth it.
 
@@ -72,7 +60,7 @@ def tune(
     place = place_of(device, dtype, quantize, device_map, model=model)
     plan = attack_of(attack, protocol, place, eps=eps, steps=steps)
     asked = evaluation_of(task, data, protocol, plan, samples=samples, seed=seed, batch_size=batch_size)
-    with JsonLines.to(log_json) as log, resumable(command_line("--resume")), log.ended(), progress(log) as announce:
+    with resumable_progress(log_json) as announce:
         found = run_tune(
             model,
             asked,

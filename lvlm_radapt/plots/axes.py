@@ -55,7 +55,7 @@ def bare(axes: Axes) -> None:
 def colour_bar(figure: Figure | SubFigure, axes: Any, shown: Any, label: str, text: str = TEXT) -> None:
     """A colour bar beside one axes, or beside several that share it."""
     bar = figure.colorbar(shown, ax=axes, fraction=0.046, pad=0.04)
-    bar.outline.set_visible(False)  # type: ignore[operator]
+    bar.outline.set_visible(False)
     bar.ax.tick_params(colors=text, length=0)
     bar.set_label(label, color=text)
 
