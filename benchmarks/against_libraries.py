@@ -29,7 +29,7 @@ from eval_tasks.data import load_task, open_image, select
 from eval_tasks.data.imagefolder import class_names
 from eval_tasks.run.environment import environment
 from lvlm_radapt import load_encoder
-from lvlm_radapt.embedded.dataset import write_scenes
+from lvlm_radapt.embedded.dataset import CLASSES, write_scenes
 from lvlm_radapt.models.base import PixelBatch
 from lvlm_radapt.models.zero_shot import ZeroShot
 from lvlm_radapt.utils.budget import parse_eps
@@ -49,6 +49,26 @@ class Classifier(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """The logits."""
         return self._zero_shot.logits(PixelBatch(x, self._meta * len(x)))
+
+
+def classification(
+    model: str, data: Path | None, images: int, seed: int, device: str
+) -> tuple[ZeroShot, PixelBatch, Tensor]:
+    """A zero-shot classifier, so many images on its canvas, and the number of each one's class, long [B].
+
+    data: an image folder; None for scenes. seed: draws the images.
+    """
+    with tempfile.TemporaryDirectory() as scratch:
+        if data is None:
+            write_scenes(Path(scratch) / "scenes", count=1, per_class=-(-images // 36))
+            data = Path(scratch) / "scenes" / CLASSES
+        samples = load_task("imagefolder", data)
+        chosen, _ = select(samples, images, seed)
+        names = class_names(samples)
+        encoder = load_encoder(model, device=device)
+        batch = encoder.pixels([open_image(s.image) for s in chosen])
+    y = torch.tensor([names.index(s.references[0]) for s in chosen], device=batch.x.device)
+    return ZeroShot(encoder, names), batch, y
 
 
 def ours(model: nn.Module, x: Tensor, y: Tensor, eps: float, steps: int, workers: int) -> dict[str, Attack]:
@@ -101,18 +121,8 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--device", default="cpu")
     args = parser.parse_args()
-    with tempfile.TemporaryDirectory() as scratch:
-        data = args.data
-        if data is None:
-            write_scenes(Path(scratch) / "scenes", count=2, per_class=-(-args.images // 36))
-            data = Path(scratch) / "scenes" / "classes"
-        samples = load_task("imagefolder", data)
-        chosen, _ = select(samples, args.images, 0)
-        names = class_names(samples)
-        encoder = load_encoder(args.model, device=args.device)
-        batch = encoder.pixels([open_image(s.image) for s in chosen])
-        model = Classifier(ZeroShot(encoder, names), batch).eval()
-    x, y = batch.x, torch.tensor([names.index(s.references[0]) for s in chosen], device=batch.x.device)
+    classifier, batch, y = classification(args.model, args.data, args.images, 0, args.device)
+    model, x = Classifier(classifier, batch).eval(), batch.x
     eps = parse_eps(args.eps)
     attacks = ours(model, x, y, eps, args.steps, max(2, cpu_workers(len(x))))
     attacks |= theirs(model, x, y, eps, args.steps)

@@ -11,22 +11,17 @@ from __future__ import annotations
 import argparse
 import datetime
 import statistics
-import tempfile
 from pathlib import Path
 
 import torch
+from against_libraries import classification
 from pyautoattack.autopgd_base import APGDAttack
 from torch import Tensor
 
 from attacks.classification import fooled
 from attacks.suite import SuiteSettings, run_suite
-from eval_tasks.data import load_task, open_image, select
-from eval_tasks.data.imagefolder import class_names
 from eval_tasks.run.environment import environment
-from lvlm_radapt import load_encoder
-from lvlm_radapt.embedded.dataset import CLASSES, write_scenes
 from lvlm_radapt.models.base import PixelBatch
-from lvlm_radapt.models.zero_shot import ZeroShot
 from lvlm_radapt.utils.budget import parse_eps
 
 
@@ -42,16 +37,7 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=50)
     parser.add_argument("--device", default="cpu")
     args = parser.parse_args()
-
-    with tempfile.TemporaryDirectory() as scratch:
-        data = args.data or _scenes(Path(scratch) / "scenes", args.images)
-        samples = load_task("imagefolder", data)
-        chosen, _ = select(samples, args.images)
-        names = class_names(samples)
-        encoder = load_encoder(args.model, device=args.device)
-        classifier = ZeroShot(encoder, names)
-        batch = encoder.pixels([open_image(s.image) for s in chosen])
-    y = torch.tensor([names.index(s.references[0]) for s in chosen], device=batch.x.device)
+    classifier, batch, y = classification(args.model, args.data, args.images, 42, args.device)
 
     def logits(x: Tensor, index: object = None) -> Tensor:
         return classifier.logits(PixelBatch(x, batch.meta[:1] * len(x)))
@@ -74,26 +60,21 @@ def main() -> None:
     for seed in range(args.seeds):
         for name, attack in (("ours", ours), ("theirs", theirs)):
             alive = 0
-            for first in range(0, len(chosen), args.batch_size):
+            for first in range(0, len(y), args.batch_size):
                 rows = slice(first, first + args.batch_size)
                 alive += attack(batch.x[rows], y[rows], 10_000 * seed + first)
-            left[name].append(100 * alive / len(chosen))
+            left[name].append(100 * alive / len(y))
     mean = {name: statistics.mean(values) for name, values in left.items()}
     difference = mean["ours"] - mean["theirs"]
     shown = {name: f"{mean[name]:.2f} ({', '.join(f'{v:.1f}' for v in values)})" for name, values in left.items()}
     env = environment()
     print("| date | model | torch | setting | ours, % left | official code | difference |")
     print(
-        f"| {datetime.date.today()} | {args.model} | {env['packages']['torch']} | {len(chosen)} images, {args.steps} "
+        f"| {datetime.date.today()} | {args.model} | {env['packages']['torch']} | {len(y)} images, {args.steps} "
         f"steps, {args.norm} {args.eps} | {shown['ours']} | {shown['theirs']} | {difference:+.2f} |"
     )
     if difference > 100 / 500:
         raise SystemExit(f"ours leaves {difference:.2f} points more than the official code: 0.2 is the limit")
-
-
-def _scenes(out: Path, images: int) -> Path:
-    write_scenes(out, count=1, per_class=-(-images // 36))
-    return out / CLASSES
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ import datetime
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import full_size
@@ -40,48 +41,84 @@ _GLM_TEXT = {
         "rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 0.5, "mrope_section": [8, 12, 12],
     }
 }  # fmt: skip
-RELEASED: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
-    "qwen2_vl": (
+
+
+@dataclass(frozen=True)
+class Released:
+    """A checkpoint, and what its language model, its tower and the whole have otherwise than transformers' defaults."""
+
+    called: str
+    text: dict[str, Any] = field(default_factory=dict)
+    vision: dict[str, Any] = field(default_factory=dict)
+    whole: dict[str, Any] = field(default_factory=dict)
+
+
+_SHAPE = {"hidden_size": 1152, "intermediate_size": 4304, "num_hidden_layers": 27, "num_attention_heads": 16}
+RELEASED = {
+    "qwen2_vl": Released(
         "Qwen2-VL-7B",
         {"hidden_size": 3584, "intermediate_size": 18944, "num_hidden_layers": 28, "num_attention_heads": 28,
          "num_key_value_heads": 4, "vocab_size": 152064},
         {"hidden_size": 3584},
     ),
-    "qwen3_vl": (
+    "qwen3_vl": Released(
         "Qwen3-VL-8B",
         {**_QWEN3_TEXT, "hidden_size": 4096, "intermediate_size": 12288, "num_hidden_layers": 36,
          "num_attention_heads": 32},
         {"out_hidden_size": 4096},
     ),
-    "qwen3_vl_moe": (
+    "qwen3_vl_moe": Released(
         "Qwen3-VL-30B-A3B",
         {**_QWEN3_TEXT, "num_key_value_heads": 4, "hidden_size": 2048, "num_hidden_layers": 48,
          "num_attention_heads": 32, "num_experts": 128, "num_experts_per_tok": 8, "moe_intermediate_size": 768},
         {"out_hidden_size": 2048},
     ),
-    "aya_vision": (
+    "aya_vision": Released(
         "Aya-Vision-8B",
         {"hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32, "num_attention_heads": 32,
          "num_key_value_heads": 8},
-        {"hidden_size": 1152, "intermediate_size": 4304, "num_hidden_layers": 27, "num_attention_heads": 16,
-         "image_size": 364, "patch_size": 14, "vision_use_head": False},
+        {**_SHAPE, "image_size": 364, "patch_size": 14, "vision_use_head": False},
     ),
-    "gemma3": (
+    "gemma3": Released(
         "Gemma-3-4B",
         {"hidden_size": 2560, "intermediate_size": 10240, "num_hidden_layers": 34, "num_attention_heads": 8,
          "num_key_value_heads": 4, "head_dim": 256},
-        {"hidden_size": 1152, "intermediate_size": 4304, "num_hidden_layers": 27, "num_attention_heads": 16,
-         "image_size": 896, "patch_size": 14},
+        {**_SHAPE, "image_size": 896, "patch_size": 14},
     ),
-    "gemma4": ("gemma4, defaults", {}, {"model_type": "gemma4_vision"}),
-    "qwen3_5": ("Qwen3.5-9B", {}, {"out_hidden_size": 4096}),
-    "qwen3_5_moe": ("Qwen3.5-35B-A3B", {}, {"out_hidden_size": 2048}),
-    "glm4v": ("GLM-4.1V-9B", _GLM_TEXT, {}),
-    "glm46v": ("GLM-4.6V-Flash", _GLM_TEXT, {}),
-    "glm4v_moe": ("GLM-4.5V", {**_GLM_TEXT, "head_dim": 128}, {}),
+    "gemma4": Released("gemma4, defaults", vision={"model_type": "gemma4_vision"}),
+    "qwen3_5": Released("Qwen3.5-9B", vision={"out_hidden_size": 4096}),
+    "qwen3_5_moe": Released("Qwen3.5-35B-A3B", vision={"out_hidden_size": 2048}),
+    "glm4v": Released("GLM-4.1V-9B", _GLM_TEXT),
+    "glm46v": Released("GLM-4.6V-Flash", _GLM_TEXT),
+    "glm4v_moe": Released("GLM-4.5V", {**_GLM_TEXT, "head_dim": 128}),
+    "idefics3": Released(
+        "Idefics3-8B",
+        {"model_type": "llama", "hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32,
+         "num_attention_heads": 32, "num_key_value_heads": 8, "vocab_size": 128259},
+        {**_SHAPE, "image_size": 364, "patch_size": 14},
+        {"scale_factor": 2},
+    ),
+    "smolvlm": Released(
+        "SmolVLM2-2.2B",
+        {"model_type": "llama", "hidden_size": 2048, "intermediate_size": 8192, "num_hidden_layers": 24,
+         "num_attention_heads": 32, "num_key_value_heads": 32, "vocab_size": 49280},
+        {**_SHAPE, "image_size": 384, "patch_size": 14},
+        {"scale_factor": 3},
+    ),
+    "llava over pixtral": Released(
+        "Pixtral-12B",
+        {"model_type": "mistral", "hidden_size": 5120, "intermediate_size": 14336, "num_hidden_layers": 40,
+         "num_attention_heads": 32, "num_key_value_heads": 8, "head_dim": 128, "vocab_size": 131072},
+        {"model_type": "pixtral", "image_size": 1024, "patch_size": 16},
+        {"vision_feature_layer": -1, "vision_feature_select_strategy": "full"},
+    ),
 }  # fmt: skip
-"""model_type -> a checkpoint, and what its language model and tower have otherwise than transformers' defaults. The
-others are counted at those defaults."""
+"""By model_type; the others are counted at transformers' defaults."""
+FULL_SIZE: dict[str, Callable[[Callable[[str], int]], tuple[str, Any]]] = {
+    "llava": lambda ids: ("LLaVA-1.5-7B", full_size.llava(ids("<|image_pad|>"))),
+    "qwen2_5_vl": lambda ids: ("Qwen2.5-VL-7B", full_size.qwen(ids)),
+}
+"""Those whose configuration names tokens."""
 
 
 class ShapesAlone(TorchDispatchMode):
@@ -159,9 +196,10 @@ def build(kind: str, family: Family) -> tuple[LVLM, str]:
     if kind in FULL_SIZE:
         called, config = FULL_SIZE[kind](ids)
     else:
-        called, text, vision = RELEASED.get(kind, (f"{kind}, defaults", {}, {}))
-        changed = {"text_config": text, "vision_config": vision}
-        config = hf_class.config_class(**{part: changes for part, changes in changed.items() if changes})
+        released = RELEASED.get(kind, Released(f"{kind}, defaults"))
+        called, parts = released.called, {"text_config": released.text, "vision_config": released.vision}
+        changed = {part: changes for part, changes in parts.items() if changes}
+        config = hf_class.config_class(**changed, **released.whole)
     config.image_token_id = ids("<|image_pad|>")
     for name, token in (("boi", "<boi>"), ("eoi", "<eoi>")):
         for kept in (f"{name}_token_index", f"{name}_token_id"):
@@ -172,47 +210,6 @@ def build(kind: str, family: Family) -> tuple[LVLM, str]:
     if any(map(_is_experts, hf.modules())):
         hf.set_experts_implementation("batched_mm")  # the routing has no numbers: every token its number of experts
     return family.build(hf, tokenizer, _image_processor(family, config), name=called), called
-
-
-_SHAPE = {
-    "hidden_size": 1152, "intermediate_size": 4304, "num_hidden_layers": 27, "num_attention_heads": 16,
-    "patch_size": 14,
-}  # fmt: skip
-"""Of the vision tower of Idefics3-8B and SmolVLM2-2.2B."""
-
-
-def _idefics3(ids: Callable[[str], int]) -> tuple[str, Any]:
-    text = {"model_type": "llama", "hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32,
-            "num_attention_heads": 32, "num_key_value_heads": 8, "vocab_size": 128259}  # fmt: skip
-    return "Idefics3-8B", transformers.Idefics3Config(
-        text_config=text, vision_config={**_SHAPE, "image_size": 364}, scale_factor=2
-    )
-
-
-def _smolvlm(ids: Callable[[str], int]) -> tuple[str, Any]:
-    text = {"model_type": "llama", "hidden_size": 2048, "intermediate_size": 8192, "num_hidden_layers": 24,
-            "num_attention_heads": 32, "num_key_value_heads": 32, "vocab_size": 49280}  # fmt: skip
-    return "SmolVLM2-2.2B", transformers.SmolVLMConfig(
-        text_config=text, vision_config={**_SHAPE, "image_size": 384}, scale_factor=3
-    )
-
-
-def _pixtral(ids: Callable[[str], int]) -> tuple[str, Any]:
-    text = {"model_type": "mistral", "hidden_size": 5120, "intermediate_size": 14336, "num_hidden_layers": 40,
-            "num_attention_heads": 32, "num_key_value_heads": 8, "head_dim": 128, "vocab_size": 131072}  # fmt: skip
-    vision = {"model_type": "pixtral", "image_size": 1024, "patch_size": 16}
-    return "Pixtral-12B", transformers.LlavaConfig(
-        text_config=text, vision_config=vision, vision_feature_layer=-1, vision_feature_select_strategy="full"
-    )
-
-
-FULL_SIZE: dict[str, Callable[[Callable[[str], int]], tuple[str, Any]]] = {
-    "idefics3": _idefics3,
-    "llava over pixtral": _pixtral,
-    "smolvlm": _smolvlm,
-    "llava": lambda ids: ("LLaVA-1.5-7B", full_size.llava(ids("<|image_pad|>"))),
-    "qwen2_5_vl": lambda ids: ("Qwen2.5-VL-7B", full_size.qwen(ids)),
-}
 
 
 def _image_processor(family: Family, config: Any) -> Any:

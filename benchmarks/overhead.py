@@ -10,15 +10,14 @@ from __future__ import annotations
 
 import argparse
 import datetime
-import platform
 import statistics
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 import torch
 import transformers
 
+from eval_tasks.run.environment import environment
 from lvlm_radapt.defences.radapt.config import RAdaptConfig
 from lvlm_radapt.defences.radapt.modules import AnchorMix, GaussianFilter
 
@@ -33,17 +32,6 @@ def median_ms(work: Callable[[], object], repeats: int, device: torch.device) ->
             torch.cuda.synchronize(device)
         times.append(1000 * (time.perf_counter() - start))
     return statistics.median(times[1:])
-
-
-def hardware(device: torch.device) -> str:
-    """The processor's name as the system gives it, and the threads torch uses on it."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    cpuinfo = Path("/proc/cpuinfo")
-    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    name = names[0] if names else platform.processor() or platform.machine()
-    return f"{name}, {torch.get_num_threads()} threads"
 
 
 def main() -> None:
@@ -77,10 +65,12 @@ def main() -> None:
         filtering = median_ms(lambda: low_pass(pixels), options.repeats, options.device)
         mixing = median_ms(lambda: mix(attention), options.repeats, options.device)
     share = 100 * (filtering + mixing) / whole
+    where = environment()
+    hardware = where["gpu"] if options.device.type == "cuda" else f"{where['cpu']}, {where['threads']} threads"
     print("| date | hardware | torch | batch | tower ms | filter ms | anchor ms | share % |")
     print("|---|---|---|---|---|---|---|---|")
     print(
-        f"| {datetime.date.today()} | {hardware(options.device)} | {torch.__version__} | {options.batch} "
+        f"| {datetime.date.today()} | {hardware} | {torch.__version__} | {options.batch} "
         f"| {whole:.1f} | {filtering:.2f} | {mixing:.2f} | {share:.2f} |"
     )
 

@@ -101,10 +101,8 @@ def combinations(out: Path) -> Iterator[tuple[str, list[str]]]:
                 "--seed",
                 "42",
             ]
-            yield (
-                f"{model}-{defence}-{task}-none",
-                [*common, "--out", str(out / "runs" / f"{model}-{defence}-{task}-none")],
-            )
+            name = f"{model}-{defence}-{task}-none"
+            yield name, [*common, "--out", str(out / "runs" / name)]
             for attack in attacks:
                 for threat in ("adaptive", "transfer") if attack != "noise" else (None,):
                     name = f"{model}-{defence}-{task}-{attack}-{threat or 'control'}"

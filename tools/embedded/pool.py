@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 from lvlm_radapt.embedded import scenes
 from tools.embedded.build import CLIP_MEAN, CLIP_STD, PATCH
+from tools.embedded.training_run import save_whole
 
 VARIANTS = 3  # times every question type is asked anew of a scene
 # classes of a patch: shape, colour, size (each with "nothing"), word (with "no sign"), background
@@ -139,6 +140,5 @@ def cached(count: int, seed: int, size: tuple[int, int], workers: int, folder: P
         return Pool(**torch.load(path, weights_only=False))  # our own file of a moment ago, never a download
     pool = draw(count, seed, size, workers)
     folder.mkdir(parents=True, exist_ok=True)
-    torch.save(vars(pool), path.with_suffix(".tmp"))
-    path.with_suffix(".tmp").rename(path)
+    save_whole(vars(pool), path)
     return pool

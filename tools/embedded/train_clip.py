@@ -24,7 +24,7 @@ from lvlm_radapt.utils.errors import UserError
 from tools.embedded import build
 from tools.embedded.altered import altered_captions, describe
 from tools.embedded.pool import augment, cached
-from tools.embedded.training_run import Run
+from tools.embedded.training_run import Run, save_whole
 
 SCENES = 20_000  # of the pool; they are seen with one augmentation each
 NEGATIVES = 7  # altered captions of every scene, a step
@@ -165,6 +165,5 @@ def _states(args: argparse.Namespace, model: Any) -> Tensor:
             parts.append(penultimate(model, x).to(torch.float16))
         print(f"states {start + len(x)}/{min(len(pool), SCENES)}", flush=True)
     states = torch.cat(parts)
-    torch.save(states, path.with_suffix(".tmp"))
-    path.with_suffix(".tmp").rename(path)
+    save_whole(states, path)
     return states

@@ -6,6 +6,7 @@ import argparse
 import math
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -29,6 +30,12 @@ def _split(modules: dict[str, nn.Module]) -> tuple[list[nn.Parameter], list[nn.P
                 inner = parameter.ndim == 2 and ("layers." in name or "blocks." in name)
                 (matrices if inner else rest).append(parameter)
     return matrices, rest
+
+
+def save_whole(content: object, path: Path) -> None:
+    """The file, whole or not at all."""
+    torch.save(content, path.with_suffix(".tmp"))
+    path.with_suffix(".tmp").rename(path)
 
 
 class Run:
@@ -82,5 +89,4 @@ class Run:
             state: dict[str, Any] = {name: m.state_dict() for name, m in self.modules.items()}
             state |= {f"optimiser{i}": o.state_dict() for i, o in enumerate(self.optimisers)}
             state["step"] = self.step
-            torch.save(state, self.path.with_suffix(".tmp"))
-            self.path.with_suffix(".tmp").rename(self.path)
+            save_whole(state, self.path)
