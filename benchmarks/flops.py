@@ -13,9 +13,9 @@ from __future__ import annotations
 import argparse
 import datetime
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import full_size
@@ -43,14 +43,13 @@ _GLM_TEXT = {
 }  # fmt: skip
 
 
-@dataclass(frozen=True)
-class Released:
+class Released(NamedTuple):
     """A checkpoint, and what its language model, its tower and the whole have otherwise than transformers' defaults."""
 
     called: str
-    text: dict[str, Any] = field(default_factory=dict)
-    vision: dict[str, Any] = field(default_factory=dict)
-    whole: dict[str, Any] = field(default_factory=dict)
+    text: Mapping[str, Any] = MappingProxyType({})
+    vision: Mapping[str, Any] = MappingProxyType({})
+    whole: Mapping[str, Any] = MappingProxyType({})
 
 
 _SHAPE = {"hidden_size": 1152, "intermediate_size": 4304, "num_hidden_layers": 27, "num_attention_heads": 16}

@@ -33,8 +33,8 @@ def test_a_step_costs_what_its_parts_do(flops: Any, kind: str) -> None:
 
 def test_work_that_is_not_needed_shows(flops: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of a model with experts and recurrent layers, cut to four layers: the last MLP at all positions."""
-    name, text, vision = flops.RELEASED["qwen3_5_moe"]
-    small = (name, {**text, "num_hidden_layers": 4}, {**vision, "depth": 2})
+    whole = flops.RELEASED["qwen3_5_moe"]
+    small = whole._replace(text={**whole.text, "num_hidden_layers": 4}, vision={**whole.vision, "depth": 2})
     monkeypatch.setitem(flops.RELEASED, "qwen3_5_moe", small)
     family = lvlm_families()["qwen3_5_moe"]
     model, called = flops.build("qwen3_5_moe", family)
