@@ -27,20 +27,27 @@ def check_cost(trial: Trial) -> Iterator[Check]:
 
     with FlopCounterMode(display=False) as counter:
         step()
-    if cuda:
-        torch.cuda.reset_peak_memory_stats(trial.model.device)
+    reset_peak(trial.model.device)
     begun = time.monotonic()
     step()
     seconds, flop = time.monotonic() - begun, counter.get_total_flops() / 1e12
-    held = torch.cuda.max_memory_allocated(trial.model.device) if cuda else _resident()
+    held = peak_memory(trial.model.device)
     memory = "memory not told here" if held is None else f"{held / 1e9:.2f} GB {'on the GPU' if cuda else 'in all'}"
     size = trial.model.size_words(trial.batch)
     said = f"{seconds:.3g} s, {flop:.3g} TFLOP, {memory}, for one image ({size})"
     yield checked(NAMES[0], True, said, seconds=seconds, tflop=flop, memory_bytes=held)
 
 
-def _resident() -> int | None:
-    """The most memory that this process has held, in bytes; None where the system does not tell."""
+def reset_peak(device: torch.device) -> None:
+    """Begin to watch a GPU's memory anew."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+
+
+def peak_memory(device: torch.device) -> int | None:
+    """The most bytes held: on a GPU since `reset_peak`, elsewhere by this process; None where no system tells."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
     try:
         import resource
     except ImportError:

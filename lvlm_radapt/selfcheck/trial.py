@@ -88,13 +88,13 @@ def outputs_of(module: torch.nn.Module, *, first: bool) -> Iterator[list[Tensor]
         handle.remove()
 
 
-def photo_like(width: int = 640, height: int = 480) -> Image.Image:
-    """An image with what photos have: slow shades, edges, fine grain."""
+def photo_like() -> Image.Image:
+    """An image of 640x480 with what photos have: slow shades, edges, fine grain."""
     rng = np.random.default_rng(0)
-    y, x = np.mgrid[0:height, 0:width] / 64
+    y, x = np.mgrid[0:480, 0:640] / 64
     shade = sum(np.sin(a * x + b * y + c) for a, b, c in rng.normal(0, 0.6, (6, 3)))
     colours = np.stack([110 + 22 * shade + 30 * np.sin(x + k) for k in range(3)], -1)
     for left, top, wide, high, *colour in rng.integers(0, 255, (12, 7)):
         colours[top : top + high // 2, 2 * left : 2 * left + wide // 2] = colour
-    grain = rng.normal(0, 6, (height, width, 1))
+    grain = rng.normal(0, 6, (480, 640, 1))
     return Image.fromarray(np.clip(colours + grain, 0, 255).astype(np.uint8))

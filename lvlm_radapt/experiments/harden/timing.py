@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import itertools
-import resource
 import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from statistics import median
 from typing import Any
-
-import torch
 
 from eval_tasks.audit.build_target import on_one_canvas
 from eval_tasks.config.presets import FinetuneRecipe
@@ -22,6 +19,7 @@ from eval_tasks.tasks.base import TaskRun
 from lvlm_radapt.experiments.harden.inputs import check_clean
 from lvlm_radapt.experiments.harden.plan import Costs
 from lvlm_radapt.models.base import PixelModel
+from lvlm_radapt.selfcheck.cost import peak_memory, reset_peak
 from lvlm_radapt.training.finetune import FinetuneSettings, finetune
 from lvlm_radapt.training.labelled import TrainingImages
 from lvlm_radapt.training.learned_anchor import PROBE_STEPS, PROBES, LearnSettings
@@ -45,7 +43,7 @@ def time_steps(
     samples, pixels = on_one_canvas(model, selection.samples[: options.batch_size], options.seed)
     run = asked.task.bind(model, selection.everything, selection.samples, batch_size=options.batch_size)
     run.check(attack, samples)
-    _begin(model)
+    reset_peak(model.device)
     started = time.monotonic()
     scores = run.grade(run.answers(pixels, samples), samples)
     answer = (time.monotonic() - started) / len(samples)
@@ -55,10 +53,10 @@ def time_steps(
     started = time.monotonic()
     run.craft(pixels, samples, short, seeds=seeds)
     step = (time.monotonic() - started) / _STEPS / len(samples)
-    attack_memory = _peak(model)
-    _begin(model)
+    attack_memory = peak_memory(model.device) or 0
+    reset_peak(model.device)
     tuning = _training_step(model, files, recipe)
-    return costs_of(step, answer, tuning, recipe, (attack_memory, _peak(model)))
+    return costs_of(step, answer, tuning, recipe, (attack_memory, peak_memory(model.device) or 0))
 
 
 def answer_seconds(model: PixelModel, plain: PixelModel, asked: Evaluation) -> tuple[float, float]:
@@ -113,15 +111,3 @@ def _training_step(model: PixelModel, files: Sequence[Path], recipe: FinetuneRec
     short = recipe.changed(steps=_STEPS + 1, probe_every=_STEPS + 1)  # a probe follows the last step alone
     finetune(model, images, FinetuneSettings("fare", short, features="tokens", rank=RANK), announce=announce)
     return min(after - before for before, after in itertools.pairwise(moments[: _STEPS + 1]))
-
-
-def _begin(model: PixelModel) -> None:
-    if model.device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(model.device)
-
-
-def _peak(model: PixelModel) -> int:
-    """Peak bytes since `_begin` on a GPU, of the whole process on a CPU."""
-    if model.device.type == "cuda":
-        return torch.cuda.max_memory_allocated(model.device)
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
