@@ -23,6 +23,7 @@ from lvlm_radapt.analysis.passes import layer_rows
 from lvlm_radapt.analysis.spectrum import kernel_spectrum, mean_magnitude, radial_profile
 from lvlm_radapt.experiments.mixing import Mixed
 from lvlm_radapt.models.base import PixelBatch
+from lvlm_radapt.towers import find_tower
 from lvlm_radapt.training.images import canvas_batches, load_pixels
 from lvlm_radapt.utils.errors import UserError
 
@@ -96,7 +97,7 @@ def attacked(
 
 def kernels(mixed: Mixed) -> dict[str, Any]:
     """{"unit", "standard", "robust", "shift"}: [p, p] mean magnitudes, and robust minus standard."""
-    standard, robust = (kernel_spectrum(_tower(mixed, parts)) for parts in ((), mixed.parts))
+    standard, robust = (kernel_spectrum(find_tower(mixed.take(parts).hf)) for parts in ((), mixed.parts))
     mixed.take(())
     return {
         "unit": "mean magnitude of the orthonormal FFT of the kernels; axes in cycles per patch, 0 in the centre",
@@ -160,8 +161,3 @@ def _spread(maps: Sequence[Tensor]) -> float | None:
     alike = [one for one in maps if tuple(one.shape) == grid]
     mean = torch.stack([one / one.sum() for one in alike]).mean(0)
     return sum(moved(one, mean) for one in alike) / count
-
-
-def _tower(mixed: Mixed, parts: Sequence[str]) -> Any:
-    mixed.take(parts)
-    return mixed.tower

@@ -10,7 +10,7 @@ runs/, runs-shifted/  a run folder for each step and threat model of the replace
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +19,14 @@ from matplotlib.figure import Figure
 from attacks.eps import budget_text
 from eval_tasks.crafting.embedding import Embedding
 from eval_tasks.report.html_templates import write_json, write_text
+from eval_tasks.report.table_formats import METRICS
 from eval_tasks.run.environment import environment
 from eval_tasks.run.options import Evaluation
 from eval_tasks.run.threads import on_recorded_threads
 from lvlm_radapt.analysis import measure
 from lvlm_radapt.analysis.page import analysis_page
 from lvlm_radapt.experiments.mixing import Mixed
-from lvlm_radapt.experiments.replacement import Curve, replacement
+from lvlm_radapt.experiments.replacement import replacement
 from lvlm_radapt.models.base import PixelModel
 from lvlm_radapt.plots import analysis as plots
 from lvlm_radapt.plots.axes import png
@@ -36,7 +37,6 @@ from lvlm_radapt.utils.text_table import TextTable
 from lvlm_radapt.utils.writing import write_whole, writing
 
 SCHEMA = 1
-METRICS = {"accuracy": "zero-shot accuracy, %", "vqa_accuracy": "VQA accuracy, %", "cider": "CIDEr x100"}
 _TABLES = ("cka", "kernels", "perturbations", "attention", "replacement")
 OURS = frozenset(
     {"analysis.json", "index.html", "figures", "runs", "runs-shifted", *(f"{name}.csv" for name in _TABLES)}
@@ -118,17 +118,17 @@ def analyse(
     return document
 
 
-def _curves(mixed: Mixed, asked: AnalysisSettings, out: Path, announce: Announce) -> dict[str, Curve]:
+def _curves(mixed: Mixed, asked: AnalysisSettings, out: Path, announce: Announce) -> dict[str, Any]:
     """By folder of their runs."""
     wanted = {"runs": asked.scored, "runs-shifted": asked.shifted}
-    curves = {}
-    for name, settings in wanted.items():
-        if settings is not None:
-            curves[name] = replacement(mixed, settings, out / name, command=asked.command, announce=announce)
-    return curves
+    return {
+        name: replacement(mixed, settings, out / name, command=asked.command, announce=announce)
+        for name, settings in wanted.items()
+        if settings is not None
+    }
 
 
-def _described(asked: AnalysisSettings, curves: Mapping[str, Curve]) -> dict[str, Any] | None:
+def _described(asked: AnalysisSettings, curves: Mapping[str, Any]) -> dict[str, Any] | None:
     if not curves or asked.scored is None or asked.scored.attack is None:
         return None
     plan = asked.scored.attack
@@ -137,16 +137,7 @@ def _described(asked: AnalysisSettings, curves: Mapping[str, Curve]) -> dict[str
         "preset": asked.scored.protocol.name,
         "attack": {**plan.to_dict(), "eps_text": budget_text(plan.eps, plan.norm)},
         "transfer": "images crafted on the original model in a run of their own, shown to each mix",
-        "curves": {
-            name: {
-                "data": curve.data,
-                "metric": curve.metric,
-                "n": curve.n,
-                "notes": [*curve.notes],
-                "rows": [asdict(row) for row in curve.rows],
-            }
-            for name, curve in curves.items()
-        },
+        "curves": curves,
     }
 
 

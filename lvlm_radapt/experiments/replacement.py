@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from eval_tasks.run.options import Evaluation
 from eval_tasks.run.records import Run
@@ -12,41 +12,16 @@ from lvlm_radapt.experiments.mixing import Mixed
 from lvlm_radapt.utils.progress import Announce
 
 
-@dataclass(frozen=True)
-class Score:
-    """Mean over the samples in the metric's unit (percent, CIDEr x100) and the ends of its 95 % interval."""
-
-    value: float
-    low: float
-    high: float
-
-
-@dataclass(frozen=True)
-class Row:
-    """One step. transfer: on images crafted on the original model; adaptive: on those crafted on this very mix."""
-
-    step: str
-    clean: Score
-    transfer: Score
-    adaptive: Score
-
-
-@dataclass(frozen=True)
-class Curve:
-    """All steps on one data set; `n` samples each. note: what the runs say of their samples, if anything."""
-
-    data: str
-    metric: str
-    n: int
-    rows: tuple[Row, ...]
-    notes: tuple[str, ...]
-
-
-def replacement(mixed: Mixed, settings: Evaluation, out: Path, *, command: str, announce: Announce) -> Curve:
+def replacement(mixed: Mixed, settings: Evaluation, out: Path, *, command: str, announce: Announce) -> dict[str, Any]:
     """Score every step into run folders under `out`, which are resumed where they are there already.
 
     settings: one evaluation with an adaptive attack; both threat models see the same samples, budget and steps. The
     transfer images are made once, on the original model, in a run of their own.
+
+    Returns JSON values: the data, their metric and n, what the runs say of their samples (notes), and rows of a step
+    and its scores. A score is value, low and high: the mean over the samples in the metric's unit (percent, CIDEr
+    x100) and the ends of its 95 % interval. transfer: on images crafted on the original model; adaptive: on those
+    crafted on this very mix.
 
     UserError as for `eval_tasks.run.evaluate.evaluate`, also for folders of other settings.
     """
@@ -70,20 +45,27 @@ def replacement(mixed: Mixed, settings: Evaluation, out: Path, *, command: str, 
     mixed.take(())
     adaptive = {name: sweep.runs[name, "", "adaptive", ""] for name in names}
     rows = [
-        Row(
-            name,
-            _score(adaptive[name], "clean"),
-            _score(sweep.runs[name, "", "transfer", ""], "adversarial"),
-            _score(adaptive[name], "adversarial"),
-        )
+        {
+            "step": name,
+            "clean": _score(adaptive[name], "clean"),
+            "transfer": _score(sweep.runs[name, "", "transfer", ""], "adversarial"),
+            "adaptive": _score(adaptive[name], "adversarial"),
+        }
         for name in names
     ]
     told = [str(note) for run in adaptive.values() for note in run.metrics["notes"]]
     notes = dict.fromkeys(note for note in told if "attack" in note or "failed" in note)
     last = adaptive[names[-1]].metrics
-    return Curve(str(settings.options.data), str(last["metric"]), int(last["n"]), tuple(rows), tuple(notes))
+    return {
+        "data": str(settings.options.data),
+        "metric": last["metric"],
+        "n": last["n"],
+        "notes": [*notes],
+        "rows": rows,
+    }
 
 
-def _score(run: Run, column: str) -> Score:
+def _score(run: Run, column: str) -> dict[str, float]:
     found = run.metrics[column]
-    return Score(float(found[run.metrics["metric"]]), *(float(end) for end in found["ci95"]))
+    low, high = map(float, found["ci95"])
+    return {"value": float(found[run.metrics["metric"]]), "low": low, "high": high}

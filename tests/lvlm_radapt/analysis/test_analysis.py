@@ -306,17 +306,17 @@ def test_the_curve_ends_in_the_runs_of_the_two_pure_models(
     score = partial(replacement, command="", announce=lambda *_: lambda done, _: told.append(done))
     curve = score(mixed, asked, tmp_path / "runs")
     assert sum(told) == 2 * 4 * len(mixed.steps())
-    assert (curve.metric, curve.n, len(curve.rows)) == ("accuracy", 4, 3)
+    assert (curve["metric"], curve["n"], len(curve["rows"])) == ("accuracy", 4, 3)
     for name, path, row, folder in zip(
         ("mine", "twin"),
         twins,
-        (curve.rows[0], curve.rows[-1]),
+        (curve["rows"][0], curve["rows"][-1]),
         ("00-original-adaptive", "02-full-adaptive"),
         strict=True,
     ):
         pure = run_evaluation(str(path), asked, tmp_path / name, announce=lambda _t, _n: lambda _d, _r: None)
-        assert row.clean.value == pure.metrics["clean"]["accuracy"]
-        assert row.adaptive.value == pure.metrics["adversarial"]["accuracy"]
+        assert row["clean"]["value"] == pure.metrics["clean"]["accuracy"]
+        assert row["adaptive"]["value"] == pure.metrics["adversarial"]["accuracy"]
         for record in pure.samples:
             ours = RunFolder(tmp_path / "runs" / folder).load_image(record.id)
             assert torch.equal(ours, RunFolder(pure.path).load_image(record.id))
