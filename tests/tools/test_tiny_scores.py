@@ -158,7 +158,7 @@ def test_embeddings_are_those_of_the_whole_model(pair: tuple[Any, Any]) -> None:
     model, llava = pair
     x = torch.randn(2, 3, 112, 112)
     with torch.no_grad():
-        hidden = train_clip.penultimate(model, x)
+        hidden = train_clip.penultimate(model.vision_model, x)
         whole = model.vision_model(x, output_hidden_states=True)
         read = llava.model.vision_tower(x, output_hidden_states=True).hidden_states[-2]
         ours = train_clip.embed_image(model, hidden)

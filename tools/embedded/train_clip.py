@@ -25,6 +25,7 @@ from tools.embedded import build
 from tools.embedded.altered import altered_captions, describe
 from tools.embedded.pool import augment, cached
 from tools.embedded.training_run import Run, save_whole
+from tools.embedded.vision import penultimate
 
 SCENES = 20_000  # of the pool; they are seen with one augmentation each
 NEGATIVES = 7  # altered captions of every scene, a step
@@ -77,16 +78,6 @@ def check_locked(model: Any, llava: Any) -> None:
     for name, ours in model.vision_model.named_parameters():
         if not ours.requires_grad and not torch.equal(ours.half(), theirs[name].half()):
             raise RuntimeError(f"{name} is not tiny-llava's: was training resumed on another one?")
-
-
-def penultimate(model: Any, pixels: Tensor) -> Tensor:
-    """[B, 1 + patches, D] hidden layer -2, the one that LLaVA reads. pixels: normalised [B, 3, H, W]."""
-    tower = model.vision_model
-    hidden = tower.pre_layrnorm(tower.embeddings(pixels))
-    for layer in tower.encoder.layers[:-1]:
-        hidden = layer(hidden, attention_mask=None)
-        hidden = hidden[0] if isinstance(hidden, tuple) else hidden
-    return hidden
 
 
 def embed_image(model: Any, hidden: Tensor) -> Tensor:
@@ -162,7 +153,7 @@ def _states(args: argparse.Namespace, model: Any) -> Tensor:
         generator = torch.Generator().manual_seed(args.seed * 1_000_003 + start)
         x = augment(pool.images[start : min(start + 500, SCENES)], generator, rng)
         with torch.no_grad():
-            parts.append(penultimate(model, x).to(torch.float16))
+            parts.append(penultimate(model.vision_model, x).to(torch.float16))
         print(f"states {start + len(x)}/{min(len(pool), SCENES)}", flush=True)
     states = torch.cat(parts)
     save_whole(states, path)

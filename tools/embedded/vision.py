@@ -14,6 +14,16 @@ from tools.embedded import build, packing
 Frame = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]  # mask, positions, ids before, ids after
 
 
+def penultimate(tower: Any, pixels: torch.Tensor) -> torch.Tensor:
+    """[B, 1 + patches, D] hidden layer -2 of a CLIP tower, the one that LLaVA reads. pixels: normalised
+    [B, 3, H, W]."""
+    hidden = tower.pre_layrnorm(tower.embeddings(pixels))
+    for layer in tower.encoder.layers[:-1]:
+        hidden = layer(hidden, attention_mask=None)
+        hidden = hidden[0] if isinstance(hidden, tuple) else hidden
+    return hidden
+
+
 class LlavaVision(nn.Module):
     """(patches [B,N,D], CLS [B,D], image tokens [B,N,D]) up to the layer the LM reads."""
 
@@ -23,11 +33,7 @@ class LlavaVision(nn.Module):
 
     def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor]:
         model = self.held[0].model
-        tower = model.vision_tower
-        hidden = tower.pre_layrnorm(tower.embeddings(x))
-        for layer in tower.encoder.layers[:-1]:
-            hidden = layer(hidden, attention_mask=None)
-            hidden = hidden[0] if isinstance(hidden, tuple) else hidden
+        hidden = penultimate(model.vision_tower, x)
         patches = hidden[:, 1:]
         return patches, hidden[:, 0], model.multi_modal_projector(patches)
 
