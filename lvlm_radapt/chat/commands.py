@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, TypeAlias
+from typing import Any, Literal, TypeAlias, get_args
 
 from lvlm_radapt.utils.budget import check_8bit_budget, parse_eps
 from lvlm_radapt.utils.errors import UserError
@@ -147,9 +147,9 @@ def _attack(rest: str) -> Attack:
     return Attack(
         eps=parse_eps(given.get("eps", "4/255")),
         steps=_steps(given.get("steps", "20")),
-        on=_side(given["on"]) if "on" in given else None,
+        on=_one_of(Side, "on", given["on"]) if "on" in given else None,
         target=_target(given["target"]) if "target" in given else None,
-        loss=_loss(given.get("loss", "e2e")),
+        loss=_one_of(Loss, "loss", given.get("loss", "e2e")),
     )
 
 
@@ -159,20 +159,11 @@ def _steps(text: str) -> int:
     return int(text)
 
 
-def _side(text: str) -> Side:
-    if text == "plain":
-        return "plain"
-    if text == "defended":
-        return "defended"
-    raise UserError(f"/attack: on must be plain or defended, got {text[:40]!r}")
-
-
-def _loss(text: str) -> Loss:
-    if text == "e2e":
-        return "e2e"
-    if text == "embedding":
-        return "embedding"
-    raise UserError(f"/attack: loss must be e2e or embedding, got {text[:40]!r}")
+def _one_of(known: Any, key: str, text: str) -> Any:
+    """`text`, if it is one of the words of the Literal `known`."""
+    if text not in get_args(known):
+        raise UserError(f"/attack: {key} must be {' or '.join(get_args(known))}, got {text[:40]!r}")
+    return text
 
 
 def _target(text: str) -> str:
