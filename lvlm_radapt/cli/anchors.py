@@ -22,8 +22,6 @@ if TYPE_CHECKING:
 
 
 IMAGES = 2000  # as many as the paper learns from
-LEARNED = "learned.json"
-"""The note of how an anchor was learned, in the folder it is in."""
 
 
 @dataclass(frozen=True)
@@ -107,9 +105,8 @@ def _guided(choice: AnchorChoice, model: PixelModel) -> MadeAnchor:
 
 
 def _learned(choice: AnchorChoice, model: PixelModel) -> MadeAnchor:
-    from attacks.eps import eps_text
     from lvlm_radapt.training.images import image_files
-    from lvlm_radapt.training.learned_anchor import learn_anchor, notes_of
+    from lvlm_radapt.training.learned_anchor import LEARNED, learn_anchor, notes_of, origin_of
 
     assert choice.images is not None
     settings = choice.settings()
@@ -119,11 +116,7 @@ def _learned(choice: AnchorChoice, model: PixelModel) -> MadeAnchor:
             model, files, choice.config, settings, state=choice.state, resume=choice.resume, announce=announce
         )
     _report(found, settings)
-    origin = (
-        f"{found.images} images ({found.digest[:8]}), eps {eps_text(settings.eps)}, {settings.steps} steps, "
-        f"seed {settings.seed}"
-    )
-    config = dataclasses.replace(choice.config, alpha=found.alpha, anchor_from=origin)
+    config = dataclasses.replace(choice.config, alpha=found.alpha, anchor_from=origin_of(found, settings))
     return MadeAnchor(config, found.anchor, {LEARNED: notes_of(found, settings)})
 
 

@@ -9,8 +9,7 @@ import typer
 
 from lvlm_radapt.cli import options
 from lvlm_radapt.cli.app import app, console
-from lvlm_radapt.cli.asking import attack_of, evaluation_of, protocol_of
-from lvlm_radapt.cli.defending import defence_of
+from lvlm_radapt.cli.asking import attack_of, defence_of, evaluation_of, protocol_of
 from lvlm_radapt.cli.group import exit_unless_rank0
 from lvlm_radapt.cli.placing import place_of
 from lvlm_radapt.cli.resuming import command_line, progress

@@ -9,7 +9,7 @@ import typer
 
 from lvlm_radapt.cli import options
 from lvlm_radapt.cli.app import app, console
-from lvlm_radapt.cli.defending import defence_of
+from lvlm_radapt.cli.asking import defence_of
 from lvlm_radapt.cli.placing import default_preset, place_of
 from lvlm_radapt.utils.bounds import MOST
 from lvlm_radapt.utils.errors import UserError

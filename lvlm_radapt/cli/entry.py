@@ -12,7 +12,7 @@ from typing import Any
 import typer
 
 from lvlm_radapt.cli.app import app, console, progress_console
-from lvlm_radapt.cli.group import Processes, fail, join_group, of_the_first_only, say
+from lvlm_radapt.cli.group import Processes, fail, is_first, join_group, say
 from lvlm_radapt.utils.errors import Stopped, Unfinished, UserError
 from lvlm_radapt.utils.signals import stoppable
 
@@ -24,7 +24,7 @@ def main() -> None:
         _take_any_text()
         with stoppable():
             Processes.group = join_group()
-            of_the_first_only(console, progress_console)
+            console.quiet = progress_console.quiet = not is_first()
             code = app(standalone_mode=False) or 0  # of --help and the like
             sys.stdout.flush()
     except UserError as error:

@@ -11,8 +11,7 @@ import typer
 
 from lvlm_radapt.cli import options
 from lvlm_radapt.cli.app import app, console, progress_console
-from lvlm_radapt.cli.asking import attack_of, evaluation_of, protocol_of
-from lvlm_radapt.cli.defending import defence_of
+from lvlm_radapt.cli.asking import attack_of, defence_of, evaluation_of, protocol_of
 from lvlm_radapt.cli.group import Processes, is_first
 from lvlm_radapt.cli.placing import place_of
 from lvlm_radapt.cli.resuming import command_line, progress, resumable, saved_in

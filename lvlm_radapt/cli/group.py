@@ -7,7 +7,6 @@ from contextlib import suppress
 from typing import TYPE_CHECKING
 
 import typer
-from rich.console import Console
 from rich.text import Text
 
 from lvlm_radapt.utils.errors import UserError
@@ -35,11 +34,6 @@ def join_group() -> Group | None:
 
 def is_first() -> bool:
     return Processes.group is None or Processes.group.first
-
-
-def of_the_first_only(*consoles: Console) -> None:
-    for one in consoles:
-        one.quiet = not is_first()
 
 
 def exit_unless_rank0() -> None:

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from lvlm_radapt.cli import options
-from lvlm_radapt.cli.anchors import LEARNED, AnchorChoice, made_anchor
+from lvlm_radapt.cli.anchors import AnchorChoice, made_anchor
 from lvlm_radapt.cli.app import app, console
 from lvlm_radapt.cli.group import exit_unless_rank0
 from lvlm_radapt.cli.placing import default_preset, place_flags, place_of
@@ -117,6 +117,7 @@ def robustify(
     from lvlm_radapt.loading.load import is_encoder, is_robustified, load_any
     from lvlm_radapt.saving.adapter import save_adapter
     from lvlm_radapt.saving.plain_weights import weight_bytes
+    from lvlm_radapt.training.learned_anchor import LEARNED
     from lvlm_radapt.utils.atomic_folder import check_new_folder, made_before
 
     place = place_of(device, dtype, quantize, device_map, model=model, max_pixels=max_pixels)

@@ -5,20 +5,13 @@ from __future__ import annotations
 import re
 from typing import Annotated, Any, Literal
 
-from pydantic import (
-    BaseModel,
-    ConfigDict,
-    Field,
-    SerializerFunctionWrapHandler,
-    field_validator,
-    model_serializer,
-    model_validator,
-)
+from pydantic import Field, SerializerFunctionWrapHandler, field_validator, model_serializer, model_validator
 
 from lvlm_radapt.defences.radapt.config import RAdaptConfig
 from lvlm_radapt.defences.registry import find_defence
 from lvlm_radapt.training.scopes import WHOLE
 from lvlm_radapt.utils.bounds import MOST
+from lvlm_radapt.utils.fields import Strict
 
 LONGEST_NAME = 60
 Name = Annotated[str, Field(min_length=1, max_length=LONGEST_NAME)]
@@ -30,13 +23,7 @@ def slug(text: str) -> str:
     return re.sub(r"[^a-z0-9+]+", "-", text.lower()).strip("-") or "x"
 
 
-class Part(BaseModel):
-    """A part of the file: no field of another name or type."""
-
-    model_config = ConfigDict(strict=True, extra="forbid", frozen=True, allow_inf_nan=False)
-
-
-class Learn(Part):
+class Learn(Strict):
     """How a row's anchor is learned, once: on `model` (None: the column's own) and images of `set`, of its `classes`
     alone or of its scenes. What is None is the method's own default."""
 
@@ -49,7 +36,7 @@ class Learn(Part):
     batch: Count | None = None
 
 
-class Finetune(Part):
+class Finetune(Strict):
     """How a row's weights are fine-tuned, once for each base model, on images of `set`. `scope`, `rank`: as for
     `finetune`; `recipe`: in configs/finetune; `eps`, `steps`, `batch`, `lr`: in place of its own."""
 
@@ -66,7 +53,7 @@ class Finetune(Part):
     lr: Annotated[float, Field(gt=0)] | None = None
 
 
-class RowSpec(Part):
+class RowSpec(Strict):
     """How a row's model is made of a column's base model: another `tower` in its place (of an encoder: that encoder),
     fine-tuned weights, a `model` of its own, or nothing of these; then the defence `radapt`, its anchor guided or
     learned where it says so, or any `defence` that `find_defence` knows, with its default settings. `model`: a folder

@@ -27,6 +27,7 @@ import torch
 from torch import Tensor
 
 from attacks.auto_batch import AutoBatch
+from attacks.eps import eps_text
 from attacks.losses import LossFn, embedding_loss
 from attacks.pgd import pgd
 from attacks.threads import workers_of
@@ -42,6 +43,8 @@ from lvlm_radapt.training.state import StateFile
 from lvlm_radapt.utils.errors import UserError
 from lvlm_radapt.utils.progress import Announce
 
+LEARNED = "learned.json"
+"""The note of how an anchor was learned, in the folder it is in."""
 _PROBED = 32  # images held back at most; a 16th of all, but two
 PROBES = 8  # how often they are looked at after the start
 PROBE_STEPS = 10  # of PGD then
@@ -337,6 +340,14 @@ class _Learning:
             with torch.no_grad():
                 total += float(distance(attacked, index).sum())
         return total / (self._count * self._unit)
+
+
+def origin_of(found: LearnedAnchor, settings: LearnSettings) -> str:
+    """What an anchor was learned from, in a line."""
+    return (
+        f"{found.images} images ({found.digest[:8]}), eps {eps_text(settings.eps)}, {settings.steps} steps, "
+        f"seed {settings.seed}"
+    )
 
 
 def notes_of(found: LearnedAnchor, settings: LearnSettings) -> str:

@@ -10,7 +10,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from attacks.eps import eps_text
 from eval_tasks.config.presets import FinetuneRecipe, Protocol, load_recipe
 from eval_tasks.data import Sample, open_image
 from lvlm_radapt.defences.radapt.anchor import Anchor
@@ -30,7 +29,7 @@ from lvlm_radapt.saving.adapter import save_adapter
 from lvlm_radapt.training.finetune import FinetuneSettings, finetune
 from lvlm_radapt.training.images import image_files
 from lvlm_radapt.training.labelled import TrainingImages
-from lvlm_radapt.training.learned_anchor import LearnSettings, learn_anchor, notes_of
+from lvlm_radapt.training.learned_anchor import LEARNED, LearnSettings, learn_anchor, notes_of, origin_of
 from lvlm_radapt.training.objectives import Features
 from lvlm_radapt.training.robust_twin import save_twin
 from lvlm_radapt.utils.budget import parse_eps
@@ -159,13 +158,8 @@ class RowModels:
             files = image_files(images, limit=how.images, seed=settings.seed)
             model = self._undefended(row, source)
             found = learn_anchor(model, files, config, settings, state=state, resume=True, announce=self._announce)
-            origin = (
-                f"{source}, {found.images} images ({found.digest[:8]}), eps {eps_text(settings.eps)}, "
-                f"{settings.steps} steps, seed {settings.seed}"
-            )
-            own = replace(config, alpha=found.alpha, anchor_from=origin)
-            notes = {"learned.json": notes_of(found, settings)}
-            save_adapter(robustify(model, own, found.anchor), folder, notes=notes)
+            own = replace(config, alpha=found.alpha, anchor_from=f"{source}, {origin_of(found, settings)}")
+            save_adapter(robustify(model, own, found.anchor), folder, notes={LEARNED: notes_of(found, settings)})
         state.unlink(missing_ok=True)
         kept = load_any(folder, **self._place)
         learned, anchor = injected_config(kept.hf), injected_anchor(kept.hf)

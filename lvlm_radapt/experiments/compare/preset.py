@@ -8,10 +8,11 @@ from pydantic import AfterValidator, Field, ValidationError, field_validator, mo
 
 from eval_tasks.config.presets import AttackConfig, Protocol, load_attack, load_preset
 from lvlm_radapt.embedded.scenes import Split
-from lvlm_radapt.experiments.rows import Count, Name, Part, RowSpec, slug
+from lvlm_radapt.experiments.rows import Count, Name, RowSpec, slug
 from lvlm_radapt.utils.bounds import MOST
 from lvlm_radapt.utils.budget import parse_eps
 from lvlm_radapt.utils.errors import UserError
+from lvlm_radapt.utils.fields import Strict
 from lvlm_radapt.utils.json_files import first_problem
 from lvlm_radapt.utils.names import is_one_part
 from lvlm_radapt.utils.plugins import is_plugin
@@ -27,7 +28,7 @@ SetName = Annotated[Name, AfterValidator(_folder_name)]
 """Of a set of scenes, and of the folder that it is drawn into."""
 
 
-class SceneSet(Part):
+class SceneSet(Strict):
     """Procedural scenes, drawn into the comparison's own folder; the split keeps them apart by content."""
 
     split: Split
@@ -35,13 +36,13 @@ class SceneSet(Part):
     mixed: bool = False
 
 
-class OwnSet(Part):
+class OwnSet(Strict):
     """Images of the user's own: the data folder of a column's task, or a folder of images that a row is trained on."""
 
     folder: Annotated[str, Field(min_length=1)]
 
 
-class Column(Part):
+class Column(Strict):
     """A task on one base model. `set`: what it is asked about; of scenes, classification sees the class folders.
     `early_exit`: of its adaptive attacks, as for `eval`."""
 
@@ -53,7 +54,7 @@ class Column(Part):
     early_exit: bool = False
 
 
-class Comparison(Part):
+class Comparison(Strict):
     """The first row is the undefended model; the others are measured against it on the same samples. `eps`: one or more
     budgets as in 4/255; `samples`, `steps`, `protocol`: for every row and column alike. `cross`: every row is shown the
     adaptive images of all others, too, and has a column with the worst of all its attacks, sample by sample."""

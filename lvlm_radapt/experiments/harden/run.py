@@ -13,7 +13,7 @@ import torch
 
 from eval_tasks.audit.findings import Audit
 from eval_tasks.audit.suite import CHECKS
-from eval_tasks.config.presets import FinetuneRecipe, load_attack, load_protocol, load_recipe
+from eval_tasks.config.presets import FinetuneRecipe, load_protocol, load_recipe
 from eval_tasks.crafting.make_attack import make_attack
 from eval_tasks.metrics.intervals import LEAST
 from eval_tasks.report.audit_page import write_audit
@@ -27,7 +27,7 @@ from eval_tasks.run.threads import on_recorded_threads
 from eval_tasks.tasks.make_task import make_task
 from eval_tasks.tasks.text import TextTask
 from lvlm_radapt.experiments.compare.models import RowModels
-from lvlm_radapt.experiments.compare.preset import Comparison
+from lvlm_radapt.experiments.compare.preset import Comparison, named_attack
 from lvlm_radapt.experiments.compare.words import comparison_of
 from lvlm_radapt.experiments.engine import Sweep, Trial
 from lvlm_radapt.experiments.harden.inputs import HARDENED, check_model, check_opened, check_training
@@ -97,7 +97,7 @@ class Search:
         """On samples of the data, under that attack. UserError as for `make_task` and `make_attack`."""
         protocol = load_protocol(self.preset)
         made = make_attack(
-            protocol.adapt(load_attack(attack)),
+            named_attack(attack, protocol),
             eps=self.eps,
             steps=sizes.steps,
             device=str(place["device"]),
