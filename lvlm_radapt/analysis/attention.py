@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
 from lvlm_radapt.models.base import PixelBatch, PixelModel
+from lvlm_radapt.selfcheck.trial import inputs_of
 from lvlm_radapt.towers import find_tower
 
 
@@ -19,29 +18,15 @@ def attention_maps(model: PixelModel, batch: PixelBatch) -> list[Tensor]:
     get if all were looked at alike. Of a model that cuts images into views, those of the whole image's.
     """
     tower = find_tower(model.hf)
-    calls: dict[str, Any] = {}
-
-    def keep_tower(_module: Any, args: Any, kwargs: Any) -> None:
-        calls["tower"] = args, kwargs
-
-    def keep_attention(_module: Any, args: Any, kwargs: Any) -> None:
-        named = dict(kwargs)
-        calls["hidden"] = args[0] if args else named.pop("hidden_states")
-        calls["attention"] = named | ({"cu_seqlens": args[1]} if len(args) > 1 else {})
-
-    handles = [
-        tower.module.register_forward_pre_hook(keep_tower, with_kwargs=True),
-        tower.first_attention.register_forward_pre_hook(keep_attention, with_kwargs=True),
-    ]
-    try:
+    with inputs_of(tower.module) as called, inputs_of(tower.first_attention) as attended:
         model.run_tower(batch)
-    finally:
-        for handle in handles:
-            handle.remove()
-    weights = tower.attention_weights(calls["hidden"], **calls["attention"])
+    args, kwargs = attended[-1]
+    named = kwargs | ({"cu_seqlens": args[1]} if len(args) > 1 else {})
+    hidden = args[0] if args else named.pop("hidden_states")
+    weights = tower.attention_weights(hidden, **named)
     received = [one.mean((0, 1)) * one.shape[-1] for one in weights]
-    high, wide = tower.grid(*calls["tower"])
-    order = tower.order(*calls["tower"])
+    high, wide = tower.grid(*called[-1])
+    order = tower.order(*called[-1])
     if order is None:
         patches = torch.stack(received)[:, tower.prefix_tokens :]
     else:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from contextlib import ExitStack
 
 import torch
 from torch import Tensor
 
 from lvlm_radapt.models.base import PixelBatch, PixelModel
+from lvlm_radapt.selfcheck.trial import inputs_of, outputs_of
 from lvlm_radapt.towers import find_tower
 from lvlm_radapt.towers.parts import tower_blocks
 
@@ -26,27 +27,15 @@ def layer_rows(model: PixelModel, batches: Sequence[PixelBatch], *, most: int, s
     kept: list[list[Tensor]] = [[] for _ in range(len(blocks) + 1)]
     share = max(1, most // len(batches))
     for number, batch in enumerate(batches):
-        seen: list[Tensor] = []
-        handles = [
-            blocks[0].register_forward_pre_hook(lambda _m, a, k, s=seen: s.append(_first(a, k)), with_kwargs=True)
-        ]
-        handles += [block.register_forward_hook(lambda _m, _a, out, s=seen: s.append(_tensor(out))) for block in blocks]
-        try:
+        with ExitStack() as stack:
+            called = stack.enter_context(inputs_of(blocks[0]))
+            given = [stack.enter_context(outputs_of(block, first=False)) for block in blocks]
             model.run_tower(batch)
-        finally:
-            for handle in handles:
-                handle.remove()
-        layers = [states.flatten(0, -2) for states in seen]
+        args, kwargs = called[-1]
+        entered = args[0] if args else kwargs["hidden_states"]
+        layers = [states.flatten(0, -2) for states in (entered, *(states for (states,) in given))]
         draw = torch.Generator().manual_seed(seed + number)
         rows = torch.randperm(len(layers[0]), generator=draw)[:share].sort().values.to(layers[0].device)
         for into, states in zip(kept, layers, strict=True):
             into.append(states[rows].float())
     return [torch.cat(states) for states in kept]
-
-
-def _first(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
-    return args[0] if args else kwargs["hidden_states"]
-
-
-def _tensor(output: Any) -> Tensor:
-    return output[0] if isinstance(output, tuple) else output

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import nullcontext
 
 import torch
 from torch import Tensor
 
 from lvlm_radapt.defences.radapt.config import RAdaptConfig
-from lvlm_radapt.defences.radapt.hooks import injected_anchor, is_injected, remove
-from lvlm_radapt.models.robustify import robustify
+from lvlm_radapt.defences.radapt.hooks import injected_anchor, is_injected
+from lvlm_radapt.experiments.models import defended
 from lvlm_radapt.selfcheck.result import Check, Skipped, apart, checked, tolerance
 from lvlm_radapt.selfcheck.trial import Trial, inputs_of, outputs_of
 from lvlm_radapt.towers import find_tower
@@ -24,8 +24,8 @@ def check_defence(trial: Trial) -> Iterator[Check]:
     model, own = trial.model, is_injected(trial.model.hf)
     with model.undefended():
         before = model.features(trial.batch)
-    with _defended(trial) as config:
-        limit = tolerance(model.dtype)
+    with nullcontext() if own else defended(model, RAdaptConfig()):
+        config, limit = model.radapt or RAdaptConfig(), tolerance(model.dtype)
         yield _filter(trial, config, limit)
         yield _anchor(trial, config, limit)
         with model.undefended():
@@ -36,19 +36,6 @@ def check_defence(trial: Trial) -> Iterator[Check]:
     yield checked(
         "taken out again", off == 0, f"with the defence {how}, features differ by {off:g} from before", largest=off
     )
-
-
-@contextmanager
-def _defended(trial: Trial) -> Iterator[RAdaptConfig]:
-    hf = trial.model.hf
-    own = is_injected(hf)
-    if not own:
-        robustify(trial.model)
-    try:
-        yield trial.model.radapt or RAdaptConfig()
-    finally:
-        if not own:
-            remove(hf)
 
 
 def _filter(trial: Trial, config: RAdaptConfig, limit: float) -> Check:
