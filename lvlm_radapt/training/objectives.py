@@ -39,9 +39,9 @@ class Objective(ABC):
     def attacked(self, batch: PixelBatch, targets: Targets) -> Tensor:
         """[B] what the inner attack raises."""
 
-    @abstractmethod
     def loss(self, adversarial: PixelBatch, clean: PixelBatch, targets: Targets) -> Tensor:
-        """[B] what training lowers."""
+        """[B] what training lowers; what the attack raises, if a method says nothing else."""
+        return self.attacked(adversarial, targets)
 
     @abstractmethod
     def score(self, batch: PixelBatch, targets: Targets) -> Tensor:
@@ -72,9 +72,6 @@ class Fare(Objective):
     def attacked(self, batch: PixelBatch, targets: Targets) -> Tensor:
         return fare_loss(self.read(batch), *targets)
 
-    def loss(self, adversarial: PixelBatch, clean: PixelBatch, targets: Targets) -> Tensor:
-        return self.attacked(adversarial, targets)
-
     def score(self, batch: PixelBatch, targets: Targets) -> Tensor:
         near = cosine_similarity(self.read(batch).float(), targets[0], dim=-1)
         return near if near.ndim == 1 else near.mean(dim=1)
@@ -100,9 +97,6 @@ class Tecoa(Objective):
 
     def attacked(self, batch: PixelBatch, targets: Targets) -> Tensor:
         return tecoa_loss(self.zero_shot.logits(batch), targets[0])
-
-    def loss(self, adversarial: PixelBatch, clean: PixelBatch, targets: Targets) -> Tensor:
-        return self.attacked(adversarial, targets)
 
     def score(self, batch: PixelBatch, targets: Targets) -> Tensor:
         return (self.zero_shot.logits(batch).argmax(dim=1) == targets[0]).float()

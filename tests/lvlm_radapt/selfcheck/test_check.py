@@ -15,10 +15,10 @@ from safetensors.torch import load_file, save_file
 
 from lvlm_radapt import RAdaptConfig, export_model, load_encoder, load_model, robustify
 from lvlm_radapt.defences.radapt.modules import AnchorMix, GaussianFilter
+from lvlm_radapt.experiments import models
 from lvlm_radapt.models import LVLM
 from lvlm_radapt.models.text import PromptEncoder
 from lvlm_radapt.saving.adapter import save_adapter
-from lvlm_radapt.selfcheck import defence
 from lvlm_radapt.selfcheck.run import self_check
 from tests.helpers import original_llava, released, tiny_checkpoints
 from tests.helpers.cli import Cli
@@ -199,7 +199,7 @@ def test_an_anchor_of_another_weight_fails(llava: Path, monkeypatch: pytest.Monk
 
 
 def test_a_defence_that_leaves_something_behind_fails(llava: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(defence, "remove", lambda hf: None)
+    monkeypatch.setattr(models, "remove", lambda hf: None)
     assert "taken out again" in failed(llava)
 
 
