@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,14 +16,10 @@ def analysis_page(document: Mapping[str, Any], figures: Mapping[str, tuple[bytes
     pictures = {
         name: (*(data_uri("image/png", one) for one in both), _width(both[0])) for name, both in figures.items()
     }
-    pages = templates("lvlm_radapt.analysis", basename=_basename, short=_short)
+    pages = templates("lvlm_radapt.analysis", basename=os.path.basename, short=_short)
     return pages.get_template("analysis.html.j2").render(
         document=document, figures=pictures, findings=_findings(document)
     )
-
-
-def _basename(path: str) -> str:
-    return Path(path).name
 
 
 def _short(name: str) -> str:

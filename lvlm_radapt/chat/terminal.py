@@ -180,11 +180,6 @@ class Stream:
         self.console.file.flush()
 
 
-def run_chat(session: Session, *, image: Path | None = None, hint: str | None = None) -> None:
-    """Chat on stdin and stdout until the input ends."""
-    Terminal(session).run(image, hint=hint)
-
-
 def _columns(answers: dict[Side, str]) -> Table:
     table = Table(expand=True, box=None, padding=(0, 2, 0, 0))
     for side in answers:

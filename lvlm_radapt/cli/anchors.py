@@ -111,7 +111,7 @@ def _learned(choice: AnchorChoice, model: PixelModel) -> MadeAnchor:
     assert choice.images is not None
     settings = choice.settings()
     with resumable(command_line("--resume"), lambda: _saved(choice.state)), progress() as announce:
-        files = image_files(choice.images, limit=choice.count or IMAGES, seed=settings.seed, tell=_tell)
+        files = image_files(choice.images, limit=choice.count or IMAGES, seed=settings.seed, tell=progress_console.tell)
         found = learn_anchor(
             model, files, choice.config, settings, state=choice.state, resume=choice.resume, announce=announce
         )
@@ -128,10 +128,6 @@ def _report(found: LearnedAnchor, settings: LearnSettings) -> None:
         f"attacked {first.robust:.3f} -> {last.robust:.3f}, attacked without any defence {found.undefended:.3f}"
         + ("" if last.robust <= first.robust else "; it got WORSE: lower --learn-rate, or give more --learn-steps")
     )
-
-
-def _tell(line: str) -> None:
-    progress_console.tell(line)
 
 
 def _saved(state: Path) -> str:

@@ -49,7 +49,7 @@ def chat(
     is a turn, and stdout holds the answers alone. With --web all of it is a page in the browser.
     """
     from lvlm_radapt.chat.session import Session
-    from lvlm_radapt.chat.terminal import run_chat
+    from lvlm_radapt.chat.terminal import Terminal
     from lvlm_radapt.chat.web import check_web, listening, serve
     from lvlm_radapt.defences.radapt.defence import RAdapt
     from lvlm_radapt.loading.load import load_model
@@ -80,7 +80,7 @@ def chat(
         raise UserError("--host and --port are for --web: add it, or leave them out")
     loaded = _defended(load_model(model, **place), chosen)
     hint = _embedded_prompts() if default_preset(model) == "scenes" else None
-    run_chat(Session(loaded, compare=compare, max_new_tokens=max_new_tokens), image=image, hint=hint)
+    Terminal(Session(loaded, compare=compare, max_new_tokens=max_new_tokens)).run(image, hint=hint)
 
 
 def _defended(model: LVLM, defence: Defence | None) -> LVLM:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable
+from itertools import product
 from typing import Any, get_args
 
 from lvlm_radapt.embedded import scenes
@@ -102,7 +103,7 @@ def write_scenes(
             files.add(scene, image_id)
             if progress is not None:
                 progress(image_id, total)
-        for done, (colour, shape, index) in enumerate(_each(pairs, per_class), start=count + 1):
+        for done, ((colour, shape), index) in enumerate(product(pairs, range(per_class)), start=count + 1):
             path = folder / CLASSES / f"{colour}_{shape}" / f"{index + 1:04d}.png"
             path.parent.mkdir(parents=True, exist_ok=True)
             scenes.render(scenes.sample_single(split, seed, index, colour, shape, shifted=shifted)).save(path)
@@ -127,10 +128,6 @@ def write_scenes(
         "held_out": sum(entry["held_out"] for entry in files.scenes.values()),
         "classified": per_class * len(pairs),
     }
-
-
-def _each(pairs: list[tuple[str, str]], per_class: int) -> list[tuple[str, str, int]]:
-    return [(colour, shape, index) for colour, shape in pairs for index in range(per_class)]
 
 
 class _Files:

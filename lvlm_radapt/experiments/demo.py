@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_EXCEPTION, CancelledError, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from itertools import product
@@ -66,12 +66,17 @@ def run_demo(
         work.lead("begin", begin)
         if not group.first:
             lock.share()
+
+        def folder(row: str, trial: Trial, threat: str) -> Path:
+            size = trial.eps.partition("/")[0]
+            return out / "runs" / f"{trial.base}-{row}-{trial.column}-{trial.attack.name}-{threat}-{size}"
+
         stop = Event()
         factory = ModelFactory(device=device, dtype=torch.float32, **load_protocol("scenes").opening())
         # noise is quick and comes last, so that both threads end at about the same time
         pieces = [*product(TASKS, reversed(MODELS), BUDGETS), *product(TASKS, MODELS, (None,))]
         trials = {piece: _trial(*piece, out=out, samples=samples, steps=steps) for piece in pieces}
-        sweeps = {model: Sweep(STOCK, {}, _folders(model, out), command=command, group=group) for model in MODELS}
+        sweeps = {model: Sweep(STOCK, {}, folder, command=command, group=group) for model in MODELS}
         tells = {
             model: announce(
                 model, samples * sweep.count(MODELS[model], [t for t in trials.values() if t.base == model])
@@ -112,14 +117,6 @@ def _trial(task: str, model: str, eps: int | None, out: Path, samples: int, step
     options = EvalOptions(data=out / SCENES[model], samples=samples, seed=protocol.seed)
     asked = Evaluation(make_task(task, protocol), attack, options, protocol)
     return Trial(model, task, f"{size}/255", asked)
-
-
-def _folders(model: str, out: Path) -> Callable[[str, Trial, str], Path]:
-    def folder(row: str, trial: Trial, threat: str) -> Path:
-        size = trial.eps.partition("/")[0]
-        return out / "runs" / f"{model}-{row}-{trial.column}-{trial.attack.name}-{threat}-{size}"
-
-    return folder
 
 
 def _adapter(out: Path, model: str, row: str) -> Path:

@@ -91,15 +91,12 @@ def _stock_inputs(model: LVLM, trial: Trial) -> dict[str, Tensor]:
         raise Skipped(trial.no_source)
     if model.text.conversation is not None:
         raise Skipped(f"asked in the conversation {model.text.conversation.name}, not in its own chat template")
-    messages = [{"role": "user", "content": [{"type": "image", "image": trial.image}, _text(QUESTION)]}]
+    content = [{"type": "image", "image": trial.image}, {"type": "text", "text": QUESTION}]
+    messages = [{"role": "user", "content": content}]
     made = _processor(model, trial).apply_chat_template(
         messages, add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt", **NO_THOUGHTS
     )
     return dict(made)
-
-
-def _text(words: str) -> dict[str, str]:
-    return {"type": "text", "text": words}
 
 
 def _processor(model: LVLM, trial: Trial) -> Any:

@@ -135,7 +135,9 @@ def finetune(
     batches_of(model, images.files, recipe.batch_size, seed=settings.seed, epoch=0)  # too few images are told now
     precision = find_tower(model.hf).dtype
     (model.hf if isinstance(model, CLIPEncoder) else model.tower).float()
-    file = StateFile(state, settings.plain() | _origin(model, images), writes=processes.rank == 0)
+    fingerprint = tower_fingerprints(model.tower, ["float32"])["float32"]
+    origin = {"model": model.label, "tower": fingerprint, "images": images.digest}
+    file = StateFile(state, settings.plain() | origin, writes=processes.rank == 0)
     try:
         with _trained(model, settings) as weights, file:
             work = Work(model, objective, images, settings, processes, weights)
@@ -387,8 +389,3 @@ class Work:
         raise Diverged(
             f"training diverges: {what}; begin anew with a lower --lr than {self._recipe.lr:g}, or a longer warm-up"
         )
-
-
-def _origin(model: PixelModel, images: TrainingImages) -> dict[str, Any]:
-    (fingerprint,) = tower_fingerprints(model.tower, ["float32"]).values()
-    return {"model": model.label, "tower": fingerprint, "images": images.digest}

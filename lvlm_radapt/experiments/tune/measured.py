@@ -64,11 +64,6 @@ def measure(point: RAdaptConfig, undefended: Sequence[Run], transfer: Run, adapt
     return Measured(point, row, differences, None if images is None else tuple(images))
 
 
-def undefended_row(run: Run) -> Row:
-    """The undefended model under its own adaptive attack."""
-    return comparison([run]).rows[0]
-
-
 def numbers_of(cell: Cell) -> Mapping[str, float | None]:
     """value, low, high; None where there is no number."""
     return dict(zip(("value", "low", "high"), cell.numbers or (None, None, None), strict=True))

@@ -14,7 +14,6 @@ from pydantic import BaseModel, ConfigDict
 from rich.text import Text
 
 from attacks.eps import budget_text
-from eval_tasks.metrics import Interval
 from eval_tasks.report.html_templates import data_uri, write_json, write_page, write_text
 from eval_tasks.report.table_formats import METRICS
 from eval_tasks.run.calibration import Calibration
@@ -163,15 +162,11 @@ def _document(tuning: Tuning, out: Path, *, model: str, command: str) -> dict[st
             "beats_undefended": choice.beats,
             "settings_within_clean_loss": choice.allowed,
             "best": None if best is None else best.to_dict()["name"],
-            "gain_widened": _interval(choice.gain),
+            "gain_widened": choice.gain,
             "radapt": best.point.to_dict() if best is not None and choice.beats else None,
             "command": shlex.join(apply) if choice.beats else None,
         },
     }
-
-
-def _interval(interval: Interval | None) -> list[float] | None:
-    return None if interval is None else [interval.low, interval.high]
 
 
 def _csv(document: dict[str, Any]) -> str:

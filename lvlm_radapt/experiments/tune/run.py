@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from eval_tasks.report.build_table import comparison
 from eval_tasks.report.table_formats import Row
 from eval_tasks.run.calibration import Calibration, calibration_on
 from eval_tasks.run.options import Evaluation, select_samples
@@ -16,7 +17,7 @@ from lvlm_radapt.experiments.engine import Sweep, Trial
 from lvlm_radapt.experiments.models import ModelFactory, defended
 from lvlm_radapt.experiments.tune.choose import Choice, best_pair, choose
 from lvlm_radapt.experiments.tune.knobs import Knobs, point_name
-from lvlm_radapt.experiments.tune.measured import Measured, measure, undefended_row
+from lvlm_radapt.experiments.tune.measured import Measured, measure
 from lvlm_radapt.loading.load import is_robustified
 from lvlm_radapt.utils.atomic_folder import check_own_folder, claimed
 from lvlm_radapt.utils.errors import UserError
@@ -81,7 +82,7 @@ def run_tune(
 
     with claimed(out):
         undefended = score(UNDEFENDED)
-        row = undefended_row(undefended[0])
+        row = comparison(undefended[:1]).rows[0]  # under its own adaptive attack
         before = row.clean.value or 0.0
 
         def both(point: RAdaptConfig) -> Measured:
