@@ -70,22 +70,9 @@ class Save:
     folder: Path
 
 
-@dataclass(frozen=True)
-class Reset:
-    pass
-
-
-@dataclass(frozen=True)
-class Help:
-    pass
-
-
-@dataclass(frozen=True)
-class Quit:
-    pass
-
-
-Command: TypeAlias = Ask | ShowImage | Attack | Defend | Save | Reset | Help | Quit
+Word = Literal["/reset", "/help", "/quit"]
+"""A command that takes nothing is its own word."""
+Command: TypeAlias = Ask | ShowImage | Attack | Defend | Save | Word
 
 _NAMES = ("/image", "/attack", "/defend", "/save", "/reset", "/help", "/quit")
 
@@ -113,7 +100,7 @@ def parse(line: str) -> Command | None:
         case "/reset" | "/help" | "/quit":
             if rest:
                 raise UserError(f"{name} takes nothing more, got {rest[:40]!r}")
-            return Reset() if name == "/reset" else Help() if name == "/help" else Quit()
+            return name
     near = difflib.get_close_matches(name, _NAMES, n=1)
     hint = f"did you mean {near[0]}?" if near else "see /help"
     raise UserError(f"there is no command {name[:40]!r}: {hint}")

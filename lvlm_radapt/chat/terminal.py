@@ -49,7 +49,7 @@ class Terminal:
             try:
                 with self._one_line():
                     command = commands.parse(line)
-                    if isinstance(command, commands.Quit):
+                    if command == "/quit":
                         return
                     if command is not None:
                         self._do(command)
@@ -106,10 +106,10 @@ class Terminal:
             case commands.Save(folder):
                 session.save(folder)
                 self._note(f"saved in {folder}")
-            case commands.Reset():
+            case "/reset":
                 session.reset()
                 self._note("a new conversation, about the clean image")
-            case commands.Help():
+            case "/help":
                 self._note(commands.HELP)
 
     def _show(self, path: Path) -> None:

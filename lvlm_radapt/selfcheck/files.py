@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any
 
 from lvlm_radapt.loading.adapter_files import base_name
@@ -18,16 +17,10 @@ from lvlm_radapt.selfcheck.result import Check, checked
 NAMES = ("files and layout",)
 
 
-@dataclass
-class Opened:
-    """The model, once it is open."""
-
-    model: PixelModel | None = None
-
-
-def check_files(name: str, place: dict[str, Any], opened: Opened) -> Iterator[Check]:
-    """Opens the model, which reads and checks every file, and takes a first image and question through it."""
-    model = opened.model = load_any(name, **place)
+def check_files(name: str, place: dict[str, Any], opened: list[PixelModel]) -> Iterator[Check]:
+    """Opens the model into `opened`: every file is read and checked, a first image and question go through it."""
+    model = load_any(name, **place)
+    opened.append(model)
     numbers = {
         "family": type(model).__name__,
         "weights": sum(weight.numel() for weight in model.hf.parameters()),

@@ -23,15 +23,15 @@ def self_check(name: str, place: dict[str, Any], *, image: Image.Image | None = 
     name: what `load_any` opens. place: its keywords. image: what the model is shown; None for one of a photo's kind.
     Transformers' own model is opened last, when this package's is gone: memory holds one at a time.
     """
-    opened = files.Opened()
+    opened: list[PixelModel] = []
     yield from run(files.NAMES, lambda: files.check_files(name, place, opened))
-    if opened.model is None:
+    if not opened:
         return
     given = {key: place[key] for key in ("device", "quantize", "device_map") if place.get(key) is not None}
-    options = LoadOptions(**given, dtype=opened.model.dtype)
+    options = LoadOptions(**given, dtype=opened[0].dtype)
     kept = stock.Kept()
-    yield from opened_checks(opened.model, name, photo_like() if image is None else image, kept)
-    is_encoder, opened.model = isinstance(opened.model, CLIPEncoder), None
+    yield from opened_checks(opened[0], name, photo_like() if image is None else image, kept)
+    is_encoder = isinstance(opened.pop(), CLIPEncoder)
     gc.collect()
     torch.cuda.empty_cache()
     if is_encoder:
