@@ -266,7 +266,7 @@ def _qwen(name: str, save: Callable[[Path], Path], kind: str, processor: str = "
     return Family(name, save, stock, qwen_inputs, "<|image_pad|>", "<|im_end|>", processor, **more)
 
 
-_TABLE = [
+TABLE = [
     Family(
         "llava",
         tiny_checkpoints.save_llava,
@@ -311,7 +311,7 @@ _TABLE = [
     _glm("glm4.6", "Glm46V", "Glm46V", release="glm", variant=True),
     _glm("glm-moe", "Glm4vMoe", "Glm4v", release="glm", variant=True),
 ]
-_TABLE += [
+TABLE += [
     Family(
         "gemma3",
         tiny_checkpoints.save_gemma3,
@@ -373,7 +373,7 @@ _TABLE += [
         question=_AYA,
     ),
 ]
-_TABLE += [
+TABLE += [
     Family(
         "mistral3",
         tiny_checkpoints.save_mistral3,
@@ -396,7 +396,7 @@ _TABLE += [
         variant=True,
     ),
 ]
-_TABLE += [
+TABLE += [
     Family(
         name,
         partial(tiny_checkpoints.save_gemma4, large=large, seed=4 if large else 3),
@@ -410,7 +410,8 @@ _TABLE += [
     )
     for name, large in (("gemma4", False), ("gemma4-large", True))
 ]
-FAMILIES = {family.name: family for family in _TABLE if family.openable}
+FAMILIES = {family.name: family for family in TABLE if family.openable}
+"""Those of the table that the installed packages open."""
 NAMES = [slow(name) if family.variant else name for name, family in FAMILIES.items()]
 """For a test that every family runs."""
 CORE = ("llava", "qwen2.5", "gemma3")
