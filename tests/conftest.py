@@ -114,7 +114,8 @@ def mounted(tmp_path: Path) -> Iterator[Path]:
     try:
         yield point
     finally:
-        subprocess.run(["umount", str(point)], check=True)
+        # lazily: a file that a failed torch.save leaves open is closed when its exception is collected
+        subprocess.run(["umount", "--lazy", str(point)], check=True)
 
 
 def pytest_collection_finish() -> None:
